@@ -1,0 +1,64 @@
+# Every target makes the virtual environment it needs. `make` lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+# Version of torch, installed first and alone: on a machine with a CUDA driver the registry's CUDA build, else what pip finds.
+TORCH  ?= 2.13.0
+
+BIN  := $(VENV)/bin
+CORE := $(VENV)/.installed
+DEV  := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types format ci bench paths doctor tensorboard clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(CORE) ## make .venv and install the package
+	@echo "ready: $(BIN)/python -m zigma_pl --help"
+
+demo: $(CORE) ## train on handwritten digits, sample 500, name the picture (about five minutes on two cores)
+	$(BIN)/python -m zigma_pl demo
+
+test: $(DEV) ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(DEV) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV) ## mypy
+	$(BIN)/mypy
+
+format: $(DEV) ## rewrite the code in ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ci: lint types test ## what continuous integration runs
+
+bench: $(DEV) ## check and time the scan
+	$(BIN)/python -m zigma_pl bench scan
+
+paths: $(CORE) ## draw every scan order: paths.png
+	$(BIN)/python -m zigma_pl paths --height 8 --width 8 --out paths.png
+
+doctor: $(CORE) ## versions, devices, scan backends
+	$(BIN)/python -m zigma_pl doctor
+
+tensorboard: $(CORE) ## curves and sample grids of all runs
+	$(BIN)/tensorboard --logdir logs
+
+clean: ## remove the environment and caches (not logs, samples or data)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(CORE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

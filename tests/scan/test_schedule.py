@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from jsonargparse import ArgumentParser
+
+from zigma_pl.errors import UserError
+from zigma_pl.scan import ScanConfig, visit_order
+
+DEFAULT = ScanConfig()
+
+
+class Model:
+    def __init__(self, scan: ScanConfig = DEFAULT) -> None:
+        self.scan = scan
+
+
+@pytest.mark.parametrize("scheme", ["sweep", "zigzag", "hilbert", "legacy_hilbert", "random"])
+def test_k_orders_are_the_first_k_of_the_scheme(scheme: str) -> None:
+    for num_orders in (1, 2, 3, 8):
+        orders = ScanConfig(scheme, num_orders, seed=5).orders(4, 4)
+        assert len(orders) == num_orders
+        for index, order in enumerate(orders):
+            np.testing.assert_array_equal(order, visit_order(scheme, 4, 4, index=index, seed=5))
+
+
+def test_default_is_the_eight_zigzags() -> None:
+    assert [order[0] for order in ScanConfig().orders(3, 5)] == [0, 0, 4, 4, 10, 10, 14, 14]
+
+
+def test_sweep_with_one_order_is_the_raster() -> None:
+    (order,) = ScanConfig("sweep", num_orders=1).orders(3, 5)
+    np.testing.assert_array_equal(order, np.arange(15))
+
+
+def test_layers_wrap_around() -> None:
+    config = ScanConfig("zigzag", num_orders=3)
+    orders, indices = config.layer_orders(8, 4, 6)
+    assert len(orders) == 3
+    assert indices == [0, 1, 2, 0, 1, 2, 0, 1] == [config.order_index(layer) for layer in range(8)]
+    for layer, index in enumerate(indices):
+        np.testing.assert_array_equal(config.layer_order(layer, 4, 6), orders[index])
+        np.testing.assert_array_equal(orders[index], visit_order("zigzag", 4, 6, index=layer % 3))
+
+
+def test_random_takes_any_number_of_orders_from_its_seed() -> None:
+    nine, twelve, other = (
+        [order.tolist() for order in ScanConfig("random", num_orders, seed).orders(5, 5)]
+        for num_orders, seed in ((9, 7), (12, 7), (9, 8))
+    )
+    assert nine == twelve[:9]
+    assert not any(order in nine for order in other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_orders": 0}, "scan.num_orders: zigzag allows 1 to 8 orders, not 0"),
+        ({"scheme": "sweep", "num_orders": 9}, "scan.num_orders: sweep allows 1 to 8 orders, not 9"),
+        ({"scheme": "hilbert", "num_orders": -1}, "scan.num_orders: hilbert allows 1 to 8"),
+        ({"scheme": "random", "num_orders": 0}, "scan.num_orders: random allows 1 or more"),
+        ({"scheme": "random", "seed": -3}, "scan.seed: must be 0 or more"),
+        ({"scheme": "zigzagN8"}, "scan.scheme: unknown 'zigzagN8'"),
+    ],
+)
+def test_bad_options_get_one_clear_line(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ScanConfig(**options)
+
+
+def test_nested_option_group_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(Model, "model")
+    given = ["--model.scan.scheme=random", "--model.scan.num_orders=2", "--model.scan.seed=3"]
+    assert parser.instantiate(parser.parse_args(given)).model.scan == ScanConfig("random", 2, 3)
+    assert parser.instantiate(parser.parse_args([])).model.scan == DEFAULT
+    assert "how many of the scheme's orders" in " ".join(parser.format_help().split())
+    for wrong in ("--model.scan.scheme=zigzagN8", "--model.scan.orders=2", "--model.scan.num_orders=two"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([wrong])
+    assert "Expected a <class 'int'>" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""`python -m zigma_pl COMMAND`: the command table, `--help` without waiting for torch, and one-line errors."""
+
+import difflib
+import errno
+import sys
+from importlib import import_module
+
+from zigma_pl.errors import BackendUnavailable, UserError
+
+# command -> (module with main(argv) -> exit status, one line of help)
+COMMANDS = {
+    "fit": ("zigma_pl.cli", "train a model: --config experiments/ROW.yaml"),
+    "validate": ("zigma_pl.cli", "fixed validation loss of a checkpoint: --config ROW --ckpt_path CKPT"),
+    "test": ("zigma_pl.cli", "the same loss on the test split"),
+    "predict": ("zigma_pl.cli", "sample images from a checkpoint (no data set needed)"),
+    "demo": ("zigma_pl.commands.demo", "train on handwritten digits, sample 500, say how many are recognised"),
+    "paths": ("zigma_pl.commands.paths", "draw every scan order of a grid"),
+    "bench": ("zigma_pl.commands.bench", "check and time the scan against its peers"),
+    "doctor": (
+        "zigma_pl.commands.doctor",
+        "versions, devices, which scan backends can run here and whether they are right",
+    ),
+    "import-zigma": (
+        "zigma_pl.commands.import_zigma",
+        "convert an official ZigMa checkpoint to safetensors + config.json",
+    ),
+}
+
+
+def help_text() -> str:
+    """Return the text of `python -m zigma_pl --help`."""
+    lines = [f"  {name:<14}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m zigma_pl COMMAND [options]",
+            "",
+            "Zigzag-scanned state-space diffusion models (ZigMa) on PyTorch Lightning.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "Options of a command: python -m zigma_pl COMMAND --help",
+            "First steps:          python -m zigma_pl demo",
+        ]
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line; of an error from a data loader's worker, its own last line."""
+    message = str(error).strip()
+    if "Original Traceback" in message:
+        message = message.splitlines()[-1].split(": ", 1)[-1]
+    return " ".join(message.split())
+
+
+def expected_error(error: BaseException | None) -> BaseException | None:
+    """Return the error for users in a chain of causes: jsonargparse wraps those of constructors in its own."""
+    while error is not None and not isinstance(error, (UserError, BackendUnavailable)):
+        error = error.__cause__
+    return error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed with a message, 2 wrong usage, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    command, *options = argv
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+        print(f"error: unknown command {command!r}: {hint}", file=sys.stderr)
+        return 2
+    module_name, _ = COMMANDS[command]
+    arguments = argv if module_name == "zigma_pl.cli" else options
+    try:
+        return import_module(module_name).main(arguments)
+    except (ValueError, BackendUnavailable) as error:
+        cause = expected_error(error)
+        if cause is None:
+            raise
+        print(f"error: {one_line(cause)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: the disk is full ({one_line(error)}): free some space and run again", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

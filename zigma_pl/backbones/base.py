@@ -1,0 +1,96 @@
+"""What every backbone promises.
+
+Axes: B batch, C channels, H W latent grid, T caption tokens.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.errors import UserError
+
+
+class Backbone(nn.Module, ABC):
+    """A network (x_t, t, condition) -> prediction, with t = 0 at the data and t = 1 at the noise.
+
+    Args:
+        latent_shape: (C, H, W) of x_t.
+        num_classes: classes it can be conditioned on, None for none.
+        caption_dim: width of the caption features it can be conditioned on, None for none.
+        null_condition: whether it has a learned entry for "no condition", which guidance and condition dropout need.
+        config: the plain constructor options, enough to build it again.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int | None,
+        caption_dim: int | None,
+        null_condition: bool,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if num_classes is not None and caption_dim is not None:
+            raise UserError("a backbone takes classes or captions: set one of num_classes and caption_dim, not both")
+        self.latent_shape = latent_shape
+        self.num_classes = num_classes
+        self.caption_dim = caption_dim
+        self.has_null_condition = null_condition and (num_classes is not None or caption_dim is not None)
+        self.config = config
+
+    @abstractmethod
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        condition_dropped: Tensor | None = None,
+    ) -> Tensor:
+        """Predict (B, C, H, W) from x_t (B, C, H, W).
+
+        Args:
+            x_t: (B, C, H, W) noisy latents.
+            t: (B,) in [0, 1].
+            condition: class ids (B,) int64, or caption features (B, T, caption_dim); None for no condition.
+            caption_mask: (B, T) bool, True on the caption tokens that count.
+            condition_dropped: (B,) bool, True where the condition is replaced by the null entry.
+        """
+
+    def check_inputs(self, x_t: Tensor, condition: Tensor | None) -> None:
+        """Raise UserError when x_t or the condition cannot be what this backbone was built for."""
+        if tuple(x_t.shape[1:]) != self.latent_shape:
+            raise UserError(
+                f"x_t has shape {tuple(x_t.shape)}, but this backbone is built for (B, C, H, W) = "
+                f"(B, {', '.join(map(str, self.latent_shape))}): set in_channels, latent_height and latent_width"
+            )
+        if condition is None:
+            if (self.num_classes or self.caption_dim) and not self.has_null_condition:
+                raise UserError("this backbone has no null condition: it needs class ids or caption features")
+        elif self.num_classes is not None:
+            if condition.ndim != 1 or condition.is_floating_point():
+                raise UserError(f"expected class ids of shape (B,), got {condition.dtype} {tuple(condition.shape)}")
+        elif self.caption_dim is not None:
+            if condition.ndim != 3 or condition.shape[-1] != self.caption_dim:
+                raise UserError(
+                    f"expected caption features (B, T, {self.caption_dim}), got {tuple(condition.shape)}: "
+                    f"set caption_dim to the text encoder's width"
+                )
+        else:
+            raise UserError("this backbone is unconditional: set num_classes or caption_dim to give it a condition")
+
+    def null_condition_for(self, x_t: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return a placeholder condition and a drop mask that is True everywhere, for sampling without a condition."""
+        batch_size, device = x_t.shape[0], x_t.device
+        dropped = torch.ones(batch_size, dtype=torch.bool, device=device)
+        if self.num_classes is not None:
+            return torch.zeros(batch_size, dtype=torch.int64, device=device), dropped
+        if self.caption_dim is not None:
+            return torch.zeros(batch_size, 1, self.caption_dim, device=device), dropped
+        return None, None
+
+    def num_parameters(self) -> int:
+        """Count the parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())

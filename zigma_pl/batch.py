@@ -1,0 +1,38 @@
+"""The records that travel from data to model: the only place that defines their shapes.
+
+Axes: B batch, C channels, H W latent grid, T caption tokens.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class RawBatch(NamedTuple):
+    """What a data loader yields, before the frozen encoders have run.
+
+    images: (B, 3 or 1, height, width) uint8, or None when there is no picture (sampling).
+    sample_ids: (B,) int64; in training the position in the endless stream, else the index in the data set.
+    class_ids: (B,) int64 in [0, num_classes), or None.
+    captions: B strings, or None.
+    """
+
+    images: Tensor | None
+    sample_ids: Tensor
+    class_ids: Tensor | None = None
+    captions: list[str] | None = None
+
+
+class Batch(NamedTuple):
+    """What the model sees.
+
+    latents: (B, C, H, W) float32, x_data of the interpolant, or None when sampling.
+    sample_ids: (B,) int64; all noise of a sample is a function of (seed, sample id).
+    condition: class ids (B,) int64, caption features (B, T, d) float32, or None.
+    caption_mask: (B, T) bool, True on real tokens; None where every token is real or there is no caption.
+    """
+
+    latents: Tensor | None
+    sample_ids: Tensor
+    condition: Tensor | None = None
+    caption_mask: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Lightning callbacks: averaged weights, preview grids, written samples, throughput."""

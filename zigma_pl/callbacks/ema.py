@@ -1,0 +1,57 @@
+"""Exponential moving average of the weights, used for validation, previews and in checkpoints."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EMAWeightAveraging
+
+
+class EMA(EMAWeightAveraging):
+    """Average the weights as average = decay * average + (1 - decay) * weights after each optimiser step.
+
+    Buffers are not averaged: the visit orders are integers. Until the first update there is no average, and
+    validation, checkpoints and the end of training see the weights themselves.
+
+    Args:
+        decay: weight of the old average.
+        starting_at_step: optimiser step at which the average starts, from the weights of that moment.
+    """
+
+    def __init__(self, decay: float = 0.9999, starting_at_step: int = 0) -> None:
+        super().__init__(decay=decay, use_buffers=False, update_starting_at_step=starting_at_step)
+        self._swapped = False
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the average has been updated at least once."""
+        return self._average_model is not None and int(self._average_model.n_averaged) > 0
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the average in the module's place, if there is one yet."""
+        if self.has_average:
+            super().on_validation_epoch_start(trainer, pl_module)
+            self._swapped = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the weights back."""
+        if self._swapped:
+            super().on_validation_epoch_end(trainer, pl_module)
+            self._swapped = False
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do nothing yet: the last checkpoint is saved after this and still needs the weights themselves."""
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the average in the module after training, if there is one."""
+        if stage == "fit" and self.has_average:
+            self._copy_average_to_current(pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the average as "state_dict" and the weights as "current_model_state"; without average, only those."""
+        if self.has_average:
+            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the average up again when training goes on; evaluation and sampling read "state_dict" as it is."""
+        if self._average_model is not None and "averaging_state" in checkpoint:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,0 +1,92 @@
+"""Write what `predict` samples: a PNG for each sample id, a table of what they are, and one grid."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from PIL import Image
+
+from zigma_pl.callbacks.grid import save_png, tile, to_pil, to_uint8
+from zigma_pl.errors import UserError
+from zigma_pl.module import Samples
+
+
+class SampleWriter(L.Callback):
+    """Write samples to a folder as they are drawn: 00000000.png, 00000001.png, ..., samples.json and grid.png.
+
+    Args:
+        folder: where to write; files of the same name are replaced.
+        num_grid: how many of the samples, from id 0, the grid shows.
+        num_columns: pictures in a row of the grid.
+    """
+
+    def __init__(self, folder: str = "samples", num_grid: int = 100, num_columns: int = 10) -> None:
+        if num_grid < 1 or num_columns < 1:
+            raise UserError("samples needs num_grid >= 1 and num_columns >= 1")
+        self.folder = Path(folder)
+        self.num_grid = num_grid
+        self.num_columns = num_columns
+        self._num_network_calls = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the folder before anything is sampled, so that a wrong one is found at once."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"samples.folder {self.folder} cannot be made ({error.strerror}): choose another"
+            ) from error
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the pictures of one batch."""
+        assert isinstance(outputs, Samples)
+        self._num_network_calls = outputs.num_network_calls
+        pictures = to_uint8(trainer.datamodule.decode(outputs.latents))  # type: ignore[attr-defined]
+        for sample_id, picture in zip(outputs.sample_ids.tolist(), pictures, strict=True):
+            save_png(to_pil(picture), self.path(sample_id))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the table and the grid, once every process has written its pictures."""
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        table = self.describe(pl_module, datamodule)
+        (self.folder / "samples.json").write_text(json.dumps(table, indent=1) + "\n")
+        shown = [Image.open(self.path(row["sample_id"])) for row in table["samples"][: self.num_grid]]
+        save_png(tile(shown, self.num_columns), self.folder / "grid.png")
+        calls = self._num_network_calls
+        print(f"\n{len(table['samples'])} samples, {calls} network calls each: {self.folder}/grid.png")
+
+    def path(self, sample_id: int) -> Path:
+        """Where the picture of a sample id is."""
+        return self.folder / f"{sample_id:08d}.png"
+
+    def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
+        """What samples.json holds: how the samples were drawn, and the class or caption of each."""
+        num_classes, captions = datamodule.num_classes, datamodule.predict_captions
+        rows = []
+        for sample_id in range(datamodule.num_predict_samples):
+            row: dict[str, Any] = {"sample_id": sample_id, "file": self.path(sample_id).name}
+            if num_classes is not None:
+                row["class_id"] = sample_id % num_classes
+            if captions is not None:
+                row["caption"] = captions[sample_id % len(captions)]
+            rows.append(row)
+        module: Any = pl_module
+        return {
+            "seed": module.seed,
+            "sampler": {"class": type(module.sampler).__name__, **vars(module.sampler)},
+            "guidance": {"scale": module.guidance.scale, "interval": list(module.guidance.interval)},
+            "num_network_calls": self._num_network_calls,
+            "samples": rows,
+        }

@@ -1,0 +1,109 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI over one module, one data module and YAML layers.
+
+Later layers win: constructor defaults, configs/base.yaml, each --config in turn, flags.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from zigma_pl.callbacks.ema import EMA
+from zigma_pl.callbacks.preview import PreviewGrid
+from zigma_pl.callbacks.sample_writer import SampleWriter
+from zigma_pl.callbacks.throughput import Throughput
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.errors import UserError
+from zigma_pl.module import GenerativeModule
+
+DESCRIPTIONS = {
+    "fit": "Train a model.",
+    "validate": "Fixed validation loss of a checkpoint.",
+    "test": "Fixed loss of a checkpoint on the test split.",
+    "predict": "Sample images from a checkpoint; needs no data set.",
+}
+
+
+def base_config() -> Path:
+    """Return the absolute path of configs/base.yaml: LightningCLI skips a missing relative one in silence."""
+    package = Path(__file__).resolve().parent
+    candidates = [package.parent / "configs" / "base.yaml", package / "configs" / "base.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{candidates[0]} is missing: install zigma_pl again")
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong with the options in one line, instead of after a page of usage."""
+
+    command: ClassVar[str] = "fit"  # also the parsers that jsonargparse makes for nested classes know it
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Print the message on one line and exit with status 2."""
+        help_command = f"python -m zigma_pl {self.command} --help"
+        print(f"error: {' '.join(message.split())} (options: {help_command})", file=sys.stderr)
+        sys.exit(2)
+
+
+class SaveConfigOnFit(SaveConfigCallback):
+    """Save the whole configuration beside the checkpoints of a training run, and only there."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save when training starts."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class ZigmaCLI(LightningCLI):
+    """One module, any data module, and four callbacks whose options are groups of their own."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, and hand the seed to the module and the data."""
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(PreviewGrid, "preview")
+        parser.add_lightning_class_args(SampleWriter, "samples")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
+        path = self.config[self.config["subcommand"]].get("ckpt_path")
+        keywords = ("last", "best", "hpc", "registry")
+        if path and path not in keywords and not Path(path).is_file():
+            raise UserError(
+                f"checkpoint {path} does not exist: give the path of a .ckpt file (see logs/*/*/checkpoints)"
+            )
+
+
+def main(argv: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
+    common: dict[str, Any] = {"parser_mode": "omegaconf"}
+    of_command = {"default_config_files": [str(base_config())], **common}
+    Parser.command = argv[0]
+    program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it is not the one to read
+    try:
+        ZigmaCLI(
+            GenerativeModule,
+            ImageDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "python -m zigma_pl",
+                **common,
+                **{name: {"description": text, **of_command} for name, text in DESCRIPTIONS.items()},
+            },
+            save_config_callback=SaveConfigOnFit,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            args=argv,
+        )
+    finally:
+        sys.argv = program
+    return 0

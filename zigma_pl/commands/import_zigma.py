@@ -1,0 +1,40 @@
+"""`python -m zigma_pl import-zigma`: turn an official ZigMa checkpoint into model.safetensors + config.json."""
+
+import argparse
+
+from zigma_pl.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options; what the tensors' shapes tell need not be given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zigma_pl import-zigma",
+        description="Convert an official ZigMa checkpoint into a folder with model.safetensors and config.json, "
+        "its time and sign convention folded into the weights.",
+    )
+    parser.add_argument("file", help="the checkpoint: .safetensors, or .pt/.pth/.ckpt (read with weights_only=True)")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--scan-type", required=True, help="the official scan_type it was trained with, e.g. zigzagN8")
+    parser.add_argument("--img-dim", type=int, help="side of the latent grid; needed only without position embedding")
+    parser.add_argument("--weights", default="ema", help="which state dict of a .pt file to take (default: ema)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    from zigma_pl.interop.folder import save_pretrained
+    from zigma_pl.interop.official import infer_config, load_zigma_checkpoint, read_state_dict
+
+    options = build_parser().parse_args(argv)
+    state_dict = read_state_dict(options.file, options.weights)
+    config = infer_config(state_dict) | {"scan_type": options.scan_type}
+    if options.img_dim is not None:
+        config["img_dim"] = options.img_dim
+    if "img_dim" not in config:
+        raise UserError(f"{options.file} has no position embedding to tell its grid: give --img-dim")
+    backbone = load_zigma_checkpoint(state_dict, config)
+    folder = save_pretrained(backbone, options.out)
+    print(f"{backbone.num_parameters() / 1e6:.1f} M parameters, {config}")
+    print(f"wrote {folder}/model.safetensors and {folder}/config.json")
+    print(f'load it with: zigma_pl.from_pretrained("{folder}")')
+    return 0

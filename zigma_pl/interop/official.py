@@ -1,0 +1,196 @@
+"""Read checkpoints of the official ZigMa release (CompVis/zigma) as backbones of ours.
+
+The release runs time the other way (t = 0 is noise there) and predicts x_data - noise. Both are folded into the
+weights, exactly: the last layer is negated, and the first layer of the time perceptron takes the sinusoids of
+1000 (1 - t) by the angle-sum rules. So an imported backbone follows this code base's convention with no switch.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zigma_pl.backbones.zigma import ZigMa
+from zigma_pl.errors import UserError
+from zigma_pl.nn.embeddings import sinusoid_frequencies
+from zigma_pl.scan.schedule import ScanConfig
+
+# Official name -> ours. The numbered blocks keep their number.
+RENAMES = [
+    (r"^x_embedder\.proj\.", "patch_embedding.projection."),
+    (r"^pos_embed$", "position_embedding.table"),
+    (r"^t_embedder\.", "time_embedding."),
+    (r"^y_embedder\.embedding_table\.", "class_embedding.table."),
+    (r"^y_embedder\.", "caption_embedding.projection."),
+    (r"\.conv1d\.weight$", ".conv_weight"),
+    (r"\.conv1d\.bias$", ".conv_bias"),
+    (r"\.adaLN_modulation\.", ".modulation."),
+    (r"\.msa\.to_q\.", ".cross_attention.to_query."),
+    (r"\.msa\.to_k\.", ".cross_attention.to_key."),
+    (r"\.msa\.to_v\.", ".cross_attention.to_value."),
+    (r"\.msa\.to_out\.0\.", ".cross_attention.out_proj."),
+    (r"^norm_f\.", "final_layer.legacy_norm."),
+    (r"^final_layer\.linear\.", "final_layer.projection."),
+]
+TIME_WEIGHT = "time_embedding.mlp.0.weight"
+
+
+def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZigMa:
+    """Build our backbone from an official state dict: `-backbone(x, 1 - t, y)` is the official `model(x, t, y)`.
+
+    Args:
+        state_dict: the parameters under their official names; a leading "module." or "model." is dropped.
+        config: the official constructor's names: in_channels, embed_dim, depth, img_dim, patch_size, scan_type,
+            use_pe, has_text, d_context, n_context_token, num_classes. Missing ones have the official defaults.
+
+    Returns: the backbone in evaluation mode, float32, on the CPU.
+    Raises: UserError on a scan type or option that has no counterpart, or on names or shapes that do not fit.
+    """
+    backbone = build_backbone(config)
+    weights = convert_state_dict(state_dict)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise UserError(f"the checkpoint does not fit its config: {' '.join(lines)[:400]}") from error
+    return backbone.eval()
+
+
+def build_backbone(config: Mapping[str, Any]) -> ZigMa:
+    """Build the (still randomly initialised) backbone that an official constructor's options describe."""
+    use_pe = config.get("use_pe", 0)
+    if use_pe not in (0, 1, 2):
+        raise UserError(f"use_pe {use_pe} is not supported: the release never trained or saved that embedding")
+    if config.get("video_frames", 0):
+        raise UserError("video checkpoints (video_frames > 0) are not supported yet")
+    has_text = bool(config.get("has_text", False))
+    num_classes = config.get("num_classes") or -1
+    return ZigMa(
+        in_channels=config["in_channels"],
+        latent_height=config["img_dim"],
+        latent_width=config["img_dim"],
+        patch_size=config.get("patch_size", 1),
+        width=config["embed_dim"],
+        depth=config["depth"],
+        scan=scan_config(config.get("scan_type", "v2")),
+        # The release saves its fixed cosine table too, so that both kinds are read from the checkpoint.
+        position_embedding="learnable" if use_pe else "none",
+        num_classes=num_classes if num_classes > 0 and not has_text else None,
+        caption_dim=config["d_context"] if has_text else None,
+        null_condition=False,
+        residual="legacy",
+    )
+
+
+def scan_config(scan_type: str) -> ScanConfig:
+    """Translate an official scan_type such as "zigzagN8" or "hilbertN8"."""
+    match = re.fullmatch(r"(zigzag|hilbert)N([1-8])", scan_type)
+    if match:
+        schemes = {"zigzag": "zigzag", "hilbert": "legacy_hilbert"}
+        return ScanConfig(scheme=schemes[match[1]], num_orders=int(match[2]))  # type: ignore[arg-type]
+    reasons = {
+        "v2": "the bidirectional baseline has no backbone here yet",
+        "randomN": "the release did not save its random orders, so they cannot be rebuilt",
+    }
+    reason = next((text for start, text in reasons.items() if scan_type.startswith(start)), "it is unknown")
+    raise UserError(f"scan_type {scan_type!r} cannot be imported: {reason}; supported are zigzagN1-8 and hilbertN1-8")
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename official parameters to ours, and fold the reversed time and the negated velocity into the weights."""
+    weights = {}
+    for name, value in strip_prefix(state_dict).items():
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if name == "patch_embedding.projection.weight":
+            value = value.flatten(1)
+        elif name.endswith(".conv_weight"):
+            value = value.squeeze(1)
+        elif name.startswith("final_layer.projection."):
+            value = -value
+        weights[name] = value
+    if TIME_WEIGHT not in weights:
+        raise UserError("this is no ZigMa checkpoint: it has no t_embedder.mlp.0.weight")
+    weights[TIME_WEIGHT] = reverse_time(weights[TIME_WEIGHT])
+    return weights
+
+
+def reverse_time(weight: Tensor) -> Tensor:
+    """Return the weight (D, 2 K) that maps [cos(w s), sin(w s)], s = 1000 t, as `weight` maps those of 1000 - s.
+
+    cos(w (1000 - s)) = cos(1000 w) cos(w s) + sin(1000 w) sin(w s), and likewise for the sine.
+    """
+    cosine_weight, sine_weight = weight.double().chunk(2, dim=1)
+    phase = 1000.0 * sinusoid_frequencies(cosine_weight.shape[1]).double()
+    new_cosine = cosine_weight * phase.cos() + sine_weight * phase.sin()
+    new_sine = cosine_weight * phase.sin() - sine_weight * phase.cos()
+    return torch.cat([new_cosine, new_sine], dim=1).to(weight.dtype)
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the "module." of DDP or "model." when every parameter has it; drop "in.*" and "out" reference tensors."""
+    parameters = {name: value for name, value in state_dict.items() if name != "out" and not name.startswith("in.")}
+    for prefix in ("module.", "model."):
+        if parameters and all(name.startswith(prefix) for name in parameters):
+            parameters = {name.removeprefix(prefix): value for name, value in parameters.items()}
+    return parameters
+
+
+def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read off an official state dict what its shapes tell; scan_type, and img_dim without `pos_embed`, they do not."""
+    shapes = {name: tuple(value.shape) for name, value in strip_prefix(state_dict).items()}
+    if "x_embedder.proj.weight" not in shapes:
+        raise UserError("this is no ZigMa checkpoint: it has no x_embedder.proj.weight")
+    width, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"][:4]
+    config: dict[str, Any] = {"in_channels": in_channels, "embed_dim": width, "patch_size": patch_size}
+    config["depth"] = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    config["use_pe"] = 2 if "pos_embed" in shapes else 0
+    if "pos_embed" in shapes:
+        config["img_dim"] = round(shapes["pos_embed"][1] ** 0.5) * patch_size
+    if "y_embedder.weight" in shapes:
+        config |= {"has_text": True, "d_context": shapes["y_embedder.weight"][1]}
+    if "y_embedder.embedding_table.weight" in shapes:
+        config["num_classes"] = shapes["y_embedder.embedding_table.weight"][0]
+    return config
+
+
+def read_state_dict(path: str | Path, weights: str = "ema") -> dict[str, Tensor]:
+    """Read a .safetensors or pickled .pt/.pth/.ckpt file of tensors, the latter with `weights_only=True`.
+
+    Args:
+        path: the file.
+        weights: which entry to take when a .pt file holds several state dicts ("ema", "model").
+
+    Raises: UserError when the file is missing, truncated, or would need to execute code to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the checkpoint file to import")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): it is truncated or damaged") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError, and others, for objects it refuses
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} holds more than tensors and is refused ({reason}): save the state dict alone and import that"
+        ) from error
+    return _select_entry(content, path, weights)
+
+
+def _select_entry(content: Any, path: Path, weights: str) -> dict[str, Tensor]:
+    if isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values()):
+        return content
+    if isinstance(content, dict) and isinstance(content.get(weights), dict):
+        return content[weights]
+    keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+    raise UserError(f"{path} has no entry {weights!r} (it has: {keys}): choose one with --weights")

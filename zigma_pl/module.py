@@ -1,0 +1,205 @@
+"""The one LightningModule: a backbone, the interpolant objective it is trained on, and the sampler that draws from it.
+
+Axes: B batch, C channels, H W latent grid.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.batch import Batch
+from zigma_pl.errors import UserError
+from zigma_pl.interpolant.objective import Objective
+from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
+from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
+
+log = logging.getLogger(__name__)
+
+
+class Samples(NamedTuple):
+    """What the module draws: latents (B, C, H, W) float32, their ids (B,), and how often the network was called."""
+
+    latents: Tensor
+    sample_ids: Tensor
+    num_network_calls: int
+
+
+class GenerativeModule(L.LightningModule):
+    """Train a backbone on the stochastic-interpolant objective, and sample from it.
+
+    All randomness of a sample (noise, time, dropped condition) is a function of (seed, sample id) alone, so neither the
+    batch size nor the number of processes changes what is computed.
+
+    Args:
+        backbone: the network.
+        objective: interpolant path, what the network predicts, loss weighting and time sampling.
+        sampler: how samples are drawn, from noise at t = 1 to data at t = 0.
+        guidance: classifier-free guidance used when sampling.
+        learning_rate: AdamW step size after warm-up.
+        weight_decay: AdamW weight decay; never applied to norms, biases, A_log, D and embeddings.
+        betas: AdamW moment decays.
+        warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
+        condition_dropout: share of training samples whose condition is replaced by the null entry.
+        compile_backbone: run the backbone through torch.compile.
+        seed: root of all random draws; the command line sets it to seed_everything.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        objective: Objective | None = None,
+        sampler: Sampler | None = None,
+        guidance: Guidance = Guidance(),  # noqa: B008  a frozen dataclass
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        condition_dropout: float = 0.1,
+        compile_backbone: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone", "objective", "sampler", "guidance"])
+        self.backbone = backbone
+        self.objective = objective or Objective()
+        self.sampler = sampler or ODESampler()
+        self.guidance = guidance
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.warmup_steps = warmup_steps
+        self.condition_dropout = condition_dropout if backbone.has_null_condition else 0.0
+        self.compile_backbone = compile_backbone
+        self.seed = seed
+        self.validation_loss = MeanMetric()
+
+    # --- set-up -------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fit the backbone before anything is computed, and compile it when asked to."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            check_data_fit_backbone(datamodule, self.backbone)
+        if self.compile_backbone:
+            self.backbone.compile()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with decayed and undecayed parameters apart, and linear warm-up counted in optimiser steps."""
+        decayed, undecayed = split_decay_groups(self.backbone)
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    # --- training and validation --------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch, with time, noise and dropped conditions drawn for each sample id."""
+        generators = sample_generators(self.seed, "train", batch.sample_ids)
+        t = self.objective.sample_time(generators).to(self.device)
+        loss = self.loss_per_sample(batch, t, generators).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Return the objective of each sample, (B,), at times t, (B,)."""
+        assert batch.latents is not None
+        x_noise = randn_per_sample(generators, tuple(batch.latents.shape[1:]), device=self.device)
+        dropped = None
+        if self.training and self.condition_dropout > 0:
+            dropped = rand_per_sample(generators, device=self.device) < self.condition_dropout
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            return self.backbone(x_t, t, *self._condition(batch), dropped)
+
+        return self.objective.training_loss(network, batch.latents, x_noise, t)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids."""
+        self._add_to_validation_loss(batch)
+        self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Like `validation_step`, on the test split."""
+        self._add_to_validation_loss(batch)
+        self.log("test/loss", self.validation_loss, on_step=False, on_epoch=True)
+
+    def _add_to_validation_loss(self, batch: Batch) -> None:
+        generators = sample_generators(self.seed, "validation", batch.sample_ids)
+        t = self.objective.validation_times(batch.sample_ids).to(self.device)
+        self.validation_loss.update(self.loss_per_sample(batch, t, generators))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient norm before clipping, and the learning rate, on the steps that are logged."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
+            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+
+    # --- sampling -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, guidance: Guidance | None = None) -> Samples:
+        """Draw one latent for each sample id of `batch` under its condition; its `latents` are not looked at."""
+        generators = sample_generators(self.seed, "sample", batch.sample_ids)
+        x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
+        network = guided_network(self.backbone, *self._condition(batch), guidance or self.guidance)
+        result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
+        return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
+
+    def _condition(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Return condition and caption mask of a batch; an unconditional backbone is trained on labelled data too."""
+        if self.backbone.num_classes is None and self.backbone.caption_dim is None:
+            return None, None
+        return batch.condition, batch.caption_mask
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Samples:
+        """Draw the samples that a batch of ids and conditions asks for."""
+        return self.sample(batch)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose parameters are not this backbone's, in one line that names them."""
+        expected, found = self.state_dict(), checkpoint["state_dict"]
+        shapes_differ = {name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape}
+        wrong = sorted(expected.keys() ^ found.keys() | shapes_differ)
+        if wrong:
+            raise UserError(
+                f"the checkpoint is of another model: {len(wrong)} parameters are missing, unknown or of another shape "
+                f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): give the --config files it was trained with"
+            )
+
+
+def split_decay_groups(backbone: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split parameters into those with weight decay and those without: norms, biases, A_log, D, embedding tables."""
+    undecayed_names = ("A_log", "null_token", "position_embedding.table", "class_embedding.table.weight")
+    decayed, undecayed = [], []
+    for name, parameter in backbone.named_parameters():
+        exempt = parameter.ndim < 2 or name.endswith(undecayed_names)
+        (undecayed if exempt else decayed).append(parameter)
+    return decayed, undecayed
+
+
+def check_data_fit_backbone(datamodule: Any, backbone: Backbone) -> None:
+    """Raise UserError, naming the options to change, when the data module and the backbone do not go together."""
+    data_shape = tuple(datamodule.latent_shape)
+    if data_shape != backbone.latent_shape:
+        raise UserError(
+            f"the data module gives latents of shape {data_shape}, but the backbone is built for "
+            f"{backbone.latent_shape}: set model.backbone.init_args.in_channels={data_shape[0]}, "
+            f"latent_height={data_shape[1]}, latent_width={data_shape[2]}"
+        )
+    for option in ("num_classes", "caption_dim"):
+        wanted, given = getattr(backbone, option), getattr(datamodule, option)
+        if wanted is not None and wanted != given:
+            raise UserError(
+                f"the backbone has {option}={wanted}, but the data module gives {option}={given}: "
+                f"set model.backbone.init_args.{option} to match"
+            )

@@ -1,0 +1,118 @@
+"""One layer of ZigMa: adaptive norm, mixer along a visit order, optional cross-attention; and the final layer.
+
+Axes: B batch, L tokens, T caption tokens, D width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.nn.cross_attention import CrossAttention
+from zigma_pl.nn.mixer import MambaMixer
+
+Residual = Literal["prenorm", "legacy"]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return x (1 + scale) + shift for x (B, L, D) and shift, scale (B, 1, D) (DiT, arXiv:2212.09748)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """Return a linear layer that starts at zero, so that what it gates or ends starts as nothing."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ZigzagBlock(nn.Module):
+    """An adaLN-Zero block around a mixer and, with captions, a cross-attention.
+
+    residual="prenorm": x + gate * mixer(modulate(norm(x))), the usual residual stream.
+    residual="legacy": the form of the released ZigMa checkpoints, in which the normalised value carries the branch:
+    r = x + residual, n = norm(r), and (n + gate * mixer(modulate(n)), r) goes on.
+
+    Args:
+        width: D.
+        mixer: maps (B, L, D) and a visit order to (B, L, D).
+        cross_attention: maps tokens, caption tokens and mask to (B, L, D); None without captions.
+        residual: which of the two forms above.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mixer: MambaMixer,
+        cross_attention: CrossAttention | None = None,
+        residual: Residual = "prenorm",
+    ) -> None:
+        super().__init__()
+        self.residual: Residual = residual
+        self.num_branches = 1 if cross_attention is None else 2
+        self.norm = nn.RMSNorm(width, eps=1e-5)
+        self.mixer = mixer
+        self.cross_norm = None if cross_attention is None else nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.cross_attention = cross_attention
+        self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 3 * self.num_branches * width))
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        conditioning: Tensor,
+        visit_order: Tensor | None,
+        caption: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the block.
+
+        Args:
+            x: (B, L, D) tokens.
+            residual: (B, L, D) carried beside x in the legacy form, None in the first block and in the prenorm form.
+            conditioning: (B, D).
+            visit_order: (L,) int32.
+            caption: (B, T, D) caption tokens.
+            caption_mask: (B, T) bool, True where a caption token counts.
+
+        Returns: x and the residual to hand to the next block.
+        """
+        shift, scale, gate, *cross = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
+        if self.residual == "legacy":
+            residual = x if residual is None else x + residual
+            x = normalised = self.norm(residual)
+        else:
+            normalised = self.norm(x)
+        x = torch.addcmul(x, gate, self.mixer(modulate(normalised, shift, scale), visit_order))
+        if self.cross_attention is not None:
+            assert self.cross_norm is not None
+            shift, scale, gate = cross
+            query = modulate(self.cross_norm(x), shift, scale)
+            x = torch.addcmul(x, gate, self.cross_attention(query, caption, caption_mask))
+        return x, residual
+
+
+class FinalLayer(nn.Module):
+    """Norm and zero-initialised projection of tokens (B, L, D) to patches (B, L, patch_features).
+
+    The prenorm form is modulated by the conditioning (DiT); the legacy form is RMSNorm then LayerNorm, unmodulated.
+    """
+
+    def __init__(self, width: int, patch_features: int, residual: Residual = "prenorm") -> None:
+        super().__init__()
+        self.legacy_norm = nn.RMSNorm(width, eps=1e-5) if residual == "legacy" else None
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = None
+        if residual == "prenorm":
+            self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 2 * width))
+        self.projection = zero_linear(width, patch_features)
+
+    def forward(self, x: Tensor, residual: Tensor | None, conditioning: Tensor) -> Tensor:
+        """Project x (plus the residual carried beside it in the legacy form); conditioning is (B, D)."""
+        if self.modulation is not None:
+            shift, scale = self.modulation(conditioning)[:, None].chunk(2, dim=-1)
+            return self.projection(modulate(self.norm(x), shift, scale))
+        assert self.legacy_norm is not None
+        x = x if residual is None else x + residual
+        return self.projection(self.norm(self.legacy_norm(x)))

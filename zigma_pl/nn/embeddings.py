@@ -1,0 +1,150 @@
+"""Embeddings of patches, positions, time, classes and captions.
+
+Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from zigma_pl.errors import UserError
+
+PositionKind = Literal["none", "cosine", "learnable"]
+
+
+class PatchEmbedding(nn.Module):
+    """Cut (B, C, H, W) into patches and project each linearly: (B, L, D), raster order, L = H W / patch_size**2.
+
+    Raises: UserError when the grid is not divisible by the patch.
+    """
+
+    def __init__(self, in_channels: int, latent_height: int, latent_width: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        if latent_height % patch_size or latent_width % patch_size:
+            raise UserError(
+                f"a {latent_height} x {latent_width} latent grid is not divisible by patch_size {patch_size}: "
+                f"choose an image size (or patch_size) so that both sides are multiples of the patch"
+            )
+        self.patch_size = patch_size
+        self.grid = (latent_height // patch_size, latent_width // patch_size)
+        self.projection = nn.Linear(in_channels * patch_size**2, width)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed x, (B, C, H, W), as tokens (B, L, D)."""
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch_size, q=self.patch_size)
+        return self.projection(patches)
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Put tokens (B, L, p p C), last axis (patch row, patch column, channel), back as (B, C, H, W)."""
+    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch_size, q=patch_size)
+
+
+def sinusoid(positions: Tensor, num_features: int, max_period: float = 10_000.0) -> Tensor:
+    """Return cos then sin of `positions` (...,) at num_features / 2 frequencies: (..., num_features), float32."""
+    half = num_features // 2
+    frequencies = sinusoid_frequencies(half, max_period).to(positions.device)
+    angles = positions.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sinusoid_frequencies(num_frequencies: int, max_period: float = 10_000.0) -> Tensor:
+    """Frequencies max_period**(-i / num_frequencies), i = 0 .. num_frequencies - 1, float32."""
+    exponents = torch.arange(num_frequencies, dtype=torch.float32) / num_frequencies
+    return torch.exp(-math.log(max_period) * exponents)
+
+
+class PositionEmbedding(nn.Module):
+    """Add a position to each token of an H x W grid: none, fixed 2-D cosine, or learnable. (B, L, D) -> (B, L, D)."""
+
+    table: Tensor
+
+    def __init__(self, kind: PositionKind, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "learnable":
+            self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], width).normal_(std=0.02))
+        elif kind == "cosine":
+            self.register_buffer("table", self.cosine_table(grid, width), persistent=False)
+
+    @staticmethod
+    def cosine_table(grid: tuple[int, int], width: int) -> Tensor:
+        """Sinusoids of the row in the first half of the channels, of the column in the second: (1, L, D)."""
+        if width % 4:
+            raise UserError(f"position_embedding 'cosine' needs a width divisible by 4, got {width}")
+        rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+        halves = [sinusoid(axis.flatten(), width // 2) for axis in (rows, columns)]
+        return torch.cat(halves, dim=-1)[None]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Add the position of each of the L tokens, in raster order."""
+        return tokens if self.kind == "none" else tokens + self.table.to(tokens.dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """Embed t in [0, 1], (B,), as (B, D): sinusoids of 1000 t, then a two-layer SiLU perceptron."""
+
+    def __init__(self, width: int, num_features: int = 256) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
+        for layer in (self.mlp[0], self.mlp[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed t, (B,)."""
+        return self.mlp(sinusoid(1000.0 * t, self.num_features).to(self.mlp[0].weight.dtype))
+
+
+class ClassEmbedding(nn.Module):
+    """Look class ids (B,) up as (B, D). With a null class, its row is the last and stands for "no condition"."""
+
+    def __init__(self, num_classes: int, width: int, null_condition: bool = True) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.table = nn.Embedding(num_classes + int(null_condition), width)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, class_ids: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Embed class_ids (B,); rows where `dropped`, (B,) bool, is True become the null class."""
+        if dropped is not None:
+            class_ids = torch.where(dropped, self.num_classes, class_ids)
+        return self.table(class_ids)
+
+
+class CaptionEmbedding(nn.Module):
+    """Project caption features (B, T, caption_dim) to (B, T, D), with a learned null token for "no caption"."""
+
+    def __init__(self, caption_dim: int, width: int, null_condition: bool = True) -> None:
+        super().__init__()
+        self.projection = nn.Linear(caption_dim, width)
+        self.null_token = nn.Parameter(torch.empty(caption_dim).normal_(std=0.02)) if null_condition else None
+
+    def forward(
+        self, features: Tensor, mask: Tensor | None = None, dropped: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Project the features; where `dropped`, (B,) bool, every token is the null token and none is masked.
+
+        Returns: tokens (B, T, D) and the mask (B, T) bool to attend under, None where all tokens count.
+        """
+        features = features.to(self.projection.weight.dtype)
+        if dropped is not None:
+            assert self.null_token is not None
+            features = torch.where(dropped[:, None, None], self.null_token, features)
+            mask = None if mask is None else mask | dropped[:, None]
+        return self.projection(features), mask
+
+
+def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over T of tokens (B, T, D), counting only tokens where mask (B, T) is True: (B, D)."""
+    if mask is None:
+        return tokens.mean(dim=1)
+    weights = mask.to(tokens.dtype)[..., None]
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

@@ -1,0 +1,78 @@
+"""The selective state-space mixer of Mamba, its rows visited in a given order.
+
+Axes: B batch, L tokens, D width, E inner width, N state.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
+
+
+class MambaMixer(nn.Module):
+    """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
+
+    The order is an index that both operations read and write rows through, so the output stays in raster order
+    (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3).
+
+    Args:
+        width: D.
+        state_size: N, the states kept for each inner channel.
+        expand: E = expand * D.
+        conv_kernel: taps of the causal convolution.
+        scan_backend: which implementation runs the scan; "auto" chooses by device.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+    ) -> None:
+        super().__init__()
+        inner = expand * width
+        self.state_size = state_size
+        self.dt_rank = math.ceil(width / 16)
+        self.scan_backend: ScanBackend = scan_backend
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(inner, conv_kernel).uniform_(-1, 1) / math.sqrt(conv_kernel))
+        self.conv_bias = nn.Parameter(torch.zeros(inner))
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state_size, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self._initialise_step_sizes()
+
+    def _initialise_step_sizes(self, smallest: float = 1e-3, largest: float = 0.1) -> None:
+        """Draw dt log-uniformly from [smallest, largest] and store softplus^-1(dt) as the bias (Mamba, section 3.6)."""
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        dt = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(smallest), math.log(largest)))
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def forward(self, tokens: Tensor, visit_order: Tensor | None = None) -> Tensor:
+        """Mix tokens (B, L, D) along visit_order, (L,) int32, or along raster order when it is None."""
+        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        x = causal_conv1d(x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu")
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        y = selective_scan(
+            x,
+            linear(dt, self.dt_proj.weight),
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            skip=self.D,
+            gate=gate,
+            delta_bias=self.dt_proj.bias,
+            visit_order=visit_order,
+            backend=self.scan_backend,
+        )
+        return self.out_proj(y)

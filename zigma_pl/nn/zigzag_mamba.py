@@ -1,0 +1,63 @@
+"""A stand-alone zigzag Mamba layer for other people's networks.
+
+Axes: B batch, L tokens, D width.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.errors import UserError
+from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.ops.selective_scan import ScanBackend
+from zigma_pl.scan.schedule import ScanConfig
+
+
+class ZigzagMamba(nn.Module):
+    """Mix the tokens of a 2-D grid along one zigzag: (B, L, D) -> (B, L, D), any grid, raster order in and out.
+
+    Stack several with order_index 0, 1, 2, ... for ZigMa's Omega_i = S_{i mod k} (arXiv:2403.13802, section 3.2).
+
+    Args:
+        width: D.
+        order_index: i, which of the k orders of `scan` this layer uses (taken modulo k).
+        scan: family and number of orders.
+        state_size: states for each inner channel, N.
+        expand: inner width over D.
+        conv_kernel: taps of the causal convolution.
+        scan_backend: which implementation runs the scan.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        order_index: int = 0,
+        scan: ScanConfig = ScanConfig(),  # noqa: B008  a frozen dataclass
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+    ) -> None:
+        super().__init__()
+        self.order_index = order_index
+        self.scan = scan
+        self.mixer = MambaMixer(width, state_size, expand, conv_kernel, scan_backend)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Mix tokens (B, L, D) of a (height, width) grid; a square grid is assumed when `grid` is None.
+
+        Raises: UserError when L is not height * width, or no square when `grid` is None.
+        """
+        num_tokens = tokens.shape[1]
+        height, width = grid if grid is not None else (math.isqrt(num_tokens),) * 2
+        if height * width != num_tokens:
+            raise UserError(f"{num_tokens} tokens do not fill a {height} x {width} grid: pass grid=(height, width)")
+        return self.mixer(tokens, _visit_order(self.scan, self.order_index, height, width, tokens.device))
+
+
+@lru_cache(maxsize=64)
+def _visit_order(scan: ScanConfig, order_index: int, height: int, width: int, device: torch.device) -> Tensor:
+    orders = scan.orders(height, width)
+    return torch.as_tensor(orders[order_index % len(orders)], dtype=torch.int32, device=device)

@@ -1,0 +1,64 @@
+"""A Hilbert-type curve for any rectangle whose consecutive cells always share an edge.
+
+The building block is the *open curve*: it starts in one corner, visits every cell of a `length` x `breadth` rectangle
+and ends in the other corner of the same `length`-long side, as Hilbert's own curve does on a square. Colouring the grid
+like a chessboard shows when such a walk can exist: `length` even, or both sides odd, or `breadth` 1. Then it is cut
+into smaller open curves, and a first cut at an even distance keeps every piece walkable, so no step is ever diagonal:
+
+- an elongated rectangle is cut into two, walked one after the other;
+- any other is cut as Hilbert does: up the near half, along the far side, down the other half.
+
+An odd length with an even breadth has no open curve. There the rectangle is cut into an even part, which has one, and
+a last part of odd length that is entered at its near corner and walked across the breadth, so the walk ends on the
+opposite side. On squares whose side is a power of two the result is the classical Hilbert curve.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+
+def curve_along(length: int, breadth: int) -> np.ndarray:
+    """Return (length * breadth, 2) cells (along, across): a walk from (0, 0) that makes its way along the length.
+
+    It ends at (length - 1, 0) wherever the grid's parity allows; see the module docstring for the other sizes.
+    """
+    if length == 1:
+        return _open_curve(breadth, 1)[:, ::-1]
+    if _has_open_curve(length, breadth):
+        return _open_curve(length, breadth)
+    # The last part is kept no longer than the breadth, so that it is not a long way out and back.
+    last = min(length - _even_half(length), breadth - 1)
+    head = length - last
+    return np.concatenate([_open_curve(head, breadth), _moved(_open_curve(breadth, last)[:, ::-1], head, 0)])
+
+
+@lru_cache(maxsize=64)
+def _open_curve(length: int, breadth: int) -> np.ndarray:
+    """Cells (along, across) of a walk from (0, 0) to (length - 1, 0). Cached: do not write into the result."""
+    assert _has_open_curve(length, breadth), (length, breadth)
+    if breadth == 1:
+        return np.stack([np.arange(length), np.zeros(length, dtype=np.int64)], axis=1)
+    if 2 * length > 3 * breadth:
+        half = _even_half(length)
+        return np.concatenate([_open_curve(half, breadth), _moved(_open_curve(length - half, breadth), half, 0)])
+    left = length // 2
+    rise = _even_half(breadth) if breadth > 2 else 1
+    up = _open_curve(rise, left)[:, ::-1]
+    along = _moved(_open_curve(length, breadth - rise), 0, rise)
+    down = np.array([length - 1, rise - 1]) - _open_curve(rise, length - left)[:, ::-1]
+    return np.concatenate([up, along, down])
+
+
+def _moved(cells: np.ndarray, along: int, across: int) -> np.ndarray:
+    return cells + np.array([along, across])
+
+
+def _has_open_curve(length: int, breadth: int) -> bool:
+    """Say whether a walk through all cells can join the two corners of one `length`-long side."""
+    return breadth == 1 or length % 2 == 0 or (length > 1 and breadth % 2 == 1)
+
+
+def _even_half(size: int) -> int:
+    """Half of the size, made even by rounding up: below `size` for every size but 2."""
+    return size // 2 + size // 2 % 2

@@ -1,0 +1,137 @@
+"""Visit orders over a grid of tokens: the sequence in which a scan reads them (ZigMa, arXiv:2403.13802, Fig. 3).
+
+A visit order is an (L,) int32 array, L = height * width, of raster indices: `order[k]` is the token visited at step k,
+and the token in row r and column c has raster index r * width + c. Every height and width from 1 on is allowed.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from zigma_pl.errors import UserError
+from zigma_pl.scan.hilbert import curve_along
+
+SchemeName = Literal["sweep", "zigzag", "hilbert", "legacy_hilbert", "random"]
+
+# (corner, direction) of the eight sweeps and zigzags, in the sequence of released checkpoints.
+CORNER_DIRECTIONS = tuple(
+    (corner, direction)
+    for corner in ("top-left", "top-right", "bottom-left", "bottom-right")
+    for direction in ("rows", "columns")
+)
+NUM_SYMMETRIES = 8  # rotations and reflections of a rectangle, the transposed ones included
+
+
+def visit_order(name: SchemeName, height: int, width: int, *, index: int = 0, seed: int = 0) -> np.ndarray:
+    """Return one visit order of a scheme, (height * width,) int32.
+
+    Args:
+        name: sweep: straight rows (or columns), each begun at the same edge. zigzag: rows (or columns) walked to and
+            fro. hilbert: a Hilbert curve made to fit the rectangle. legacy_hilbert: the scrambled Hilbert orders of
+            the official ZigMa release, for its checkpoints only. random: a random permutation.
+        height, width: size of the token grid, at least 1 each.
+        index: which of the scheme's orders: 0 to 7; any from 0 on for random.
+        seed: seed of the random orders, at least 0; the others ignore it.
+
+    Raises:
+        UserError: a size, index or seed out of range; an unknown name; legacy_hilbert on anything but a square whose
+            side is a power of two.
+    """
+    _check(name, height, width, index, seed)
+    if name == "random":
+        return _random(height * width, index, seed)
+    if name == "hilbert":
+        return _hilbert(height, width, index)
+    if name == "legacy_hilbert":
+        return _legacy_hilbert(height, width, index)
+    return _line_by_line(height, width, index, serpentine=name == "zigzag")
+
+
+def inverse(order: np.ndarray) -> np.ndarray:
+    """Return the inverse permutation, (L,) of order's dtype: `inverse(order)[order[k]] == k`, the step of each token.
+
+    Raises:
+        UserError: `order` is not a permutation of 0 .. L - 1.
+    """
+    if not is_permutation(order):
+        raise UserError(f"a visit order must hold each of 0 to {np.size(order) - 1} exactly once")
+    steps = np.empty_like(order)
+    steps[order] = np.arange(len(order))
+    return steps
+
+
+def is_permutation(order: np.ndarray) -> bool:
+    """Say whether `order` is a one-dimensional array that holds each of 0 .. L - 1 exactly once."""
+    return order.ndim == 1 and np.array_equal(np.sort(order), np.arange(len(order)))
+
+
+def adjacency(order: np.ndarray, height: int, width: int) -> float:
+    """Return the share, 0 to 1, of consecutive tokens that share an edge on the grid; 1 if there is but one token.
+
+    Raises:
+        UserError: `order` does not have height * width entries.
+    """
+    if len(order) != height * width:
+        raise UserError(f"a visit order of {len(order)} tokens does not fit a grid of {height} x {width}")
+    if len(order) == 1:
+        return 1.0
+    rows, columns = np.divmod(order.astype(np.int64), width)
+    return float(np.mean(np.abs(np.diff(rows)) + np.abs(np.diff(columns)) == 1))
+
+
+def _check(name: str, height: int, width: int, index: int, seed: int) -> None:
+    if name not in get_args(SchemeName):
+        raise UserError(f"unknown scan scheme {name!r}; choose one of {', '.join(get_args(SchemeName))}")
+    if height < 1 or width < 1:
+        raise UserError(f"the token grid must be at least 1 x 1, not {height} x {width} (height x width)")
+    if index < 0 or (name != "random" and index >= NUM_SYMMETRIES):
+        raise UserError(f"{name} order {index} does not exist; the index must be 0 to {NUM_SYMMETRIES - 1}")
+    if seed < 0:
+        raise UserError(f"the scan seed must be 0 or more, not {seed}")
+    if name == "legacy_hilbert" and (height != width or height & (height - 1)):
+        raise UserError(
+            f"legacy_hilbert exists only for squares whose side is a power of two, not {height} x {width}; "
+            "use hilbert, unless an official checkpoint needs the legacy orders"
+        )
+
+
+def _line_by_line(height: int, width: int, index: int, *, serpentine: bool) -> np.ndarray:
+    """Walk row after row, or column after column, away from a corner; a serpentine turns round at each line's end."""
+    corner, direction = CORNER_DIRECTIONS[index]
+    lines = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    lines = lines[::-1] if "bottom" in corner else lines
+    lines = lines[:, ::-1] if "right" in corner else lines
+    lines = (lines.T if direction == "columns" else lines).copy()
+    if serpentine:
+        lines[1::2] = lines[1::2, ::-1]
+    return lines.reshape(-1)
+
+
+def _hilbert(height: int, width: int, index: int) -> np.ndarray:
+    """Turn the curve by `index // 2` quarter turns and mirror every second one, as the release does with its own.
+
+    On a rectangle the mirrored (transposed) curve is the one built for the transposed shape: it makes its way along
+    the other side. Order 0 goes along the longer side; on a square it starts top-left and ends bottom-left.
+    """
+    quarter_turns, mirrored = index // 2, (index % 2 == 1) != (width > height)
+    swapped = (quarter_turns % 2 == 1) != mirrored
+    length, breadth = (width, height) if swapped else (height, width)
+    steps = np.empty((length, breadth), dtype=np.int32)
+    steps[tuple(curve_along(length, breadth).T)] = np.arange(height * width)
+    steps = np.rot90(steps, quarter_turns)
+    return inverse((steps.T if mirrored else steps).reshape(-1))
+
+
+def _legacy_hilbert(height: int, width: int, index: int) -> np.ndarray:
+    """Return the release's order: the curve's step numbers, used as if they were the tokens to visit.
+
+    So it is the inverse permutation of the true curve, and consecutive tokens are seldom neighbours. The release undoes
+    this order properly (its outputs return to their own rows); it is only the walk that is scrambled.
+    """
+    return inverse(_hilbert(height, width, index))
+
+
+def _random(num_tokens: int, index: int, seed: int) -> np.ndarray:
+    """Sort raw 64-bit draws: numpy keeps these, unlike `Generator.permutation`, the same in every version."""
+    draws = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index,))).random_raw(num_tokens)
+    return np.argsort(draws, kind="stable").astype(np.int32)
