@@ -3,7 +3,10 @@
 Later layers win: constructor defaults, configs/base.yaml, each --config in turn, flags.
 """
 
+import logging
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -13,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.preview import PreviewGrid
+from zigma_pl.callbacks.progress import Progress
 from zigma_pl.callbacks.sample_writer import SampleWriter
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data.base import ImageDataModule
@@ -42,7 +46,7 @@ class Parser(LightningArgumentParser):
 
     command: ClassVar[str] = "fit"  # also the parsers that jsonargparse makes for nested classes know it
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message on one line and exit with status 2."""
         help_command = f"python -m zigma_pl {self.command} --help"
         print(f"error: {' '.join(message.split())} (options: {help_command})", file=sys.stderr)
@@ -71,20 +75,36 @@ class ZigmaCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
+    def before_instantiate_classes(self) -> None:
+        """Add our progress bar, unless there shall be none."""
+        if self._get(self.config, "trainer").enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"] = [Progress()]
+
     def _parse_ckpt_path(self) -> None:
         """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
         path = self.config[self.config["subcommand"]].get("ckpt_path")
-        keywords = ("last", "best", "hpc", "registry")
-        if path and path not in keywords and not Path(path).is_file():
+        if path is None or path in ("last", "best", "hpc", "registry"):
+            return
+        if not Path(path).is_file():
             raise UserError(
                 f"checkpoint {path} does not exist: give the path of a .ckpt file (see logs/*/*/checkpoints)"
             )
+        if not zipfile.is_zipfile(path):  # the index of the archive is at its end, so a truncated file has none
+            raise UserError(f"checkpoint {path} is truncated or no checkpoint: use the one saved before it")
+
+
+def quieten() -> None:
+    """Silence advertisements, and warnings about the insides of the libraries that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
 def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
     common: dict[str, Any] = {"parser_mode": "omegaconf"}
     of_command = {"default_config_files": [str(base_config())], **common}
+    quieten()
     Parser.command = argv[0]
     program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it is not the one to read
     try:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -65,7 +66,9 @@ class GenerativeModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone", "objective", "sampler", "guidance"])
+        # From the command line: plain options, all that `load_from_checkpoint` needs. From Python: objects, not stored.
+        made_from_options = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=[] if made_from_options else ["backbone", "objective", "sampler", "guidance"])
         self.backbone = backbone
         self.objective = objective or Objective()
         self.sampler = sampler or ODESampler()
@@ -139,7 +142,7 @@ class GenerativeModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping, and the learning rate, on the steps that are logged."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
             self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
@@ -172,15 +175,16 @@ class GenerativeModule(L.LightningModule):
         wrong = sorted(expected.keys() ^ found.keys() | shapes_differ)
         if wrong:
             raise UserError(
-                f"the checkpoint is of another model: {len(wrong)} parameters are missing, unknown or of another shape "
-                f"({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): give the --config files it was trained with"
+                f"the checkpoint is of another model: {len(wrong)} parameters are missing, unknown or of another shape, "
+                f"such as {', '.join(wrong[:3])}: give the --config files and options that it was trained with"
             )
 
 
 def split_decay_groups(backbone: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split parameters into those with weight decay and those without: norms, biases, A_log, D, embedding tables."""
     undecayed_names = ("A_log", "null_token", "position_embedding.table", "class_embedding.table.weight")
-    decayed, undecayed = [], []
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in backbone.named_parameters():
         exempt = parameter.ndim < 2 or name.endswith(undecayed_names)
         (undecayed if exempt else decayed).append(parameter)

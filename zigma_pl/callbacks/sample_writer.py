@@ -62,7 +62,7 @@ class SampleWriter(L.Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = self.describe(pl_module, datamodule)
         (self.folder / "samples.json").write_text(json.dumps(table, indent=1) + "\n")
-        shown = [Image.open(self.path(row["sample_id"])) for row in table["samples"][: self.num_grid]]
+        shown: list[Image.Image] = [Image.open(self.path(row["sample_id"])) for row in table["samples"][: self.num_grid]]
         save_png(tile(shown, self.num_columns), self.folder / "grid.png")
         calls = self._num_network_calls
         print(f"\n{len(table['samples'])} samples, {calls} network calls each: {self.folder}/grid.png")

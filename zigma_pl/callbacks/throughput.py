@@ -7,6 +7,8 @@ import lightning as L
 
 from zigma_pl.batch import Batch
 
+IMAGES_PER_SECOND = "train/images_per_second"
+
 
 class Throughput(L.Callback):
     """Log train/images_per_second, over all processes, each time the trainer logs; validation time is not counted."""
@@ -27,9 +29,10 @@ class Throughput(L.Callback):
     ) -> None:
         """Count the batch, and log when it is time to."""
         self._num_images += len(batch.sample_ids) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self._started is not None:
+        due = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due and self._started is not None:
             rate = self._num_images / (time.perf_counter() - self._started)
-            pl_module.log("train/images_per_second", rate, prog_bar=True)
+            pl_module.log(IMAGES_PER_SECOND, rate, prog_bar=True)
             self._started = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

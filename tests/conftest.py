@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def repository():
+    """The repository's folder, whose configs and experiments the tests run."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """Run the test in an empty folder, so that logs and samples land there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from zigma_pl.errors import UserError
+from zigma_pl.interpolant import Objective
+from zigma_pl.samplers import Guidance, ODESampler, guided_network
+
+
+class RecordingBackbone:
+    """Output = x_t + t + class (100 in a dropped row) + the number of caption tokens that count."""
+
+    has_null_condition = True
+
+    def __init__(self) -> None:
+        self.calls = []
+
+    def __call__(self, x_t, t, condition=None, caption_mask=None, condition_dropped=None):
+        self.calls.append((len(x_t), condition, caption_mask, condition_dropped))
+        shift = torch.zeros(len(x_t)) if condition is None else condition.float()
+        if condition_dropped is not None:
+            shift = torch.where(condition_dropped, 100.0, shift)
+        if caption_mask is not None:
+            shift = shift + caption_mask.sum(1)
+        return x_t + (t + shift).reshape(-1, 1, 1, 1)
+
+
+X_T = torch.arange(6.0).reshape(3, 1, 2, 1)
+T = torch.tensor([0.2, 0.5, 0.8])
+CONDITION = torch.tensor([4, 5, 6])
+
+
+def plain(shift):
+    return X_T + (T + torch.as_tensor(shift)).reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance(), Guidance(1.0, (0.1, 0.6))])
+def test_scale_one_is_one_conditional_evaluation(guidance) -> None:
+    backbone = RecordingBackbone()
+    output = guided_network(backbone, CONDITION, None, guidance)(X_T, T)
+    torch.testing.assert_close(output, plain(CONDITION))
+    assert [(rows, dropped) for rows, _, _, dropped in backbone.calls] == [(3, None)]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
+def test_guided_output_is_null_plus_scale_times_difference(scale) -> None:
+    backbone = RecordingBackbone()
+    output = guided_network(backbone, CONDITION, None, Guidance(scale))(X_T, T)
+    torch.testing.assert_close(output, plain(100 + scale * (CONDITION - 100)))
+    ((rows, condition, _, dropped),) = backbone.calls
+    assert rows == 6
+    assert condition.tolist() == [4, 5, 6, 4, 5, 6]
+    assert dropped.dtype == torch.bool
+    assert dropped.tolist() == [False] * 3 + [True] * 3
+
+
+def test_caption_mask_is_doubled_with_the_condition() -> None:
+    backbone = RecordingBackbone()
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    output = guided_network(backbone, CONDITION, mask, Guidance(3.0))(X_T, T)
+    torch.testing.assert_close(output, plain(100 + 3.0 * (CONDITION - 100) + mask.sum(1)))
+    assert torch.equal(backbone.calls[0][2], torch.cat([mask, mask]))
+
+
+def test_interval_is_inclusive_and_per_sample() -> None:
+    backbone = RecordingBackbone()
+    network = guided_network(backbone, CONDITION, None, Guidance(2.0, (0.25, 0.5)))
+    torch.testing.assert_close(network(X_T, T), plain([4.0, 100 + 2 * (5 - 100), 6.0]))
+    torch.testing.assert_close(network(X_T, torch.full((3,), 0.6)), X_T + 0.6 + CONDITION.reshape(3, 1, 1, 1))
+    assert [rows for rows, *_ in backbone.calls] == [6, 3], "outside the interval nothing is evaluated twice"
+
+
+def test_no_condition_is_one_unconditional_evaluation() -> None:
+    backbone = RecordingBackbone()
+    torch.testing.assert_close(guided_network(backbone, None, None, Guidance(4.0))(X_T, T), plain(0.0))
+    assert backbone.calls == [(3, None, None, None)]
+
+
+def test_a_doubled_batch_counts_as_one_call_and_interval_saves_rows() -> None:
+    backbone = RecordingBackbone()
+    network = guided_network(backbone, CONDITION, None, Guidance(2.0, (0.0, 0.5)))
+    result = ODESampler("euler", 10).sample(network, X_T, objective=Objective())
+    assert result.num_network_calls == 10
+    assert [rows for rows, *_ in backbone.calls] == [3] * 5 + [6] * 5
+
+
+def test_bfloat16_outputs_are_combined_in_float32() -> None:
+    class Bfloat16Backbone(RecordingBackbone):
+        def __call__(self, x_t, *arguments):
+            return (super().__call__(x_t, *arguments) / 64).bfloat16()
+
+    output = guided_network(Bfloat16Backbone(), CONDITION, None, Guidance(7.3))(X_T, T)
+    conditional, null = (plain(CONDITION) / 64).bfloat16().float(), (plain(100.0) / 64).bfloat16().float()
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, null + 7.3 * (conditional - null), atol=1e-6, rtol=0)
+
+
+def test_guidance_needs_a_null_condition() -> None:
+    backbone = RecordingBackbone()
+    backbone.has_null_condition = False
+    with pytest.raises(UserError, match="null condition"):
+        guided_network(backbone, CONDITION, None, Guidance(2.0))
+    guided_network(backbone, CONDITION, None, Guidance(1.0))(X_T, T)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": -1.0}, {"scale": float("nan")}, {"interval": (0.5, 0.5)}, {"interval": (-0.1, 1)}, {"interval": (0, 2)}],
+)
+def test_bad_numbers_are_named(options) -> None:
+    with pytest.raises(UserError, match=next(iter(options))):
+        Guidance(**options)

@@ -1,0 +1,191 @@
+import errno
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from zigma_pl import __main__ as command_line
+from zigma_pl.__main__ import main
+from zigma_pl.module import GenerativeModule
+
+ROWS = ["sweep", "zigzag1", "zigzag2", "zigzag8"]
+TINY = [
+    "--model.backbone.init_args.width=16",
+    "--model.backbone.init_args.depth=2",
+    "--model.sampler.init_args.num_steps=2",
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--checkpoint.every_n_train_steps=2",
+]
+
+
+@pytest.fixture
+def digits(repository):
+    return ["--config", str(repository / "experiments" / "digits.yaml")]
+
+
+@pytest.fixture
+def table1(repository):
+    return ["--config", str(repository / "experiments" / "table1_zigzag8.yaml")]
+
+
+@pytest.fixture
+def smoke(repository):
+    return ["--config", str(repository / "configs" / "scale" / "smoke.yaml")]
+
+
+def run(arguments):
+    """Exit status of a command line, also where the option parser ends the program itself."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
+def scalars(log_folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(log_folder)).Reload()
+    return set(events.Tags()["scalars"]), set(events.Tags()["images"])
+
+
+def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
+    assert run(["fit", *digits, *TINY, "--preview.num_samples=10"]) == 0
+    log = in_tmp / "logs" / "digits" / "version_0"
+    curves, images = scalars(log)
+    expected = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/images_per_second", "validation/loss"}
+    assert expected <= curves
+    assert images == {"samples"}
+    assert (log / "previews" / "step_00000004.png").is_file()
+    last = log / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+    assert yaml.safe_load((log / "config.yaml").read_text())["trainer"]["max_steps"] == 4
+
+    module = GenerativeModule.load_from_checkpoint(last, map_location="cpu")
+    assert module.backbone.config["width"] == 16
+
+    assert run(["fit", *digits, *TINY, "--trainer.max_steps=6", "--ckpt_path", str(last)]) == 0
+    resumed = in_tmp / "logs" / "digits" / "version_1" / "checkpoints" / "last.ckpt"
+    assert torch.load(resumed, weights_only=True)["global_step"] == 6
+
+    assert run(["validate", *digits, *TINY, "--ckpt_path", str(last)]) == 0
+    assert "validation/loss" in capsys.readouterr().out
+
+    sampling = ["--data.init_args.num_predict_samples=12", "--samples.num_columns=4", "--guidance.scale=1.0"]
+    sampling[-1] = "--model.guidance.scale=3.0"
+    assert run(["predict", *digits, *TINY, *sampling, "--ckpt_path", str(last)]) == 0
+    table = json.loads((in_tmp / "samples" / "samples.json").read_text())
+    assert table["guidance"]["scale"] == 3.0  # the flag, not what the checkpoint was trained with
+    assert [row["class_id"] for row in table["samples"]] == [*range(10), 0, 1]
+    assert table["num_network_calls"] == 4  # Heun, two steps
+    with Image.open(in_tmp / "samples" / table["samples"][11]["file"]) as picture:
+        assert picture.size == (8, 8)
+    assert "samples/grid.png" in capsys.readouterr().out
+
+
+def test_table1_runs_on_the_stand_in(table1, smoke, in_tmp):
+    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_images=20"]) == 0
+    log = in_tmp / "logs" / "table1_zigzag8" / "version_0"
+    assert (log / "checkpoints" / "last.ckpt").exists()
+    assert list((log / "previews").glob("*.png"))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_table1_rows_differ_only_in_the_scan(row, repository):
+    def load(name):
+        return yaml.safe_load((repository / "experiments" / f"table1_{name}.yaml").read_text())
+
+    reference, config = load("zigzag8"), load(row)
+    scan = config["model"]["backbone"]["init_args"].pop("scan")
+    reference["model"]["backbone"]["init_args"].pop("scan")
+    assert config["trainer"]["logger"]["init_args"].pop("name") == f"table1_{row}"
+    reference["trainer"]["logger"]["init_args"].pop("name")
+    assert config == reference
+    expected = {"scheme": "sweep" if row == "sweep" else "zigzag", "num_orders": int(re.sub(r"\D", "", row) or 1)}
+    assert scan == expected
+
+
+def test_missing_data_set_is_one_message_with_folder_layout_and_stand_in(table1, in_tmp, capsys):
+    assert run(["fit", *table1, "--trainer.enable_progress_bar=false"]) != 0
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    for part in ("data/mm-celeba-hq", "celeba-caption", "filenames.pickle", "standin"):
+        assert part in errors[0]
+
+
+def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):
+    """predict needs neither the data set nor the stand-in on disk."""
+    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_images=20"]) == 0
+    last = in_tmp / "logs" / "table1_zigzag8" / "version_0" / "checkpoints" / "last.ckpt"
+    no_data = ["--data.init_args.standin=false", "--data.init_args.num_predict_samples=3"]
+    assert run(["predict", *table1, *smoke, *TINY, *no_data, "--ckpt_path", str(last)]) == 0
+    assert "caption" in json.loads((in_tmp / "samples" / "samples.json").read_text())["samples"][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--model.lerning_rate=1"], ["lerning_rate"]),
+        (["--model.backbone.class_path=zigma_pl.backbones.Zigmo"], ["Zigmo"]),
+        (["--model.backbone.init_args.patch_size=3"], ["8 x 8", "patch_size 3"]),
+        (["--model.backbone.init_args.scan.scheme=zagzig"], ["zagzig", "hilbert"]),
+        (["--data.init_args.batch_size=0"], ["batch_size"]),
+        (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+        (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
+        (["--model.guidance.scale=-1"], ["guidance.scale"]),
+    ],
+)
+def test_wrong_options_give_one_clear_line(options, parts, digits, in_tmp, capsys):
+    assert run(["fit", *digits, *options]) != 0
+    captured = capsys.readouterr().err
+    errors = [line for line in captured.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "Traceback" not in captured
+    assert all(part in errors[0] for part in parts)
+
+
+def test_truncated_checkpoint_is_named(digits, in_tmp, capsys):
+    Path("cut.ckpt").write_bytes(b"PK\x03\x04 not all of it")
+    assert run(["predict", *digits, "--ckpt_path=cut.ckpt"]) == 1
+    assert re.search(r"error: .*cut\.ckpt", capsys.readouterr().err)
+
+
+def test_checkpoint_of_another_model_is_refused(digits, in_tmp, capsys):
+    assert run(["fit", *digits, *TINY, "--preview.num_samples=0"]) == 0
+    last = "logs/digits/version_0/checkpoints/last.ckpt"
+    assert run(["predict", *digits, *TINY, "--model.backbone.init_args.width=32", "--ckpt_path", last]) == 1
+    assert "another model" in capsys.readouterr().err
+
+
+def test_unknown_command_suggests_the_nearest(capsys):
+    assert run(["predcit"]) == 2
+    assert "did you mean 'predict'?" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line(monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+
+    monkeypatch.setattr("zigma_pl.commands.paths.main", full)
+    assert run(["paths"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def broken(_):
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr("zigma_pl.commands.paths.main", broken)
+    with pytest.raises(ValueError, match="a bug of ours"):
+        run(["paths"])
+
+
+def test_worker_errors_lose_their_traceback():
+    error = RuntimeError("Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nUserError: 3.jpg is bad")
+    assert command_line.one_line(error) == "3.jpg is bad"

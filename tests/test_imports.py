@@ -1,0 +1,33 @@
+import importlib
+import pkgutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+import zigma_pl
+
+MODULES = [module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name]
+OPTIONAL = ("mamba_ssm", "causal_conv1d", "transformers", "torchvision", "torch_fidelity", "mambapy")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports_without_the_optional_packages(name, monkeypatch):
+    for package in OPTIONAL:
+        monkeypatch.setitem(sys.modules, package, None)  # importing it now raises ImportError
+    importlib.import_module(name)
+
+
+def test_public_names_exist():
+    assert all(getattr(zigma_pl, name) for name in zigma_pl.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Zigma'"):
+        _ = zigma_pl.Zigma
+
+
+def test_help_answers_within_three_seconds_and_names_every_command():
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-m", "zigma_pl", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 3
+    for command in ("fit", "validate", "test", "predict", "demo", "paths", "bench", "doctor", "import-zigma"):
+        assert f"\n  {command} " in result.stdout

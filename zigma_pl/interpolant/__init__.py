@@ -1,0 +1,27 @@
+"""The stochastic interpolant: noise schedules, conversions between predictions, and the training objective."""
+
+from zigma_pl.interpolant.conversions import Quantity, convert, interpolate
+from zigma_pl.interpolant.objective import Objective
+from zigma_pl.interpolant.schedules import (
+    GVPSchedule,
+    LinearSchedule,
+    PathCoefficients,
+    Schedule,
+    ScheduleName,
+    VPSchedule,
+    make_schedule,
+)
+
+__all__ = [
+    "GVPSchedule",
+    "LinearSchedule",
+    "Objective",
+    "PathCoefficients",
+    "Quantity",
+    "Schedule",
+    "ScheduleName",
+    "VPSchedule",
+    "convert",
+    "interpolate",
+    "make_schedule",
+]
