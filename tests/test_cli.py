@@ -59,7 +59,13 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert run(["fit", *digits, *TINY, "--preview.num_samples=10"]) == 0
     log = in_tmp / "logs" / "digits" / "version_0"
     curves, images = scalars(log)
-    expected = {"train/loss", "train/gradient_norm", "train/learning_rate", "train/images_per_second", "validation/loss"}
+    expected = {
+        "train/loss",
+        "train/gradient_norm",
+        "train/learning_rate",
+        "train/images_per_second",
+        "validation/loss",
+    }
     assert expected <= curves
     assert images == {"samples"}
     assert (log / "previews" / "step_00000004.png").is_file()
@@ -187,5 +193,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 
 
 def test_worker_errors_lose_their_traceback():
-    error = RuntimeError("Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nUserError: 3.jpg is bad")
+    error = RuntimeError(
+        "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nUserError: 3.jpg is bad"
+    )
     assert command_line.one_line(error) == "3.jpg is bad"

@@ -8,7 +8,9 @@ import pytest
 
 import zigma_pl
 
-MODULES = [module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name]
+MODULES = [
+    module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name
+]
 OPTIONAL = ("mamba_ssm", "causal_conv1d", "transformers", "torchvision", "torch_fidelity", "mambapy")
 
 

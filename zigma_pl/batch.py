@@ -12,7 +12,7 @@ class RawBatch(NamedTuple):
     """What a data loader yields, before the frozen encoders have run.
 
     images: (B, 3 or 1, height, width) uint8, or None when there is no picture (sampling).
-    sample_ids: (B,) int64; in training the position in the endless stream, else the index in the data set.
+    sample_ids: (B,) int64, on the CPU; in training the position in the endless stream, else the index in the data set.
     class_ids: (B,) int64 in [0, num_classes), or None.
     captions: B strings, or None.
     """
@@ -27,7 +27,8 @@ class Batch(NamedTuple):
     """What the model sees.
 
     latents: (B, C, H, W) float32, x_data of the interpolant, or None when sampling.
-    sample_ids: (B,) int64; all noise of a sample is a function of (seed, sample id).
+    sample_ids: (B,) int64, on the CPU, where the per-sample generators live: reading them back from a GPU would wait
+        for everything queued there. All noise of a sample is a function of (seed, sample id).
     condition: class ids (B,) int64, caption features (B, T, d) float32, or None.
     caption_mask: (B, T) bool, True on real tokens; None where every token is real or there is no caption.
     """

@@ -109,7 +109,7 @@ class GenerativeModule(L.LightningModule):
         generators = sample_generators(self.seed, "train", batch.sample_ids)
         t = self.objective.sample_time(generators).to(self.device)
         loss = self.loss_per_sample(batch, t, generators).mean()
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.sample_ids))
         return loss
 
     def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -128,12 +128,12 @@ class GenerativeModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids."""
         self._add_to_validation_loss(batch)
-        self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Like `validation_step`, on the test split."""
         self._add_to_validation_loss(batch)
-        self.log("test/loss", self.validation_loss, on_step=False, on_epoch=True)
+        self.log("test/loss", self.validation_loss, on_step=False, on_epoch=True, batch_size=1)
 
     def _add_to_validation_loss(self, batch: Batch) -> None:
         generators = sample_generators(self.seed, "validation", batch.sample_ids)

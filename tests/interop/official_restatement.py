@@ -81,7 +81,7 @@ def attention(x, text, p, prefix, num_heads=8):
 
 
 def official_forward(parameters, x, t, y=None):
-    """Evaluate one sample: x (C, H, W), t a number, y class id or caption features (T, d); parameters without prefix."""
+    """Evaluate one sample: x (C, H, W), t a number, y class id or caption features (T, d)."""
     p = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
     x = np.asarray(x, dtype=np.float64)
     patch = p["x_embedder.proj.weight"].shape[-1]

@@ -62,7 +62,9 @@ class SampleWriter(L.Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = self.describe(pl_module, datamodule)
         (self.folder / "samples.json").write_text(json.dumps(table, indent=1) + "\n")
-        shown: list[Image.Image] = [Image.open(self.path(row["sample_id"])) for row in table["samples"][: self.num_grid]]
+        shown: list[Image.Image] = [
+            Image.open(self.path(row["sample_id"])) for row in table["samples"][: self.num_grid]
+        ]
         save_png(tile(shown, self.num_columns), self.folder / "grid.png")
         calls = self._num_network_calls
         print(f"\n{len(table['samples'])} samples, {calls} network calls each: {self.folder}/grid.png")
@@ -73,15 +75,12 @@ class SampleWriter(L.Callback):
 
     def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
         """What samples.json holds: how the samples were drawn, and the class or caption of each."""
-        num_classes, captions = datamodule.num_classes, datamodule.predict_captions
         rows = []
         for sample_id in range(datamodule.num_predict_samples):
-            row: dict[str, Any] = {"sample_id": sample_id, "file": self.path(sample_id).name}
-            if num_classes is not None:
-                row["class_id"] = sample_id % num_classes
-            if captions is not None:
-                row["caption"] = captions[sample_id % len(captions)]
-            rows.append(row)
+            condition = datamodule.condition(sample_id)
+            row = {"class_id": condition.class_id, "caption": condition.caption}
+            given = {name: value for name, value in row.items() if value is not None}
+            rows.append({"sample_id": sample_id, "file": self.path(sample_id).name, **given})
         module: Any = pl_module
         return {
             "seed": module.seed,

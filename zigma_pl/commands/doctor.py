@@ -5,9 +5,25 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
-    "zigma_pl torch lightning torchmetrics einops omegaconf jsonargparse tensorboard diffusers numpy scikit-learn "
-    "torchdiffeq safetensors transformers mamba-ssm causal-conv1d mambapy torch-fidelity"
-).split()
+    "zigma_pl",
+    "torch",
+    "lightning",
+    "torchmetrics",
+    "einops",
+    "omegaconf",
+    "jsonargparse",
+    "tensorboard",
+    "diffusers",
+    "numpy",
+    "scikit-learn",
+    "torchdiffeq",
+    "safetensors",
+    "transformers",
+    "mamba-ssm",
+    "causal-conv1d",
+    "mambapy",
+    "torch-fidelity",
+)
 SELF_CHECK_BOUND = 1e-4
 
 

@@ -100,7 +100,9 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed t, (B,)."""
-        return self.mlp(sinusoid(1000.0 * t, self.num_features).to(self.mlp[0].weight.dtype))
+        first_layer = self.mlp[0]
+        assert isinstance(first_layer, nn.Linear)
+        return self.mlp(sinusoid(1000.0 * t, self.num_features).to(first_layer.weight.dtype))
 
 
 class ClassEmbedding(nn.Module):

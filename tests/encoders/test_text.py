@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zigma_pl.encoders import HashingTextEncoder, build_text_encoder
+from zigma_pl.encoders.text import word_vector
+from zigma_pl.errors import UserError
+
+
+def test_shapes_mask_and_padding():
+    features, mask = HashingTextEncoder(dim=48, max_tokens=6)(
+        ["A smiling person.", "one two three four five six seven"]
+    )
+    assert (features.shape, features.dtype) == ((2, 6, 48), torch.float32)
+    assert (mask.shape, mask.dtype) == ((2, 6), torch.bool)
+    assert mask.sum(1).tolist() == [3, 6]
+    assert mask[0].tolist() == [True] * 3 + [False] * 3
+    assert not features[0, 3:].any()
+
+
+@pytest.mark.parametrize("caption", ["", "   ", "!?, ..."])
+def test_empty_caption_is_one_token(caption):
+    encoder = HashingTextEncoder(dim=16, max_tokens=4)
+    features, mask = encoder([caption, "<empty>", "hat"])
+    assert mask[0].tolist() == [True, False, False, False]
+    assert features[0, 0].norm() > 1
+    assert not torch.equal(features[0], features[1])  # no real caption can produce that token
+    assert not torch.equal(features[0], features[2])
+
+
+def test_case_and_punctuation_do_not_matter_but_order_does():
+    features, _ = HashingTextEncoder()(["Red hair!", "red, HAIR", "hair red"])
+    assert torch.equal(features[0], features[1])
+    assert not torch.equal(features[0], features[2])
+
+
+def test_feature_is_scaled_word_plus_position():
+    features, _ = HashingTextEncoder(dim=6, max_tokens=3)(["hat hat"])
+    angles = torch.tensor([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)], dtype=torch.float64)
+    position = torch.cat([angles.sin(), angles.cos()])
+    word = word_vector("hat", 6).double() * 6**0.5
+    torch.testing.assert_close(features[0, 1].double(), word + position, rtol=0, atol=1e-6)
+    first = torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(features[0, 0].double(), word + first, rtol=0, atol=1e-6)
+
+
+def test_words_are_unit_vectors_and_nearly_orthogonal():
+    words = torch.stack([word_vector(f"word{i}", 256) for i in range(50)])
+    products = words @ words.T
+    torch.testing.assert_close(products.diagonal(), torch.ones(50))
+    assert (products - torch.eye(50)).abs().max() < 0.35
+
+
+def test_features_do_not_depend_on_the_rest_of_the_batch():
+    encoder = HashingTextEncoder()
+    captions = ["short", "a much longer caption with many more words in it", ""]
+    together, mask = encoder(captions)
+    for row, caption in enumerate(captions):
+        alone, alone_mask = encoder([caption])
+        assert torch.equal(alone[0], together[row])
+        assert torch.equal(alone_mask[0], mask[row])
+
+
+def test_features_are_the_same_in_another_process():
+    code = (
+        "from zigma_pl.encoders.text import HashingTextEncoder;"
+        "print(HashingTextEncoder(dim=8)(['red hair'])[0].double().sum().item())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(result.stdout) == HashingTextEncoder(dim=8)(["red hair"])[0].double().sum().item()
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(UserError, match="hashing"):
+        build_text_encoder("clipp", 8, 8)
+    with pytest.raises(UserError, match="max_tokens"):
+        HashingTextEncoder(8, 0)
+    assert build_text_encoder("hashing", 8, 4).dim == 8

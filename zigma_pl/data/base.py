@@ -1,0 +1,231 @@
+"""What every image data set shares: loaders, order, resume, and the frozen encoders that turn pixels into latents."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.loops.progress import _ProcessedTracker
+from torch import Tensor
+
+from zigma_pl.batch import Batch, RawBatch
+from zigma_pl.data.images import ImageDataset
+from zigma_pl.data.order import EvaluationOrder, TrainingOrder
+from zigma_pl.data.samples import ConditionSamples, ImageSamples, Sample, SampleLoader, collate
+from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
+from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
+from zigma_pl.errors import UserError
+from zigma_pl.randomness import sample_generators
+
+Split = Literal["train", "validation", "test"]
+
+_SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": (),
+}
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Base of all image data modules: subclasses give `load_split` and, as class attributes, what the set has.
+
+    Workers decode and crop to uint8; `on_after_batch_transfer` does the rest on the device: latents from the frozen
+    autoencoder, caption features from the frozen text encoder. Both are kept here and not in the LightningModule, so
+    that they are neither averaged nor saved. `sample_ids` stay on the CPU, where the per-sample generators live:
+    reading them back from a GPU would wait for everything queued there.
+
+    Args:
+        batch_size: images per step and process.
+        num_workers: worker processes that decode images; 0 decodes in the main process.
+        seed: seed of order, mirroring, captions and posterior draws.
+        image_size_px: side of the square pictures.
+        horizontal_flip: mirror half of the training images.
+        autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL.
+        autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
+        text_encoder: encoder of the captions, where the data set has any.
+        caption_dim: width of a caption token's features.
+        max_caption_tokens: tokens kept of a caption.
+        predict_captions: captions to draw in `predict`, in turn; by default a few that suit the data set.
+        num_predict_samples: pictures that `predict` draws.
+    """
+
+    num_classes: int | None = None
+    has_captions: ClassVar[bool] = False
+    image_channels: ClassVar[int] = 3
+    default_captions: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        image_size_px: int = 256,
+        horizontal_flip: bool = False,
+        autoencoder: str = "identity",
+        autoencoder_subfolder: str | None = None,
+        text_encoder: TextEncoderName = "hashing",
+        caption_dim: int = 256,
+        max_caption_tokens: int = 32,
+        predict_captions: list[str] | None = None,
+        num_predict_samples: int = 16,
+    ) -> None:
+        super().__init__()
+        _check_counts(batch_size=batch_size, image_size_px=image_size_px, num_predict_samples=num_predict_samples)
+        if num_workers < 0:
+            raise UserError(f"data.num_workers must not be negative, got {num_workers}; 0 loads in the main process")
+        if predict_captions == []:
+            raise UserError("data.predict_captions is empty: give at least one caption, or leave the option out")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.image_size_px = image_size_px
+        self.horizontal_flip = horizontal_flip
+        self.autoencoder = autoencoder
+        self.autoencoder_subfolder = autoencoder_subfolder
+        self.num_predict_samples = num_predict_samples
+        self.predict_captions = list(predict_captions or self.default_captions) if self.has_captions else None
+        self._text_encoder: TextEncoder | None = None
+        if self.has_captions:
+            self._text_encoder = build_text_encoder(text_encoder, caption_dim, max_caption_tokens)
+        self._splits: dict[Split, ImageDataset] = {}
+        # With more ranks than images, some rank has nothing to evaluate; that is no fault.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @abstractmethod
+    def load_split(self, split: Split) -> ImageDataset:
+        """Open one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
+
+    @property
+    def caption_dim(self) -> int | None:
+        """Width of a caption token's features, None without captions."""
+        return None if self._text_encoder is None else self._text_encoder.dim
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample's latents; known before any data is loaded."""
+        encoder = self._encoder
+        if self.image_size_px % encoder.downsampling:
+            raise UserError(
+                f"data.image_size_px: {self.image_size_px} is not a multiple of {encoder.downsampling}, the "
+                f"downsampling of the autoencoder '{self.autoencoder}'; choose a multiple"
+            )
+        side = self.image_size_px // encoder.downsampling
+        return encoder.channels, side, side
+
+    def setup(self, stage: str) -> None:
+        """Open the splits that the stage needs, and no others; `predict` needs none."""
+        for split in _SPLITS_OF_STAGE[stage]:
+            self._images(split)
+        assert self.latent_shape  # a size that does not fit the autoencoder is found before training starts
+
+    def train_dataloader(self) -> SampleLoader:
+        """Return the endless training batches, from the step that training has come to."""
+        if getattr(self.trainer, "overfit_batches", 0):
+            raise UserError("trainer.overfit_batches does not go with the endless training order; leave it out")
+        images = self._images("train")
+        order = TrainingOrder(
+            len(images), self.batch_size, seed=self.seed, steps_done=self._steps_done, **self._rank_and_world_size()
+        )
+        return SampleLoader(self._samples(images, self.horizontal_flip), order, self.num_workers)
+
+    def val_dataloader(self) -> SampleLoader:
+        """Return the validation split, every image once over all ranks."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> SampleLoader:
+        """Return the test split, every image once over all ranks."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> SampleLoader:
+        """Return conditions without pictures for sample ids 0 to num_predict_samples - 1; needs no data set on disk."""
+        order = EvaluationOrder(self.num_predict_samples, self.batch_size, **self._rank_and_world_size())
+        return SampleLoader(self._conditions(), order, num_workers=0)
+
+    def condition(self, sample_id: int) -> Sample:
+        """Return the class or caption, without a picture, that a sample id is drawn under."""
+        return self._conditions()[sample_id, sample_id]
+
+    def conditions(self, sample_ids: Sequence[int], device: torch.device | str = "cpu") -> Batch:
+        """Return the batch without latents that `predict` would see for these sample ids, for previews."""
+        raw = collate([self.condition(sample_id) for sample_id in sample_ids])
+        return self.encode(_move(raw, torch.device(device)), device)
+
+    def transfer_batch_to_device(self, batch: RawBatch, device: torch.device, dataloader_idx: int) -> RawBatch:
+        """Move images and class ids; the sample ids stay on the CPU."""
+        return _move(batch, device)
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
+        """Run the frozen encoders on the batch's device."""
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        return self.encode(batch, device if batch.images is None else batch.images.device)
+
+    @torch.no_grad()
+    def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
+        """Turn a raw batch, already on `device`, into what the model sees."""
+        latents = None
+        if raw.images is not None:
+            pixels = raw.images.float() / 127.5 - 1
+            latents = self._encoder.encode(pixels, sample_generators(self.seed, "posterior", raw.sample_ids))
+        if raw.captions is None or self._text_encoder is None:
+            return Batch(latents, raw.sample_ids, raw.class_ids)
+        features, mask = self._text_encoder(raw.captions, device)
+        return Batch(latents, raw.sample_ids, features, mask)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, C, H, W) to pictures (B, 3 or 1, height, width), float32 in [0, 1]."""
+        return (self._encoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
+
+    @cached_property
+    def _encoder(self) -> Autoencoder:
+        return build_autoencoder(self.autoencoder, self.image_channels, self.autoencoder_subfolder)
+
+    def _images(self, split: Split) -> ImageDataset:
+        if split not in self._splits:
+            self._splits[split] = self.load_split(split)
+        return self._splits[split]
+
+    def _samples(self, images: ImageDataset, horizontal_flip: bool) -> ImageSamples:
+        return ImageSamples(images, seed=self.seed, image_size_px=self.image_size_px, horizontal_flip=horizontal_flip)
+
+    def _conditions(self) -> ConditionSamples:
+        return ConditionSamples(self.num_classes, self.predict_captions)
+
+    def _evaluation_loader(self, split: Split) -> SampleLoader:
+        images = self._images(split)
+        order = EvaluationOrder(len(images), self.batch_size, **self._rank_and_world_size())
+        return SampleLoader(self._samples(images, horizontal_flip=False), order, self.num_workers)
+
+    def _rank_and_world_size(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _steps_done(self) -> int:
+        """Return how many batches training has finished, also over earlier runs.
+
+        Counted in batches, not optimiser steps, so it holds under gradient accumulation. "processed" is exact in every
+        checkpoint, while "ready" is one too high in one saved by an exception, and "completed" one too low in one
+        saved at the end of a batch.
+        """
+        if self.trainer is None:
+            return 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        assert isinstance(progress, _ProcessedTracker)
+        return progress.processed
+
+
+def _move(raw: RawBatch, device: torch.device) -> RawBatch:
+    def to_device(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device, non_blocking=True)
+
+    return raw._replace(images=to_device(raw.images), class_ids=to_device(raw.class_ids))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"data.{name} must be at least 1, got {count}")

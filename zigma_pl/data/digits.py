@@ -1,0 +1,79 @@
+"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 in ten classes, part of the package, no download."""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.images import ImageDataset, ImageItem
+
+_SPLIT_SEED = 0  # the split belongs to the data set: it must not move with the seed of a run
+
+
+class DigitImages(ImageDataset):
+    """Grey 8 x 8 digits. `pixels` (num_images, 8, 8) uint8, `labels` (num_images,) in 0..9."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> ImageItem:
+        return ImageItem(Image.fromarray(self.pixels[index]), class_id=int(self.labels[index]))
+
+
+class Digits(ImageDataModule):
+    """Handwritten digits with their class as condition, 1 x 8 x 8, in pixel space.
+
+    The split is fixed and stratified: each class is shuffled once, whatever the seed; of every ten images the first is
+    for validation, the sixth for testing, and the other eight for training (185, 179 and 1,433 images).
+
+    Args:
+        batch_size: images per step and process.
+        num_workers: worker processes; 0, the default, is quickest for so little work.
+        seed: seed of the training order.
+        num_predict_samples: digits that `predict` draws; sample i is of class i modulo 10.
+    """
+
+    num_classes = 10
+    image_channels = 1
+
+    def __init__(
+        self, batch_size: int = 64, num_workers: int = 0, seed: int = 0, num_predict_samples: int = 100
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            image_size_px=8,
+            num_predict_samples=num_predict_samples,
+        )
+
+    def load_split(self, split: Split) -> DigitImages:
+        """Return the digits of one split, in the package's order."""
+        pixels, labels = load_all_digits()
+        rank_in_class = shuffled_rank_in_class(labels) % 10
+        chosen = {"validation": rank_in_class == 0, "test": rank_in_class == 5}.get(split, rank_in_class % 5 != 0)
+        return DigitImages(pixels[chosen], labels[chosen])
+
+
+@lru_cache(maxsize=1)
+def load_all_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return all pixels (1797, 8, 8) uint8, with 0..16 stretched to 0..255, and labels (1797,) int64."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+
+
+def shuffled_rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Return each image's place in the shuffled list of its class, (num_images,)."""
+    rank = np.empty(len(labels), dtype=np.int64)
+    generator = np.random.default_rng(_SPLIT_SEED)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = generator.permutation(len(members))
+    return rank

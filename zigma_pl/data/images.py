@@ -1,0 +1,76 @@
+"""From a file to pixels: what a data set hands out, decoding, and resizing without torchvision."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from zigma_pl.errors import UserError
+
+
+class ImageItem(NamedTuple):
+    """One entry of a data set, before cropping and before a caption is drawn.
+
+    image: the decoded picture, mode "RGB" or "L".
+    class_id: class in [0, num_classes), or None.
+    captions: every caption of the picture, at least one, or None where the data set has none.
+    """
+
+    image: Image.Image
+    class_id: int | None = None
+    captions: list[str] | None = None
+
+
+class ImageDataset(Dataset[ImageItem], ABC):
+    """A split of an image data set; what `ImageDataModule.load_split` returns."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> ImageItem: ...
+
+
+def decode_image(path: Path) -> Image.Image:
+    """Read and fully decode an image file as RGB.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"cannot decode the image {path} ({_first_line(error)}): replace it by a good copy, "
+            "or take it out of the data set"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def resize_and_crop(image: Image.Image, size_px: int) -> Image.Image:
+    """Bring the shorter side to `size_px` (bicubic, antialiased when shrinking), then cut the centre square out."""
+    width, height = image.size
+    shorter = min(width, height)
+    if shorter != size_px:
+        width, height = round(width * size_px / shorter), round(height * size_px / shorter)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if width == height:
+        return image
+    left, top = (width - size_px) // 2, (height - size_px) // 2
+    return image.crop((left, top, left + size_px, top + size_px))
+
+
+def to_uint8_tensor(image: Image.Image, *, flip: bool = False) -> Tensor:
+    """Return (1 or 3, height, width) uint8, mirrored left to right when `flip`."""
+    pixels = np.asarray(image)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy((pixels[:, :, ::-1] if flip else pixels).copy())

@@ -1,0 +1,98 @@
+"""Which image comes when: the endless training order, and the order of evaluation.
+
+Both are batch samplers that yield lists of (sample id, index) pairs. Neither holds state that a checkpoint would have
+to carry: a resumed run names the step to go on from, and gets the batches that an uninterrupted run would have got.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from zigma_pl.errors import UserError
+from zigma_pl.randomness import sample_generator
+
+SampleKey = tuple[int, int]
+
+
+@lru_cache(maxsize=2)  # a batch touches at most two epochs, unless the data set is smaller than a batch
+def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
+    """Return the order in which one epoch visits the images, a (num_images,) permutation."""
+    return torch.randperm(num_images, generator=sample_generator(seed, "order", epoch))
+
+
+def _start_from_the_first_step() -> int:
+    return 0
+
+
+class TrainingOrder(Sampler[list[SampleKey]]):
+    """Endless shuffled batches, a function of (seed, step, world size) alone.
+
+    The training stream has positions 0, 1, 2, ...; epoch e is positions e * num_images to (e + 1) * num_images - 1 and
+    is a fresh permutation. Step s of rank r takes the positions s * world_size * batch_size + r * batch_size + i, so
+    every rank has equally many batches, nothing is dropped or padded, and two ranks of batch b see together what one
+    rank of batch 2b sees. There is no `len`: it never ends.
+
+    Args:
+        num_images: images in the data set, at least 1; may be fewer than `batch_size`.
+        batch_size: images per step of one rank.
+        seed: seed of the permutations.
+        rank: this process, in [0, world_size).
+        world_size: number of processes.
+        steps_done: called whenever iteration begins; returns how many batches training has already had.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        steps_done: Callable[[], int] = _start_from_the_first_step,
+    ) -> None:
+        if num_images < 1:
+            raise UserError("the training split holds no images: there is nothing to train on")
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.steps_done = steps_done
+
+    def batch(self, step: int) -> list[SampleKey]:
+        """Return this rank's (position, index) pairs of one step."""
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return [(position, self.index(position)) for position in range(first, first + self.batch_size)]
+
+    def index(self, position: int) -> int:
+        """Return which image stands at a position of the training stream."""
+        epoch, place = divmod(position, self.num_images)
+        return int(epoch_permutation(self.num_images, self.seed, epoch)[place])
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        step = self.steps_done()
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class EvaluationOrder(Sampler[list[SampleKey]]):
+    """Every sample exactly once over all ranks: rank r takes r, r + world_size, ...; the sample id is the index.
+
+    Ranks may differ by one sample, and the last batch may be short: nothing is ever repeated to fill them up.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_samples, world_size)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(index, index) for index in self.indices[start : start + self.batch_size]]
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)

@@ -1,0 +1,144 @@
+"""What the loader's workers do: one (sample id, index) pair in, one sample out, and samples collated to a `RawBatch`.
+
+Whatever is drawn at random here (mirroring, which caption) is a function of (seed, sample id), so it depends neither
+on the number of workers nor on the batch size nor on the number of ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from zigma_pl.batch import RawBatch
+from zigma_pl.data.images import ImageDataset, resize_and_crop, to_uint8_tensor
+from zigma_pl.data.order import SampleKey
+from zigma_pl.errors import UserError
+from zigma_pl.randomness import sample_generator
+
+
+class Sample(NamedTuple):
+    """One row of a `RawBatch`: image (C, height, width) uint8 or None."""
+
+    image: Tensor | None
+    sample_id: int
+    class_id: int | None = None
+    caption: str | None = None
+
+
+class ImageSamples(Dataset[Sample]):
+    """Crops an image data set's items to squares, and draws mirroring and caption by (seed, sample id)."""
+
+    def __init__(self, images: ImageDataset, *, seed: int, image_size_px: int, horizontal_flip: bool) -> None:
+        self.images = images
+        self.seed = seed
+        self.image_size_px = image_size_px
+        self.horizontal_flip = horizontal_flip
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        sample_id, index = key
+        item = self.images[index]
+        image = resize_and_crop(item.image, self.image_size_px)
+        return Sample(
+            to_uint8_tensor(image, flip=self.horizontal_flip and self._draw("flip", sample_id, 2) == 1),
+            sample_id,
+            item.class_id,
+            None if item.captions is None else item.captions[self._draw("caption", sample_id, len(item.captions))],
+        )
+
+    def _draw(self, stream: str, sample_id: int, num_choices: int) -> int:
+        return int(torch.randint(num_choices, (1,), generator=sample_generator(self.seed, stream, sample_id)))
+
+
+class ConditionSamples(Dataset[Sample]):
+    """Samples without a picture: what to draw is a function of the sample id, so it needs no data set on disk.
+
+    Classes and captions go round in turn, so that a grid shows all of them.
+    """
+
+    def __init__(self, num_classes: int | None, captions: Sequence[str] | None) -> None:
+        self.num_classes = num_classes
+        self.captions = captions
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        sample_id, _ = key
+        return Sample(
+            None,
+            sample_id,
+            None if self.num_classes is None else sample_id % self.num_classes,
+            None if self.captions is None else self.captions[sample_id % len(self.captions)],
+        )
+
+
+def collate(samples: list[Sample]) -> RawBatch:
+    """Stack samples; a field that the data set does not have is None for the whole batch."""
+    images = [sample.image for sample in samples if sample.image is not None]
+    class_ids = [sample.class_id for sample in samples if sample.class_id is not None]
+    captions = [sample.caption for sample in samples if sample.caption is not None]
+    assert all(len(field) in (0, len(samples)) for field in (images, class_ids, captions))
+    return RawBatch(
+        images=torch.stack(images) if images else None,
+        sample_ids=torch.tensor([sample.sample_id for sample in samples]),
+        class_ids=torch.tensor(class_ids) if class_ids else None,
+        captions=captions or None,
+    )
+
+
+class SampleLoader:
+    """Loads the batches of an order in worker processes.
+
+    It holds a DataLoader and is none, for two reasons: Lightning rebuilds DataLoaders, with samplers of its own, in
+    `predict` and on several ranks; and a user error has to stay one line when it comes out of a worker. It has a
+    length if the order has one.
+
+    Args:
+        dataset: gives the sample of a (sample id, index) pair.
+        order: batches of such pairs.
+        num_workers: worker processes, 0 for none.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], order: Sampler[list[SampleKey]], num_workers: int) -> None:
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=order,
+            num_workers=num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            # An own generator: otherwise each new iterator would advance the process's random state by one draw.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        batches = iter(self._loader)
+        try:
+            yield from batches
+        except UserError as error:  # a worker's error arrives with its traceback as the message
+            message = str(error).rsplit("UserError: ", 1)[-1].strip()
+        else:
+            return
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()  # left to the garbage collector, that takes a time-out of 5 s
+            self._iterator = None
+        raise UserError(message)
+
+    @property
+    def _iterator(self) -> Any:
+        """The running workers; Lightning looks for this attribute when it is done, and shuts them down."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: None) -> None:
+        self._loader._iterator = iterator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the order follows from the step. Having this tells Lightning that resuming is exact."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""

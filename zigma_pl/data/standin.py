@@ -1,0 +1,190 @@
+"""A stand-in for MM-CelebA-HQ: captioned cartoon faces, drawn here, on disk in exactly the published layout.
+
+It is for trying the pipeline without the data set, and for tests. Picture and captions of an id are functions of the
+id alone, so two builds are equal byte for byte.
+"""
+
+import os
+import pickle
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image, ImageDraw
+
+from zigma_pl.errors import UserError
+
+_VERSION = 1  # part of the folder's name: to be raised when the drawing changes
+_SUPERSAMPLING = 4
+_Box = tuple[float, float, float, float]
+
+HAIR_COLOURS = {
+    "black": (30, 26, 28),
+    "brown": (112, 70, 40),
+    "blond": (226, 190, 96),
+    "red": (178, 72, 36),
+    "grey": (150, 150, 154),
+}
+HAT_COLOURS = {"blue": (48, 84, 170), "green": (52, 126, 72), "purple": (118, 62, 148), "orange": (222, 128, 40)}
+BACKGROUNDS = {"white": (238, 238, 236), "pink": (238, 186, 200), "yellow": (242, 224, 140), "teal": (120, 186, 186)}
+SKIN_TONES = ((250, 218, 190), (232, 188, 150), (198, 146, 104), (142, 96, 66), (98, 66, 46))
+
+
+@dataclass(frozen=True)
+class Face:
+    """What is drawn and told. Positions are offsets in units of the picture's side; `skin_tone` is not told."""
+
+    hair: str
+    long_hair: bool
+    smiling: bool
+    glasses: bool
+    hat: str | None
+    background: str
+    skin_tone: tuple[int, int, int]
+    offset: tuple[float, float]
+    width: float
+
+
+def draw_attributes(image_id: int) -> Face:
+    """Return the face of an id."""
+    rng = random.Random(image_id)
+    return Face(
+        hair=rng.choice(list(HAIR_COLOURS)),
+        long_hair=rng.random() < 0.5,
+        smiling=rng.random() < 0.5,
+        glasses=rng.random() < 0.35,
+        hat=rng.choice(list(HAT_COLOURS)) if rng.random() < 0.3 else None,
+        background=rng.choice(list(BACKGROUNDS)),
+        skin_tone=rng.choice(SKIN_TONES),
+        offset=(rng.uniform(-0.04, 0.04), rng.uniform(-0.03, 0.03)),
+        width=rng.uniform(0.21, 0.26),
+    )
+
+
+def write_captions(face: Face) -> list[str]:
+    """Return ten differently worded captions of a face."""
+    length = "long" if face.long_hair else "short"
+    smile = "smiling" if face.smiling else "not smiling"
+    mood = "happy" if face.smiling else "serious"
+    glasses = "glasses" if face.glasses else "no glasses"
+    hat = f"a {face.hat} hat" if face.hat else "no hat"
+    place = f"a {face.background} background"
+    return [
+        f"This person has {length} {face.hair} hair and is {smile}.",
+        f"A {mood} person with {face.hair} hair, wearing {glasses} and {hat}.",
+        f"The person wears {glasses} and has {length} {face.hair} hair.",
+        f"Someone {smile} in front of {place}.",
+        f"A face with {length} {face.hair} hair on {place}.",
+        f"This person wears {hat} and {glasses} and looks {mood}.",
+        f"The {mood} person in the picture has {face.hair} hair and {hat}.",
+        f"With {length} hair that is {face.hair}, the person is {smile}.",
+        f"A portrait of a {mood} person, {face.hair} hair, {glasses}, {place}.",
+        f"She or he is {smile}, wears {hat} and has {length} hair.",
+    ]
+
+
+def draw_face(face: Face, size_px: int) -> Image.Image:
+    """Draw a face of `size_px` x `size_px`, RGB."""
+    side = size_px * _SUPERSAMPLING
+    image = Image.new("RGB", (side, side), BACKGROUNDS[face.background])
+    draw = ImageDraw.Draw(image)
+    centre_x, centre_y, wide, high = 0.5 + face.offset[0], 0.52 + face.offset[1], face.width, face.width * 1.3
+
+    def box(left: float, top: float, right: float, bottom: float) -> _Box:
+        """Scale a box given in face widths and heights around the face's centre."""
+        return (
+            (centre_x + left * wide) * side,
+            (centre_y + top * high) * side,
+            (centre_x + right * wide) * side,
+            (centre_y + bottom * high) * side,
+        )
+
+    hair, line = HAIR_COLOURS[face.hair], max(1, side // 48)
+    draw.ellipse(box(-1.25, -1.25, 1.25, 0.75), fill=hair)
+    if face.long_hair:
+        draw.rectangle(box(-1.25, -0.25, 1.25, 1.15), fill=hair)
+    draw.rectangle(box(-0.35, 0.7, 0.35, 1.4), fill=face.skin_tone)
+    draw.ellipse(box(-1.6, 1.2, 1.6, 3.2), fill=(70, 80, 110))
+    draw.ellipse(box(-1, -0.95, 1, 1), fill=face.skin_tone)
+    draw.chord(box(-1.02, -1.05, 1.02, 0.35), 200, 340, fill=hair)
+    for eye in (-0.42, 0.42):
+        draw.ellipse(box(eye - 0.2, -0.2, eye + 0.2, 0.06), fill=(250, 250, 250))
+        draw.ellipse(box(eye - 0.09, -0.16, eye + 0.09, 0.03), fill=(40, 50, 70))
+        if face.glasses:
+            draw.ellipse(box(eye - 0.34, -0.34, eye + 0.34, 0.2), outline=(20, 20, 20), width=line)
+    if face.glasses:
+        draw.line(box(-0.1, -0.08, 0.1, -0.08), fill=(20, 20, 20), width=line)
+    if face.smiling:
+        draw.chord(box(-0.45, 0.2, 0.45, 0.75), 10, 170, fill=(190, 50, 60))
+    else:
+        draw.line(box(-0.35, 0.55, 0.35, 0.55), fill=(150, 60, 60), width=line)
+    if face.hat:
+        draw.rectangle(box(-0.95, -1.6, 0.95, -0.7), fill=HAT_COLOURS[face.hat])
+        draw.rectangle(box(-1.45, -0.78, 1.45, -0.58), fill=HAT_COLOURS[face.hat])
+    return image.reduce(_SUPERSAMPLING)
+
+
+def standin_folder(root: Path, num_images: int, size_px: int) -> Path:
+    """Return where the stand-in for the data set at `root` lies: beside it, so that real data are never touched."""
+    return root.with_name(f"{root.name}-standin") / f"v{_VERSION}-{num_images}x{size_px}px"
+
+
+def write_standin(root: Path, num_images: int, size_px: int) -> Path:
+    """Draw the stand-in beside `root` unless it is there already, and return its folder.
+
+    It is written to a temporary folder and renamed when complete, so a folder of that name is never half full, and of
+    several processes the first one to finish wins. The first four fifths of the ids are for training.
+
+    Args:
+        root: folder of the real data set, which need not exist.
+        num_images: pictures, at least 2.
+        size_px: side of the pictures.
+    """
+    folder = standin_folder(root.absolute(), num_images, size_px)
+    if not folder.exists():
+        rank_zero_info(f"Drawing a stand-in for MM-CelebA-HQ, {num_images} cartoon faces, in {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        try:
+            _write_files(unfinished, num_images, size_px)
+            unfinished.chmod(0o755)
+            _rename_unless_there(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    _check_complete(folder, num_images)
+    return folder
+
+
+def _write_files(folder: Path, num_images: int, size_px: int) -> None:
+    for name in ("images", "celeba-caption", "train", "test"):
+        (folder / name).mkdir()
+    for image_id in range(num_images):
+        face = draw_attributes(image_id)
+        draw_face(face, size_px).save(folder / "images" / f"{image_id}.jpg", quality=95)
+        captions = "".join(f"{caption}\n" for caption in write_captions(face))
+        (folder / "celeba-caption" / f"{image_id}.txt").write_text(captions, encoding="utf-8", newline="\n")
+    num_train = min(num_images - 1, max(1, num_images * 4 // 5))
+    splits = {"train": range(num_train), "test": range(num_train, num_images)}
+    for name, image_ids in splits.items():
+        names = [str(image_id) for image_id in image_ids]
+        (folder / name / "filenames.pickle").write_bytes(pickle.dumps(names, protocol=2))
+
+
+def _rename_unless_there(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was quicker, and its folder is equal
+            raise
+
+
+def _check_complete(folder: Path, num_images: int) -> None:
+    complete = all(
+        (folder / name).is_dir() and len(os.listdir(folder / name)) == count
+        for name, count in (("images", num_images), ("celeba-caption", num_images), ("train", 1), ("test", 1))
+    )
+    if not complete:
+        raise UserError(f"the stand-in in {folder} has lost files: remove that folder, and it will be drawn again")

@@ -1,0 +1,184 @@
+"""Frozen autoencoders: pixels in [-1, 1] to latents and back.
+
+They are held by the data module, never by a module that is trained, averaged or saved.
+"""
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zigma_pl.errors import UserError
+from zigma_pl.randomness import randn_per_sample
+
+_PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at 256 px, 2 at 1024 px
+
+
+class Autoencoder(ABC):
+    """A frozen encoder and decoder.
+
+    Attributes:
+        image_channels: channels of the pixels.
+        channels: channels of the latents.
+        downsampling: pixels per latent, along each side.
+    """
+
+    image_channels: int
+    channels: int
+    downsampling: int
+
+    @abstractmethod
+    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Encode pixels (B, image_channels, height, width) in [-1, 1] to latents (B, channels, H, W) on their device.
+
+        Args:
+            pixels: float32 pixels.
+            generators: one CPU generator per sample, for encoders that draw from a posterior.
+        """
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, channels, H, W) to pixels (B, image_channels, height, width), nominally in [-1, 1]."""
+
+
+class IdentityAutoencoder(Autoencoder):
+    """Pixel space: the latents are the pixels."""
+
+    downsampling = 1
+
+    def __init__(self, channels: int) -> None:
+        self.image_channels = self.channels = channels
+
+    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Return the pixels."""
+        return pixels
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the latents."""
+        return latents
+
+
+class KLAutoencoder(Autoencoder):
+    """A diffusers `AutoencoderKL`, whose posterior is sampled: latents = scale * (mean + std * noise - shift).
+
+    Scale and shift come from its configuration (`scaling_factor`, `shift_factor`, or per channel `latents_mean` and
+    `latents_std`). Only the configuration is read at construction; the weights follow at the first call and move to
+    the device of what they are given.
+
+    Args:
+        path: local folder with `config.json` and weights, or the name of a hub repository.
+        subfolder: folder inside it that holds the autoencoder, such as "vae".
+
+    Raises:
+        UserError: it cannot be loaded, or is not an AutoencoderKL.
+    """
+
+    def __init__(self, path: str, subfolder: str | None = None) -> None:
+        self.path = path
+        self.subfolder = subfolder
+        self.config = self._load_config()
+        self.image_channels = int(self.config["in_channels"])
+        self.channels = int(self.config["latent_channels"])
+        self.downsampling = 2 ** (len(self.config["block_out_channels"]) - 1)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Sample the posterior with each sample's own generator, then shift and scale."""
+        network = self._network.to(pixels.device)
+        posteriors = [network.encode(part).latent_dist for part in pixels.split(_samples_per_call(pixels.shape))]
+        mean = torch.cat([posterior.mean for posterior in posteriors])
+        std = torch.cat([posterior.std for posterior in posteriors])
+        noise = randn_per_sample(generators, tuple(mean.shape[1:]), device=mean.device)
+        shift, scale = (value.to(mean.device) for value in self._shift_and_scale)
+        return (mean + std * noise - shift) * scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Undo scale and shift, then decode."""
+        network = self._network.to(latents.device)
+        shift, scale = (value.to(latents.device) for value in self._shift_and_scale)
+        num_samples = _samples_per_call(latents.shape, self.downsampling)
+        parts = (latents.float() / scale + shift).split(num_samples)
+        return torch.cat([network.decode(part).sample for part in parts])
+
+    def _load_config(self) -> dict[str, Any]:
+        from diffusers import AutoencoderKL
+
+        if not Path(self.path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.path):
+            raise UserError(
+                f"autoencoder: no folder '{self.path}'; give the folder of a saved diffusers AutoencoderKL, "
+                "a hub name owner/name, or 'identity' to work on pixels"
+            )
+        with _loading(self.path, self.subfolder):
+            config: dict[str, Any] = AutoencoderKL.load_config(self.path, **self._where())
+        if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+            raise UserError(f"autoencoder: '{self.path}' holds a {config['_class_name']}, not an AutoencoderKL")
+        return {**_default_arguments(AutoencoderKL), **config}
+
+    @cached_property
+    def _network(self) -> Any:
+        from diffusers import AutoencoderKL
+
+        with _loading(self.path, self.subfolder):
+            network = AutoencoderKL.from_pretrained(
+                self.path, torch_dtype=torch.float32, low_cpu_mem_usage=False, **self._where()
+            )
+        return network.eval().requires_grad_(False)
+
+    def _where(self) -> dict[str, Any]:
+        return {} if self.subfolder is None else {"subfolder": self.subfolder}
+
+    @cached_property
+    def _shift_and_scale(self) -> tuple[Tensor, Tensor]:
+        scaling_factor = float(self.config["scaling_factor"])
+        if self.config["latents_mean"] is None:
+            return torch.tensor(float(self.config["shift_factor"] or 0.0)), torch.tensor(scaling_factor)
+        mean, std = (torch.tensor(self.config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
+        return mean, scaling_factor / std
+
+
+@contextmanager
+def _loading(path: str, subfolder: str | None) -> Iterator[None]:
+    """Turn an error of diffusers into one line that names the path and the remedy."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        place = path if subfolder is None else f"{path}/{subfolder}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"autoencoder: cannot load '{place}' ({reason}); give the folder of a diffusers AutoencoderKL with "
+            "config.json and weights, set autoencoder_subfolder if it lies deeper, or use 'identity'"
+        ) from error
+
+
+def _default_arguments(constructor: Any) -> dict[str, Any]:
+    parameters = inspect.signature(constructor.__init__).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.name != "self"}
+
+
+def _samples_per_call(shape: torch.Size, downsampling: int = 1) -> int:
+    return max(1, _PIXELS_PER_CALL // (shape[-1] * shape[-2] * downsampling**2))
+
+
+def build_autoencoder(name: str, image_channels: int, subfolder: str | None = None) -> Autoencoder:
+    """Return pixel space for "identity", else the AutoencoderKL found under `name`.
+
+    Raises:
+        UserError: it cannot be loaded, or its pictures have another number of channels than the data set's.
+    """
+    if name == "identity":
+        return IdentityAutoencoder(image_channels)
+    autoencoder = KLAutoencoder(name, subfolder)
+    if autoencoder.image_channels != image_channels:
+        raise UserError(
+            f"autoencoder: '{name}' takes pictures of {autoencoder.image_channels} channels, "
+            f"the data set has {image_channels}; choose another one, or 'identity'"
+        )
+    return autoencoder
