@@ -1,6 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+# Test processes run side by side; each one's threads would wait for cores that the others have.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
 

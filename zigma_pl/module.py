@@ -175,7 +175,7 @@ class GenerativeModule(L.LightningModule):
         wrong = sorted(expected.keys() ^ found.keys() | shapes_differ)
         if wrong:
             raise UserError(
-                f"the checkpoint is of another model: {len(wrong)} parameters are missing, unknown or of another shape, "
+                f"the checkpoint is of another model: {len(wrong)} parameters are missing, unknown or of other shape, "
                 f"such as {', '.join(wrong[:3])}: give the --config files and options that it was trained with"
             )
 

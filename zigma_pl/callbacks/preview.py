@@ -34,7 +34,7 @@ class PreviewGrid(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw before the first validation batch of a fit: the average is swapped in before it, and out after the last."""
+        """Draw before the first validation batch of a fit: the average is swapped in for the whole validation."""
         if batch_idx > 0 or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._num_validations += 1

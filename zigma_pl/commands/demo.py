@@ -62,8 +62,8 @@ def report(folder: Path) -> None:
     """Print how many of the samples in `folder` are recognised, and where the grid is."""
     recognised, real_accuracy, num_samples = judge(folder)
     print(
-        f"\n{recognised:.1%} of {num_samples} sampled digits are recognised as the class asked for by a support vector\n"
-        f"machine trained on the real training digits (it recognises {real_accuracy:.1%} of the held-out real ones)."
+        f"\n{recognised:.1%} of {num_samples} sampled digits are recognised as the class asked for, by a support\n"
+        f"vector machine trained on the real training digits ({real_accuracy:.1%} of the held-out real ones are)."
     )
     print(f"grid, ten of each class: {folder / 'grid.png'}")
 

@@ -3,6 +3,7 @@
 import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 PACKAGES = (
     "zigma_pl",
@@ -60,7 +61,7 @@ def print_devices() -> None:
 
 def print_backends() -> int:
     """Print each scan backend with the error of its output and gradients against the float64 reference."""
-    from zigma_pl.ops.selective_scan import available_backends, self_check
+    from zigma_pl.ops.selective_scan import ScanBackend, available_backends, self_check
 
     print("\nscan backend   state")
     failed = False
@@ -68,7 +69,7 @@ def print_backends() -> int:
         if not status.available:
             print(f"{name:<15}cannot run here: {status.reason}")
             continue
-        error = self_check(name)
+        error = self_check(cast("ScanBackend", name))
         right = error < SELF_CHECK_BOUND
         failed |= not right
         verdict = "right" if right else f"WRONG (bound {SELF_CHECK_BOUND:.0e})"

@@ -1,0 +1,1 @@
+"""The fused operations of the mixer, each with its reference and a table of backends."""

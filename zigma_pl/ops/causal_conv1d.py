@@ -1,0 +1,238 @@
+"""Depthwise causal convolution along the visit order: the public op, its reference, a CPU and a CUDA-package form."""
+
+import functools
+import importlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zigma_pl.errors import UserError
+from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
+from zigma_pl.ops.rows import RowMover, check_rows, check_tensor, check_visit_order, compute_dtype, inverse_order
+from zigma_pl.ops.threads import threads_that_pay
+
+__all__ = ["ConvolutionBackend", "available_backends", "causal_conv1d", "self_check"]
+
+Activation = Literal["silu"] | None
+ConvolutionBackend = Literal["auto", "causal_conv1d", "cpu", "reference"]
+
+# Elements of the batch rows that are worked off together, so that all passes over them run in the cache.
+BLOCK_ELEMENTS = 1 << 18
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    visit_order: Tensor | None = None,
+    activation: Activation = "silu",
+    backend: ConvolutionBackend = "auto",
+) -> Tensor:
+    """Convolve every channel with its own short filter over the tokens visited before; rows stay where they were.
+
+    out[order[k]] = act(bias + sum over j of weight[:, j] x[order[k - (K - 1) + j]]), rows before the first are zero.
+
+    Args:
+        x: (B, L, E).
+        weight: (E, K); the last column multiplies the token itself.
+        bias: (E,).
+        visit_order: (L,) int32 or int64 permutation, None for raster order. Only its length and dtype are checked.
+        activation: "silu" or None.
+        backend: implementation to use; "auto" takes the fastest that runs on x's device and logs the choice once.
+
+    Returns:
+        (B, L, E) in x's dtype and in raster rows.
+
+    Raises:
+        UserError: shapes, dtypes or devices do not fit, or the activation or the backend does not exist.
+        BackendUnavailable: a named backend cannot run here; the message says why.
+    """
+    _check(x, weight, bias, activation)
+    if visit_order is not None:
+        check_visit_order("causal_conv1d", visit_order, x.shape[1], x.device)
+    run = _RUNS[_choose_backend(backend, x.device.type)]
+    return run(x, weight, bias, visit_order, activation)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    check_rows("causal_conv1d", "x", x)
+    num_taps = weight.shape[-1] if weight.ndim else 0
+    check_tensor("causal_conv1d", "weight", weight, (x.shape[2], max(num_taps, 1)), "(E, K)", x.device)
+    if bias is not None:
+        check_tensor("causal_conv1d", "bias", bias, (x.shape[2],), "(E,)", x.device)
+    if activation not in ("silu", None):
+        raise UserError(f"causal_conv1d: activation {activation!r} does not exist; choose 'silu' or None")
+
+
+def available_backends() -> dict[str, BackendStatus]:
+    """Returns for every backend whether it can run here, on which devices, and why not."""
+    return BACKENDS.statuses()
+
+
+def self_check(name: ConvolutionBackend) -> float:
+    """Runs one backend on a small odd case; returns its largest relative error as selective_scan.self_check does."""
+    device = BACKENDS[name].self_check_device()
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (3, 67, 24), "weight": (24, 4), "bias": (24,)}
+    arguments = {n: torch.randn(*shape, generator=generator).to(device) for n, shape in shapes.items()}
+    visit_order = torch.randperm(67, generator=generator).int().to(device)
+    run = functools.partial(causal_conv1d, backend=name)
+    exact = functools.partial(causal_conv1d, backend="reference")
+    return max(relative_errors(run, exact, arguments, visit_order=visit_order).values())
+
+
+# ------------------------------------------------------------------------------------------------------- reference
+def _run_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, activation: Activation
+) -> Tensor:
+    """The definition, in float64 for float64 x: gather, PyTorch's grouped convolution, scatter."""
+    dtype, (num_channels, num_taps) = compute_dtype(x), weight.shape
+    arranged = x.to(dtype) if visit_order is None else x.to(dtype)[:, visit_order.long()]
+    padded = F.pad(arranged.transpose(1, 2), (num_taps - 1, 0))
+    out = F.conv1d(padded, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=num_channels)
+    out = (F.silu(out) if activation == "silu" else out).transpose(1, 2)
+    return (out if visit_order is None else out[:, inverse_order(visit_order)]).to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------- CPU
+def _run_cpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, activation: Activation
+) -> Tensor:
+    return conv_forward(x, weight, bias, visit_order, activation == "silu")
+
+
+def _blocks(x: Tensor) -> Iterator[slice]:
+    num_rows, num_tokens, num_channels = x.shape
+    size = max(1, min(num_rows, BLOCK_ELEMENTS // (num_tokens * num_channels)))
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
+
+
+def _shifted(rows: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+    """Sum over shifts s of taps[s] rows[k - s] for time-major rows (L, B, E); taps (K, E) with shift 0 first."""
+    out = rows * taps[0] if bias is None else torch.addcmul(bias, rows, taps[0])
+    for shift in range(1, min(len(taps), len(rows))):
+        out[shift:].addcmul_(rows[:-shift], taps[shift])
+    return out
+
+
+@torch.library.custom_op("zigma_pl::causal_conv1d_cpu", mutates_args=())
+@threads_that_pay()
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
+    """Plain PyTorch on any device: K shifted multiply-adds over rows that are time-major along the visit order."""
+    dtype = compute_dtype(x)
+    taps = weight.to(dtype).flip(1).t().contiguous()
+    offset = None if bias is None else bias.to(dtype)
+    rows, out = RowMover(visit_order), x.new_empty(x.shape, dtype=dtype)
+    for block in _blocks(x):
+        convolved = _shifted(rows.gather(x[block].to(dtype)), taps, offset)
+        rows.scatter(F.silu(convolved, inplace=True) if silu else convolved, out=out[block])
+    return out.to(x.dtype)
+
+
+@conv_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("zigma_pl::causal_conv1d_cpu_backward", mutates_args=())
+@threads_that_pay()
+def conv_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of x, weight and bias, the last empty without bias."""
+    dtype = compute_dtype(x)
+    taps = weight.to(dtype).flip(1).t().contiguous()
+    offset = None if bias is None else bias.to(dtype)
+    rows, dx = RowMover(visit_order), x.new_empty(x.shape, dtype=dtype)
+    dtaps, dbias = torch.zeros_like(taps), taps.new_zeros(0 if bias is None else len(bias))
+    for block in _blocks(x):
+        arranged, dpre = rows.gather(x[block].to(dtype)), rows.gather(dout[block].to(dtype))
+        if silu:
+            dpre = torch.ops.aten.silu_backward(dpre, _shifted(arranged, taps, offset))
+        if offset is not None:
+            dbias += dpre.sum((0, 1))
+        rows.scatter(_block_backward(arranged, dpre, taps, dtaps), out=dx[block])
+    return dx.to(x.dtype), dtaps.t().flip(1).to(weight.dtype).contiguous(), dbias.to(weight if bias is None else bias)
+
+
+def _block_backward(rows: Tensor, dpre: Tensor, taps: Tensor, dtaps: Tensor) -> Tensor:
+    """Returns the gradient of the time-major rows and adds to that of the taps."""
+    drows, product = dpre * taps[0], torch.empty_like(rows)
+    for shift in range(min(len(taps), len(rows))):
+        num_steps = len(rows) - shift
+        if shift:
+            drows[:num_steps].addcmul_(dpre[shift:], taps[shift])
+        dtaps[shift] += torch.mul(dpre[shift:], rows[:num_steps], out=product[:num_steps]).sum((0, 1))
+    return drows
+
+
+@conv_backward.register_fake
+def _(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+    dx, dweight, dbias = conv_backward(dout, *saved, ctx.silu)
+    return dx, dweight, None if saved[2] is None else dbias, None, None
+
+
+conv_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+# ------------------------------------------------------------------------------------- the package causal-conv1d (CUDA)
+def _package_available() -> tuple[bool, str]:
+    try:
+        importlib.import_module("causal_conv1d.causal_conv1d_interface")
+    except ImportError as error:
+        return False, f"causal-conv1d cannot be imported ({error}); pip install 'zigma-pl[cuda]' on a machine with nvcc"
+    if not torch.cuda.is_available():
+        return False, "PyTorch sees no CUDA device"
+    return True, "causal-conv1d's CUDA kernel, with a gather before and a scatter after it"
+
+
+def _run_package(
+    x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, activation: Activation
+) -> Tensor:
+    if x.dtype == torch.float64 or not 2 <= weight.shape[1] <= 4:
+        raise UserError(
+            f"causal_conv1d: backend 'causal_conv1d' takes 2 to 4 taps and no float64, got {weight.shape[1]} taps "
+            f"and {x.dtype}; use backend 'cpu', which runs on CUDA too"
+        )
+    interface = importlib.import_module("causal_conv1d.causal_conv1d_interface")
+    arranged = (x if visit_order is None else x.index_select(1, visit_order)).transpose(1, 2)
+    if x.shape[2] % 8:  # its channel-last kernel wants channels in multiples of 8
+        arranged = arranged.contiguous()
+    parameters = (weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    out = interface.causal_conv1d_fn(arranged, *parameters, activation=activation).transpose(1, 2)
+    return out.contiguous() if visit_order is None else out.index_select(1, inverse_order(visit_order))
+
+
+BACKENDS = BackendTable(
+    "causal_conv1d",
+    (
+        Backend("causal_conv1d", _run_package, _package_available, ("cuda",)),
+        Backend("cpu", _run_cpu, lambda: (True, "plain PyTorch shifts without a graph over taps, made for the CPU")),
+        Backend("reference", _run_reference, lambda: (True, "PyTorch's grouped convolution, the definition")),
+    ),
+)
+_RUNS = {backend.name: backend.run for backend in BACKENDS.backends}
+
+
+# The choice depends on the machine alone, and importing packages cannot be traced by torch.compile.
+@torch.compiler.assume_constant_result
+def _choose_backend(name: str, device_type: str) -> str:
+    return BACKENDS.choose(name, device_type).name

@@ -1,0 +1,70 @@
+"""What the ops share about rows: visit orders, argument checks, the dtype to compute in."""
+
+import torch
+from torch import Tensor
+
+from zigma_pl.errors import UserError
+
+
+def inverse_order(visit_order: Tensor) -> Tensor:
+    """Returns (L,) int64 with inverse[visit_order[k]] = k; visit_order is a permutation of 0..L-1."""
+    steps = torch.arange(visit_order.numel(), device=visit_order.device)
+    return torch.zeros_like(steps).index_copy_(0, visit_order.long(), steps)
+
+
+class RowMover:
+    """Moves rows between raster order (B, L, X) and visit order, time-major (L, B, X)."""
+
+    def __init__(self, visit_order: Tensor | None) -> None:
+        self.order = visit_order
+        self.inverse = None if visit_order is None else inverse_order(visit_order)
+
+    def gather(self, raster: Tensor) -> Tensor:
+        """Returns a contiguous (L, B, X) copy of raster (B, L, X), along the visit order."""
+        time_major = raster.transpose(0, 1)
+        if self.order is None:  # .contiguous() would hand back the caller's memory where B is 1, to be written over
+            return time_major.clone(memory_format=torch.contiguous_format)
+        return time_major.index_select(0, self.order)
+
+    def scatter(self, time_major: Tensor, out: Tensor) -> None:
+        """Writes contiguous (L, B, X) rows to where they belong in out (B, L, X), contiguous."""
+        if self.inverse is None:
+            out.copy_(time_major.transpose(0, 1))
+            return
+        _, num_rows, width = time_major.shape
+        # One flat gather writes each output row once; scattering through index_copy_ takes three times as long.
+        index = self.inverse * num_rows + torch.arange(num_rows, device=out.device)[:, None]
+        torch.index_select(time_major.view(-1, width), 0, index.view(-1), out=out.view(-1, width))
+
+
+def compute_dtype(rows: Tensor) -> torch.dtype:
+    """Returns float64 for float64 rows, float32 for all others: a recurrent state in 16 bits loses the signal."""
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], axes: str, device: torch.device) -> None:
+    """Raises UserError unless tensor is floating, has this shape (named by axes, "(B, L, E)") and lies on device."""
+    if tensor.shape != shape:
+        raise UserError(f"{op}: {name} must be {axes} = {tuple(shape)}, got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise UserError(f"{op}: {name} must be real floating point, got {tensor.dtype}; convert it with .float()")
+    if tensor.device != device:
+        raise UserError(f"{op}: {name} is on {tensor.device}, the first argument on {device}; move them together")
+
+
+def check_rows(op: str, name: str, rows: Tensor) -> None:
+    """Raises UserError unless rows is a non-empty floating-point tensor (B, L, E)."""
+    if rows.ndim != 3 or 0 in rows.shape:
+        raise UserError(f"{op}: {name} must be (B, L, E) with no empty axis, got {tuple(rows.shape)}")
+    check_tensor(op, name, rows, tuple(rows.shape), "(B, L, E)", rows.device)
+
+
+def check_visit_order(op: str, visit_order: Tensor, num_tokens: int, device: torch.device) -> None:
+    """Raises UserError unless visit_order can index L rows. That it is a permutation is the caller's promise."""
+    if visit_order.dtype not in (torch.int32, torch.int64):
+        raise UserError(f"{op}: visit_order must be int32 or int64, got {visit_order.dtype}; convert it with .int()")
+    if visit_order.shape != (num_tokens,):
+        shape = tuple(visit_order.shape)
+        raise UserError(f"{op}: visit_order must be (L,) = ({num_tokens},), got {shape}; build it for this grid")
+    if visit_order.device != device:
+        raise UserError(f"{op}: visit_order is on {visit_order.device}, the first argument on {device}; move it there")
