@@ -97,6 +97,9 @@ def quieten() -> None:
     """Silence advertisements, and warnings about the insides of the libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message=".*The dirpath has changed from.*"
+    )  # a resumed run has a folder of its own
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 

@@ -133,3 +133,17 @@ def test_wrong_options_are_explained():
         build(width=None)
     with pytest.raises(UserError, match=r"built for \(B, C, H, W\) = \(B, 2, 4, 6\)"):
         build()(torch.zeros(1, 2, 6, 4), torch.zeros(1))
+
+
+def test_compiled_without_graph_breaks_agrees_with_eager():
+    backbone = build(num_classes=4, depth=1)
+    x, t = draw()
+    compiled = torch.compile(backbone, fullgraph=True)
+    results = []
+    for network in (backbone, compiled):
+        backbone.zero_grad()
+        out = network(x, t, torch.tensor([0, 3, 1]))
+        out.square().sum().backward()
+        results.append([out.detach(), *(parameter.grad.clone() for parameter in backbone.parameters())])
+    for eager, fused in zip(*results, strict=True):
+        assert torch.linalg.norm(fused - eager) <= 1e-4 * torch.linalg.norm(eager)

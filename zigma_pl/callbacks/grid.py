@@ -23,7 +23,7 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def tile(images: list[Image.Image], num_columns: int, min_side_px: int = 32, padding_px: int = 2) -> Image.Image:
+def tile(images: list[Image.Image], num_columns: int, min_side_px: int = 48, padding_px: int = 2) -> Image.Image:
     """Tile pictures of one size row by row; tiny ones are enlarged by a whole factor, without smoothing."""
     width, height = images[0].size
     factor = max(1, math.ceil(min_side_px / min(width, height)))

@@ -1,0 +1,39 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zigma_pl.__main__ import main
+from zigma_pl.commands.demo import judge, real_digits
+
+
+def test_demo_ends_with_the_figure_and_the_picture(in_tmp, repository, capsys):
+    shutil.copytree(repository / "experiments", in_tmp / "experiments")
+    assert main(["demo", "--max-steps", "2", "--num-samples", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "grid, ten of each class: samples/demo/grid.png"
+    assert any("of 20 sampled digits are recognised" in line for line in lines)
+    assert (in_tmp / "samples" / "demo" / "grid.png").is_file()
+
+
+def test_demo_outside_the_repository_says_where_to_run_it(in_tmp, capsys):
+    assert main(["demo"]) == 1
+    assert "experiments/digits.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked_for", "expected"), [("right", 0.9), ("wrong", 0.0)])
+def test_judge_recognises_real_digits_and_nothing_else(tmp_path, asked_for, expected):
+    images, labels = real_digits("test")
+    rows = []
+    for index in range(50):
+        pixels = np.rint(images[index].reshape(8, 8) * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        class_id = int(labels[index]) if asked_for == "right" else int(labels[index] + 1) % 10
+        rows.append({"file": f"{index}.png", "class_id": class_id})
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": rows}))
+    recognised, real_accuracy, num_samples = judge(tmp_path)
+    assert real_accuracy > 0.95
+    assert num_samples == 50
+    assert recognised >= expected if asked_for == "right" else recognised < 0.05

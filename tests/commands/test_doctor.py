@@ -1,0 +1,17 @@
+from zigma_pl.__main__ import main
+
+
+def test_report_names_versions_devices_and_backends(capsys):
+    assert main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    for part in ("torch ", "lightning ", "cpu ", "cuda ", "mamba_ssm", "reference", "cannot run here: "):
+        assert part in report
+    assert "right, relative error" in report
+
+
+def test_wrong_backend_is_called_wrong(capsys, monkeypatch):
+    monkeypatch.setattr("zigma_pl.ops.selective_scan.self_check", lambda name: 0.5 if name == "cpu" else 1e-7)
+    assert main(["doctor"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if "WRONG" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("cpu")
