@@ -145,6 +145,7 @@ def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
         (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
         (["--model.guidance.scale=-1"], ["guidance.scale"]),
+        (["--model.objective.prediction=speed"], ["speed", "velocity"]),
     ],
 )
 def test_wrong_options_give_one_clear_line(options, parts, digits, in_tmp, capsys):

@@ -7,6 +7,7 @@ from zigma_pl.batch import Batch
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
+from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule, split_decay_groups
 from zigma_pl.samplers import Guidance, ODESampler
 
@@ -14,7 +15,7 @@ from zigma_pl.samplers import Guidance, ODESampler
 def build(**options):
     torch.manual_seed(0)
     backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
-    return GenerativeModule(backbone, learning_rate=1e-2, sampler=ODESampler(num_steps=3), **options)
+    return GenerativeModule(backbone, Objective(), learning_rate=1e-2, sampler=ODESampler(num_steps=3), **options)
 
 
 def trainer_for(folder, max_steps, callbacks=(), **options):
@@ -185,5 +186,5 @@ def test_validation_loss_is_fixed(tmp_path):
 
 
 def test_unconditional_backbone_trains_on_labelled_data(tmp_path):
-    module = GenerativeModule(ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, state_size=4))
+    module = GenerativeModule(ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, state_size=4), Objective())
     trainer_for(tmp_path, 1, logger=False, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=8))

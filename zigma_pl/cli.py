@@ -22,6 +22,7 @@ from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
+from zigma_pl.shipped import shipped_file
 
 DESCRIPTIONS = {
     "fit": "Train a model.",
@@ -29,16 +30,6 @@ DESCRIPTIONS = {
     "test": "Fixed loss of a checkpoint on the test split.",
     "predict": "Sample images from a checkpoint; needs no data set.",
 }
-
-
-def base_config() -> Path:
-    """Return the absolute path of configs/base.yaml: LightningCLI skips a missing relative one in silence."""
-    package = Path(__file__).resolve().parent
-    candidates = [package.parent / "configs" / "base.yaml", package / "configs" / "base.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"{candidates[0]} is missing: install zigma_pl again")
 
 
 class Parser(LightningArgumentParser):
@@ -106,7 +97,8 @@ def quieten() -> None:
 def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
     common: dict[str, Any] = {"parser_mode": "omegaconf"}
-    of_command = {"default_config_files": [str(base_config())], **common}
+    # By absolute path: LightningCLI skips a missing relative one in silence.
+    of_command = {"default_config_files": [str(shipped_file("configs/base.yaml"))], **common}
     quieten()
     Parser.command = argv[0]
     program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it is not the one to read
@@ -120,7 +112,14 @@ def main(argv: list[str]) -> int:
             parser_kwargs={
                 "prog": "python -m zigma_pl",
                 **common,
-                **{name: {"description": text, **of_command} for name, text in DESCRIPTIONS.items()},
+                **{
+                    name: {
+                        "usage": f"python -m zigma_pl {name} --config ROW.yaml [options]",
+                        "description": text,
+                        **of_command,
+                    }
+                    for name, text in DESCRIPTIONS.items()
+                },
             },
             save_config_callback=SaveConfigOnFit,
             save_config_kwargs={"overwrite": True},

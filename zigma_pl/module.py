@@ -54,7 +54,7 @@ class GenerativeModule(L.LightningModule):
     def __init__(
         self,
         backbone: Backbone,
-        objective: Objective | None = None,
+        objective: Objective,
         sampler: Sampler | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008  a frozen dataclass
         learning_rate: float = 1e-4,
@@ -70,7 +70,7 @@ class GenerativeModule(L.LightningModule):
         made_from_options = _given_hyperparameters.get() is not None
         self.save_hyperparameters(ignore=[] if made_from_options else ["backbone", "objective", "sampler", "guidance"])
         self.backbone = backbone
-        self.objective = objective or Objective()
+        self.objective = objective
         self.sampler = sampler or ODESampler()
         self.guidance = guidance
         self.learning_rate = learning_rate

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,18 +8,12 @@ from zigma_pl.__main__ import main
 from zigma_pl.commands.demo import judge, real_digits
 
 
-def test_demo_ends_with_the_figure_and_the_picture(in_tmp, repository, capsys):
-    shutil.copytree(repository / "experiments", in_tmp / "experiments")
+def test_demo_ends_with_the_figure_and_the_picture(in_tmp, capsys):
     assert main(["demo", "--max-steps", "2", "--num-samples", "20"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "grid, ten of each class: samples/demo/grid.png"
     assert any("of 20 sampled digits are recognised" in line for line in lines)
     assert (in_tmp / "samples" / "demo" / "grid.png").is_file()
-
-
-def test_demo_outside_the_repository_says_where_to_run_it(in_tmp, capsys):
-    assert main(["demo"]) == 1
-    assert "experiments/digits.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("asked_for", "expected"), [("right", 0.9), ("wrong", 0.0)])

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from zigma_pl.errors import UserError
+from zigma_pl.shipped import shipped_file
 
 EXPERIMENT = "experiments/digits.yaml"
 
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         "that a support vector machine trained on the real digits recognises as the class asked for, and name the "
         "picture. About five minutes on two CPU cores.",
     )
-    parser.add_argument("--config", default=EXPERIMENT, help="row to train (default: %(default)s)")
+    parser.add_argument("--config", help=f"row to train (default: {EXPERIMENT} as shipped)")
     parser.add_argument("--out", default="samples/demo", help="folder for the samples (default: %(default)s)")
     parser.add_argument("--num-samples", type=int, default=500, help="digits to sample (default: %(default)s)")
     parser.add_argument("--max-steps", type=int, help="train for fewer or more steps than the row says")
@@ -33,14 +34,13 @@ def main(argv: list[str]) -> int:
 
     options = build_parser().parse_args(argv)
     torch.set_num_threads(1)  # a model this small gains nothing from more, and loses much where a core is busy
-    if not Path(options.config).is_file():
-        raise UserError(f"{options.config} does not exist: run the demo in the repository's folder, or give --config")
+    config = options.config or str(shipped_file(EXPERIMENT))
     steps = [] if options.max_steps is None else [f"--trainer.max_steps={options.max_steps}"]
-    run("fit", "--config", options.config, *steps)
+    run("fit", "--config", config, *steps)
     checkpoint = newest_checkpoint(Path("logs/digits"))
     count = f"--data.init_args.num_predict_samples={options.num_samples}"
     sampling = [count, "--data.init_args.batch_size=250", f"--samples.folder={options.out}"]
-    run("predict", "--config", options.config, "--ckpt_path", str(checkpoint), *sampling)
+    run("predict", "--config", config, "--ckpt_path", str(checkpoint), *sampling)
     report(Path(options.out))
     return 0
 

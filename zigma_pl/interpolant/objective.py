@@ -1,7 +1,7 @@
 """What the network predicts, at which times, and how its error is weighted (SiT, arXiv:2401.08740, Sec. 2)."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, final, get_args
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ _NOISE_ERROR_WEIGHTS = {
 }
 
 
+@final  # so that the command line shows its options as a group, without a class path
 class Objective:
     """The training objective of an interpolant model, and the meaning of its network's raw output.
 
