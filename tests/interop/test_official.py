@@ -94,16 +94,10 @@ def test_reversed_time_is_exact_in_the_weights():
 def test_command_round_trip(tmp_path, capsys):
     arrays = official.random_checkpoint(3, depth=2)
     save_file({"module." + name: tensor for name, tensor in as_tensors(arrays).items()}, tmp_path / "a.safetensors")
-    command = [
-        "import-zigma",
-        str(tmp_path / "a.safetensors"),
-        "--out",
-        str(tmp_path / "out"),
-        "--scan-type",
-        "zigzagN8",
-    ]
-    assert main(command) == 0
-    assert "wrote" in capsys.readouterr().out
+    assert main(["import-zigma", str(tmp_path / "a.safetensors"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "assuming scan_type zigzagN8" in printed
+    assert "wrote" in printed
     backbone = zigma_pl.from_pretrained(tmp_path / "out")
     direct = load_zigma_checkpoint(as_tensors(arrays), infer_config(as_tensors(arrays)) | {"scan_type": "zigzagN8"})
     x, t, _ = draw_inputs("plain", 4)

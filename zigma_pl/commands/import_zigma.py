@@ -4,6 +4,8 @@ import argparse
 
 from zigma_pl.errors import UserError
 
+DEFAULT_SCAN_TYPE = "zigzagN8"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options; what the tensors' shapes tell need not be given."""
@@ -14,7 +16,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", help="the checkpoint: .safetensors, or .pt/.pth/.ckpt (read with weights_only=True)")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--scan-type", required=True, help="the official scan_type it was trained with, e.g. zigzagN8")
+    parser.add_argument(
+        "--scan-type",
+        help=f"the official scan_type it was trained with (default: {DEFAULT_SCAN_TYPE}, as in the released "
+        "configurations; the file does not tell)",
+    )
     parser.add_argument("--img-dim", type=int, help="side of the latent grid; needed only without position embedding")
     parser.add_argument("--weights", default="ema", help="which state dict of a .pt file to take (default: ema)")
     return parser
@@ -27,7 +33,11 @@ def main(argv: list[str]) -> int:
 
     options = build_parser().parse_args(argv)
     state_dict = read_state_dict(options.file, options.weights)
-    config = infer_config(state_dict) | {"scan_type": options.scan_type}
+    config = infer_config(state_dict) | {"scan_type": options.scan_type or DEFAULT_SCAN_TYPE}
+    if options.scan_type is None:
+        print(
+            f"assuming scan_type {DEFAULT_SCAN_TYPE}, which the file does not tell: give --scan-type if it was another"
+        )
     if options.img_dim is not None:
         config["img_dim"] = options.img_dim
     if "img_dim" not in config:
