@@ -3,12 +3,16 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from zigma_pl.errors import UserError
 from zigma_pl.shipped import shipped_file
+
+if TYPE_CHECKING:
+    from zigma_pl.data.base import Split
 
 EXPERIMENT = "experiments/digits.yaml"
 
@@ -90,9 +94,9 @@ def judge(folder: Path) -> tuple[float, float, int]:
     return recognised, float(classifier.score(test_images, test_labels)), len(rows)
 
 
-def real_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+def real_digits(split: "Split") -> tuple[np.ndarray, np.ndarray]:
     """Return the real digits of a split as rows (num_images, 64) in [0, 1], and their labels."""
     from zigma_pl.data.digits import Digits
 
-    images = Digits().load_split(split)  # type: ignore[arg-type]
+    images = Digits().load_split(split)
     return images.pixels.reshape(len(images), -1) / 255, images.labels
