@@ -19,6 +19,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.interpolant.objective import Objective
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
+from zigma_pl.samplers.graphed import GraphedBackbone
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class GenerativeModule(L.LightningModule):
         warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
         condition_dropout: share of training samples whose condition is replaced by the null entry.
         compile_backbone: run the backbone through torch.compile.
+        graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
         seed: root of all random draws; the command line sets it to seed_everything.
     """
 
@@ -63,6 +65,7 @@ class GenerativeModule(L.LightningModule):
         warmup_steps: int = 0,
         condition_dropout: float = 0.1,
         compile_backbone: bool = False,
+        graph_sampling: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -79,6 +82,8 @@ class GenerativeModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.condition_dropout = condition_dropout if backbone.has_null_condition else 0.0
         self.compile_backbone = compile_backbone
+        self.graph_sampling = graph_sampling
+        self._graphed_backbone = GraphedBackbone(backbone)
         self.seed = seed
         self.validation_loss = MeanMetric()
 
@@ -154,7 +159,8 @@ class GenerativeModule(L.LightningModule):
         """Draw one latent for each sample id of `batch` under its condition; its `latents` are not looked at."""
         generators = sample_generators(self.seed, "sample", batch.sample_ids)
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
-        network = guided_network(self.backbone, *self._condition(batch), guidance or self.guidance)
+        backbone = self._graphed_backbone if self.graph_sampling else self.backbone
+        network = guided_network(backbone, *self._condition(batch), guidance or self.guidance)
         result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
 
