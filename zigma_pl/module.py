@@ -159,7 +159,7 @@ class GenerativeModule(L.LightningModule):
         """Draw one latent for each sample id of `batch` under its condition; its `latents` are not looked at."""
         generators = sample_generators(self.seed, "sample", batch.sample_ids)
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
-        backbone = self._graphed_backbone if self.graph_sampling else self.backbone
+        backbone: GraphedBackbone | Backbone = self._graphed_backbone if self.graph_sampling else self.backbone
         network = guided_network(backbone, *self._condition(batch), guidance or self.guidance)
         result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)

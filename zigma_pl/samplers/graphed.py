@@ -27,16 +27,12 @@ class GraphedBackbone:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
+        self.has_null_condition = backbone.has_null_condition
         self._captures: dict[tuple[Any, ...], _Capture] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedBackbone":
         """Go with the copied backbone, whose parameters lie elsewhere, and capture anew."""
         return GraphedBackbone(copy.deepcopy(self.backbone, memo))
-
-    @property
-    def has_null_condition(self) -> bool:
-        """Whether the backbone has a learned entry for "no condition"."""
-        return self.backbone.has_null_condition
 
     def __call__(
         self,
