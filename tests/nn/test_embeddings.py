@@ -11,6 +11,7 @@ from zigma_pl.nn.embeddings import (
     PositionEmbedding,
     masked_mean,
     sinusoid,
+    sinusoid_frequencies,
     unpatchify,
 )
 
@@ -36,7 +37,7 @@ def test_patch_must_divide_the_grid():
 
 
 def test_sinusoid_is_cosine_first_from_frequency_one():
-    features = sinusoid(torch.tensor([2.0]), 8)[0]
+    features = sinusoid(torch.tensor([2.0]), sinusoid_frequencies(4))[0]
     assert features[0] == pytest.approx(math.cos(2.0), abs=1e-6)
     assert features[4] == pytest.approx(math.sin(2.0), abs=1e-6)
     assert features[7] == pytest.approx(math.sin(2.0 * 10_000 ** (-3 / 4)), abs=1e-6)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.nn.cross_attention import CrossAttention
-from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.nn.mixer import MambaMixer, ParallelMixer
 
 Residual = Literal["prenorm", "legacy"]
 
@@ -36,7 +36,7 @@ class ZigzagBlock(nn.Module):
 
     Args:
         width: D.
-        mixer: maps (B, L, D) and a visit order to (B, L, D).
+        mixer: maps (B, L, D) and its visit order or orders to (B, L, D).
         cross_attention: maps tokens, caption tokens and mask to (B, L, D); None without captions.
         residual: which of the two forms above.
     """
@@ -44,7 +44,7 @@ class ZigzagBlock(nn.Module):
     def __init__(
         self,
         width: int,
-        mixer: MambaMixer,
+        mixer: MambaMixer | ParallelMixer,
         cross_attention: CrossAttention | None = None,
         residual: Residual = "prenorm",
     ) -> None:
@@ -72,7 +72,7 @@ class ZigzagBlock(nn.Module):
             x: (B, L, D) tokens.
             residual: (B, L, D) carried beside x in the legacy form, None in the first block and in the prenorm form.
             conditioning: (B, D).
-            visit_order: (L,) int32.
+            visit_order: (L,) int32, or (k, L) for a mixer of k directions.
             caption: (B, T, D) caption tokens.
             caption_mask: (B, T) bool, True where a caption token counts.
 

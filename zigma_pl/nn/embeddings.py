@@ -45,10 +45,8 @@ def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch_size, q=patch_size)
 
 
-def sinusoid(positions: Tensor, num_features: int, max_period: float = 10_000.0) -> Tensor:
-    """Return cos then sin of `positions` (...,) at num_features / 2 frequencies: (..., num_features), float32."""
-    half = num_features // 2
-    frequencies = sinusoid_frequencies(half, max_period).to(positions.device)
+def sinusoid(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Return cos then sin of `positions` (...,) at K frequencies (K,): (..., 2 K), float32."""
     angles = positions.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -78,7 +76,8 @@ class PositionEmbedding(nn.Module):
         if width % 4:
             raise UserError(f"position_embedding 'cosine' needs a width divisible by 4, got {width}")
         rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-        halves = [sinusoid(axis.flatten(), width // 2) for axis in (rows, columns)]
+        frequencies = sinusoid_frequencies(width // 4)
+        halves = [sinusoid(axis.flatten(), frequencies) for axis in (rows, columns)]
         return torch.cat(halves, dim=-1)[None]
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -89,9 +88,12 @@ class PositionEmbedding(nn.Module):
 class TimeEmbedding(nn.Module):
     """Embed t in [0, 1], (B,), as (B, D): sinusoids of 1000 t, then a two-layer SiLU perceptron."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int, num_features: int = 256) -> None:
         super().__init__()
-        self.num_features = num_features
+        # A buffer: computed once, on the CPU, the same on every device, and there when a CUDA graph is captured.
+        self.register_buffer("frequencies", sinusoid_frequencies(num_features // 2), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
         for layer in (self.mlp[0], self.mlp[2]):
             assert isinstance(layer, nn.Linear)
@@ -102,7 +104,7 @@ class TimeEmbedding(nn.Module):
         """Embed t, (B,)."""
         first_layer = self.mlp[0]
         assert isinstance(first_layer, nn.Linear)
-        return self.mlp(sinusoid(1000.0 * t, self.num_features).to(first_layer.weight.dtype))
+        return self.mlp(sinusoid(1000.0 * t, self.frequencies).to(first_layer.weight.dtype))
 
 
 class ClassEmbedding(nn.Module):

@@ -1,4 +1,4 @@
-"""The selective state-space mixer of Mamba, its rows visited in a given order.
+"""The selective state-space mixer of Mamba, its rows visited in one given order or in several at once.
 
 Axes: B batch, L tokens, D width, E inner width, N state.
 """
@@ -13,14 +13,11 @@ from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
 
 
-class MambaMixer(nn.Module):
-    """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
-
-    The order is an index that both operations read and write rows through, so the output stays in raster order
-    (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3).
+class ScanDirection(nn.Module):
+    """What one scan direction owns: the causal convolution and the parameters of the selective scan.
 
     Args:
-        width: D.
+        width: D, from which the rank of the step sizes follows.
         state_size: N, the states kept for each inner channel.
         expand: E = expand * D.
         conv_kernel: taps of the causal convolution.
@@ -40,14 +37,12 @@ class MambaMixer(nn.Module):
         self.state_size = state_size
         self.dt_rank = math.ceil(width / 16)
         self.scan_backend: ScanBackend = scan_backend
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(inner, conv_kernel).uniform_(-1, 1) / math.sqrt(conv_kernel))
         self.conv_bias = nn.Parameter(torch.zeros(inner))
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state_size, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, width, bias=False)
         self._initialise_step_sizes()
 
     def _initialise_step_sizes(self, smallest: float = 1e-3, largest: float = 0.1) -> None:
@@ -58,12 +53,11 @@ class MambaMixer(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def forward(self, tokens: Tensor, visit_order: Tensor | None = None) -> Tensor:
-        """Mix tokens (B, L, D) along visit_order, (L,) int32, or along raster order when it is None."""
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+    def scan(self, x: Tensor, gate: Tensor, visit_order: Tensor | None = None) -> Tensor:
+        """Convolve and scan x, (B, L, E), along visit_order, (L,) int32, and multiply by silu(gate): (B, L, E)."""
         x = causal_conv1d(x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu")
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        y = selective_scan(
+        return selective_scan(
             x,
             linear(dt, self.dt_proj.weight),
             -torch.exp(self.A_log.float()),
@@ -75,4 +69,68 @@ class MambaMixer(nn.Module):
             visit_order=visit_order,
             backend=self.scan_backend,
         )
+
+
+class MambaMixer(ScanDirection):
+    """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
+
+    The order is an index that both operations read and write rows through, so the output stays in raster order
+    (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3). Arguments as of ScanDirection.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+    ) -> None:
+        super().__init__(width, state_size, expand, conv_kernel, scan_backend)
+        inner = expand * width
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, tokens: Tensor, visit_order: Tensor | None = None) -> Tensor:
+        """Mix tokens (B, L, D) along visit_order, (L,) int32, or along raster order when it is None."""
+        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        return self.out_proj(self.scan(x, gate, visit_order))
+
+
+class ParallelMixer(nn.Module):
+    """Mix tokens (B, L, D) -> (B, L, D) along k visit orders at once, so at k times the scan's cost.
+
+    The projections in and out are shared; each direction has its own ScanDirection, and their outputs are summed
+    (ZigMa, arXiv:2403.13802, Fig. 4; with an order and its reverse, Vision Mamba, arXiv:2401.09417).
+
+    Args:
+        width: D.
+        num_directions: k.
+        state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_directions: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+    ) -> None:
+        super().__init__()
+        inner = expand * width
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.directions = nn.ModuleList(
+            ScanDirection(width, state_size, expand, conv_kernel, scan_backend) for _ in range(num_directions)
+        )
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, tokens: Tensor, visit_orders: Tensor) -> Tensor:
+        """Mix tokens (B, L, D) along visit_orders, (k, L) int32."""
+        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        y = torch.zeros_like(x)
+        for direction, visit_order in zip(self.directions, visit_orders, strict=True):
+            assert isinstance(direction, ScanDirection)
+            y = y + direction.scan(x, gate, visit_order)
         return self.out_proj(y)

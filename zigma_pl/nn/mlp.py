@@ -1,0 +1,23 @@
+"""The perceptron of a transformer block."""
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU (its tanh form) between them, applied to each token: (B, L, D) -> (B, L, D).
+
+    Args:
+        width: D.
+        ratio: hidden width over D.
+    """
+
+    def __init__(self, width: int, ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = round(ratio * width)
+        self.hidden = nn.Linear(width, hidden)
+        self.activation = nn.GELU(approximate="tanh")
+        self.out_proj = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Transform each of the tokens, (B, L, D)."""
+        return self.out_proj(self.activation(self.hidden(tokens)))
