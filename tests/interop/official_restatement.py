@@ -7,6 +7,17 @@ import math
 
 import numpy as np
 
+# Parameters of a mixer's forward direction -> those of the reversed one in the bidirectional baseline.
+SECOND_DIRECTION = {
+    "conv1d.weight": "conv1d_b.weight",
+    "conv1d.bias": "conv1d_b.bias",
+    "x_proj.weight": "x_proj_b.weight",
+    "dt_proj.weight": "dt_proj_b.weight",
+    "dt_proj.bias": "dt_proj_b.bias",
+    "A_log": "A_b_log",
+    "D": "D_b",
+}
+
 
 def silu(x):
     return x / (1 + np.exp(-x))
@@ -44,6 +55,15 @@ def serpentines(side):
 
 
 def mixer(x, p, prefix, order):
+    """x (L, D) -> (L, D): Mamba along the order, or in raster order and its reverse where a second set exists."""
+    if prefix + "D_b" not in p:
+        return direction(x, p, prefix, order)
+    raster = list(range(len(x)))
+    second = {prefix + name: p[prefix + other] for name, other in SECOND_DIRECTION.items()}
+    return direction(x, p, prefix, raster) + direction(x, p | second, prefix, raster[::-1])
+
+
+def direction(x, p, prefix, order):
     """x (L, D) -> (L, D): gather along the order, Mamba, scatter back."""
     xz = x[order] @ p[prefix + "in_proj.weight"].T
     inner = xz.shape[1] // 2
@@ -118,7 +138,9 @@ def official_forward(parameters, x, t, y=None):
     return out.reshape(channels, side * patch, side * patch)
 
 
-def random_checkpoint(seed, *, width=32, depth=9, side=4, patch=1, channels=3, num_classes=None, caption_dim=None):
+def random_checkpoint(
+    seed, *, width=32, depth=9, side=4, patch=1, channels=3, num_classes=None, caption_dim=None, bidirectional=False
+):
     """Draw an official state dict, no parameter zero, as a dict of float32 arrays."""
     rng = np.random.default_rng(seed)
     inner, rank, tokens = 2 * width, math.ceil(width / 16), side * side
@@ -153,6 +175,8 @@ def random_checkpoint(seed, *, width=32, depth=9, side=4, patch=1, channels=3, n
             "mixer.D": (inner,),
             "mixer.out_proj.weight": (width, inner),
         }
+        if bidirectional:
+            block |= {f"mixer.{other}": block[f"mixer.{name}"] for name, other in SECOND_DIRECTION.items()}
         if caption_dim:
             block |= {f"msa.to_{n}.weight": (512, width) for n in "qkv"}
             block |= {"msa.to_out.0.weight": (width, 512), "msa.to_out.0.bias": (width,)}

@@ -22,6 +22,7 @@ KINDS = {
     "classes": {"num_classes": 5},
     "captions": {"caption_dim": 12},
     "patches": {"patch": 2, "side": 3},
+    "bidirectional": {"bidirectional": True},
 }
 
 
@@ -44,7 +45,8 @@ def draw_inputs(kind, size, channels=3):
 @pytest.mark.parametrize("kind", KINDS)
 def test_import_reproduces_the_float64_restatement(kind):
     arrays = official.random_checkpoint(7, **KINDS[kind])
-    config = infer_config(as_tensors(arrays)) | {"scan_type": "zigzagN8"}
+    config = {"scan_type": "zigzagN8"} | infer_config(as_tensors(arrays))
+    assert config["scan_type"] == ("v2" if kind == "bidirectional" else "zigzagN8")
     backbone = load_zigma_checkpoint(as_tensors(arrays), config)
     x, t, y = draw_inputs(kind, config["img_dim"])
     expected = np.stack(
@@ -55,7 +57,7 @@ def test_import_reproduces_the_float64_restatement(kind):
     assert relative_error(found, torch.from_numpy(expected)) < 1e-5
 
 
-@pytest.mark.parametrize("case", ["zigzag8", "zigzag8_text", "zigzag8_class", "hilbert8"])
+@pytest.mark.parametrize("case", ["zigzag8", "zigzag8_text", "zigzag8_class", "hilbert8", "bidir"])
 def test_import_reproduces_the_release(case):
     path = GOLDEN / f"{case}.safetensors"
     if not path.is_file():
@@ -140,7 +142,7 @@ def test_truncated_checkpoint_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scan_type": "v2"}, "bidirectional"),
+        ({"scan_type": "v2"}, "does not fit its config"),
         ({"scan_type": "randomN8"}, "did not save its random orders"),
         ({"scan_type": "zigzagN9"}, "supported are"),
         ({"use_pe": 3}, "use_pe 3"),

@@ -4,12 +4,15 @@ Axes: B batch, C channels, H W latent grid, T caption tokens.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from zigma_pl.errors import UserError
+from zigma_pl.scan.schedule import ScanConfig
 
 
 class Backbone(nn.Module, ABC):
@@ -39,6 +42,14 @@ class Backbone(nn.Module, ABC):
         self.caption_dim = caption_dim
         self.has_null_condition = null_condition and (num_classes is not None or caption_dim is not None)
         self.config = config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build the backbone that `config`, a `Backbone.config` of plain types, describes."""
+        options = dict(config)
+        if "scan" in options:
+            options["scan"] = ScanConfig(**options["scan"])
+        return cls(**options)
 
     @abstractmethod
     def forward(
@@ -94,3 +105,20 @@ class Backbone(nn.Module, ABC):
     def num_parameters(self) -> int:
         """Count the parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a constructor's `locals()` as a `Backbone.config`: its options alone, dataclasses as dictionaries."""
+    options = {name: value for name, value in constructor_locals.items() if name not in ("self", "__class__")}
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}  # type: ignore[arg-type]
+
+
+def resolve_size(
+    presets: Mapping[str, tuple[int, int]], size: str | None, width: int | None, depth: int | None
+) -> tuple[int, int]:
+    """Return (width, depth) from a preset, explicit numbers, or a preset with one of them replaced."""
+    preset = presets[size] if size is not None else (None, None)
+    width, depth = width or preset[0], depth or preset[1]
+    if width is None or depth is None:
+        raise UserError(f"a backbone needs a size ({', '.join(presets)}) or both width and depth")
+    return width, depth

@@ -33,8 +33,11 @@ def main(argv: list[str]) -> int:
 
     options = build_parser().parse_args(argv)
     state_dict = read_state_dict(options.file, options.weights)
-    config = infer_config(state_dict) | {"scan_type": options.scan_type or DEFAULT_SCAN_TYPE}
-    if options.scan_type is None:
+    config = infer_config(state_dict)
+    if options.scan_type is not None:
+        config["scan_type"] = options.scan_type
+    elif "scan_type" not in config:
+        config["scan_type"] = DEFAULT_SCAN_TYPE
         print(
             f"assuming scan_type {DEFAULT_SCAN_TYPE}, which the file does not tell: give --scan-type if it was another"
         )

@@ -6,13 +6,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from zigma_pl.backbones import Backbone, ZigMa
+from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.errors import UserError
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-BACKBONES: dict[str, type[ZigMa]] = {"ZigMa": ZigMa}
+BACKBONES: dict[str, type[Backbone]] = {
+    backbone.__name__: backbone for backbone in (ZigMa, VisionMamba, ParallelMamba, DiT, UViT)
+}
 
 
 def save_pretrained(backbone: Backbone, folder: str | Path) -> Path:
@@ -30,7 +32,7 @@ def save_pretrained(backbone: Backbone, folder: str | Path) -> Path:
     return folder
 
 
-def from_pretrained(folder: str | Path) -> ZigMa:
+def from_pretrained(folder: str | Path) -> Backbone:
     """Build the backbone that `save_pretrained` wrote, on the CPU and in evaluation mode.
 
     Raises: UserError when a file is missing, unreadable, truncated, or of an unknown format version.

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from zigma_pl.backbones.vision_mamba import VisionMamba
 from zigma_pl.backbones.zigma import ZigMa
 from zigma_pl.errors import UserError
 from zigma_pl.nn.embeddings import sinusoid_frequencies
@@ -38,10 +39,18 @@ RENAMES = [
     (r"^norm_f\.", "final_layer.legacy_norm."),
     (r"^final_layer\.linear\.", "final_layer.projection."),
 ]
+# The bidirectional mixer keeps its reversed direction's parameters beside the forward one's, with a "b" in the name.
+BIDIRECTIONAL_RENAMES = [
+    (r"\.mixer\.(conv1d|x_proj|dt_proj)_b\.", r".mixer.directions.1.\1."),
+    (r"\.mixer\.A_b_log$", r".mixer.directions.1.A_log"),
+    (r"\.mixer\.D_b$", r".mixer.directions.1.D"),
+    (r"\.mixer\.(conv1d\.|x_proj\.|dt_proj\.|A_log$|D$)", r".mixer.directions.0.\1"),
+]
+BIDIRECTIONAL = "v2"  # the official scan_type of raster order and its reverse
 TIME_WEIGHT = "time_embedding.mlp.0.weight"
 
 
-def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZigMa:
+def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZigMa | VisionMamba:
     """Build our backbone from an official state dict: `-backbone(x, 1 - t, y)` is the official `model(x, t, y)`.
 
     Args:
@@ -53,7 +62,7 @@ def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str,
     Raises: UserError on a scan type or option that has no counterpart, or on names or shapes that do not fit.
     """
     backbone = build_backbone(config)
-    weights = convert_state_dict(state_dict)
+    weights = convert_state_dict(state_dict, bidirectional=isinstance(backbone, VisionMamba))
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
@@ -62,7 +71,7 @@ def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str,
     return backbone.eval()
 
 
-def build_backbone(config: Mapping[str, Any]) -> ZigMa:
+def build_backbone(config: Mapping[str, Any]) -> ZigMa | VisionMamba:
     """Build the (still randomly initialised) backbone that an official constructor's options describe."""
     use_pe = config.get("use_pe", 0)
     if use_pe not in (0, 1, 2):
@@ -71,42 +80,43 @@ def build_backbone(config: Mapping[str, Any]) -> ZigMa:
         raise UserError("video checkpoints (video_frames > 0) are not supported yet")
     has_text = bool(config.get("has_text", False))
     num_classes = config.get("num_classes") or -1
-    return ZigMa(
-        in_channels=config["in_channels"],
-        latent_height=config["img_dim"],
-        latent_width=config["img_dim"],
-        patch_size=config.get("patch_size", 1),
-        width=config["embed_dim"],
-        depth=config["depth"],
-        scan=scan_config(config.get("scan_type", "v2")),
+    options: dict[str, Any] = {
+        "in_channels": config["in_channels"],
+        "latent_height": config["img_dim"],
+        "latent_width": config["img_dim"],
+        "patch_size": config.get("patch_size", 1),
+        "width": config["embed_dim"],
+        "depth": config["depth"],
         # The release saves its fixed cosine table too, so that both kinds are read from the checkpoint.
-        position_embedding="learnable" if use_pe else "none",
-        num_classes=num_classes if num_classes > 0 and not has_text else None,
-        caption_dim=config["d_context"] if has_text else None,
-        null_condition=False,
-        residual="legacy",
-    )
+        "position_embedding": "learnable" if use_pe else "none",
+        "num_classes": num_classes if num_classes > 0 and not has_text else None,
+        "caption_dim": config["d_context"] if has_text else None,
+        "null_condition": False,
+        "residual": "legacy",
+    }
+    scan_type = config.get("scan_type", BIDIRECTIONAL)
+    return VisionMamba(**options) if scan_type == BIDIRECTIONAL else ZigMa(**options, scan=scan_config(scan_type))
 
 
 def scan_config(scan_type: str) -> ScanConfig:
-    """Translate an official scan_type such as "zigzagN8" or "hilbertN8"."""
+    """Translate an official scan_type of one direction in each layer, such as "zigzagN8" or "hilbertN8"."""
     match = re.fullmatch(r"(zigzag|hilbert)N([1-8])", scan_type)
     if match:
         schemes = {"zigzag": "zigzag", "hilbert": "legacy_hilbert"}
         return ScanConfig(scheme=schemes[match[1]], num_orders=int(match[2]))  # type: ignore[arg-type]
-    reasons = {
-        "v2": "the bidirectional baseline has no backbone here yet",
-        "randomN": "the release did not save its random orders, so they cannot be rebuilt",
-    }
-    reason = next((text for start, text in reasons.items() if scan_type.startswith(start)), "it is unknown")
-    raise UserError(f"scan_type {scan_type!r} cannot be imported: {reason}; supported are zigzagN1-8 and hilbertN1-8")
+    reason = "it is unknown"
+    if scan_type.startswith("randomN"):
+        reason = "the release did not save its random orders, so they cannot be rebuilt"
+    supported = f"zigzagN1-8, hilbertN1-8 and {BIDIRECTIONAL}"
+    raise UserError(f"scan_type {scan_type!r} cannot be imported: {reason}; supported are {supported}")
 
 
-def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state_dict(state_dict: Mapping[str, Tensor], bidirectional: bool = False) -> dict[str, Tensor]:
     """Rename official parameters to ours, and fold the reversed time and the negated velocity into the weights."""
+    renames = [*BIDIRECTIONAL_RENAMES, *RENAMES] if bidirectional else RENAMES
     weights = {}
     for name, value in strip_prefix(state_dict).items():
-        for pattern, replacement in RENAMES:
+        for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
         if name == "patch_embedding.projection.weight":
             value = value.flatten(1)
@@ -151,6 +161,8 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     config: dict[str, Any] = {"in_channels": in_channels, "embed_dim": width, "patch_size": patch_size}
     config["depth"] = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
     config["use_pe"] = 2 if "pos_embed" in shapes else 0
+    if any(name.endswith(".A_b_log") for name in shapes):
+        config["scan_type"] = "v2"  # only the bidirectional baseline has a second set of parameters
     if "pos_embed" in shapes:
         config["img_dim"] = round(shapes["pos_embed"][1] ** 0.5) * patch_size
     if "y_embedder.weight" in shapes:

@@ -3,6 +3,7 @@
 Axes: B batch, L tokens, D width, E inner width, N state.
 """
 
+import functools
 import math
 
 import torch
@@ -129,8 +130,8 @@ class ParallelMixer(nn.Module):
     def forward(self, tokens: Tensor, visit_orders: Tensor) -> Tensor:
         """Mix tokens (B, L, D) along visit_orders, (k, L) int32."""
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        y = torch.zeros_like(x)
-        for direction, visit_order in zip(self.directions, visit_orders, strict=True):
-            assert isinstance(direction, ScanDirection)
-            y = y + direction.scan(x, gate, visit_order)
-        return self.out_proj(y)
+        scanned = (
+            direction.scan(x, gate, visit_order)  # type: ignore[operator]  # a ScanDirection
+            for direction, visit_order in zip(self.directions, visit_orders, strict=True)
+        )
+        return self.out_proj(functools.reduce(torch.add, scanned))

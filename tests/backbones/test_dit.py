@@ -1,0 +1,69 @@
+import functools
+
+import pytest
+import torch
+from backbones import tiny
+
+from zigma_pl.backbones import DiT
+from zigma_pl.backbones.dit import DiTBlock
+from zigma_pl.errors import UserError
+from zigma_pl.nn.cross_attention import CrossAttention
+from zigma_pl.nn.embeddings import unpatchify
+
+build = functools.partial(tiny.build, DiT)
+
+
+def permute_patches(x, permutation):
+    patches = x.reshape(3, 2, 2, 2, 3, 2).permute(0, 2, 4, 3, 5, 1).reshape(3, 6, 8)
+    return unpatchify(patches[:, permutation], (2, 3), 2)
+
+
+@pytest.mark.parametrize("kind", tiny.CONDITIONS)
+def test_without_positions_it_follows_a_permutation_of_the_patches(kind):
+    options, condition = tiny.CONDITIONS[kind]
+    (x, t), permutation = tiny.draw(), torch.tensor([4, 2, 0, 5, 1, 3])
+    for positions, follows in (("none", True), ("cosine", False)):
+        backbone = build(position_embedding=positions, **options)
+        found = backbone(permute_patches(x, permutation), t, condition)
+        assert torch.allclose(found, permute_patches(backbone(x, t, condition), permutation), atol=1e-4) == follows
+
+
+def test_block_is_three_gated_branches_and_starts_as_the_identity():
+    torch.manual_seed(0)
+    block = DiTBlock(8, 2, 4.0, CrossAttention(8, 2, 4)).double()
+    x, conditioning, caption = (torch.randn(2, *shape, 8, dtype=torch.float64) for shape in ((5,), (), (3,)))
+    assert torch.equal(block(x, conditioning, caption), x)
+    torch.nn.init.normal_(block.modulation[1].weight)
+    shifts = torch.nn.functional.silu(conditioning) @ block.modulation[1].weight.T
+    shifts = shifts.reshape(2, 9, 1, 8).unbind(1)  # shift, scale and gate of attention, perceptron, cross-attention
+    expected = x
+    for index, branch in (
+        (0, block.attention),
+        (6, lambda tokens: block.cross_attention(tokens, caption)),
+        (3, block.mlp),
+    ):
+        normalised = torch.nn.functional.layer_norm(expected, (8,), eps=1e-6)
+        modulated = normalised * (1 + shifts[index + 1]) + shifts[index]
+        expected = expected + shifts[index + 2] * branch(modulated)
+    torch.testing.assert_close(block(x, conditioning, caption), expected)
+
+
+def test_every_token_reaches_every_other_in_one_layer():
+    backbone, (x, t) = build(depth=1), tiny.draw()
+    x.requires_grad_()
+    backbone(x, t)[0, :, 0, 0].sum().backward()
+    assert x.grad[0].ne(0).all()
+
+
+def test_sizes_are_the_papers_with_its_perceptron():
+    # 33, 130, 458 and 675 million at patch 2, of which the 1000 classes (and in the paper twice the output) are a part.
+    for size, heads, expected in [("S", 6, 33), ("B", 12, 130), ("L", 16, 458), ("XL", 16, 675)]:
+        with torch.device("meta"):
+            backbone = DiT(4, 32, 32, patch_size=2, size=size, num_classes=1000, mlp_ratio=4.0)
+        assert backbone.num_parameters() / 1e6 == pytest.approx(expected, rel=0.01)
+        assert backbone.blocks[0].attention.num_heads == heads
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(UserError, match=r"width of 16 .* 3 attention heads: set num_heads"):
+        build(num_heads=3)

@@ -1,0 +1,26 @@
+"""Tiny backbones and inputs for the tests of this folder."""
+
+import torch
+
+CONDITIONS = {
+    "none": ({}, None),
+    "classes": ({"num_classes": 4}, torch.tensor([0, 3, 1])),
+    "captions": ({"caption_dim": 5}, torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2))),
+}
+
+
+def build(backbone_class, randomise=True, **options):
+    """Build a backbone of width 16 for latents (2, 4, 6) in patches of 2; by default with no parameter at zero."""
+    torch.manual_seed(0)
+    defaults = {"in_channels": 2, "latent_height": 4, "latent_width": 6, "patch_size": 2, "width": 16, "depth": 3}
+    backbone = backbone_class(**(defaults | options))
+    if randomise:
+        for parameter in backbone.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return backbone
+
+
+def draw(batch_size=3):
+    """Draw x_t and t."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch_size, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)

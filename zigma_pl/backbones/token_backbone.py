@@ -1,0 +1,109 @@
+"""What backbones over patch tokens have in common: embeddings of the patches, positions, time and condition.
+
+Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.nn.cross_attention import CrossAttention
+from zigma_pl.nn.embeddings import (
+    CaptionEmbedding,
+    ClassEmbedding,
+    PatchEmbedding,
+    PositionEmbedding,
+    TimeEmbedding,
+    masked_mean,
+    unpatchify,
+)
+
+
+class TokenBackbone(Backbone):
+    """A backbone that cuts x_t into patches, runs layers over their tokens, and puts the patches back.
+
+    Args:
+        width: D.
+        config: the constructor's options by name. Read from it: in_channels, latent_height, latent_width, patch_size,
+            position_embedding, num_classes, caption_dim, null_condition, gradient_checkpointing.
+    """
+
+    def __init__(self, width: int, config: dict[str, Any]) -> None:
+        latent_shape = (config["in_channels"], config["latent_height"], config["latent_width"])
+        super().__init__(latent_shape, config["num_classes"], config["caption_dim"], config["null_condition"], config)
+        self.patch_size: int = config["patch_size"]
+        self.gradient_checkpointing: bool = config["gradient_checkpointing"]
+        self.patch_embedding = PatchEmbedding(*latent_shape, self.patch_size, width)
+        self.position_embedding = PositionEmbedding(config["position_embedding"], self.grid, width)
+        self.time_embedding = TimeEmbedding(width)
+        if self.num_classes is not None:
+            self.class_embedding = ClassEmbedding(self.num_classes, width, config["null_condition"])
+        if self.caption_dim is not None:
+            self.caption_embedding = CaptionEmbedding(self.caption_dim, width, config["null_condition"])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the token grid."""
+        return self.patch_embedding.grid
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers in one patch of the prediction."""
+        return self.patch_size**2 * self.latent_shape[0]
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        condition_dropped: Tensor | None = None,
+    ) -> Tensor:
+        """Predict (B, C, H, W); see Backbone.forward for the arguments."""
+        self.check_inputs(x_t, condition)
+        if condition is None:
+            condition, condition_dropped = self.null_condition_for(x_t)
+        # In x_t's dtype, float32 under autocast too: the residual stream adds up small updates over many layers.
+        x = self.position_embedding(self.patch_embedding(x_t).to(x_t.dtype))
+        patches = self.run_layers(x, t, condition, caption_mask, condition_dropped)
+        return unpatchify(patches, self.grid, self.patch_size)
+
+    @abstractmethod
+    def run_layers(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None,
+        caption_mask: Tensor | None,
+        condition_dropped: Tensor | None,
+    ) -> Tensor:
+        """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features)."""
+
+    def run_block(self, block: nn.Module, *arguments: Tensor | None) -> Any:
+        """Call the block; with gradient checkpointing, keep its inputs only and run it again in the backward pass."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+    def embed_conditioning(
+        self, t: Tensor, condition: Tensor | None, caption_mask: Tensor | None, dropped: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what modulates the blocks, (B, D), and the caption tokens (B, T, D) with their mask, if any."""
+        conditioning = self.time_embedding(t)
+        if condition is None:
+            return conditioning, None, None
+        if self.num_classes is not None:
+            return conditioning + self.class_embedding(condition, dropped), None, None
+        caption, caption_mask = self.caption_embedding(condition, caption_mask, dropped)
+        return conditioning + masked_mean(caption, caption_mask), caption, caption_mask
+
+
+def make_cross_attention(width: int, config: dict[str, Any]) -> CrossAttention | None:
+    """Build a block's attention to captions, None without; caption_dim and the attention_* options are of `config`."""
+    if config["caption_dim"] is None:
+        return None
+    return CrossAttention(width, config["attention_heads"], config["attention_head_dim"])

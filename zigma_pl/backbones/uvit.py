@@ -1,0 +1,164 @@
+"""U-ViT: a transformer that takes time and condition as tokens, with long skip connections between its halves.
+
+Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.backbones.base import plain_options, resolve_size
+from zigma_pl.backbones.token_backbone import TokenBackbone
+from zigma_pl.nn.block import zero_linear
+from zigma_pl.nn.embeddings import PositionKind
+from zigma_pl.nn.mlp import MLP
+from zigma_pl.nn.self_attention import SelfAttention, default_num_heads
+
+Size = Literal["S", "B", "L", "XL"]
+
+# (width, depth): widths of ZigMa's sizes, depths for as many parameters. B is the paper's U-ViT-M.
+SIZES: dict[str, tuple[int, int]] = {"S": (384, 17), "B": (768, 17), "L": (1024, 33), "XL": (1152, 39)}
+
+
+class UViT(TokenBackbone):
+    """U-ViT (arXiv:2209.12152): [time, class or caption, patches] as one sequence through a transformer.
+
+    The last (depth - 1) // 2 blocks each take the output of one of the first, nearest to nearest: concatenated with
+    their input and projected back to D. Positions are added to the patch tokens; the others tell themselves apart by
+    their own embeddings. A dropped caption counts as a single null token, however many caption tokens the batch has.
+
+    Args:
+        in_channels: C, channels of the latents (or pixels).
+        latent_height: H of the latents.
+        latent_width: W of the latents.
+        patch_size: side of the square patch that makes one token; H and W must be divisible by it.
+        size: named preset of (width, depth, heads): S (384, 17, 6), B (768, 17, 12), L (1024, 33, 16),
+            XL (1152, 39, 16), each with ZigMa's number of parameters within 3 % (both without captions).
+        width: D; overrides the preset.
+        depth: number of layers; overrides the preset.
+        num_heads: heads of the self-attention; by default 16 for a width of 1152, else of 64 channels each.
+        mlp_ratio: hidden width of the perceptron over D. The paper has 4; 4.25 makes up ZigMa's parameters.
+        final_convolution: end with the paper's 3 x 3 convolution over the predicted latents.
+        position_embedding: none, cosine (fixed) or learnable (as in the paper).
+        num_classes: classes to condition on; None for none.
+        caption_dim: width of the caption features to condition on; None for none.
+        null_condition: learn an entry for "no condition"; guidance and condition dropout need it.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_height: int,
+        latent_width: int,
+        patch_size: int = 1,
+        size: Size | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float = 4.25,
+        final_convolution: bool = True,
+        position_embedding: PositionKind = "learnable",
+        num_classes: int | None = None,
+        caption_dim: int | None = None,
+        null_condition: bool = True,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        config = plain_options(locals())
+        width, depth = resolve_size(SIZES, size, width, depth)
+        num_heads = num_heads or default_num_heads(width)
+        super().__init__(width, config)
+        self.num_skips = (depth - 1) // 2
+        self.blocks = nn.ModuleList(
+            UViTBlock(width, num_heads, mlp_ratio, takes_skip=layer >= depth - self.num_skips) for layer in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        # The prediction starts at zero, through whichever layer is last.
+        self.projection = (nn.Linear if final_convolution else zero_linear)(width, self.patch_features)
+        self.final_convolution = zero_convolution(in_channels) if final_convolution else nn.Identity()
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        condition_dropped: Tensor | None = None,
+    ) -> Tensor:
+        """Predict (B, C, H, W); see Backbone.forward for the arguments."""
+        return self.final_convolution(super().forward(x_t, t, condition, caption_mask, condition_dropped))
+
+    def run_layers(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None,
+        caption_mask: Tensor | None,
+        condition_dropped: Tensor | None,
+    ) -> Tensor:
+        """Run the blocks over [time, condition, patches] and project what became of the patches."""
+        num_patches, num_blocks = x.shape[1], len(self.blocks)
+        prefix, mask = self.embed_prefix(t, condition, caption_mask, condition_dropped)
+        if mask is not None:
+            mask = nn.functional.pad(mask, (0, num_patches), value=True)
+        x = torch.cat([prefix.to(x.dtype), x], dim=1)
+        skips: list[Tensor] = []
+        for layer, block in enumerate(self.blocks):
+            x = self.run_block(block, x, skips.pop() if layer >= num_blocks - self.num_skips else None, mask)
+            if layer < self.num_skips:
+                skips.append(x)
+        return self.projection(self.norm(x[:, -num_patches:]))
+
+    def embed_prefix(
+        self, t: Tensor, condition: Tensor | None, caption_mask: Tensor | None, dropped: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens before the patches, (B, 1 + T, D), and which of them count, (B, 1 + T) bool; None if all.
+
+        T is 1 for a class and 0 without a condition.
+        """
+        time = self.time_embedding(t)[:, None]
+        if condition is None:
+            return time, None
+        if self.num_classes is not None:
+            return torch.cat([time, self.class_embedding(condition, dropped)[:, None]], dim=1), None
+        caption, mask = self.caption_embedding(condition, caption_mask, dropped)
+        if dropped is not None:
+            # Attention weighs T equal null tokens T times as much as one, so only the first of them may count.
+            first = torch.arange(caption.shape[1], device=caption.device) == 0
+            mask = (first | ~dropped[:, None]) & (True if mask is None else mask)
+        return torch.cat([time, caption], dim=1), None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
+
+
+class UViTBlock(nn.Module):
+    """x + attention(norm(x)), then x + perceptron(norm(x)); before them, a skip is merged into x if it takes one."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, takes_skip: bool) -> None:
+        super().__init__()
+        self.merge_skip = nn.Linear(2 * width, width) if takes_skip else None
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads, bias=False)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, skip: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Run the block on x and skip, both (B, L, D), attending to the tokens where mask, (B, L) bool, is True."""
+        if self.merge_skip is not None:
+            assert skip is not None
+            x = self.merge_skip(torch.cat([x, skip], dim=-1)).to(x.dtype)
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def zero_convolution(num_channels: int) -> nn.Conv2d:
+    """Return a 3 x 3 convolution that keeps the grid and starts at zero."""
+    layer = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
