@@ -36,8 +36,11 @@ format: $(DEV) ## rewrite the code in ruff's format
 
 ci: lint types test ## what continuous integration runs
 
-bench: $(DEV) ## check and time the scan
-	$(BIN)/python -m zigma_pl bench scan
+bench: $(DEV) ## check, then time: scan, forward pass, training step, number of orders
+	@mkdir -p results/bench
+	set -e; for subject in scan forward train order; do \
+	    $(BIN)/python -m zigma_pl bench $$subject --json results/bench/$$subject.json --plot results/bench/$$subject.png; \
+	done
 
 paths: $(CORE) ## draw every scan order: paths.png
 	$(BIN)/python -m zigma_pl paths --height 8 --width 8 --out paths.png

@@ -15,7 +15,7 @@ COMMANDS = {
     "predict": ("zigma_pl.cli", "sample images from a checkpoint (no data set needed)"),
     "demo": ("zigma_pl.commands.demo", "train on handwritten digits, sample 500, say how many are recognised"),
     "paths": ("zigma_pl.commands.paths", "draw every scan order of a grid"),
-    "bench": ("zigma_pl.commands.bench", "check and time the scan against its peers"),
+    "bench": ("zigma_pl.commands.bench", "check, then time: scan, forward pass, training step, number of orders"),
     "doctor": (
         "zigma_pl.commands.doctor",
         "versions, devices, which scan backends can run here and whether they are right",

@@ -62,7 +62,7 @@ def test_mamba_states_what_it_lacks(monkeypatch):
 # ----------------------------------------------------------------------------------------- backends and errors
 def test_self_check_and_statuses():
     statuses = scan_module.available_backends()
-    assert list(statuses) == ["mamba_ssm", "cpu", "reference"]
+    assert list(statuses) == ["cuda", "mamba_ssm", "cpu", "reference"]
     assert statuses["cpu"].available
     assert statuses["cpu"].devices == ("any",)
     for name in ("cpu", "reference"):
@@ -78,7 +78,9 @@ def test_a_named_backend_never_falls_back():
     arguments = make_arguments((1, 2, 3, 4))
     with pytest.raises(BackendUnavailable, match="'mamba_ssm' runs on cuda, the tensors are on cpu"):
         selective_scan(**arguments, backend="mamba_ssm")
-    with pytest.raises(UserError, match="backend 'cpuu' does not exist; choose one of auto, mamba_ssm, cpu, reference"):
+    with pytest.raises(
+        UserError, match="backend 'cpuu' does not exist; choose one of auto, cuda, mamba_ssm, cpu, reference"
+    ):
         selective_scan(**arguments, backend="cpuu")
 
 

@@ -1,72 +1,185 @@
-"""python -m zigma_pl bench scan: how long the selective scan takes here, beside mambapy's parallel scan."""
+"""python -m zigma_pl bench {scan,forward,train,order}: check, then time, ours beside its peers on this machine."""
 
 import argparse
-import functools
-import json
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from zigma_pl.ops.backends import relative_errors
-from zigma_pl.ops.selective_scan import BACKENDS, ScanBackend, reference, selective_scan
+from zigma_pl.benchmarks.checks import WrongNumbersError
+from zigma_pl.benchmarks.machine import choose_device, describe_machine
+from zigma_pl.benchmarks.report import Result
+from zigma_pl.errors import UserError
 
-Shape = tuple[int, int, int, int]
-Scan = Callable[..., Tensor]
-
-DEFAULT_SHAPES: tuple[Shape, ...] = ((16, 256, 256, 16), (4, 1024, 512, 16))
-TOLERANCE = 1e-4
-PEER = "mambapy"
-PEER_MISSING = "not installed"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One line of the table: medians in milliseconds; ratio_to_mambapy compares forward + backward, None without it."""
-
-    shape: Shape
-    backend: str
-    forward_ms: float
-    forward_backward_ms: float
-    ratio_to_mambapy: float | None
+MODEL_SUBJECTS = {
+    "forward": "frames per second and memory of one network call, by the size of the grid",
+    "train": "images per second and memory of training steps: forward, backward, AdamW",
+    "order": "frames per second and memory by the number of scan orders, zigzag against parallel Mamba",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
+DEFAULT_REPEATS = {"cuda": 15, "cpu": 7}
+DEFAULT_SCAN_REPEATS = {"cuda": 50, "cpu": 7}
+TINY_WIDTH, TINY_DEPTH = 64, 6
 
 
 def main(argv: list[str]) -> int:
-    """Runs the benchmark that argv names; returns the exit status, 1 when a backend computes wrong numbers."""
+    """Run the benchmark that argv names; returns the exit status, 1 when a contestant computes wrong numbers.
+
+    Raises: UserError for options that do not fit together or this machine.
+    """
     options = _parse(argv)
-    # A named backend that cannot run here is an error before anything is timed.
-    scans: dict[str, Scan] = {name: _our_scan(name) for name in options.backends}
-    peer = _mambapy_scan()
-    if peer is not None:
-        scans[PEER] = peer
-    failures = list(_failures(scans, options.shapes))
-    if failures:
-        print("\n".join(failures), file=sys.stderr)
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    kept: list[Result] = []
+    try:
+        result = (_run_scan if options.subject == "scan" else _run_models)(options, partial(_keep, kept, options.json))
+    except WrongNumbersError as error:
+        print(error, file=sys.stderr)
         return 1
-    timings = [timing for shape in options.shapes for timing in _time_shape(shape, scans, options.repeats)]
-    print(_report(timings))
-    if options.json is not None:
-        options.json.write_text(json.dumps({**_machine(), "timings": [asdict(t) for t in timings]}, indent=2) + "\n")
+    except KeyboardInterrupt:
+        for result in kept:
+            _publish(result, options, complete=False)
+        raise
+    _publish(result, options, complete=True)
     return 0
 
 
+def _keep(kept: list[Result], path: Path | None, result: Result) -> None:
+    """Note that the result holds what is measured so far, on disk too, should the run be cut off."""
+    kept[:] = [result]
+    if path is not None:
+        result.write_json(path, complete=False)
+
+
+def _publish(result: Result, options: argparse.Namespace, complete: bool) -> None:
+    print(result.table() + ("" if complete else "\n(interrupted: the rest was not timed)"))
+    if options.json is not None:
+        result.write_json(options.json, complete)
+    if options.plot is not None:
+        result.write_plot(options.plot)
+
+
+def _run_scan(options: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+    from zigma_pl.benchmarks import scan
+    from zigma_pl.benchmarks.scan_contestants import default_names, make_contestant
+
+    device = choose_device(options.device)
+    dtype = DTYPES[options.dtype or DEFAULT_DTYPE[device.type]]
+    names = options.contestants or default_names(device)
+    bandwidth = None if options.bandwidth is None else 1e9 * options.bandwidth
+    return scan.run(
+        scan.ScanOptions(device, dtype, options.repeats or DEFAULT_SCAN_REPEATS[device.type], bandwidth),
+        {name: make_contestant(name, device) for name in names},
+        options.shapes or scan.DEFAULT_SHAPES[device.type],
+        describe_machine(device, options.commit),
+        save,
+    )
+
+
+def _run_models(options: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+    from zigma_pl.benchmarks.models import ModelOptions, contestants_named
+
+    subject = import_module(f"zigma_pl.benchmarks.{options.subject}")
+    device = choose_device(options.device)
+    names = options.contestants or subject.DEFAULT_CONTESTANTS[device.type]
+    model_options = ModelOptions(
+        device,
+        DTYPES[options.dtype or DEFAULT_DTYPE[device.type]],
+        options.repeats or DEFAULT_REPEATS[device.type],
+        *_model_size(options, device),
+        compile_scope=options.compile,
+    )
+    return subject.run(
+        model_options,
+        contestants_named(subject.CONTESTANTS, names, device),
+        _settings(options, subject.DEFAULT_SETTINGS[device.type]),
+        describe_machine(device, options.commit),
+        save,
+    )
+
+
+def _model_size(options: argparse.Namespace, device: torch.device) -> tuple[str | None, int | None, int | None]:
+    """Return size, width and depth: as given, else the paper's on a GPU and tiny on a CPU."""
+    if options.size is None and device.type == "cpu":
+        return None, options.width or TINY_WIDTH, options.depth or TINY_DEPTH
+    preset = None if options.size is None and options.width and options.depth else options.size or "B"
+    return preset, options.width, options.depth
+
+
+def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
+    """Return grids and batches as settings: each with each, in training pairwise; defaults for what is not given.
+
+    Raises: UserError when training has not as many grids as batches.
+    """
+    from zigma_pl.benchmarks.model_table import Setting
+
+    if options.grids is None and options.batches is None:
+        return defaults
+    if options.subject == "train":
+        grids = options.grids or [setting.grid for setting in defaults]
+        batches = options.batches or [setting.batch_size for setting in defaults]
+        if len(grids) != len(batches):
+            raise UserError(f"--grids has {len(grids)} entries, --batches {len(batches)}: give one batch for each grid")
+        return [Setting(grid, batch_size) for grid, batch_size in zip(grids, batches, strict=True)]
+    grids = options.grids or list(dict.fromkeys(setting.grid for setting in defaults))
+    batches = options.batches or list(dict.fromkeys(setting.batch_size for setting in defaults))
+    return [Setting(grid, batch_size) for batch_size in batches for grid in grids]
+
+
+# ---------------------------------------------------------------------------------------------------------- options
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m zigma_pl bench", description="Measure speed on this machine.")
-    subjects = parser.add_subparsers(dest="subject", required=True, metavar="{scan}")
-    scan = subjects.add_parser("scan", help="the selective scan on the CPU, against mambapy's parallel scan")
-    scan.add_argument("--shapes", nargs="+", type=_shape, default=list(DEFAULT_SHAPES), metavar="B,L,E,N")
-    scan.add_argument("--repeats", type=_positive, default=7, help="timed runs of each contestant (default: 7)")
-    names = [backend.name for backend in BACKENDS.backends]
-    scan.add_argument("--backends", nargs="+", choices=names, default=["cpu"], help="ours to time (default: cpu)")
-    scan.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser = argparse.ArgumentParser(
+        prog="python -m zigma_pl bench",
+        description="Measure speed and memory on this machine. Every contestant is first compared with a float64 "
+        "reference; where one is wrong, nothing but that is printed.",
+    )
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar="{scan,forward,train,order}")
+    scan = subjects.add_parser("scan", help="the selective scan against mamba-ssm's kernels or mambapy, and the limit")
+    scan.add_argument("--shapes", nargs="+", type=_shape, metavar="B,L,E,N", help="batch, tokens, channels, states")
+    scan.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: what a copy reaches)")
+    _add_common_options(scan, "backends of ours, mamba_ssm, mamba_ssm+gathers, mambapy")
+    for name, summary in MODEL_SUBJECTS.items():
+        subject = subjects.add_parser(name, help=summary)
+        _add_model_options(subject)
+        _add_common_options(subject, _contestants_in_words(name))
     return parser.parse_args(argv)
+
+
+def _contestants_in_words(subject: str) -> str:
+    if subject == "order":
+        return "zigzag or parallel, as such or with -graph"
+    executions = "-compiled" if subject == "train" else "-compiled, -graph or -compiled-graph"
+    return f"zigzag8, sweep, dit or uvit, as such or with {executions}"
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=("S", "B", "L", "XL"), help="preset (default: B on a GPU, tiny on a CPU)")
+    parser.add_argument("--width", type=_positive, help="width of the tokens, in place of the preset's")
+    parser.add_argument("--depth", type=_positive, help="Mamba layers; transformers get half as many")
+    parser.add_argument("--grids", nargs="+", type=_positive, metavar="TOKENS", help="sides of the square grids")
+    together = "one for each grid" if parser.prog.endswith("train") else "each with every grid"
+    parser.add_argument("--batches", nargs="+", type=_positive, metavar="SIZE", help=f"batch sizes, {together}")
+    scope = "what torch.compile gets at a time; blocks compile many times faster (default: %(default)s)"
+    parser.add_argument("--compile", choices=("model", "blocks"), default="model", help=scope)
+
+
+def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:
+    parser.add_argument("--contestants", nargs="+", metavar="NAME", help=contestants)
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--repeats", type=_positive, help="timed samples of each contestant")
+    parser.add_argument("--threads", type=_positive, help="threads of PyTorch on the CPU (default: PyTorch's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with quartiles")
+    parser.add_argument("--plot", type=_picture, metavar="FILE.png", help="also draw them (.png, .pdf or .svg)")
+    parser.add_argument("--commit", help="what to write into the header where this is no git checkout")
 
 
 def _positive(text: str) -> int:
@@ -75,135 +188,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _shape(text: str) -> Shape:
-    sizes = [_positive(part) for part in text.split(",")]
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(_positive(part) for part in text.split(","))
     if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"{text!r} is not four sizes B,L,E,N such as 16,256,256,16")
-    return sizes[0], sizes[1], sizes[2], sizes[3]
+    return sizes
 
 
-# ----------------------------------------------------------------------------------------------------- contestants
-def _our_scan(name: ScanBackend) -> Scan:
-    BACKENDS.choose(name, "cpu")
-    return functools.partial(selective_scan, backend=name)
-
-
-def _mambapy_scan() -> Scan | None:
-    """mambapy's scan with the work around it that its Mamba block does, or None when it is not installed."""
-    try:
-        from mambapy.pscan import pscan
-    except ImportError:
-        return None
-
-    def scan(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, visit_order: Tensor | None = None
-    ) -> Tensor:
-        """It knows one order only, so visit_order is ignored: ours does the permutation in addition."""
-        decay = torch.exp(delta.unsqueeze(-1) * A)
-        increment = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
-        return (pscan(decay, increment) @ C.unsqueeze(-1)).squeeze(3) + skip * u
-
-    return scan
-
-
-def _arguments(shape: Shape) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs of the sizes that a freshly initialised Mamba block has, and a random visit order."""
-    num_rows, num_tokens, num_channels, num_states = shape
-    generator = torch.Generator().manual_seed(0)
-    normal = functools.partial(torch.randn, generator=generator)
-    arguments = {
-        "u": normal(num_rows, num_tokens, num_channels),
-        "delta": 0.001 + 0.1 * torch.rand(num_rows, num_tokens, num_channels, generator=generator),
-        "A": -torch.arange(1.0, num_states + 1).repeat(num_channels, 1),
-        "B": normal(num_rows, num_tokens, num_states),
-        "C": normal(num_rows, num_tokens, num_states),
-        "skip": normal(num_channels),
-    }
-    return arguments, torch.randperm(num_tokens, generator=generator).int()
-
-
-# ----------------------------------------------------------------------------------------------------- correctness
-def _failures(scans: dict[str, Scan], shapes: list[Shape]) -> Iterator[str]:
-    """One line for each contestant and state size that is wrong; the reference runs at few rows, tokens, channels."""
-    for num_states in sorted({shape[3] for shape in shapes}):
-        arguments, visit_order = _arguments((2, 67, 40, num_states))
-        for name, scan in scans.items():
-            order = None if name == PEER else visit_order
-            errors = relative_errors(scan, reference.run, arguments, visit_order=order)
-            worst = max(errors, key=lambda key: errors[key])
-            if not errors[worst] <= TOLERANCE:
-                yield (
-                    f"bench scan: {name} is wrong with N = {num_states}: relative error {errors[worst]:.1e} of {worst} "
-                    f"against the float64 reference, {TOLERANCE:.0e} allowed; nothing was timed"
-                )
-
-
-# ------------------------------------------------------------------------------------------------------------ times
-def _time_shape(shape: Shape, scans: dict[str, Scan], repeats: int) -> list[Timing]:
-    print(f"timing {shape}: {', '.join(scans)}", file=sys.stderr)
-    arguments, visit_order = _arguments(shape)
-    runs = {
-        (name, kind): functools.partial(run, scan, arguments, visit_order)
-        for name, scan in scans.items()
-        for kind, run in (("forward", _forward), ("both", _forward_backward))
-    }
-    median_ms = _interleaved_medians_ms(runs, repeats)
-    peer_ms = median_ms.get((PEER, "both"))
-    return [
-        Timing(shape, name, median_ms[name, "forward"], both := median_ms[name, "both"], peer_ms and both / peer_ms)
-        for name in scans
-    ]
-
-
-def _interleaved_medians_ms(runs: Mapping[Any, Callable[[], None]], repeats: int) -> dict[Any, float]:
-    """Medians after one warm-up; contestants take turns, so that a noisy moment hits all of them alike."""
-    for run in runs.values():
-        run()
-    seconds: dict[Any, list[float]] = {key: [] for key in runs}
-    for _ in range(repeats):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[key].append(time.perf_counter() - start)
-    return {key: 1000 * statistics.median(values) for key, values in seconds.items()}
-
-
-def _forward(scan: Scan, arguments: dict[str, Tensor], visit_order: Tensor) -> None:
-    with torch.no_grad():
-        scan(**arguments, visit_order=visit_order)
-
-
-def _forward_backward(scan: Scan, arguments: dict[str, Tensor], visit_order: Tensor) -> None:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
-    output = scan(**leaves, visit_order=visit_order)
-    torch.autograd.grad(output, list(leaves.values()), arguments["u"])
-
-
-# ----------------------------------------------------------------------------------------------------------- report
-def _report(timings: list[Timing]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in _machine().items())
-    header = ("shape (B, L, E, N)", "backend", "forward ms", "forward+backward ms", f"ratio to {PEER}")
-    rows = [header, *(_cells(timing) for timing in timings)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = [f"{machine}; float32, random visit order for ours, raster order for {PEER}; all gradients"]
-    if all(timing.backend != PEER for timing in timings):
-        notes.append(f"{PEER} is not installed, so there is no ratio: pip install {PEER}")
-    return "\n".join([*notes, *lines])
-
-
-def _cells(timing: Timing) -> tuple[str, ...]:
-    ratio = PEER_MISSING if timing.ratio_to_mambapy is None else f"{timing.ratio_to_mambapy:.3f}"
-    times = (f"{timing.forward_ms:.1f}", f"{timing.forward_backward_ms:.1f}")
-    return str(timing.shape), timing.backend, *times, ratio
-
-
-def _machine() -> dict[str, str | int]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": _cpu_model()}
-
-
-def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+def _picture(text: str) -> Path:
+    if not text.lower().endswith((".png", ".pdf", ".svg")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
+    return Path(text)

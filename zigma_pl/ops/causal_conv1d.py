@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zigma_pl.errors import UserError
+from zigma_pl.ops import causal_conv1d_cuda
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
 from zigma_pl.ops.rows import RowMover, check_rows, check_tensor, check_visit_order, compute_dtype, inverse_order
 from zigma_pl.ops.threads import threads_that_pay
@@ -17,7 +18,7 @@ from zigma_pl.ops.threads import threads_that_pay
 __all__ = ["ConvolutionBackend", "available_backends", "causal_conv1d", "self_check"]
 
 Activation = Literal["silu"] | None
-ConvolutionBackend = Literal["auto", "causal_conv1d", "cpu", "reference"]
+ConvolutionBackend = Literal["auto", "cuda", "causal_conv1d", "cpu", "reference"]
 
 # Elements of the batch rows that are worked off together, so that all passes over them run in the cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -31,6 +32,7 @@ def causal_conv1d(
     visit_order: Tensor | None = None,
     activation: Activation = "silu",
     backend: ConvolutionBackend = "auto",
+    deterministic: bool = False,
 ) -> Tensor:
     """Convolve every channel with its own short filter over the tokens visited before; rows stay where they were.
 
@@ -43,19 +45,23 @@ def causal_conv1d(
         visit_order: (L,) int32 or int64 permutation, None for raster order. Only its length and dtype are checked.
         activation: "silu" or None.
         backend: implementation to use; "auto" takes the fastest that runs on x's device and logs the choice once.
+        deterministic: refuse a backend whose gradients may differ from run to run.
 
     Returns:
         (B, L, E) in x's dtype and in raster rows.
 
     Raises:
-        UserError: shapes, dtypes or devices do not fit, or the activation or the backend does not exist.
+        UserError: shapes, dtypes or devices do not fit, the activation or the backend does not exist, or the backend is
+            not deterministic.
         BackendUnavailable: a named backend cannot run here; the message says why.
     """
     _check(x, weight, bias, activation)
     if visit_order is not None:
         check_visit_order("causal_conv1d", visit_order, x.shape[1], x.device)
-    run = _RUNS[_choose_backend(backend, x.device.type)]
-    return run(x, weight, bias, visit_order, activation)
+    name = _choose_backend(backend, x.device.type)
+    if name == "causal_conv1d" and deterministic:
+        raise UserError("causal_conv1d: backend 'causal_conv1d' is not deterministic; use backend 'cuda' or 'cpu'")
+    return _RUNS[name](x, weight, bias, visit_order, activation)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
@@ -224,6 +230,7 @@ def _run_package(
 BACKENDS = BackendTable(
     "causal_conv1d",
     (
+        Backend("cuda", causal_conv1d_cuda.run, causal_conv1d_cuda.available, ("cuda",)),
         Backend("causal_conv1d", _run_package, _package_available, ("cuda",)),
         Backend("cpu", _run_cpu, lambda: (True, "plain PyTorch shifts without a graph over taps, made for the CPU")),
         Backend("reference", _run_reference, lambda: (True, "PyTorch's grouped convolution, the definition")),

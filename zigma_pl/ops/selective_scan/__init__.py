@@ -6,17 +6,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zigma_pl.errors import UserError
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
 from zigma_pl.ops.rows import check_rows, check_tensor, check_visit_order
-from zigma_pl.ops.selective_scan import cpu, mamba_ssm, reference
+from zigma_pl.ops.selective_scan import cpu, cuda, mamba_ssm, reference
 
 __all__ = ["BackendStatus", "ScanBackend", "available_backends", "selective_scan", "self_check"]
 
-ScanBackend = Literal["auto", "mamba_ssm", "cpu", "reference"]
+ScanBackend = Literal["auto", "cuda", "mamba_ssm", "cpu", "reference"]
 
 BACKENDS = BackendTable(
     "selective_scan",
     (
+        Backend("cuda", cuda.run, cuda.available, ("cuda",)),
         Backend("mamba_ssm", mamba_ssm.run, mamba_ssm.available, ("cuda",)),
         Backend("cpu", cpu.run, lambda: (True, "plain PyTorch without a graph over time, made for the CPU")),
         Backend("reference", reference.run, lambda: (True, "autograd loop over steps, the slow definition of the op")),
@@ -37,6 +39,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     visit_order: Tensor | None = None,
     backend: ScanBackend = "auto",
+    deterministic: bool = False,
 ) -> Tensor:
     """Run the selective state-space recurrence over tokens in visit order; rows stay where they were.
 
@@ -54,19 +57,24 @@ def selective_scan(
         delta_bias: (E,), added to delta before softplus.
         visit_order: (L,) int32 or int64 permutation, None for raster order. Only its length and dtype are checked.
         backend: implementation to use; "auto" takes the fastest that runs on u's device and logs the choice once.
+        deterministic: the same bits of every gradient on every run, at the price of memory and a little time.
 
     Returns:
         (B, L, E) in u's dtype and in raster rows; the state is float32 (float64 for float64 u).
 
     Raises:
-        UserError: shapes, dtypes or devices do not fit, or the backend does not exist.
+        UserError: shapes, dtypes or devices do not fit, or the backend does not exist or is not deterministic.
         BackendUnavailable: a named backend cannot run here; the message says why.
     """
     _check(u, delta, A, B, C, skip, gate, delta_bias)
     if visit_order is not None:
         check_visit_order("selective_scan", visit_order, u.shape[1], u.device)
-    run = _RUNS[_choose_backend(backend, u.device.type)]
-    return run(u, delta, A, B, C, skip, gate, delta_bias, visit_order)
+    name = _choose_backend(backend, u.device.type)
+    arguments = (u, delta, A, B, C, skip, gate, delta_bias, visit_order)
+    if name == "mamba_ssm" and deterministic:
+        raise UserError("selective_scan: backend 'mamba_ssm' is not deterministic; use backend 'cuda' or 'cpu'")
+    # The other forms are deterministic in any case.
+    return _RUNS[name](*arguments, deterministic) if name == "cuda" else _RUNS[name](*arguments)
 
 
 def _check(

@@ -1,0 +1,157 @@
+// Runs a kernel's blocks one after the other on the CPU: every thread is a fiber, barriers and warp-wide operations
+// switch between them. Included before the kernel's source, in place of what the CUDA compiler provides.
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <vector>
+
+#define EMULATED
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define DYNAMIC_SHARED(name) uint4* name = (uint4*)emulated_shared.data()
+
+struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct uint2 { unsigned x, y; };
+struct dim3 { int x = 0, y = 0, z = 0; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline long long min(long long a, long long b) { return a < b ? a : b; }
+
+struct Barrier {
+    int arrived = 0, generation = 0;
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    dim3 index;
+    bool done = false;
+};
+
+static std::vector<char> emulated_shared;
+static std::vector<Fiber> fibers;
+static std::vector<Barrier> warp_barriers;
+static Barrier block_barrier;
+static ucontext_t scheduler;
+static Fiber* running;
+static void (*entry)();
+static dim3 blockIdx, blockDim;
+static float deposits[32][32][6];  // warp, lane
+
+#define threadIdx (running->index)
+
+inline void wait_at(Barrier& barrier, int size) {
+    const int generation = barrier.generation;
+    if (++barrier.arrived == size) {
+        barrier.arrived = 0;
+        ++barrier.generation;
+    }
+    while (barrier.generation == generation) swapcontext(&running->context, &scheduler);
+}
+
+inline void __syncthreads() { wait_at(block_barrier, blockDim.x); }
+inline void meet_warp() { wait_at(warp_barriers[threadIdx.x / 32], 32); }
+
+inline float (*deposit(std::initializer_list<float> values))[6] {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    std::copy(values.begin(), values.end(), deposits[warp][lane]);
+    meet_warp();
+    return deposits[warp];
+}
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+    const float other = deposit({value})[(threadIdx.x % 32) ^ mask][0];
+    meet_warp();
+    return other;
+}
+
+inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+inline float cut(float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
+
+inline void multiply_add(float (&c)[4], const float (&a)[4], float b0, float b1) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    auto all = deposit({cut(a[0]), cut(a[1]), cut(a[2]), cut(a[3]), cut(b0), cut(b1)});
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 8; ++k) {
+            const float left = all[row * 4 + k % 4][k / 4 * 2 + i / 2];
+            c[i] += left * all[(column + i % 2) * 4 + k % 4][4 + k / 4];
+        }
+    meet_warp();
+}
+
+inline void multiply(float (&c)[4], const float (&a)[4], float b0, float b1) {
+    c[0] = c[1] = c[2] = c[3] = 0;
+    multiply_add(c, a, b0, b1);
+}
+
+inline float exp2_fast(float x) { return exp2f(x); }
+inline float reciprocal(float x) { return 1 / x; }
+inline float half_to_float(unsigned bits) { uint16_t h = bits; _Float16 f; memcpy(&f, &h, 2); return f; }
+inline unsigned half_bits(float x) { _Float16 f = x; uint16_t h; memcpy(&h, &f, 2); return h; }
+inline unsigned bfloat_bits(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline unsigned pack_halves(float low, float high) { return half_bits(low) | half_bits(high) << 16; }
+inline unsigned pack_bfloats(float low, float high) { return bfloat_bits(low) | bfloat_bits(high) << 16; }
+
+template <int BYTES>
+inline void copy_async(void* shared, const void* global, bool present) {
+    if (present) memcpy(shared, global, BYTES); else memset(shared, 0, BYTES);
+}
+inline void close_copies() {}
+inline void await_copies() {}
+inline void add_global(float* to, float value) { *to += value; }
+inline void add_global4(float* to, float4 v) { to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w; }
+
+static void run_fiber() {
+    entry();
+    running->done = true;
+    while (true) swapcontext(&running->context, &scheduler);
+}
+
+// Shared memory starts as NaN in every block.
+static void launch(void (*kernel)(), dim3 grid, int threads, int shared_bytes) {
+    entry = kernel;
+    blockDim = {threads, 1, 1};
+    for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
+        for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+            for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
+                emulated_shared.assign(shared_bytes, (char)0xff);
+                warp_barriers.assign((threads + 31) / 32, {});
+                block_barrier = {};
+                fibers.resize(threads);
+                for (int i = 0; i < threads; ++i) {
+                    Fiber& fiber = fibers[i];
+                    fiber.stack.resize(1 << 16);
+                    fiber.index = {i, 0, 0};
+                    fiber.done = false;
+                    getcontext(&fiber.context);
+                    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+                    fiber.context.uc_stack.ss_size = fiber.stack.size();
+                    makecontext(&fiber.context, run_fiber, 0);
+                }
+                for (int left = threads; left > 0;) {
+                    left = 0;
+                    for (Fiber& fiber : fibers) {
+                        if (fiber.done) continue;
+                        running = &fiber;
+                        swapcontext(&scheduler, &fiber.context);
+                        left += !fiber.done;
+                    }
+                }
+            }
+}

@@ -1,0 +1,228 @@
+"""The CUDA kernels: in an emulation on the CPU with tiny inputs, and on a GPU where there is one."""
+
+import functools
+import shutil
+
+import pytest
+import torch
+from ops.cuda_emulation import Emulator
+from ops.scan_inputs import OPTIONAL, make_arguments, random_order
+
+from zigma_pl.errors import UserError
+from zigma_pl.ops import causal_conv1d as conv
+from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.backends import relative_errors
+from zigma_pl.ops.selective_scan import cuda, launch, layout, reference, selective_scan
+
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing"
+)
+needs_gpu = pytest.mark.skipif(
+    not cuda.available()[0], reason=f"no GPU: {cuda.available()[1]}; the emulation is tested"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("emulated_kernels")
+
+
+@pytest.fixture
+def emulator(folder, monkeypatch):
+    """Runs the CUDA kernels on the CPU; fresh tensors and shared memory are NaN, the GPU has one multiprocessor."""
+    emulator = Emulator(folder)
+    launch.kernel.cache_clear()
+    conv_cuda._kernel.cache_clear()
+    monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(conv_cuda, "num_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(nvrtc, "load", emulator.load)
+    torch.use_deterministic_algorithms(True)
+    yield emulator
+    torch.use_deterministic_algorithms(False)
+    launch.kernel.cache_clear()
+    conv_cuda._kernel.cache_clear()
+
+
+def scan_arguments(shape, dtype=torch.float32, optional=OPTIONAL):
+    arguments = make_arguments(shape, optional, dtype)
+    return {n: t.float() if n in ("A", "skip", "delta_bias") else t for n, t in arguments.items()}
+
+
+def scan_errors(arguments, visit_order=None, deterministic=False):
+    run = functools.partial(cuda.run, deterministic=deterministic)
+    return relative_errors(run, reference.run, arguments, visit_order=visit_order)
+
+
+# ------------------------------------------------------------------------------------------------- scan, emulated
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_scan_along_an_order(emulator, dtype, deterministic):
+    errors = scan_errors(scan_arguments((2, 70, 40, 16), dtype), random_order(70), deterministic)
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+    assert set(emulator.launched) == {"scan_forward", "scan_backward"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_states", [3, 16, 30, 64])
+def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
+    monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (1, tiles))
+    errors = scan_errors(scan_arguments((1, 68, 11, num_states)), random_order(68))
+    assert max(errors.values()) < TOLERANCES[torch.float32], errors
+    assert emulator.launched == [
+        *("scan_chunk_states", "scan_chain_forward", "scan_forward"),
+        *("scan_chunk_adjoints", "scan_chain_backward", "scan_backward"),
+    ]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("optional", [(), ("gate",), ("delta_bias", "skip")])
+@pytest.mark.parametrize("num_tokens", [1, 32])
+def test_scan_without_optional_inputs(optional, num_tokens):
+    errors = scan_errors(scan_arguments((1, num_tokens, 8, 16), optional=optional))
+    assert max(errors.values()) < TOLERANCES[torch.float32], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+def test_scan_reads_slices_of_projections_in_place():
+    arguments, order = scan_arguments((2, 40, 16, 16), torch.bfloat16), random_order(40)
+    u, gate = torch.cat([arguments["u"], arguments["gate"]], -1).chunk(2, -1)
+    padding = torch.zeros(2, 40, 8, dtype=torch.bfloat16)
+    _, B, C = torch.cat([padding, arguments["B"], arguments["C"]], -1).split([8, 16, 16], -1)
+    sliced = arguments | {"u": u, "gate": gate, "B": B, "C": C}
+    prepared = launch.Call(*(sliced[n] for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order)
+    assert prepared.rows[0].data_ptr() == u.data_ptr()
+    assert prepared.rows[5].data_ptr() == C.data_ptr()
+    assert prepared.aligned
+    results = []
+    for given in (arguments, sliced):
+        leaves = {n: t.detach().requires_grad_() for n, t in given.items()}
+        loss = cuda.run(**leaves, visit_order=order, deterministic=True).float().square().sum()
+        results.append([loss, *torch.autograd.grad(loss, list(leaves.values()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+def test_scan_of_mixed_dtypes_is_computed_in_float32():
+    arguments = scan_arguments((1, 33, 8, 16))
+    mixed = arguments | {"u": arguments["u"].bfloat16()}
+    output = cuda.run(**mixed)
+    assert output.dtype == torch.bfloat16
+    expected = cuda.run(**mixed | {"u": mixed["u"].float()}).bfloat16()
+    assert torch.equal(output, expected)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("optional", [(), OPTIONAL])
+def test_scan_opcheck(optional):
+    arguments = scan_arguments((1, 5, 8, 16), optional=optional)
+    tensors = [arguments.get(name) for name in ("u", "delta", "A", "B", "C", *OPTIONAL)]
+    order = random_order(5) if optional else None
+    leaves = [t if t is None else t.requires_grad_() for t in tensors]
+    torch.library.opcheck(cuda.scan_forward, (*leaves, order, True, True))
+    plain = [t if t is None else t.detach() for t in tensors]
+    out, states = cuda.scan_forward(*plain, order, True, True)
+    torch.library.opcheck(cuda.scan_backward, (torch.ones_like(out), *plain, order, states, True))
+
+
+def test_scan_states_what_it_lacks():
+    with pytest.raises(UserError, match="float64; use backend 'cpu'"):
+        cuda.run(**make_arguments((1, 2, 3, 4), dtype=torch.float64))
+    with pytest.raises(UserError, match="at most 64 states, got 65"):
+        cuda.run(**make_arguments((1, 2, 3, 65)))
+
+
+def test_chunks_fill_the_gpu_and_cover_the_path():
+    assert layout.chunks_for(384, 128, 132, 3) == (128, 1)
+    assert layout.chunks_for(48, 7, 132, 3) == (7, 1)
+    for num_blocks, tiles in ((48, 32), (48, 1201), (1, 8), (190, 9), (96, 11)):
+        chunk_tiles, num_chunks = layout.chunks_for(num_blocks, tiles, 132, 3)
+        assert chunk_tiles * (num_chunks - 1) < tiles <= chunk_tiles * num_chunks
+        assert num_blocks * num_chunks <= 132 * 3
+
+
+def test_blocks_fit_into_the_shared_memory_of_an_a100():
+    sizes = [
+        one.shared_bytes(size, backward) for one in layout.LAYOUTS for size in (2, 4) for backward in (False, True)
+    ]
+    assert max(sizes) <= 163 * 1024
+
+
+# ------------------------------------------------------------------------------------------ convolution, emulated
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 70, 40, 4), (1, 3, 5, 8), (1, 1, 8, 1)], ids=str)
+@pytest.mark.parametrize("activation", ["silu", None])
+def test_convolution(dtype, shape, activation):
+    num_rows, num_tokens, num_channels, num_taps = shape
+    generator = torch.Generator().manual_seed(0)
+    normal = functools.partial(torch.randn, generator=generator)
+    order = random_order(num_tokens) if activation else None
+    x = normal(num_rows, num_tokens, 2 * num_channels).to(dtype).chunk(2, -1)[1]
+    arguments = {"x": x, "weight": normal(num_channels, num_taps), "bias": normal(num_channels)}
+    if activation is None:
+        del arguments["bias"]
+
+    def run(function, x, weight, bias=None):
+        return function(x, weight, bias, order, activation)
+
+    errors = relative_errors(
+        functools.partial(run, conv_cuda.run), functools.partial(run, conv._run_reference), arguments
+    )
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+def test_convolution_opcheck():
+    leaves = (torch.randn(1, 5, 8).requires_grad_(), torch.randn(8, 4).requires_grad_(), None, random_order(5), True)
+    torch.library.opcheck(conv_cuda.conv_forward, leaves)
+    plain = (leaves[0].detach(), leaves[1].detach(), *leaves[2:])
+    torch.library.opcheck(conv_cuda.conv_backward, (torch.ones(1, 5, 8), *plain))
+
+
+def test_convolution_states_what_it_lacks():
+    with pytest.raises(UserError, match="at most 8 taps and no float64, got 9 taps"):
+        conv_cuda.run(torch.zeros(1, 2, 3), torch.zeros(3, 9), None, None, "silu")
+
+
+# ------------------------------------------------------------------------------------------------------ on a GPU
+@needs_gpu
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 40, 16), (2, 63, 1536, 16), (1, 1000, 72, 16), (2, 130, 40, 64)], ids=str)
+def test_scan_on_the_gpu(shape, dtype):
+    arguments = {n: t.cuda() for n, t in scan_arguments(shape, dtype).items()}
+    for order in (None, random_order(shape[1]).cuda()):
+        errors = scan_errors(arguments, order)
+        assert max(errors.values()) < max(TOLERANCES[dtype], 1e-5), errors
+
+
+@needs_gpu
+def test_both_ops_on_the_gpu_compile_replay_and_repeat():
+    arguments, order = {n: t.cuda() for n, t in scan_arguments((2, 100, 64, 16)).items()}, random_order(100).cuda()
+    weight = torch.linspace(-1, 1, 256, device="cuda").view(64, 4)
+
+    def mixer(u, **rest):
+        u = conv.causal_conv1d(u, weight, visit_order=order, backend="cuda")
+        return selective_scan(u, **rest, visit_order=order, backend="cuda", deterministic=True)
+
+    results = []
+    for run in (mixer, mixer, torch.compile(mixer, fullgraph=True)):
+        leaves = {n: t.detach().requires_grad_() for n, t in arguments.items()}
+        results.append([*torch.autograd.grad(run(**leaves).square().sum(), list(leaves.values()))])
+    assert all(torch.equal(a, b) for a, b in zip(*results[:2], strict=True))
+    for eager, compiled in zip(results[0], results[2], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+    graph, expected = torch.cuda.CUDAGraph(), mixer(**arguments)
+    with torch.cuda.graph(graph):
+        captured = mixer(**arguments)
+    graph.replay()
+    assert torch.equal(captured, expected)

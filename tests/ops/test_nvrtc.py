@@ -1,0 +1,65 @@
+"""Run-time compilation: what makes it unavailable, and the cache on disk."""
+
+import pytest
+import torch
+
+from zigma_pl.ops import nvrtc
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert nvrtc.available() == (False, "PyTorch sees no CUDA device")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    assert nvrtc.available() == (False, "needs a GPU of compute capability 8.0, this one has 7.5")
+
+    def missing():
+        raise OSError("libnvrtc.so: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+    monkeypatch.setattr(nvrtc, "_nvrtc", missing)
+    available, reason = nvrtc.available()
+    assert not available
+    assert "pip install nvidia-cuda-nvrtc" in reason
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """The calls of the compiler, which is replaced, with the cache in a folder of the test."""
+    calls = []
+
+    def compile_source(source, flags):
+        calls.append((source, flags))
+        return source.encode()[::-1]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "_compile", compile_source)
+    monkeypatch.setattr(nvrtc, "_nvrtc_version", lambda: (13, 0))
+    return calls
+
+
+def test_each_source_option_architecture_and_compiler_is_compiled_once(compiled, monkeypatch, tmp_path):
+    for _ in range(2):
+        assert nvrtc.compile_cached("abc", (("SIZE", 3),), "sm_90") == b"cba"
+    assert compiled == [("abc", ["--std=c++17", "--gpu-architecture=sm_90", "-DSIZE=3"])]
+    nvrtc.compile_cached("abcd", (("SIZE", 3),), "sm_90")
+    nvrtc.compile_cached("abc", (("SIZE", 4),), "sm_90")
+    nvrtc.compile_cached("abc", (("SIZE", 3),), "sm_80")
+    monkeypatch.setattr(nvrtc, "_nvrtc_version", lambda: (13, 1))
+    nvrtc.compile_cached("abc", (("SIZE", 3),), "sm_90")
+    assert len(compiled) == 5
+    files = list((tmp_path / "zigma_pl").iterdir())
+    assert len(files) == 5
+    assert {file.suffix for file in files} == {".cubin"}
+
+
+def test_an_interrupted_write_leaves_nothing_that_is_read(compiled, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(nvrtc.os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            nvrtc.compile_cached("abc", (), "sm_90")
+    assert nvrtc.compile_cached("abc", (), "sm_90") == b"cba"
+    assert len(compiled) == 2

@@ -1,0 +1,63 @@
+"""bench forward: frames per second and memory of one network call, by the size of the grid (ZigMa, Figure 4 a, b)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.benchmarks.checks import raise_if_any
+from zigma_pl.benchmarks.machine import Machine
+from zigma_pl.benchmarks.model_table import ModelTable, Setting, columns, rivals_among
+from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
+from zigma_pl.benchmarks.plots import draw_forward
+from zigma_pl.benchmarks.report import Result
+
+CONTESTANTS = FAMILIES
+DEFAULT_CONTESTANTS = {
+    "cuda": ["zigzag8", "zigzag8-compiled", "zigzag8-graph", "sweep", "sweep-graph", "dit", "dit-compiled", "uvit"],
+    "cpu": ["zigzag8", "sweep", "dit", "uvit"],
+}
+DEFAULT_SETTINGS = {
+    "cuda": [Setting(32, 1), Setting(64, 1), Setting(128, 1), Setting(196, 1)],
+    "cpu": [Setting(8, 1), Setting(16, 1), Setting(24, 1), Setting(32, 1)],
+}
+
+
+def run(
+    options: ModelOptions,
+    contestants: Mapping[str, Contestant],
+    settings: Iterable[Setting],
+    machine: Machine,
+    save: Callable[[Result], None],
+) -> Result:
+    """Check the contestants, then time them setting by setting; `save` gets the result after each.
+
+    Raises: WrongNumbersError, before anything is timed or when an output is not finite.
+    """
+    raise_if_any("forward", findings(contestants, options, training=False))
+    rivals = rivals_among(contestants)
+    notes = [
+        f"one call of the network without gradients: {options.describe()}",
+        "medians of samples taken in turns; ratios are of frames/s, those to sweep in the same execution",
+    ]
+    result = Result("forward", machine, notes, columns("frames/s", rivals), draw_forward)
+    return ModelTable(result, options, contestants, partial(prepare, options), rivals).fill(settings, save)
+
+
+def prepare(
+    options: ModelOptions, backbone: Backbone, network: Network, setting: Setting
+) -> tuple[Callable[[int], None], Tensor]:
+    """Return the calls to time, and the output of one."""
+    backbone.eval()
+    x_t, t, _ = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
+
+    def run(num_calls: int) -> None:
+        # Autocast is around all calls, as around a sampler's loop: the weights are cast once.
+        with torch.no_grad(), autocast(options.device, options.dtype):
+            for _ in range(num_calls):
+                network(x_t, t)
+
+    with torch.no_grad(), autocast(options.device, options.dtype):
+        return run, network(x_t, t)

@@ -1,0 +1,265 @@
+"""The backbones that are timed, how each is executed, and the check against the eager one in float64."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.benchmarks.checks import dtype_name, relative_error
+from zigma_pl.benchmarks.timing import forget_compiled_code
+from zigma_pl.errors import UserError
+from zigma_pl.scan.schedule import ScanConfig
+
+Architecture = Literal["ZigMa", "ParallelMamba", "DiT", "UViT"]
+Execution = Literal["eager", "compiled", "graph", "compiled-graph"]
+CompileScope = Literal["model", "blocks"]
+Network = Callable[[Tensor, Tensor], Tensor]
+
+NUM_CHANNELS = 4  # of the latents; every token is one latent, patch 1
+CHECKED_GRID = (6, 10)  # no multiple of a kernel's tile
+CHECKED_WIDTH, CHECKED_DEPTH = 128, 5  # transformers have 3 layers then: with a long skip in U-ViT
+# Added to all weights that are checked: then a missing visit order changes the output by 8 %, not by rounding errors.
+CHECKED_NOISE = 0.07
+SMALLEST_WIDTH = 384  # of the presets
+TOLERANCE = {
+    torch.float32: {"output": 1e-3, "gradients": 1e-3},
+    torch.bfloat16: {"output": 5e-2, "gradients": 1e-1},
+    torch.float16: {"output": 2e-2, "gradients": 5e-2},
+}
+_HOMES: dict[Architecture, str] = {
+    "ZigMa": "zigma_pl.backbones.zigma",
+    "ParallelMamba": "zigma_pl.backbones.parallel_mamba",
+    "DiT": "zigma_pl.backbones.dit",
+    "UViT": "zigma_pl.backbones.uvit",
+}
+_SCANNED: tuple[Architecture, ...] = ("ZigMa", "ParallelMamba")
+EXECUTION_LABELS: dict[Execution, str] = {
+    "eager": "",
+    "compiled": ", compiled",
+    "graph": ", CUDA graph",
+    "compiled-graph": ", compiled, CUDA graph",
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A backbone and how it is executed.
+
+    Args:
+        architecture: name of the backbone's class.
+        family: what it is called in tables.
+        execution: as it is, with torch.compile, replayed as a CUDA graph, or both.
+        scan: its visit orders, None for transformers.
+        counts_orders: whether its name says how many orders there are.
+    """
+
+    architecture: Architecture
+    family: str
+    execution: Execution = "eager"
+    scan: ScanConfig | None = None
+    counts_orders: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name in tables and pictures."""
+        label = self.family
+        if self.counts_orders and self.scan is not None:
+            label += f", {self.scan.num_orders} order{'' if self.scan.num_orders == 1 else 's'}"
+        return label + EXECUTION_LABELS[self.execution]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a JSON record says of it."""
+        num_orders = None if self.scan is None else self.scan.num_orders
+        return {"label": self.label, "family": self.family, "execution": self.execution, "num_orders": num_orders}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What all model benchmarks need to know.
+
+    Args:
+        device: where they run.
+        dtype: of autocast; float32 for none.
+        repeats: samples of each contestant.
+        size: preset of the backbones, or None with width and depth.
+        width: D.
+        depth: layers of the Mamba backbones; transformers get half as many, rounded up, as in the presets.
+        compile_scope: torch.compile the whole model, or its blocks one by one, which compiles many times faster.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    repeats: int
+    size: str | None = "B"
+    width: int | None = None
+    depth: int | None = None
+    compile_scope: CompileScope = "model"
+
+    def describe(self) -> str:
+        """Return the size and precision in words, and that a model is tiny where it is smaller than every preset."""
+        precision = "float32" if self.dtype == torch.float32 else f"{dtype_name(self.dtype)} autocast"
+        sizes = {"size": self.size, "width": self.width, "depth": self.depth}
+        size = ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
+        if self.depth is not None:
+            size += " (transformers half of it)"
+        tiny = "TINY MODELS, not the paper's: " if self.width is not None and self.width < SMALLEST_WIDTH else ""
+        return f"{tiny}{size}, {NUM_CHANNELS} channels, patch 1, unconditional, {precision}"
+
+
+def contestants_named(
+    contestants: Mapping[str, Contestant], chosen: Iterable[str], device: torch.device
+) -> dict[str, Contestant]:
+    """Return the chosen contestants.
+
+    Raises: UserError when one does not exist or needs another device.
+    """
+    chosen = list(chosen)
+    for name in chosen:
+        if name not in contestants:
+            raise UserError(f"--contestants {name}: does not exist; choose from {', '.join(contestants)}")
+        if "graph" in contestants[name].execution and device.type != "cuda":
+            raise UserError(f"--contestants {name}: a CUDA graph needs --device cuda, this run is on {device.type}")
+    return {name: contestants[name] for name in chosen}
+
+
+def executions_of(prefix: str, architecture: Architecture, family: str, scan: ScanConfig | None = None) -> dict:
+    """Return name -> contestant for every execution: prefix, prefix-compiled, prefix-graph, prefix-compiled-graph."""
+    return {
+        prefix if execution == "eager" else f"{prefix}-{execution}": Contestant(architecture, family, execution, scan)
+        for execution in get_args(Execution)
+    }
+
+
+FAMILIES: dict[str, Contestant] = {
+    **executions_of("zigzag8", "ZigMa", "ZigMa zigzag-8", ScanConfig("zigzag", 8)),
+    **executions_of("sweep", "ZigMa", "ZigMa sweep", ScanConfig("sweep", 1)),
+    **executions_of("dit", "DiT", "DiT"),
+    **executions_of("uvit", "UViT", "U-ViT"),
+}
+
+
+# ------------------------------------------------------------------------------------------------------- building
+def build(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, **more: Any) -> Backbone:
+    """Build a backbone on the device with fixed random weights, none of them zero, as nothing is timed on zeros."""
+    architecture = contestant.architecture
+    backbone_class = getattr(import_module(_HOMES[architecture]), architecture)
+    if contestant.scan is not None:
+        more["scan"] = contestant.scan
+    depth = options.depth
+    if depth is not None and architecture not in _SCANNED:
+        depth = -(-depth // 2)
+    size = {"size": options.size, "width": options.width, "depth": depth}
+    torch.manual_seed(0)
+    with options.device:
+        backbone = backbone_class(NUM_CHANNELS, *grid, patch_size=1, **size, **more)
+    fill_zeros(backbone)
+    return backbone
+
+
+def fill_zeros(backbone: nn.Module, std: float = 0.2) -> None:
+    """Draw the parameters that start at zero, such as the gates that would hide a whole layer from the output."""
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if not parameter.any():
+                parameter.normal_(std=std)
+
+
+def execute(backbone: Backbone, execution: Execution, scope: CompileScope) -> Network:
+    """Return the backbone as something to call in the given way; compiling changes the backbone in place."""
+    if "compiled" in execution:
+        for module in [backbone] if scope == "model" else _blocks(backbone):
+            module.compile(fullgraph=True, dynamic=False)
+    if "graph" in execution:
+        from zigma_pl.samplers.graphed import GraphedBackbone
+
+        return GraphedBackbone(backbone)
+    return backbone
+
+
+def _blocks(backbone: nn.Module) -> list[nn.Module]:
+    return [block for child in backbone.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Return autocast to dtype; nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def make_inputs(batch_size: int, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return random x_t (B, C, H, W), t (B,) in [0, 1], and a target like x_t."""
+    generator = torch.Generator().manual_seed(1)
+    x_t, target = torch.randn(2, batch_size, NUM_CHANNELS, *grid, generator=generator).to(device)
+    return x_t, torch.rand(batch_size, generator=generator).to(device), target
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+def findings(contestants: Mapping[str, Contestant], options: ModelOptions, training: bool) -> Iterator[str]:
+    """Yield a line for each contestant that differs from the eager float64 reference on a small case.
+
+    Args:
+        contestants: what to check. Those that are not compiled are checked in float32 as well, where small errors show.
+        options: device, dtype and compile scope.
+        training: whether gradients are compared too.
+    """
+    small = ModelOptions(
+        options.device, options.dtype, 1, None, CHECKED_WIDTH, CHECKED_DEPTH, compile_scope=options.compile_scope
+    )
+    for contestant in contestants.values():
+        dtypes = {options.dtype} if "compiled" in contestant.execution else {options.dtype, torch.float32}
+        for dtype in sorted(dtypes, key=str):
+            errors = _errors(contestant, small, dtype, training)
+            for what, error in errors.items():
+                if not error <= TOLERANCE[dtype][what]:
+                    yield (
+                        f"{contestant.label} is wrong in {dtype_name(dtype)}: relative error {error:.1e} "
+                        f"of the {what} against the eager float64 reference, {TOLERANCE[dtype][what]:.0e} allowed"
+                    )
+    forget_compiled_code()
+
+
+def _errors(contestant: Contestant, small: ModelOptions, dtype: torch.dtype, training: bool) -> dict[str, float]:
+    backbone = build(contestant, CHECKED_GRID, small)
+    _add_noise(backbone)
+    exact = _output_and_gradients(_reference(contestant, small, backbone), "eager", small, torch.float64, training)
+    tested = _output_and_gradients(backbone, contestant.execution, small, dtype, training)
+    return {what: relative_error(tested[what], exact[what]) for what in exact}
+
+
+def _add_noise(backbone: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise.to(parameter.device), alpha=CHECKED_NOISE)
+
+
+def _reference(contestant: Contestant, small: ModelOptions, like: Backbone) -> Backbone:
+    """Return the backbone with the same weights in float64 on the CPU, its scan by the definition of the op."""
+    on_cpu = ModelOptions(torch.device("cpu"), torch.float32, 1, None, small.width, small.depth)
+    more = {"scan_backend": "reference"} if contestant.architecture in _SCANNED else {}
+    reference = build(contestant, CHECKED_GRID, on_cpu, **more)
+    reference.load_state_dict(like.state_dict())
+    return reference.double()
+
+
+def _output_and_gradients(
+    backbone: Backbone, execution: Execution, small: ModelOptions, dtype: torch.dtype, training: bool
+) -> dict[str, list[Tensor]]:
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    device, own_dtype = parameters[0].device, parameters[0].dtype
+    x_t, t, target = (tensor.to(own_dtype) for tensor in make_inputs(2, CHECKED_GRID, device))
+    network = execute(backbone, execution, small.compile_scope)
+    casting = nullcontext() if dtype == torch.float64 else autocast(device, dtype)
+    with torch.set_grad_enabled(training), casting:
+        output = network(x_t, t)
+        results = {"output": [output]}
+        if training:
+            loss = (output.to(own_dtype) * target).mean()
+    if training:
+        results["gradients"] = list(torch.autograd.grad(loss, parameters))
+    return results

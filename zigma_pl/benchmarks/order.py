@@ -1,0 +1,68 @@
+"""bench order: frames per second and memory by the number of scan orders (ZigMa, Figure 4 c, d).
+
+ZigMa spreads its orders over the layers; parallel Mamba scans along all of them in every layer.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from zigma_pl.backbones.base import resolve_size
+from zigma_pl.backbones.mamba import SIZES
+from zigma_pl.benchmarks.checks import raise_if_any
+from zigma_pl.benchmarks.forward import prepare
+from zigma_pl.benchmarks.machine import Machine
+from zigma_pl.benchmarks.model_table import ModelTable, Setting, columns
+from zigma_pl.benchmarks.models import Contestant, Execution, ModelOptions, findings
+from zigma_pl.benchmarks.plots import draw_order
+from zigma_pl.benchmarks.report import Result
+from zigma_pl.scan.schedule import ScanConfig
+
+MAX_ORDERS = 8
+EXECUTIONS: tuple[Execution, ...] = ("eager", "graph")
+CONTESTANTS: dict[str, Contestant] = {
+    name if execution == "eager" else f"{name}-{execution}": contestant
+    for execution in EXECUTIONS
+    for name, contestant in (
+        ("zigzag", Contestant("ZigMa", "ZigMa zigzag", execution)),
+        ("parallel", Contestant("ParallelMamba", "parallel Mamba", execution)),
+    )
+}
+DEFAULT_CONTESTANTS = {"cuda": ["zigzag-graph", "parallel-graph"], "cpu": ["zigzag", "parallel"]}
+DEFAULT_SETTINGS = {"cuda": [Setting(64, 1)], "cpu": [Setting(16, 1)]}
+RATIO = "to one order"
+
+
+def with_orders(contestants: Mapping[str, Contestant]) -> dict[str, Contestant]:
+    """Return every contestant with 1 to MAX_ORDERS orders, named zigzag 1, parallel 1, zigzag 2, ..."""
+    return {
+        f"{name} {num_orders}": replace(contestant, scan=ScanConfig("zigzag", num_orders), counts_orders=True)
+        for num_orders in range(1, MAX_ORDERS + 1)
+        for name, contestant in contestants.items()
+    }
+
+
+def run(
+    options: ModelOptions,
+    contestants: Mapping[str, Contestant],
+    settings: Iterable[Setting],
+    machine: Machine,
+    save: Callable[[Result], None],
+) -> Result:
+    """Check each contestant with all its orders, then time it with 1 to MAX_ORDERS; `save` gets the result.
+
+    Raises: WrongNumbersError, before anything is timed or when an output is not finite.
+    """
+    all_orders = with_orders(contestants)
+    most = {name: contestant for name, contestant in all_orders.items() if name.endswith(f" {MAX_ORDERS}")}
+    raise_if_any("order", findings(most, options, training=False))
+    # A preset of parallel Mamba has fewer layers the more directions there are; here depth stays, as in the figure.
+    width, depth = resolve_size(SIZES, options.size, options.width, options.depth)
+    fixed = replace(options, size=None, width=width, depth=depth)
+    notes = [
+        f"one call of the network without gradients: {fixed.describe()}, whatever the number of orders",
+        "medians of samples taken in turns; ratios are of frames/s",
+    ]
+    result = Result("order", machine, notes, columns("frames/s", [RATIO]), draw_order)
+    rivals = {RATIO: {name: f"{name.rpartition(' ')[0]} 1" for name in all_orders}}
+    return ModelTable(result, fixed, all_orders, partial(prepare, fixed), rivals).fill(settings, save)

@@ -1,0 +1,124 @@
+"""The result of a benchmark as a table, a JSON file and a picture."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zigma_pl.benchmarks.machine import Machine
+from zigma_pl.benchmarks.timing import GIGABYTE, Measurement
+from zigma_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OUT_OF_MEMORY = "out of memory"
+NOTHING = "-"
+
+
+@dataclass
+class Result:
+    """The figures of one subject; rows and records grow while it runs.
+
+    Args:
+        subject: scan, forward, train or order.
+        machine: date, device, versions, commit.
+        notes: what was timed and how, a sentence each.
+        columns: heads of the table.
+        draw: makes the picture.
+        rows: the table.
+        records: the same and more for the JSON file.
+    """
+
+    subject: str
+    machine: Machine
+    notes: list[str]
+    columns: tuple[str, ...]
+    draw: Callable[["Result"], "Figure"]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Return the header, the notes and the table."""
+        lines = [", ".join(f"{key} {value}" for key, value in self.machine.items()), *self.notes, ""]
+        return "\n".join([*lines, *_aligned([self.columns, *self.rows])])
+
+    def write_json(self, path: Path, complete: bool) -> None:
+        """Write all figures; `complete` is False while there are more to come."""
+        content = {
+            "subject": self.subject,
+            "complete": complete,
+            "machine": self.machine,
+            "notes": self.notes,
+            "records": self.records,
+        }
+        _write(path, "--json", lambda: path.write_text(json.dumps(content, indent=2) + "\n"))
+
+    def write_plot(self, path: Path) -> None:
+        """Write the picture in the format that the name ends in."""
+        figure = self.draw(self)
+        _write(path, "--plot", lambda: figure.savefig(path))
+
+
+def _write(path: Path, option: str, write: Callable[[], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); choose another path") from error
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Return the rows with their columns aligned: text to the left, figures to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    right = [all(_is_figure(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
+    pad = [str.rjust if figures else str.ljust for figures in right]
+    return ["  ".join(pad[i](cell, widths[i]) for i, cell in enumerate(row)).rstrip() for row in rows]
+
+
+def _is_figure(cell: str) -> bool:
+    return cell in (NOTHING, OUT_OF_MEMORY) or cell.replace(".", "", 1).rstrip(" %").isdecimal()
+
+
+# ------------------------------------------------------------------------------------------------------------ cells
+def measured(measurement: Measurement, num_items: int | None = None) -> dict[str, Any]:
+    """Return a measurement for the JSON file, with items per second where a call does num_items of them."""
+    record: dict[str, Any] = {"out_of_memory": measurement.out_of_memory, **asdict(measurement)}
+    if num_items is not None:
+        record["per_second"] = per_second(measurement, num_items)
+    return record
+
+
+def per_second(measurement: Measurement, num_items: int) -> float | None:
+    """Return num_items a call as items per second, by the median; None when it did not fit."""
+    return None if measurement.seconds is None else num_items / measurement.seconds.median
+
+
+def figure_cell(value: float | None, digits: int = 3) -> str:
+    """Return a figure with so many digits that count, without an exponent; a dash for None."""
+    if value is None:
+        return NOTHING
+    decimals = max(0, digits - len(str(int(abs(value)))) + (abs(value) < 1))
+    return f"{value:.{decimals}f}"
+
+
+def time_cell(measurement: Measurement) -> str:
+    """Return the median in milliseconds, or that it did not fit."""
+    return OUT_OF_MEMORY if measurement.seconds is None else figure_cell(1000 * measurement.seconds.median)
+
+
+def memory_cell(measurement: Measurement) -> str:
+    """Return the peak memory in GB (1e9 bytes), or a dash where it is not counted."""
+    peak = measurement.peak_memory_bytes
+    return NOTHING if peak is None else figure_cell(peak / GIGABYTE)
+
+
+def ratio(value: float | None, other: float | None) -> float | None:
+    """Return value / other, None where one of them is missing."""
+    return None if value is None or other is None else value / other
+
+
+def percent_cell(share: float | None) -> str:
+    """Return a share as percent, or a dash."""
+    return NOTHING if share is None else f"{100 * share:.0f} %"

@@ -1,0 +1,83 @@
+"""The least time that a scan can take on a device: bytes, exponentials and multiply-adds over the rates of the device.
+
+Axes: B batch, L tokens, E inner width, N state.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Pass = Literal["forward", "backward", "both"]
+
+EXPONENTIALS_PER_CLOCK = 16  # special-function results of one multiprocessor, compute capability 7.0 to 10.0
+MULTIPLY_ADDS_PER_CLOCK = 128  # float32 lanes of one multiprocessor
+MULTIPLY_ADDS_PER_CLOCK_OF = {(7, 0): 64, (7, 5): 64, (8, 0): 64}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second.
+
+    Args:
+        bytes_per_second: read and written, as a copy reaches it.
+        exponentials_per_second, multiply_adds_per_second: None where unknown.
+    """
+
+    bytes_per_second: float
+    exponentials_per_second: float | None = None
+    multiply_adds_per_second: float | None = None
+
+    @classmethod
+    def of(cls, device: torch.device, bytes_per_second: float) -> "Rates":
+        """Return the rates of a device: on CUDA the arithmetic ones from its multiprocessors and its clock."""
+        if device.type != "cuda":
+            return cls(bytes_per_second)
+        properties = torch.cuda.get_device_properties(device)
+        clock_khz = getattr(properties, "clock_rate", None)  # not in every version of PyTorch
+        if clock_khz is None:
+            return cls(bytes_per_second)
+        clocks = 1000.0 * clock_khz * properties.multi_processor_count
+        lanes = MULTIPLY_ADDS_PER_CLOCK_OF.get((properties.major, properties.minor), MULTIPLY_ADDS_PER_CLOCK)
+        return cls(bytes_per_second, clocks * EXPONENTIALS_PER_CLOCK, clocks * lanes)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one pass cannot do without."""
+
+    num_bytes: int
+    exponentials: int
+    multiply_adds: int
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.num_bytes + other.num_bytes,
+            self.exponentials + other.exponentials,
+            self.multiply_adds + other.multiply_adds,
+        )
+
+    def least_seconds(self, rates: Rates) -> float:
+        """Return the longest of the times for bytes, exponentials and multiply-adds: no form is faster."""
+        times = [self.num_bytes / rates.bytes_per_second]
+        if rates.exponentials_per_second is not None:
+            times.append(self.exponentials / rates.exponentials_per_second)
+        if rates.multiply_adds_per_second is not None:
+            times.append(self.multiply_adds / rates.multiply_adds_per_second)
+        return max(times)
+
+
+def scan_work(shape: tuple[int, int, int, int], bytes_per_element: int, gated: bool) -> dict[Pass, Work]:
+    """Count the scan of (B, L, E, N): every input read once, every output written once, no recomputation but exp.
+
+    A state update is delta A, exp, delta u B, h, C h: 4 multiply-adds and an exponential. Backward repeats all but C h
+    and adds the adjoint and what it passes on (2), dC, dB, d(delta u) (3), d(delta A) and its parts in ddelta, dA (4).
+    """
+    num_rows, num_tokens, num_channels, num_states = shape
+    rows = num_rows * num_tokens * num_channels * bytes_per_element
+    matrices = 2 * num_rows * num_tokens * num_states * bytes_per_element
+    updates = num_rows * num_tokens * num_channels * num_states
+    # u, delta, out and the gate; backward u, delta, dout, du, ddelta, the gate and its gradient.
+    forward = Work((3 + gated) * rows + matrices, updates, 4 * updates)
+    backward = Work((5 + 2 * gated) * rows + 2 * matrices, updates, (3 + 9) * updates)
+    return {"forward": forward, "backward": backward, "both": forward + backward}

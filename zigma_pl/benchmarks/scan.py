@@ -1,0 +1,222 @@
+"""bench scan: the selective scan beside its peers, and how near it comes to what the device can do.
+
+Axes: B batch, L tokens, E inner width, N state.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, get_args
+
+import torch
+
+from zigma_pl.benchmarks.checks import dtype_name, raise_if_any
+from zigma_pl.benchmarks.machine import Machine
+from zigma_pl.benchmarks.plots import draw_scan
+from zigma_pl.benchmarks.report import (
+    Result,
+    figure_cell,
+    measured,
+    percent_cell,
+    ratio,
+    time_cell,
+)
+from zigma_pl.benchmarks.roofline import Pass, Rates, scan_work
+from zigma_pl.benchmarks.scan_contestants import (
+    MAMBA_SSM,
+    MAMBAPY,
+    Arguments,
+    ScanContestant,
+    Shape,
+    make_arguments,
+    make_order,
+)
+from zigma_pl.benchmarks.timing import (
+    Clock,
+    HostClock,
+    KernelClock,
+    Measurement,
+    Prepared,
+    copy_bandwidth,
+    measure,
+    progress,
+    repeated,
+)
+from zigma_pl.ops.backends import relative_errors
+from zigma_pl.ops.selective_scan import reference
+
+PASSES: tuple[Pass, ...] = get_args(Pass)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+DEFAULT_SHAPES: dict[str, list[Shape]] = {
+    "cuda": [(*rows, 1536, 16) for rows in ((8, 4096), (32, 1024), (1, 16384), (1, 38416), (1, 1024))],
+    "cpu": [(16, 256, 256, 16), (4, 1024, 512, 16)],
+}
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What the benchmark needs to know.
+
+    Args:
+        device: where it runs; on CUDA the inputs have gate and dt bias.
+        dtype: of the rows.
+        repeats: samples of each contestant and pass.
+        bytes_per_second: of the device's memory; None to measure it by a copy.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    repeats: int
+    bytes_per_second: float | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether gate and dt bias are part of the scan."""
+        return self.device.type == "cuda"
+
+
+def run(
+    options: ScanOptions,
+    contestants: Mapping[str, ScanContestant],
+    shapes: Iterable[Shape],
+    machine: Machine,
+    save: Callable[[Result], None],
+) -> Result:
+    """Check outputs and gradients, then time shape by shape; `save` gets the result after each.
+
+    Raises: WrongNumbersError before anything is timed.
+    """
+    shapes = list(shapes)
+    raise_if_any("scan", findings(options, contestants, sorted({shape[3] for shape in shapes})))
+    rates = Rates.of(options.device, options.bytes_per_second or copy_bandwidth(options.device))
+    rival = next((name for name in (MAMBA_SSM, MAMBAPY) if name in contestants), None)
+    clock = KernelClock() if options.device.type == "cuda" else HostClock()
+    result = Result("scan", machine, _notes(options, contestants, rates, rival), _columns(rival), draw_scan)
+    for shape in shapes:
+        progress(f"scan, shape {shape}")
+        measurements = _measure_shape(options, contestants, shape, clock)
+        for name in contestants:
+            _add(result, options, shape, name, rival, measurements, rates)
+        save(result)
+    return result
+
+
+def findings(
+    options: ScanOptions, contestants: Mapping[str, ScanContestant], state_sizes: Iterable[int]
+) -> Iterator[str]:
+    """Yield a line for each contestant, dtype and state size that is off the float64 reference on a small case."""
+    for num_states in state_sizes:
+        for dtype in sorted({options.dtype, torch.float32}, key=str):
+            arguments = make_arguments((2, 67, 40, num_states), dtype, options.device, options.fused)
+            for contestant in contestants.values():
+                order = make_order(67, options.device) if contestant.follows_order else None
+                errors = relative_errors(contestant, reference.run, arguments, visit_order=order)
+                worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # NaN is the worst
+                if not errors[worst] <= TOLERANCE[dtype]:
+                    yield (
+                        f"{contestant.name} is wrong with N = {num_states} in {dtype_name(dtype)}: relative error "
+                        f"{errors[worst]:.1e} of {worst} against the float64 reference, {TOLERANCE[dtype]:.0e} allowed"
+                    )
+
+
+# ------------------------------------------------------------------------------------------------------------ times
+def _measure_shape(
+    options: ScanOptions, contestants: Mapping[str, ScanContestant], shape: Shape, clock: Clock
+) -> dict[tuple[str, Pass], Measurement]:
+    arguments = make_arguments(shape, options.dtype, options.device, options.fused)
+    order = make_order(shape[1], options.device)
+    prepare: dict[Pass, Callable[..., Prepared]] = {"forward": _forward, "backward": _backward, "both": _both}
+    makers = {
+        (name, which): partial(prepare[which], contestant, arguments, order if contestant.follows_order else None)
+        for name, contestant in contestants.items()
+        for which in PASSES
+    }
+    return measure(makers, repeats=options.repeats, clock=clock, device=options.device)
+
+
+def _leaves(contestant: ScanContestant, arguments: Arguments, order: torch.Tensor | None) -> tuple[Arguments, list]:
+    """Return the arranged arguments, ready for autograd, and those that get a gradient."""
+    arranged = contestant.arrange(arguments, order)
+    leaves = {n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in arranged.items()}
+    return leaves, [tensor for tensor in leaves.values() if tensor.requires_grad]
+
+
+def _forward(contestant: ScanContestant, arguments: Arguments, order: torch.Tensor | None) -> Prepared:
+    arranged = contestant.arrange(arguments, order)
+
+    def call() -> None:
+        with torch.no_grad():
+            contestant.run(arranged, order)
+
+    return Prepared(repeated(call))
+
+
+def _backward(contestant: ScanContestant, arguments: Arguments, order: torch.Tensor | None) -> Prepared:
+    leaves, differentiated = _leaves(contestant, arguments, order)
+    output = contestant.run(leaves, order)
+    gradient = torch.randn_like(output)
+    return Prepared(repeated(lambda: torch.autograd.grad(output, differentiated, gradient, retain_graph=True)))
+
+
+def _both(contestant: ScanContestant, arguments: Arguments, order: torch.Tensor | None) -> Prepared:
+    leaves, differentiated = _leaves(contestant, arguments, order)
+    gradient = torch.randn_like(contestant.run(leaves, order))
+    return Prepared(repeated(lambda: torch.autograd.grad(contestant.run(leaves, order), differentiated, gradient)))
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+def _notes(
+    options: ScanOptions, contestants: Mapping[str, ScanContestant], rates: Rates, rival: str | None
+) -> list[str]:
+    order = "zigzag order" if options.fused else "random order"
+    raster = ", ".join(name for name, contestant in contestants.items() if not contestant.follows_order)
+    origin = "as given" if options.bytes_per_second else "as a copy reaches"
+    limit = f"limit: bytes at {rates.bytes_per_second / 1e9:.3g} GB/s {origin}"
+    if rates.exponentials_per_second is not None and rates.multiply_adds_per_second is not None:
+        limit += (
+            f", {rates.exponentials_per_second / 1e12:.3g} T exponentials/s, "
+            f"{rates.multiply_adds_per_second / 1e12:.3g} T multiply-adds/s, whichever takes longest"
+        )
+    notes = [
+        f"{dtype_name(options.dtype)} rows, {'skip, gate and dt bias' if options.fused else 'skip'}, all gradients; "
+        + (f"{order}, but raster order for {raster}" if raster else order),
+        limit,
+    ]
+    if rival is None:
+        notes.append(f"neither {MAMBA_SSM} nor {MAMBAPY} takes part, so there is no ratio: pip install {MAMBAPY}")
+    return notes
+
+
+def _columns(rival: str | None) -> tuple[str, ...]:
+    times = ("forward ms", "backward ms", "both ms", f"to {rival or 'a peer'}")
+    return ("shape (B, L, E, N)", "scan", *times, "GB", "limit ms", "limit/forward", "limit/backward", "limit/both")
+
+
+def _add(
+    result: Result,
+    options: ScanOptions,
+    shape: Shape,
+    name: str,
+    rival: str | None,
+    measurements: Mapping[tuple[str, Pass], Measurement],
+    rates: Rates,
+) -> None:
+    work = scan_work(shape, options.dtype.itemsize, options.fused)
+    own = {which: measurements[name, which] for which in PASSES}
+    limit = {which: work[which].least_seconds(rates) for which in PASSES}
+    shares = {which: ratio(limit[which], _median(own[which])) for which in PASSES}
+    to_rival = ratio(_median(own["both"]), None if rival is None else _median(measurements[rival, "both"]))
+    record: dict[str, Any] = {"shape": list(shape), "contestant": name, "ratio_to": rival, "ratio": to_rival}
+    for which in PASSES:
+        figures = {"work": asdict(work[which]), "limit_seconds": limit[which], "share_of_limit": shares[which]}
+        record[which] = measured(own[which]) | figures
+    result.records.append(record)
+    cells = [figure_cell(work["both"].num_bytes / 1e9), figure_cell(1000 * limit["both"])]
+    times = [time_cell(own[which]) for which in PASSES]
+    result.rows.append(
+        (str(shape), name, *times, figure_cell(to_rival), *cells, *(percent_cell(shares[which]) for which in PASSES))
+    )
+
+
+def _median(measurement: Measurement) -> float | None:
+    return None if measurement.seconds is None else measurement.seconds.median

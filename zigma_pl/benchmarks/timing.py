@@ -1,0 +1,286 @@
+"""Timing of several contestants in turns: warm-up, medians with quartiles, peak memory, and what does not fit."""
+
+import gc
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, cast
+
+import torch
+
+# A sample is at least this long, so that the ticks of a clock and the start of a queue do not count.
+MIN_SAMPLE_SECONDS = 0.05
+MAX_CALLS_A_SAMPLE = 100
+GIGABYTE = 1e9
+
+Run = Callable[[int], None]  # does the work that many times
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of the samples, in seconds for each call."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    num_samples: int
+
+    @classmethod
+    def of(cls, samples: list[float]) -> "Spread":
+        """Return the spread of one sample or more."""
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, lower, upper, len(samples))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What came out for one contestant.
+
+    Args:
+        seconds: time of one call; None when it did not fit into memory.
+        peak_memory_bytes: most memory that the contestant held at a time, its weights included; None on a CPU, where
+            PyTorch does not count, and when it did not fit.
+    """
+
+    seconds: Spread | None
+    peak_memory_bytes: int | None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it did not fit."""
+        return self.seconds is None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contestant that is ready to be timed.
+
+    Args:
+        run: does the work the given number of times.
+        keeps_first_memory: True when the first call holds on to what it allocates, as a captured CUDA graph does, so
+            that the peak of the first call is the peak.
+    """
+
+    run: Run
+    keeps_first_memory: bool = False
+
+
+class Clock(Protocol):
+    """Takes one sample."""
+
+    def seconds_per_call(self, run: Run, num_calls: int) -> float:
+        """Return the time of one call, of num_calls that follow each other."""
+
+    def num_calls(self, seconds_per_call: float) -> int:
+        """Return how many calls make a good sample."""
+
+
+class HostClock:
+    """The processor's clock, for work that is done when the call returns."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+
+    def seconds_per_call(self, run: Run, num_calls: int) -> float:
+        """Return the time of one call, of num_calls that follow each other."""
+        start = self._now()
+        run(num_calls)
+        return (self._now() - start) / num_calls
+
+    def num_calls(self, seconds_per_call: float) -> int:
+        """Return how many calls last MIN_SAMPLE_SECONDS, MAX_CALLS_A_SAMPLE at most."""
+        return calls_that_last(MIN_SAMPLE_SECONDS, seconds_per_call)
+
+
+class CudaClock:
+    """Events of a CUDA device, launching the work included: what a user waits for."""
+
+    def seconds_per_call(self, run: Run, num_calls: int) -> float:
+        """Return the time of one call, of num_calls that follow each other on an idle device."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        self._before()
+        start.record()
+        run(num_calls)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000 / num_calls
+
+    def num_calls(self, seconds_per_call: float) -> int:
+        """Return how many calls last MIN_SAMPLE_SECONDS, MAX_CALLS_A_SAMPLE at most."""
+        return calls_that_last(MIN_SAMPLE_SECONDS, seconds_per_call)
+
+    def _before(self) -> None:
+        pass
+
+
+class KernelClock(CudaClock):
+    """Events of a CUDA device around one call, the time to launch it left out, with nothing of its inputs in the cache.
+
+    Memory is overwritten first, which empties the cache and keeps the device busy while the host queues the call.
+    """
+
+    OVERWRITTEN_BYTES = 1 << 28
+    NUM_PASSES = 24  # about 2 ms at 3 TB/s: longer than the host needs to queue a forward and a backward pass
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(self.OVERWRITTEN_BYTES, dtype=torch.uint8, device="cuda")
+
+    def num_calls(self, seconds_per_call: float) -> int:
+        """Return 1: the cache is empty, and the queue full, for one call only."""
+        return 1
+
+    def _before(self) -> None:
+        for _ in range(self.NUM_PASSES):
+            self._memory.zero_()
+
+
+def calls_that_last(seconds: float, seconds_per_call: float) -> int:
+    """Return how many calls last this long, from 1 to MAX_CALLS_A_SAMPLE."""
+    return max(1, min(MAX_CALLS_A_SAMPLE, math.ceil(seconds / max(seconds_per_call, 1e-9))))
+
+
+def repeated(call: Callable[[], object]) -> Run:
+    """Return a Run that makes the call again and again."""
+
+    def run(num_calls: int) -> None:
+        for _ in range(num_calls):
+            call()
+
+    return run
+
+
+def clock_for(device: torch.device) -> Clock:
+    """Return the clock of whole calls on this device."""
+    return CudaClock() if device.type == "cuda" else HostClock()
+
+
+def measure(
+    makers: Mapping[Key, Callable[[], Prepared]], *, repeats: int, clock: Clock, device: torch.device
+) -> dict[Key, Measurement]:
+    """Time the contestants in turns, so that a noisy moment hits all of them alike.
+
+    All are in memory together. One that does not fit beside the others is measured after them, by itself.
+
+    Args:
+        makers: build a contestant; what they allocate counts as its memory.
+        repeats: samples of each.
+        clock: takes the samples.
+        device: whose memory is counted.
+    """
+    measurements, left_over = _measure_together(makers, repeats, clock, device)
+    for key in left_over:
+        alone = {key: makers[key]}
+        measurements |= _measure_together(alone, repeats, clock, device)[0] if len(makers) > 1 else {}
+        measurements.setdefault(key, Measurement(None, None))
+    return {key: measurements[key] for key in makers}
+
+
+@dataclass
+class _Entrant:
+    run: Run
+    num_calls: int
+    peak_memory_bytes: int | None
+    samples: list[float] = field(default_factory=list)
+
+    def take_sample(self, clock: Clock) -> None:
+        self.samples.append(clock.seconds_per_call(self.run, self.num_calls))
+
+
+def _measure_together(
+    makers: Mapping[Key, Callable[[], Prepared]], repeats: int, clock: Clock, device: torch.device
+) -> tuple[dict[Key, Measurement], list[Key]]:
+    """Return the measurements of those that fit together, and the keys of the rest."""
+    entrants: dict[Key, _Entrant] = {}
+    for key, make in makers.items():
+        progress(f"  {key if isinstance(key, str) else ', '.join(map(str, cast('tuple', key)))}")
+        if not _fits(lambda key=key, make=make: entrants.update({key: _warm_up(make, clock, device)})):  # type: ignore[misc]
+            release_memory(device)
+    for _ in range(repeats):
+        for key in list(entrants):
+            if not _fits(lambda key=key: entrants[key].take_sample(clock)):  # type: ignore[misc]
+                del entrants[key]
+                release_memory(device)
+    measurements = {key: Measurement(Spread.of(e.samples), e.peak_memory_bytes) for key, e in entrants.items()}
+    entrants.clear()
+    release_memory(device)
+    forget_compiled_code()
+    return measurements, [key for key in makers if key not in measurements]
+
+
+def _fits(step: Callable[[], None]) -> bool:
+    """Take a step; False when it runs out of memory. On return nothing of it is held any more."""
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _warm_up(make: Callable[[], Prepared], clock: Clock, device: torch.device) -> _Entrant:
+    """Build a contestant, call it until it is compiled and its memory is allocated, and note the peak of a call."""
+    before = allocated_bytes(device)
+    reset_peak(device)
+    prepared = make()
+    prepared.run(1)
+    if not prepared.keeps_first_memory:
+        reset_peak(device)
+    prepared.run(1)
+    peak = peak_bytes(device)
+    num_calls = clock.num_calls(clock.seconds_per_call(prepared.run, 1))
+    return _Entrant(prepared.run, num_calls, None if peak is None else peak - before)
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+def allocated_bytes(device: torch.device) -> int:
+    """Return what is allocated on a CUDA device now; 0 on others."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of a CUDA device's memory begin anew."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most that was allocated on a CUDA device since reset_peak; None on others."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def forget_compiled_code() -> None:
+    """Make room for the next contestants: PyTorch keeps few compiled forms of one function."""
+    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
+        torch.compiler.reset()
+
+
+def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
+    """Measure bytes per second, read and written, of a copy much larger than the caches."""
+    num_bytes = 1 << (30 if device.type == "cuda" else 27)
+    source = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    clock, copy = clock_for(device), repeated(lambda: target.copy_(source))
+    copy(2)
+    return 2 * num_bytes / statistics.median(clock.seconds_per_call(copy, 5) for _ in range(repeats))
+
+
+def progress(line: str) -> None:
+    """Tell the user what is going on, apart from the results."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,74 @@
+"""bench train: images per second and memory of whole training steps: forward, backward, AdamW."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.benchmarks.checks import raise_if_any
+from zigma_pl.benchmarks.machine import Machine
+from zigma_pl.benchmarks.model_table import ModelTable, Setting, columns, rivals_among
+from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
+from zigma_pl.benchmarks.plots import draw_train
+from zigma_pl.benchmarks.report import Result
+
+# Steps change the weights and want gradients: not for CUDA graphs.
+CONTESTANTS = {name: contestant for name, contestant in FAMILIES.items() if "graph" not in contestant.execution}
+DEFAULT_CONTESTANTS = {
+    "cuda": ["zigzag8", "zigzag8-compiled", "sweep", "sweep-compiled", "dit", "dit-compiled", "uvit"],
+    "cpu": ["zigzag8", "sweep", "dit", "uvit"],
+}
+DEFAULT_SETTINGS = {
+    "cuda": [Setting(32, 32), Setting(64, 8), Setting(128, 2)],
+    "cpu": [Setting(8, 8), Setting(16, 2)],
+}
+
+
+def run(
+    options: ModelOptions,
+    contestants: Mapping[str, Contestant],
+    settings: Iterable[Setting],
+    machine: Machine,
+    save: Callable[[Result], None],
+) -> Result:
+    """Check outputs and gradients, then time setting by setting; `save` gets the result after each.
+
+    Raises: WrongNumbersError, before anything is timed or when a loss is not finite.
+    """
+    raise_if_any("train", findings(contestants, options, training=True))
+    rivals = rivals_among(contestants)
+    notes = [
+        f"forward, backward and AdamW: {options.describe()}",
+        "medians of samples taken in turns; ratios are of images/s, those to sweep in the same execution",
+    ]
+    if any("compiled" in contestant.execution for contestant in contestants.values()):
+        scope = "the whole model" if options.compile_scope == "model" else "each block"
+        notes.append(f"compiled: torch.compile of {scope}")
+    result = Result("train", machine, notes, columns("images/s", rivals), draw_train)
+    return ModelTable(result, options, contestants, partial(prepare, options), rivals).fill(settings, save)
+
+
+def prepare(
+    options: ModelOptions, backbone: Backbone, network: Network, setting: Setting
+) -> tuple[Callable[[int], None], Tensor]:
+    """Return the steps to time, and the loss of the first."""
+    backbone.train()
+    x_t, t, velocity = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
+    optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+
+    def step() -> Tensor:
+        with autocast(options.device, options.dtype):
+            loss = mse_loss(network(x_t, t).float(), velocity)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def run(num_calls: int) -> None:
+        for _ in range(num_calls):
+            step()
+
+    return run, step()

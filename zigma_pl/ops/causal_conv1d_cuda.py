@@ -1,0 +1,165 @@
+"""The causal convolution on NVIDIA GPUs: CUDA C++ compiled at run time, rows addressed through the visit order."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zigma_pl.errors import UserError
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.nvrtc import num_multiprocessors
+
+ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_TAPS = 8
+THREADS = 64
+LONGEST_CHUNK = 64  # rows; a chunk's first taps read TAPS - 1 rows more
+
+_FOLDER = Path(__file__).parent
+_NUM_FIELDS = 17  # of struct Params in causal_conv1d.cu
+
+
+def available() -> tuple[bool, str]:
+    """Returns whether the kernels can run here, and why not."""
+    return nvrtc.available()
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    visit_order: Tensor | None,
+    activation: str | None,
+) -> Tensor:
+    """Convolution with the arguments of `zigma_pl.ops.causal_conv1d`; not for float64 or more than 8 taps.
+
+    Sums are taken in a fixed order, so that it is deterministic.
+    """
+    if x.dtype not in ROW_KINDS or weight.shape[1] > MAX_TAPS:
+        raise UserError(
+            f"causal_conv1d: backend 'cuda' takes at most {MAX_TAPS} taps and no float64, got {weight.shape[1]} taps "
+            f"and {x.dtype}; use backend 'cpu', which runs on CUDA too"
+        )
+    return conv_forward(x, weight, bias, visit_order, activation == "silu")
+
+
+def _rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    rows = rows.to(dtype)
+    return rows if rows.stride(2) == 1 or rows.shape[2] == 1 else rows.contiguous()
+
+
+def _vector(rows: list[Tensor], num_bytes: int) -> int:
+    """Returns how many channels can be moved at once: num_bytes of them, or 1."""
+    size = rows[0].element_size()
+    strides = [t.stride(i) * size for t in rows for i in (0, 1) if t.shape[i] > 1]
+    offsets = [*strides, *(t.data_ptr() for t in rows), rows[0].shape[2] * size]
+    return 1 if any(offset % num_bytes for offset in offsets) else num_bytes // size
+
+
+def _chunk_rows(x: Tensor, vector: int) -> int:
+    """Returns the rows of a chunk: few where that is needed to keep the GPU busy."""
+    num_rows, num_tokens, num_channels = x.shape
+    across = num_rows * -(-num_channels // (THREADS * vector))
+    wanted = 8 * num_multiprocessors(x.device.index or 0)
+    return max(8, min(LONGEST_CHUNK, num_tokens * across // wanted // 4 * 4))
+
+
+@functools.cache
+def _kernel(name: str, row_kind: int, taps: int, vector: int, device: int) -> nvrtc.Kernel:
+    options = {"ROW_KIND": row_kind, "TAPS": taps, "VECTOR": vector, "THREADS": THREADS}
+    return nvrtc.load(
+        (_FOLDER / "device.cu", _FOLDER / "causal_conv1d.cu"),
+        name,
+        tuple(options.items()),
+        threads=THREADS,
+        shared_bytes=4 * (LONGEST_CHUNK + 2 * taps + 8),
+        num_fields=_NUM_FIELDS,
+        device=device,
+    )
+
+
+def _launch(
+    name: str,
+    x: Tensor,
+    dout: Tensor | None,
+    parameters: tuple[Tensor, Tensor | None, Tensor | None, bool],
+    outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    vector: int,
+    chunk_rows: int,
+) -> None:
+    weight, bias, visit_order, silu = parameters
+    weight = weight.float().contiguous()
+    bias = None if bias is None else bias.float().contiguous()
+    order = None if visit_order is None else visit_order.int().contiguous()
+    num_rows, num_tokens, num_channels = x.shape
+    kernel = _kernel(name, ROW_KINDS[x.dtype], weight.shape[1], vector, x.device.index or 0)
+    strides = [0, 0] if dout is None else [dout.stride(0), dout.stride(1)]
+    kernel(
+        (-(-num_channels // (THREADS * vector)), -(-num_tokens // chunk_rows), num_rows),
+        (
+            *map(_address, (x, dout)),
+            *(x.stride(0), x.stride(1), *strides),
+            *map(_address, (weight, bias, order, *outputs)),
+            *(num_tokens, num_channels, chunk_rows, int(silu)),
+        ),
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@torch.library.custom_op("zigma_pl::causal_conv1d_cuda", mutates_args=())
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
+    """Returns the convolved rows, contiguous."""
+    x = _rows(x, x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    vector = _vector([x, out], 16)
+    parameters = (weight, bias, visit_order, silu)
+    _launch("conv_forward", x, None, parameters, (out, None, None, None), vector, _chunk_rows(x, vector))
+    return out
+
+
+@conv_forward.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("zigma_pl::causal_conv1d_cuda_backward", mutates_args=())
+def conv_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of x, weight and bias, the last empty without bias."""
+    x, dout = _rows(x, x.dtype), _rows(dout, x.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    vector = _vector([x, dout, dx], 16 if x.dtype == torch.float32 else 8)
+    chunk_rows = _chunk_rows(x, vector)
+    parts = x.shape[0] * -(-x.shape[1] // chunk_rows)
+    dweight = weight.new_empty(parts, *weight.shape, dtype=torch.float32)
+    dbias = dweight.new_empty(parts, x.shape[2])
+    _launch("conv_backward", x, dout, (weight, bias, visit_order, silu), (None, dx, dweight, dbias), vector, chunk_rows)
+    summed = weight.new_empty(0) if bias is None else dbias.sum(0).to(bias.dtype)
+    return dx, dweight.sum(0).to(weight.dtype), summed
+
+
+@conv_backward.register_fake
+def _(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dbias = weight.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+    dx, dweight, dbias = conv_backward(dout, *saved, ctx.silu)
+    return dx, dweight, None if saved[2] is None else dbias, None, None
+
+
+conv_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,218 @@
+"""CUDA C++ compiled at run time: NVRTC, a cache of the results on disk, and launches of little overhead.
+
+NVRTC comes with PyTorch's CUDA builds, so that users need neither nvcc nor a build step. Kernels take one struct by
+value, all of whose fields have 8 bytes, and run on PyTorch's current stream, also while a CUDA graph is captured.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and tf32 matrix products
+
+_CUDA_ERROR_INVALID_CONTEXT = 201
+_MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction_attribute
+
+
+def available() -> tuple[bool, str]:
+    """Returns whether kernels can be compiled and run here, and why not."""
+    if not torch.cuda.is_available():
+        return False, "PyTorch sees no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_COMPUTE_CAPABILITY:
+        needed = ".".join(map(str, MIN_COMPUTE_CAPABILITY))
+        return False, f"needs a GPU of compute capability {needed}, this one has {'.'.join(map(str, capability))}"
+    try:
+        _nvrtc()
+        _driver()
+    except OSError as error:
+        return False, f"NVRTC cannot be loaded ({error}); pip install nvidia-cuda-nvrtc"
+    return True, "CUDA C++ compiled at run time"
+
+
+class Kernel:
+    """A kernel on one device.
+
+    Args:
+        module, function: what the driver returned.
+        threads: threads in a block.
+        shared_bytes: dynamic shared memory of a block.
+        num_fields: fields of the kernel's struct.
+        device: index of the CUDA device.
+    """
+
+    def __init__(
+        self,
+        module: ctypes.c_void_p,
+        function: ctypes.c_void_p,
+        threads: int,
+        shared_bytes: int,
+        num_fields: int,
+        device: int,
+    ) -> None:
+        self._module, self._function = module, function  # the module lives as long as the process
+        self._block = (threads, 1, 1, shared_bytes)
+        self._pack = struct.Struct(f"{num_fields}q").pack
+        self._device = device
+        self._launch = _driver().cuLaunchKernel
+
+    def __call__(self, grid: tuple[int, int, int], fields: tuple[int, ...]) -> None:
+        """Launches grid blocks with the struct's fields in their order: integers, or addresses of device memory."""
+        arguments = _Arguments(self._pack(*fields))  # the address of the struct, which is copied at launch
+        stream = torch.cuda.current_stream(self._device).cuda_stream
+        error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
+        if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, as autograd has its own
+            _make_context_current(self._device)
+            error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
+        if error:
+            _check(error, "cuLaunchKernel")
+
+
+_Arguments = ctypes.c_char_p * 1
+
+
+def load(
+    sources: tuple[Path, ...],
+    name: str,
+    options: tuple[tuple[str, int], ...],
+    *,
+    threads: int,
+    shared_bytes: int,
+    num_fields: int,
+    device: int,
+) -> Kernel:
+    """Returns a kernel, compiled or from the cache on disk, ready to be launched on a device.
+
+    Args:
+        sources: files that together are one translation unit.
+        name: of the kernel, which is declared extern "C".
+        options: (macro, value).
+        threads, shared_bytes, num_fields, device: see `Kernel`.
+    """
+    module = _module(sources, options, device)
+    function = ctypes.c_void_p()
+    _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "cuModuleGetFunction")
+    for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE, shared_bytes), (_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)):
+        _check(_driver().cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")
+    return Kernel(module, function, threads, shared_bytes, num_fields, device)
+
+
+@functools.cache
+def _module(sources: tuple[Path, ...], options: tuple[tuple[str, int], ...], device: int) -> ctypes.c_void_p:
+    major, minor = torch.cuda.get_device_capability(device)
+    binary = compile_cached("\n".join(path.read_text() for path in sources), options, f"sm_{major}{minor}")
+    _make_context_current(device)
+    module = ctypes.c_void_p()
+    _check(_driver().cuModuleLoadData(ctypes.byref(module), binary), "cuModuleLoadData")
+    return module
+
+
+def compile_cached(source: str, options: tuple[tuple[str, int], ...], architecture: str) -> bytes:
+    """Returns machine code for an architecture ("sm_90") from the cache, to which it is added if it is not there."""
+    flags = ["--std=c++17", f"--gpu-architecture={architecture}", *(f"-D{macro}={value}" for macro, value in options)]
+    key = hashlib.sha256("\0".join([source, *flags, *map(str, _nvrtc_version())]).encode()).hexdigest()
+    path = cache_folder() / f"{key[:32]}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    binary = _compile(source, flags)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        part.write(binary)
+    os.replace(part.name, path)  # at once, so that no other process reads half a file
+    return binary
+
+
+def cache_folder() -> Path:
+    """Returns where compiled kernels are kept: zigma_pl in the user's cache folder (XDG base directories)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigma_pl"
+
+
+def _compile(source: str, flags: list[str]) -> bytes:
+    library, program = _nvrtc(), ctypes.c_void_p()
+    created = library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"zigma_pl.cu", 0, None, None)
+    _check(created, "nvrtcCreateProgram")
+    try:
+        array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+        error = library.nvrtcCompileProgram(program, len(flags), array)
+        if error:
+            log = _sized(library.nvrtcGetProgramLogSize, library.nvrtcGetProgramLog, program).decode()
+            raise RuntimeError(f"NVRTC failed with error {error} ({' '.join(flags)}):\n{log}")
+        return _sized(library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN, program)
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+@functools.cache
+def num_multiprocessors(device: int) -> int:
+    """Returns the number of multiprocessors of a CUDA device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _sized(get_size: Callable[..., int], get: Callable[..., int], program: ctypes.c_void_p) -> bytes:
+    size = ctypes.c_size_t()
+    _check(get_size(program, ctypes.byref(size)), "the size of NVRTC's output")
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(get(program, buffer), "NVRTC's output")
+    return buffer.raw
+
+
+def _nvrtc_version() -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(_nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "nvrtcVersion")
+    return major.value, minor.value
+
+
+def _check(error: int, call: str) -> None:
+    if error:
+        raise RuntimeError(f"{call} failed with CUDA error {error}")
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    pointer, size = ctypes.c_void_p, ctypes.c_uint
+    # Declared types spare ctypes from guessing at every launch, and addresses from being cut to 32 bits.
+    library.cuLaunchKernel.argtypes = [pointer, *[size] * 7, pointer, pointer, pointer]
+    library.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
+    library.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
+    library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
+    return library
+
+
+def _make_context_current(device: int) -> None:
+    handle, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(_driver().cuDeviceGet(ctypes.byref(handle), device), "cuDeviceGet")
+    _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "cuDevicePrimaryCtxRetain")
+    _check(_driver().cuCtxSetCurrent(context), "cuCtxSetCurrent")
+
+
+@functools.cache
+def _nvrtc() -> ctypes.CDLL:
+    """Loads the NVRTC that PyTorch was built with, from beside it, from its packages or from the system."""
+    major = (torch.version.cuda or "").split(".")[0]
+    names = [f"libnvrtc.so.{major}", "libnvrtc.so"]
+    folders = [Path(torch.__file__).parent / "lib", *_nvidia_folders(major)]
+    for path in (folder / name for name in names for folder in folders):
+        if path.is_file():
+            return _load_nvrtc(path)
+    return ctypes.CDLL(names[0])
+
+
+def _load_nvrtc(path: Path) -> ctypes.CDLL:
+    for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):  # which it looks for by name alone
+        ctypes.CDLL(str(builtins))
+    return ctypes.CDLL(str(path))
+
+
+def _nvidia_folders(major: str) -> list[Path]:
+    spec = importlib.util.find_spec("nvidia")
+    locations = spec.submodule_search_locations if spec else None
+    return [Path(root) / part / "lib" for root in locations or () for part in (f"cu{major}", "cuda_nvrtc")]

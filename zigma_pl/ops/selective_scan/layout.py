@@ -1,0 +1,85 @@
+"""How the CUDA scan divides its work: channels and states among threads, long paths into chunks."""
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_STATES = 64
+MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than three kernels are launched
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a block divides channels and states among its threads, see tiles.cu.
+
+    Args:
+        states: N padded.
+        warps: warps in a block, of 8 channels each.
+        tile: rows in shared memory at a time.
+        steps: rows whose states the backward pass holds in registers.
+        forward_blocks, backward_blocks: blocks that a multiprocessor should have room for in registers.
+    """
+
+    states: int
+    warps: int = 4
+    tile: int = 32
+    steps: int = 8
+    forward_blocks: int = 5
+    backward_blocks: int = 3
+
+    @property
+    def channels(self) -> int:
+        """Channels of a block."""
+        return 8 * self.warps
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps
+
+    def num_tiles(self, num_tokens: int) -> int:
+        """Returns the number of tiles that L rows fill."""
+        return -(-num_tokens // self.tile)
+
+    def tile_kept(self, dtype: torch.dtype) -> int:
+        """States of a channel that the forward pass keeps in each tile, for rows of this dtype."""
+        return 1 if dtype == torch.float32 else self.tile // self.steps
+
+    def shared_bytes(self, row_bytes: int, backward: bool) -> int:
+        """Dynamic shared memory of a block: what place_tiles and its callers hand out."""
+        arrays = 4 if backward else 3
+        terms = 2 * self.states * self.tile
+        common = 2 * row_bytes * (arrays * self.tile * self.channels + terms)
+        common += 4 * terms + 8 * self.channels + 16 * self.tile
+        if not backward:
+            return common + self.tile * self.channels * 10 + self.tile * (self.channels + 8) * 4
+        kept = self.tile // self.steps * self.states // 4 * self.threads * row_bytes
+        return common + self.tile * self.channels * 18 + self.warps * terms * 4 + 64 * self.threads + 1024 + kept
+
+
+LAYOUTS = (
+    Layout(states=16),
+    Layout(states=32, steps=4, forward_blocks=4, backward_blocks=2),
+    Layout(states=64, warps=2, steps=4, forward_blocks=6, backward_blocks=3),
+)
+
+
+def layout_for(num_states: int) -> Layout:
+    """Returns the division of work for N states."""
+    return next(layout for layout in LAYOUTS if layout.states >= num_states)
+
+
+def chunks_for(num_blocks: int, num_tiles: int, num_multiprocessors: int, resident_blocks: int) -> tuple[int, int]:
+    """Cuts a path into chunks until the GPU is busy: returns (tiles in a chunk, number of chunks).
+
+    Args:
+        num_blocks: blocks without chunks.
+        num_tiles: tiles of the path.
+        num_multiprocessors: of the GPU.
+        resident_blocks: blocks that a multiprocessor runs at a time.
+    """
+    room = num_multiprocessors * resident_blocks
+    if 2 * num_blocks > room or num_tiles < MIN_CHUNKED_TILES:  # two passes over the rows must be worth it
+        return num_tiles, 1
+    chunk_tiles = max(1, -(-num_tiles // (room // num_blocks)))
+    return chunk_tiles, -(-num_tiles // chunk_tiles)

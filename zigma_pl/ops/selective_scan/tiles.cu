@@ -1,0 +1,233 @@
+// How a block of the scan is laid out, and how rows get from global to shared memory. Sizes are set at compile time:
+//   STATES           N padded to 16, 32 or 64; absent states have A = B = C = 0
+//   WARPS, TILE      warps of a block; rows that are in shared memory at a time
+//   STEPS            rows whose states the backward pass holds in registers
+//   GATED, BIASED    1: there is a gate; there is a bias, and delta goes through softplus
+//   ALIGNED          1: rows can be copied 8 channels (B and C: 16 bytes) at a time; 0: element by element
+// A block walks rows in visit order for CHANNELS channels of one batch row. Four lanes share a channel, each with
+// THREAD_STATES of its states.
+// Rows past the end and channels past the last are read as zeros; what is computed from them adds zero everywhere.
+
+#define THREADS (32 * WARPS)
+#define THREAD_STATES (STATES / 4)
+#define CHANNELS (8 * WARPS)
+#define OCTETS WARPS                          // of 8 channels, in a row
+#define PASS_ROWS (THREADS / OCTETS)          // 32: rows that the threads cover with 8 channels each
+#define PASSES (TILE / PASS_ROWS)
+#define QUADS (ROW_BYTES / 2)                 // 16-byte words in 8 channels
+#define TERMS (2 * STATES)                    // B, then C of a row
+#define UNIT_STATES (16 / ROW_BYTES)          // of B or C that are moved at a time
+#define ROW_UNITS (TERMS / UNIT_STATES)
+#define UNITS (TILE * ROW_UNITS)
+#define THREAD_UNITS (UNITS / THREADS)
+
+// States that the forward pass keeps: bfloat16 for 16-bit rows, which then keep those before every STEPS-th row.
+#if ROW_KIND == 0
+typedef float Kept;
+typedef uint4 KeptGroup;  // of four states
+#define KEEP TILE
+#else
+typedef unsigned short Kept;
+typedef uint2 KeptGroup;
+#define KEEP STEPS
+#endif
+#define TILE_KEPT (TILE / KEEP)
+#define STATE_GROUPS (THREAD_STATES / 4)
+
+// Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1.
+struct Params {
+    const Element *u, *delta, *gate, *dout, *B, *C;
+    Long u_batch, u_row, delta_batch, delta_row, gate_batch, gate_row, dout_batch, dout_row, B_batch, B_row, C_batch, C_row;
+    const float *A, *skip, *bias;
+    const int* order;
+    Element *out, *du, *ddelta, *dgate;       // contiguous
+    Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not kept
+    float* carries;                           // (chunks, B, E, STATES): state or adjoint that enters a chunk; null: zero
+    float* durations;                         // (chunks, B, E): sum of delta
+    float* dBC;                               // (B, L, 2, N), zeros; deterministic: (channel blocks, B, L, 2, N)
+    float *dA, *dskip, *dbias;                // (B chunks, E, N), (B chunks, E), (B chunks, E)
+    Long num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, deterministic;
+};
+
+struct Tiles {
+    uint4* raw;           // [2][arrays][QUADS][PASSES][THREADS]: 8 channels of a row each, as they are in memory
+    uint4* raw_terms;     // [2][UNITS]
+    float* terms;         // [TILE][TERMS]
+    int* order;           // [4][TILE], of which three in use: raster rows of this, the next and the second next tile; -1 past the end
+    float *skip, *bias;   // [CHANNELS]
+};
+
+__device__ __forceinline__ uint4* place_tiles(Tiles& tiles, uint4* memory, int arrays) {
+    tiles.raw = memory;
+    memory += 2 * arrays * QUADS * PASSES * THREADS;
+    tiles.raw_terms = memory;
+    memory += 2 * UNITS;
+    tiles.terms = (float*)memory;
+    memory += TILE * TERMS / 4;
+    tiles.skip = (float*)memory;
+    tiles.bias = tiles.skip + CHANNELS;
+    memory += CHANNELS / 2;
+    tiles.order = (int*)memory;
+    return memory + TILE;
+}
+
+__device__ __forceinline__ int octet_of_thread() { return threadIdx.x % OCTETS; }
+__device__ __forceinline__ int row_of_thread(int pass) { return pass * PASS_ROWS + threadIdx.x / OCTETS; }
+__device__ __forceinline__ int first_channel() { return blockIdx.x * CHANNELS + octet_of_thread() * 8; }
+
+// Per-channel parameters to shared memory, zero for channels that do not exist.
+__device__ __forceinline__ void read_parameters(const Params& p, const Tiles& tiles) {
+    for (int i = threadIdx.x; i < CHANNELS; i += THREADS) {
+        const int channel = blockIdx.x * CHANNELS + i;
+        const bool exists = channel < p.num_channels;
+        tiles.skip[i] = p.skip && exists ? p.skip[channel] : 0.f;
+        tiles.bias[i] = p.bias && exists ? p.bias[channel] : 0.f;
+    }
+}
+
+__device__ __forceinline__ void read_octet(const float* parameters, float (&out)[8]) {
+    const float4 low = ((const float4*)parameters)[2 * octet_of_thread()];
+    const float4 high = ((const float4*)parameters)[2 * octet_of_thread() + 1];
+    out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+    out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+}
+
+__device__ __forceinline__ int visited_row(const Params& p, int tile, int row) {
+    const int step = tile * TILE + row;
+    if (tile < 0 || step >= p.num_rows) return -1;
+    return p.order ? p.order[step] : step;
+}
+
+// The slot in which a thread keeps its 8 channels of an array: slot[quad * PASSES * THREADS].
+__device__ __forceinline__ uint4* raw_slot(const Tiles& tiles, int buffer, int arrays, int array, int pass) {
+    return tiles.raw + ((buffer * arrays + array) * QUADS * PASSES + pass) * THREADS + threadIdx.x;
+}
+
+// base: of the batch row.
+__device__ __forceinline__ void fetch_row(const Params& p, uint4* slot, int row, const Element* base, int row_stride) {
+    const Element* source = base + (Long)max(row, 0) * row_stride;
+#if ALIGNED
+    const bool present = row >= 0 && first_channel() < p.num_channels;
+    source += present ? first_channel() : 0;
+#pragma unroll
+    for (int quad = 0; quad < QUADS; ++quad)
+        copy_async<16>(slot + quad * PASSES * THREADS, source + quad * (16 / ROW_BYTES), present);
+#else
+    source += first_channel();
+    for (int quad = 0; quad < QUADS; ++quad) {
+        Element* to = (Element*)(slot + quad * PASSES * THREADS);
+        for (int i = 0; i < 16 / ROW_BYTES; ++i) {
+            const int offset = quad * (16 / ROW_BYTES) + i;
+            to[i] = row >= 0 && first_channel() + offset < p.num_channels ? source[offset] : (Element)0;
+        }
+    }
+#endif
+}
+
+__device__ __forceinline__ void fetch_terms(const Params& p, const Tiles& tiles, const int* order, int buffer,
+                                            const Element* B, const Element* C) {
+#pragma unroll
+    for (int i = 0; i < THREAD_UNITS; ++i) {
+        const int unit = i * THREADS + threadIdx.x;
+        const int row = order[unit / ROW_UNITS], column = unit % ROW_UNITS * UNIT_STATES;
+        const int state = column % STATES;
+        const Element* source = column < STATES ? B + (Long)max(row, 0) * (int)p.B_row : C + (Long)max(row, 0) * (int)p.C_row;
+        uint4* to = tiles.raw_terms + buffer * UNITS + unit;
+#if ALIGNED
+        const bool present = row >= 0 && state < p.num_states;
+        copy_async<16>(to, source + (present ? state : 0), present);
+#else
+        for (int j = 0; j < UNIT_STATES; ++j)
+            ((Element*)to)[j] = row >= 0 && state + j < p.num_states ? source[state + j] : (Element)0;
+#endif
+    }
+}
+
+// Converts the B and C that this thread fetched.
+__device__ __forceinline__ void spread_terms(const Tiles& tiles, int buffer) {
+#pragma unroll
+    for (int i = 0; i < THREAD_UNITS; ++i) {
+        const int unit = i * THREADS + threadIdx.x;
+        float values[UNIT_STATES];
+        unpack16(tiles.raw_terms[buffer * UNITS + unit], values);
+#pragma unroll
+        for (int j = 0; j < UNIT_STATES; j += 4)
+            *(float4*)(tiles.terms + unit * UNIT_STATES + j) =
+                make_float4(values[j], values[j + 1], values[j + 2], values[j + 3]);
+    }
+}
+
+__device__ __forceinline__ void read_slot(const uint4* slot, float (&out)[8]) {
+#pragma unroll
+    for (int quad = 0; quad < QUADS; ++quad) unpack16(slot[quad * PASSES * THREADS], out + quad * (16 / ROW_BYTES));
+}
+
+// Where this thread's 8 channels of a raster row are in a contiguous (B, L, E) tensor.
+__device__ __forceinline__ Long output_offset(const Params& p, int row) {
+    return ((Long)blockIdx.y * (int)p.num_rows + row) * (int)p.num_channels + first_channel();
+}
+
+__device__ __forceinline__ void write_octet(const Params& p, Element* to, const float (&values)[8]) {
+#if ALIGNED
+    if (first_channel() >= p.num_channels) return;
+#pragma unroll
+    for (int quad = 0; quad < QUADS; ++quad) ((uint4*)to)[quad] = pack16(values + quad * (16 / ROW_BYTES));
+#else
+    for (int i = 0; i < 8; ++i)
+        if (first_channel() + i < p.num_channels) to[i] = from_float(values[i]);
+#endif
+}
+
+__device__ __forceinline__ void make_positive(const Params& p, const Tiles& tiles, float (&delta)[8]) {
+    if (!BIASED) return;
+    float bias[8];
+    read_octet(tiles.bias, bias);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) delta[i] = softplus(delta[i] + bias[i]);
+}
+
+// Which channel of the block this thread has, and which quarter of its states. The two directions differ in that.
+__device__ __forceinline__ int lane_channel();
+__device__ __forceinline__ int lane_quarter();
+__device__ __forceinline__ int lane_states() { return lane_quarter() * THREAD_STATES; }
+
+__device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_rate)[THREAD_STATES]) {
+    const int channel = blockIdx.x * CHANNELS + lane_channel();
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; ++i) {
+        const int state = lane_states() + i;
+        const bool exists = channel < p.num_channels && state < p.num_states;
+        log2_rate[i] = exists ? p.A[channel * p.num_states + state] * LOG2_E : 0.f;
+    }
+}
+
+// This thread's states in a (..., E, STATES) tensor; null for a channel that does not exist.
+template <class Number>
+__device__ __forceinline__ Number* states_at(const Params& p, Number* base, Long index) {
+    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    if (!base || channel >= p.num_channels) return nullptr;
+    return base + (index * p.num_channels + channel) * STATES + lane_states();
+}
+
+__device__ __forceinline__ void load_states(const float* from, float (&states)[THREAD_STATES]) {
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; i += 4) {
+        const float4 v = from ? *(const float4*)(from + i) : make_float4(0.f, 0.f, 0.f, 0.f);
+        states[i] = v.x, states[i + 1] = v.y, states[i + 2] = v.z, states[i + 3] = v.w;
+    }
+}
+
+__device__ __forceinline__ void store_states(float* to, const float (&states)[THREAD_STATES]) {
+    if (!to) return;
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; i += 4)
+        *(float4*)(to + i) = make_float4(states[i], states[i + 1], states[i + 2], states[i + 3]);
+}
+
+__device__ __forceinline__ void load_terms(const float* from, float (&out)[THREAD_STATES]) {
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; i += 4) {
+        const float4 v = *(const float4*)(from + i);
+        out[i] = v.x, out[i + 1] = v.y, out[i + 2] = v.z, out[i + 3] = v.w;
+    }
+}
