@@ -1,0 +1,318 @@
+"""Checks the CUDA kernels against float64 and times them on the GPU at hand: python tools/device/kernels.py --help.
+
+Prints a table, and writes all numbers as JSON. Times nothing while a check fails.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from zigma_pl.ops import causal_conv1d as convolution
+from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
+from zigma_pl.ops.selective_scan import cpu, cuda, launch
+from zigma_pl.ops.selective_scan import layout as layouts
+
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+SHAPES = [(8, 4096), (32, 1024), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
+ROW_NAMES = ("u", "delta", "B", "C", "gate")
+
+
+def scan_arguments(shape, dtype, seed=0, optional=True, strided=True):
+    """Inputs as a mixer's projections give them: u and gate halves of one tensor, B and C columns of another."""
+    num_rows, num_tokens, num_channels, num_states = shape
+    g = torch.Generator("cuda").manual_seed(seed)
+    normal = functools.partial(torch.randn, generator=g, device="cuda")
+    u, gate = normal(num_rows, num_tokens, 2 * num_channels).to(dtype).chunk(2, -1)
+    rank = -(-num_channels // 32)
+    rank += -rank % 8
+    projected = normal(num_rows, num_tokens, rank + 2 * num_states).to(dtype)
+    _, B, C = projected.split([rank, num_states, num_states], -1)
+    dt = torch.exp(torch.rand(num_channels, generator=g, device="cuda") * 4.6 - 6.9)
+    arguments = {
+        "u": u,
+        "delta": normal(num_rows, num_tokens, num_channels).to(dtype),
+        "A": -torch.arange(1, num_states + 1, device="cuda").float().repeat(num_channels, 1)
+        * (1 + 0.1 * torch.rand(num_channels, num_states, generator=g, device="cuda")),
+        "B": B,
+        "C": C,
+    }
+    if not strided:
+        arguments = {n: t.contiguous() for n, t in arguments.items()}
+    if not optional:
+        return arguments | {"delta": F.softplus(arguments["delta"].float() - 3).to(dtype)}
+    bias = dt + torch.log(-torch.expm1(-dt))
+    return arguments | {"skip": normal(num_channels), "gate": gate, "delta_bias": bias}
+
+
+def random_order(num_tokens, seed=0):
+    """A random permutation on the GPU."""
+    return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(seed)).int().cuda()
+
+
+def output_and_gradients(run, arguments, double=False):
+    """Name -> output or gradient, for fixed weights of the output's entries."""
+    leaves = {n: (t.double() if double else t).detach().requires_grad_() for n, t in arguments.items()}
+    out = run(**leaves)
+    weights = torch.linspace(-1e3, 1e3, out.numel(), dtype=torch.float64, device="cuda").cos().view(out.shape)
+    gradients = torch.autograd.grad(out, list(leaves.values()), weights.to(out))
+    return {"output": out.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def errors_of(run, exact, arguments):
+    """Name -> (largest error over the largest entry, norm of the error over the norm)."""
+    expected = output_and_gradients(exact, arguments, double=True)
+    tested = output_and_gradients(run, arguments)
+    result = {}
+    for name, reference in expected.items():
+        difference = tested[name].double() - reference
+        result[name] = (
+            float(difference.abs().max() / reference.abs().max().clamp_min(1e-300)),
+            float(difference.norm() / reference.norm().clamp_min(1e-300)),
+        )
+    return result
+
+
+def check_scan(failures, shape, dtype, order, **options):
+    """Compares one case with float64; appends to failures."""
+    deterministic, chunks = options.pop("deterministic", False), options.pop("chunks", None)
+    arguments = scan_arguments(shape, dtype, **options)
+    run = functools.partial(cuda.run, visit_order=order, deterministic=deterministic)
+    exact = functools.partial(cpu.run, visit_order=order)
+    chosen = launch.chunks_for
+    if chunks:
+        launch.chunks_for = lambda blocks, tiles, *_: (chunks, -(-tiles // chunks))
+    try:
+        errors = errors_of(run, exact, arguments)
+    finally:
+        launch.chunks_for = chosen
+    worst = max(e[0] for e in errors.values())
+    line = f"{shape} {str(dtype)[6:]} {options} det={deterministic} chunks={chunks} worst {worst:.1e}"
+    good = worst < TOLERANCES[dtype]  # NaN never passes
+    print("ok  " if good else "FAIL", line, flush=True)
+    if not good:
+        failures.append((line, {n: [f"{x:.1e}" for x in e] for n, e in errors.items()}))
+        print(failures[-1][1])
+
+
+def check_all(orders):
+    """Lengths, widths, numbers of states, dtypes, orders and chunks of both ops; returns the failures."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills every fresh tensor with NaN
+    failures = []
+    for dtype in TOLERANCES:
+        for num_tokens in (1, 63, 1000):
+            check_scan(failures, (2, num_tokens, 1536, 16), dtype, random_order(num_tokens))
+        check_scan(failures, (2, 256, 1000, 16), dtype, random_order(256))
+        check_scan(failures, (2, 256, 77, 16), dtype, None, strided=False)
+        check_scan(failures, (2, 256, 96, 16), dtype, None, optional=False, deterministic=True)
+        for num_states in (4, 5, 8, 32, 64):
+            check_scan(failures, (2, 130, 200, num_states), dtype, random_order(130), chunks=2)
+            check_scan(failures, (2, 130, 200, num_states), dtype, random_order(130))
+    for order in orders:
+        check_scan(failures, (2, 1024, 96, 16), torch.float32, order)
+    check_scan(failures, (2, 4096, 1536, 16), torch.float32, random_order(4096))
+    check_scan(failures, (8, 4096, 1536, 16), torch.bfloat16, random_order(4096))
+    check_scan(failures, (1, 38416, 96, 16), torch.float32, random_order(38416))
+    check_scan(failures, (1, 38416, 96, 16), torch.bfloat16, random_order(38416), chunks=1)
+    for dtype in TOLERANCES:
+        check_convolution(failures, dtype)
+    check_determinism(failures)
+    torch.use_deterministic_algorithms(False)
+    return failures
+
+
+def check_small():
+    """Every kernel on little data, for compute-sanitizer; PYTORCH_NO_CUDA_MEMORY_CACHING=1 lets it see every bound."""
+    failures = []
+    for dtype in TOLERANCES:
+        for shape, options in itertools.product(
+            [(2, 70, 40, 16), (1, 33, 37, 5), (1, 40, 24, 32), (1, 40, 24, 64)],
+            [{}, {"chunks": 1}, {"deterministic": True, "optional": False}],
+        ):
+            check_scan(failures, shape, dtype, random_order(shape[1]), **options)
+        check_convolution(failures, dtype)
+    return failures
+
+
+def check_convolution(failures, dtype):
+    """Compares the convolution with its definition."""
+    for (num_rows, num_tokens, num_channels), taps in itertools.product(
+        [(2, 1000, 1536), (2, 63, 77), (1, 1, 8)], (4, 3)
+    ):
+        x = torch.randn(num_rows, num_tokens, 2 * num_channels, device="cuda").to(dtype).chunk(2, -1)[0]
+        arguments = {
+            "x": x,
+            "weight": torch.randn(num_channels, taps, device="cuda"),
+            "bias": torch.randn(num_channels, device="cuda"),
+        }
+        order = random_order(num_tokens)
+
+        def run(x, weight, bias, order=order):
+            return conv_cuda.run(x, weight, bias, order, "silu")
+
+        def exact(x, weight, bias, order=order):
+            return convolution._run_reference(x, weight, bias, order, "silu")
+
+        worst = max(e[0] for e in errors_of(run, exact, arguments).values())
+        good = worst < TOLERANCES[dtype]
+        print(
+            "ok  " if good else "FAIL", "conv", tuple(x.shape), taps, str(dtype)[6:], f"worst {worst:.1e}", flush=True
+        )
+        if not good:
+            failures.append(("conv", dtype, worst))
+
+
+def check_determinism(failures):
+    """Compares the bits of two runs."""
+    arguments, order = scan_arguments((4, 512, 1536, 16), torch.bfloat16), random_order(512)
+    run = functools.partial(cuda.run, visit_order=order, deterministic=True)
+    first, second = (output_and_gradients(run, arguments) for _ in range(2))
+    if not all(torch.equal(first[n], second[n]) for n in first):
+        failures.append("two deterministic runs differ")
+
+
+# ----------------------------------------------------------------------------------------------------------- timing
+def median_ms(call, seconds=0.25, repeats=7):
+    """Median over `repeats` batches of replays of a CUDA graph of the call."""
+    call()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph.replay()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    graph.replay()
+    torch.cuda.synchronize()
+    count = max(3, min(400, int(seconds / repeats / (time.perf_counter() - begin))))
+    times = []
+    for _ in range(repeats):
+        start.record()
+        for _ in range(count):
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / count)
+    return statistics.median(times)
+
+
+def time_scan(shape, dtype=torch.bfloat16, order=None):
+    """Milliseconds of both directions for one shape (B, L, E, N)."""
+    arguments = scan_arguments(shape, dtype)
+    inputs = [arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")]
+    out, states = cuda.scan_forward(*inputs, order, True, False)
+    dout = torch.randn_like(out)
+    return {
+        "inference": median_ms(lambda: cuda.scan_forward(*inputs, order, False, False)),
+        "forward": median_ms(lambda: cuda.scan_forward(*inputs, order, True, False)),
+        "backward": median_ms(lambda: cuda.scan_backward(dout, *inputs, order, states, False)),
+        "deterministic": median_ms(lambda: cuda.scan_backward(dout, *inputs, order, states, True)),
+    }
+
+
+def time_convolution(shape, order):
+    """Milliseconds of both directions of the convolution."""
+    x = torch.randn(*shape[:2], 2 * shape[2], device="cuda").bfloat16().chunk(2, -1)[0]
+    weight, bias = torch.randn(shape[2], 4, device="cuda"), torch.randn(shape[2], device="cuda")
+    dout = torch.randn(shape, device="cuda").bfloat16()
+    return {
+        "conv forward": median_ms(lambda: conv_cuda.conv_forward(x, weight, bias, order, True)),
+        "conv backward": median_ms(lambda: conv_cuda.conv_backward(dout, x, weight, bias, order, True)),
+    }
+
+
+def parse_layout(text):
+    """steps=4,warps=2,... as changes of the layout for N = 16."""
+    changes = {k: int(v) for k, v in (item.split("=") for item in text.split(",") if item)}
+    return dataclasses.replace(layouts.layout_for(16), **changes)
+
+
+def use_layout(layout):
+    """Puts a layout in the place of the one for as many states."""
+    layouts.LAYOUTS = tuple(layout if known.states == layout.states else known for known in layouts.LAYOUTS)
+
+
+def time_layouts(texts, shapes, results):
+    """Checks and times variants of the layout for N = 16."""
+    for text in texts:
+        layout = parse_layout(text)
+        default = layouts.layout_for(16)
+        use_layout(layout)
+        try:
+            failures = []
+            check_scan(failures, (2, 100, 200, 16), torch.bfloat16, random_order(100))
+            if failures:
+                continue
+            for shape in shapes:
+                times = time_scan((*shape, 1536, 16), order=random_order(shape[1]))
+                results[f"{text or 'default'} {shape}"] = times
+                print(
+                    f"{text or 'default':60s} {shape!s:12s}",
+                    " ".join(f"{n} {t:.3f}" for n, t in times.items()),
+                    flush=True,
+                )
+        except Exception as error:
+            print("FAIL", text, error)
+        finally:
+            use_layout(default)
+
+
+def profile():
+    """Both directions once at 8 x 4,096."""
+    arguments, order = scan_arguments((8, 4096, 1536, 16), torch.bfloat16), random_order(4096)
+    output_and_gradients(functools.partial(cuda.run, visit_order=order), arguments)
+    torch.cuda.synchronize()
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--check-small", action="store_true")
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--layouts", nargs="*", default=[], help="steps=4,warps=2,... to be compared")
+    parser.add_argument("--out", type=Path, default=Path("kernels.json"))
+    parser.add_argument("--profile", action="store_true", help="run each kernel once at 8 x 4,096, for a profiler")
+    options = parser.parse_args()
+    if options.profile:
+        profile()
+        return
+    results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    print(results, cuda.available())
+    if options.check:
+        from zigma_pl.scan.paths import visit_order
+
+        orders = [torch.from_numpy(visit_order("zigzag", 32, 32, index=i)).cuda() for i in range(8)]
+        begin = time.perf_counter()
+        failures = check_all(orders)
+        print("checks took", time.perf_counter() - begin, "s;", len(failures), "failures")
+        if failures:
+            raise SystemExit(f"checks failed: {failures}")
+    if options.check_small:
+        failures = check_small()
+        if failures:
+            raise SystemExit(f"checks failed: {failures}")
+    if options.time:
+        for shape in SHAPES:
+            order = random_order(shape[1])
+            times = time_scan((*shape, 1536, 16), order=order) | time_convolution((*shape, 1536), order)
+            times["raster forward"] = time_scan((*shape, 1536, 16))["forward"]
+            results[str(shape)] = times
+            print(shape, " ".join(f"{n} {t:.3f}" for n, t in times.items()), flush=True)
+    time_layouts(options.layouts, SHAPES[:2], results)
+    options.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
