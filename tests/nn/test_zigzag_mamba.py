@@ -3,6 +3,7 @@ import torch
 
 import zigma_pl
 from zigma_pl.errors import UserError
+from zigma_pl.nn import mixer as mixer_module
 from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.scan.paths import visit_order
 from zigma_pl.scan.schedule import ScanConfig
@@ -56,3 +57,18 @@ def test_square_grid_is_the_default_and_others_are_refused():
     torch.testing.assert_close(block(tokens), block.mixer(tokens))
     with pytest.raises(UserError, match=r"10 tokens do not fill a 3 x 3 grid"):
         block(torch.randn(1, 10, 16))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_training_reaches_both_ops(wanted, monkeypatch):
+    seen = []
+
+    def watch(name):
+        original = getattr(mixer_module, name)
+        monkeypatch.setattr(mixer_module, name, lambda *a, **k: seen.append(k["deterministic"]) or original(*a, **k))
+
+    watch("causal_conv1d")
+    watch("selective_scan")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: wanted)
+    MambaMixer(16)(torch.randn(1, 4, 16))
+    assert seen == [wanted, wanted]

@@ -56,7 +56,10 @@ class ScanDirection(nn.Module):
 
     def scan(self, x: Tensor, gate: Tensor, visit_order: Tensor | None = None) -> Tensor:
         """Convolve and scan x, (B, L, E), along visit_order, (L,) int32, and multiply by silu(gate): (B, L, E)."""
-        x = causal_conv1d(x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu")
+        deterministic = torch.are_deterministic_algorithms_enabled()  # as Trainer(deterministic=True) sets it
+        x = causal_conv1d(
+            x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu", deterministic=deterministic
+        )
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         return selective_scan(
             x,
@@ -69,6 +72,7 @@ class ScanDirection(nn.Module):
             delta_bias=self.dt_proj.bias,
             visit_order=visit_order,
             backend=self.scan_backend,
+            deterministic=deterministic,
         )
 
 
