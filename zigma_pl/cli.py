@@ -101,7 +101,8 @@ def main(argv: list[str]) -> int:
     of_command = {"default_config_files": [str(shipped_file("configs/base.yaml"))], **common}
     quieten()
     Parser.command = argv[0]
-    program, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns of arguments that it is not the one to read
+    # Handed over as the process's own arguments, with which DDP starts the other processes.
+    program, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         ZigmaCLI(
             GenerativeModule,
@@ -124,7 +125,6 @@ def main(argv: list[str]) -> int:
             save_config_callback=SaveConfigOnFit,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            args=argv,
         )
     finally:
         sys.argv = program

@@ -96,6 +96,10 @@ class GenerativeModule(L.LightningModule):
             check_data_fit_backbone(datamodule, self.backbone)
         if self.compile_backbone:
             self.backbone.compile()
+        # Buffers are constants of the configuration. To broadcast them at every call, as DDP would, is of no use, and
+        # in evaluation would wait for ever where one process has a batch more than another.
+        constants = [name for name, _ in self.named_buffers()]
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constants)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with decayed and undecayed parameters apart, and linear warm-up counted in optimiser steps."""

@@ -38,17 +38,18 @@ class PreviewGrid(L.Callback):
         if batch_idx > 0 or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._num_validations += 1
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes, so all of them have to ask
         if self.num_samples and trainer.is_global_zero and self._num_validations % self.every_n_validations == 0:
             assert isinstance(pl_module, GenerativeModule)
-            self.draw(trainer, pl_module)
+            self.draw(trainer, pl_module, folder / "previews")
 
-    def draw(self, trainer: L.Trainer, module: GenerativeModule) -> Path:
-        """Sample and save one grid; returns the PNG's path."""
+    def draw(self, trainer: L.Trainer, module: GenerativeModule, folder: Path) -> Path:
+        """Sample one grid and save it in `folder`; returns the PNG's path."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = datamodule.conditions(range(self.num_samples), module.device)
         pictures = to_uint8(datamodule.decode(module.sample(batch).latents))
         grid = tile([to_pil(picture) for picture in pictures], self.num_columns)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "previews" / f"step_{trainer.global_step:08d}.png"
+        path = folder / f"step_{trainer.global_step:08d}.png"
         save_png(grid, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
