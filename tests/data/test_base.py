@@ -167,7 +167,7 @@ def test_latents_of_a_kl_autoencoder(kl_path):
     batch = data.on_after_batch_transfer(raws[0], 0)
     assert batch.latents.shape == (4, 4, 8, 8)
     assert data.decode(batch.latents).shape == (4, 3, 16, 16)
-    one = RawBatch(raws[0].images[2:3], raws[0].sample_ids[2:3], None, raws[0].captions[2:3])
+    one = RawBatch(raws[0].sample_ids[2:3], raws[0].images[2:3], None, raws[0].captions[2:3])
     alone = data.on_after_batch_transfer(one, 0)
     torch.testing.assert_close(alone.latents[0], batch.latents[2], rtol=0, atol=1e-5)
     assert torch.equal(alone.condition[0], batch.condition[2])

@@ -8,7 +8,7 @@ import torch
 
 from zigma_pl.data import MMCelebAHQ
 from zigma_pl.data.images import decode_image
-from zigma_pl.data.standin import draw_attributes, write_captions, write_standin
+from zigma_pl.data.standins.faces import draw_attributes, write_captions, write_mm_celeba_hq
 from zigma_pl.errors import UserError
 
 
@@ -16,7 +16,8 @@ from zigma_pl.errors import UserError
 def root(tmp_path):
     """A small data set that counts as real."""
     folder = tmp_path / "mm"
-    write_standin(tmp_path / "source", 20, 32).rename(folder)
+    folder.mkdir()
+    write_mm_celeba_hq(folder, 20, 32)
     return folder
 
 
@@ -150,13 +151,13 @@ def test_swapped_lists_are_said_once(root):
 
 def test_standin_leaves_root_alone(tmp_path):
     root = tmp_path / "mm"
-    data = faces(root, standin=True, standin_num_images=10)
+    data = faces(root, standin=True, standin_num_items=10)
     data.setup("fit")
     assert not root.exists()
     assert [len(data.load_split(split)) for split in ("train", "validation", "test")] == [8, 2, 2]
     assert next(iter(data.train_dataloader())).images.shape == (5, 3, 32, 32)
-    with pytest.raises(UserError, match="standin_num_images"):
-        faces(root, standin=True, standin_num_images=1)
+    with pytest.raises(UserError, match="standin_num_items"):
+        faces(root, standin=True, standin_num_items=1)
 
 
 def test_predict_needs_no_folder_and_cycles_captions(tmp_path):

@@ -74,7 +74,7 @@ def test_features_are_the_same_in_another_process():
 
 def test_wrong_options_are_refused():
     with pytest.raises(UserError, match="hashing"):
-        build_text_encoder("clipp", 8, 8)
+        build_text_encoder("clipp")
     with pytest.raises(UserError, match="max_tokens"):
         HashingTextEncoder(8, 0)
-    assert build_text_encoder("hashing", 8, 4).dim == 8
+    assert build_text_encoder("hashing", dim=8, max_tokens=4).dim == 8

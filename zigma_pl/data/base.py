@@ -11,9 +11,9 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 
 from zigma_pl.batch import Batch, RawBatch
-from zigma_pl.data.images import ImageDataset
-from zigma_pl.data.order import EvaluationOrder, TrainingOrder
-from zigma_pl.data.samples import ConditionSamples, ImageSamples, Sample, SampleLoader, collate
+from zigma_pl.data.images import CroppedImages, ImageDataset, PixelDataset
+from zigma_pl.data.order import EvaluationOrder
+from zigma_pl.data.samples import ConditionSamples, PixelSamples, Sample, SampleLoader, SplitSamples, collate
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
 from zigma_pl.errors import UserError
@@ -30,7 +30,7 @@ _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
-    """Base of all image data modules: subclasses give `load_split` and, as class attributes, what the set has.
+    """Base of all data modules: subclasses give `load_split` and, as class attributes, what the set has.
 
     Workers decode and crop to uint8; `on_after_batch_transfer` does the rest on the device: latents from the frozen
     autoencoder, caption features from the frozen text encoder. Both are kept here and not in the LightningModule, so
@@ -45,14 +45,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
         horizontal_flip: mirror half of the training images.
         autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL.
         autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
-        text_encoder: encoder of the captions, where the data set has any.
-        caption_dim: width of a caption token's features.
-        max_caption_tokens: tokens kept of a caption.
+        cache: folder that `python -m zigma_pl prepare` wrote, read instead of the data set itself. It has to fit these
+            options: if one differs, an error names it.
+        text_encoder: encoder of the captions, where the data set has any: clip (its weights in text_encoder_path),
+            minilm (a package, no download) or hashing (no weights, no meaning: for trying things).
+        text_encoder_path: folder of the text encoder's weights.
+        caption_dim: width of a caption token's features; None for the encoder's own (hashing: 256).
+        max_caption_tokens: tokens kept of a caption; None for the encoder's own number (hashing: 32).
         predict_captions: captions to draw in `predict`, in turn; by default a few that suit the data set.
         num_predict_samples: pictures that `predict` draws.
     """
 
     num_classes: int | None = None
+    num_frames: int | None = None  # of a clip; None for pictures
     has_captions: ClassVar[bool] = False
     image_channels: ClassVar[int] = 3
     default_captions: ClassVar[tuple[str, ...]] = ()
@@ -66,9 +71,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         horizontal_flip: bool = False,
         autoencoder: str = "identity",
         autoencoder_subfolder: str | None = None,
+        cache: str | None = None,
         text_encoder: TextEncoderName = "hashing",
-        caption_dim: int = 256,
-        max_caption_tokens: int = 32,
+        text_encoder_path: str | None = None,
+        caption_dim: int | None = None,
+        max_caption_tokens: int | None = None,
         predict_captions: list[str] | None = None,
         num_predict_samples: int = 16,
     ) -> None:
@@ -85,12 +92,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.horizontal_flip = horizontal_flip
         self.autoencoder = autoencoder
         self.autoencoder_subfolder = autoencoder_subfolder
+        self.cache = cache
         self.num_predict_samples = num_predict_samples
         self.predict_captions = list(predict_captions or self.default_captions) if self.has_captions else None
         self._text_encoder: TextEncoder | None = None
         if self.has_captions:
-            self._text_encoder = build_text_encoder(text_encoder, caption_dim, max_caption_tokens)
-        self._splits: dict[Split, ImageDataset] = {}
+            self._text_encoder = build_text_encoder(text_encoder, text_encoder_path, caption_dim, max_caption_tokens)
+        self._splits: dict[Split, SplitSamples] = {}
         # With more ranks than images, some rank has nothing to evaluate; that is no fault.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -98,14 +106,27 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def load_split(self, split: Split) -> ImageDataset:
         """Open one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
 
+    def pixel_items(self, split: Split) -> PixelDataset:
+        """Open one split with its pictures cut to size, without anything drawn at random."""
+        return CroppedImages(self.load_split(split), self.image_size_px)
+
+    def live_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
+        """Open one split as the loader reads it from the data set itself, not from a prepared one."""
+        return PixelSamples(self.pixel_items(split), seed=self.seed, horizontal_flip=horizontal_flip)
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """The frozen text encoder, None without captions."""
+        return self._text_encoder
+
     @property
     def caption_dim(self) -> int | None:
         """Width of a caption token's features, None without captions."""
         return None if self._text_encoder is None else self._text_encoder.dim
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample's latents; known before any data is loaded."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a sample's latents, (F, C, H, W) of a clip's; known before any data is loaded."""
         encoder = self._encoder
         if self.image_size_px % encoder.downsampling:
             raise UserError(
@@ -113,23 +134,24 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 f"downsampling of the autoencoder '{self.autoencoder}'; choose a multiple"
             )
         side = self.image_size_px // encoder.downsampling
-        return encoder.channels, side, side
+        frames = () if self.num_frames is None else (self.num_frames,)
+        return *frames, encoder.channels, side, side
 
     def setup(self, stage: str) -> None:
         """Open the splits that the stage needs, and no others; `predict` needs none."""
         for split in _SPLITS_OF_STAGE[stage]:
-            self._images(split)
+            self._samples(split)
         assert self.latent_shape  # a size that does not fit the autoencoder is found before training starts
 
     def train_dataloader(self) -> SampleLoader:
         """Return the endless training batches, from the step that training has come to."""
         if getattr(self.trainer, "overfit_batches", 0):
             raise UserError("trainer.overfit_batches does not go with the endless training order; leave it out")
-        images = self._images("train")
-        order = TrainingOrder(
-            len(images), self.batch_size, seed=self.seed, steps_done=self._steps_done, **self._rank_and_world_size()
+        samples = self._samples("train")
+        order = samples.training_order(
+            self.batch_size, seed=self.seed, steps_done=self._steps_done, **self._rank_and_world_size()
         )
-        return SampleLoader(self._samples(images, self.horizontal_flip), order, self.num_workers)
+        return SampleLoader(samples, order, self.num_workers)
 
     def val_dataloader(self) -> SampleLoader:
         """Return the validation split, every image once over all ranks."""
@@ -160,15 +182,21 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
         """Run the frozen encoders on the batch's device."""
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        return self.encode(batch, device if batch.images is None else batch.images.device)
+        return self.encode(
+            batch, next((part.device for part in (batch.images, batch.moments) if part is not None), device)
+        )
 
     @torch.no_grad()
     def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
         """Turn a raw batch, already on `device`, into what the model sees."""
         latents = None
-        if raw.images is not None:
-            pixels = raw.images.float() / 127.5 - 1
-            latents = self._encoder.encode(pixels, sample_generators(self.seed, "posterior", raw.sample_ids))
+        generators = sample_generators(self.seed, "posterior", raw.sample_ids)
+        if raw.moments is not None:
+            latents = self._encoder.sample(raw.moments.float(), generators)
+        elif raw.images is not None:
+            latents = self._encoder.encode(raw.images.float() / 127.5 - 1, generators)
+        if raw.caption_features is not None:
+            return Batch(latents, raw.sample_ids, raw.caption_features.float(), raw.caption_mask)
         if raw.captions is None or self._text_encoder is None:
             return Batch(latents, raw.sample_ids, raw.class_ids)
         features, mask = self._text_encoder(raw.captions, device)
@@ -176,28 +204,26 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, C, H, W) to pictures (B, 3 or 1, height, width), float32 in [0, 1]."""
-        return (self._encoder.decode(latents.float()) / 2 + 0.5).clamp(0, 1)
+        """Decode latents to pictures (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
+        decoded = self._encoder.decode(latents.float().flatten(0, -4))
+        return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:-3])
 
     @cached_property
     def _encoder(self) -> Autoencoder:
         return build_autoencoder(self.autoencoder, self.image_channels, self.autoencoder_subfolder)
 
-    def _images(self, split: Split) -> ImageDataset:
+    def _samples(self, split: Split) -> SplitSamples:
         if split not in self._splits:
-            self._splits[split] = self.load_split(split)
+            self._splits[split] = self.live_samples(split, horizontal_flip=self.horizontal_flip and split == "train")
         return self._splits[split]
-
-    def _samples(self, images: ImageDataset, horizontal_flip: bool) -> ImageSamples:
-        return ImageSamples(images, seed=self.seed, image_size_px=self.image_size_px, horizontal_flip=horizontal_flip)
 
     def _conditions(self) -> ConditionSamples:
         return ConditionSamples(self.num_classes, self.predict_captions)
 
     def _evaluation_loader(self, split: Split) -> SampleLoader:
-        images = self._images(split)
-        order = EvaluationOrder(len(images), self.batch_size, **self._rank_and_world_size())
-        return SampleLoader(self._samples(images, horizontal_flip=False), order, self.num_workers)
+        samples = self._samples(split)
+        order = samples.evaluation_order(self.batch_size, **self._rank_and_world_size())
+        return SampleLoader(samples, order, self.num_workers)
 
     def _rank_and_world_size(self) -> dict[str, int]:
         if self.trainer is None:
@@ -219,10 +245,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
 
 def _move(raw: RawBatch, device: torch.device) -> RawBatch:
-    def to_device(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(device, non_blocking=True)
-
-    return raw._replace(images=to_device(raw.images), class_ids=to_device(raw.class_ids))
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in raw._asdict().items()
+        if isinstance(value, Tensor) and name != "sample_ids"
+    }
+    return raw._replace(**moved)
 
 
 def _check_counts(**counts: int) -> None:

@@ -26,6 +26,14 @@ class ImageItem(NamedTuple):
     captions: list[str] | None = None
 
 
+class PixelItem(NamedTuple):
+    """An `ImageItem` or a clip cut to size: pixels (3 or 1, height, width), of clips (F, 3, height, width), uint8."""
+
+    pixels: Tensor
+    class_id: int | None = None
+    captions: list[str] | None = None
+
+
 class ImageDataset(Dataset[ImageItem], ABC):
     """A split of an image data set; what `ImageDataModule.load_split` returns."""
 
@@ -34,6 +42,32 @@ class ImageDataset(Dataset[ImageItem], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> ImageItem: ...
+
+
+class PixelDataset(Dataset[PixelItem], ABC):
+    """A split with everything cut to size; nothing in it is drawn at random."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> PixelItem: ...
+
+
+class CroppedImages(PixelDataset):
+    """The pictures of an `ImageDataset`, resized and cut to squares of `image_size_px`."""
+
+    def __init__(self, images: ImageDataset, image_size_px: int) -> None:
+        self.images = images
+        self.image_size_px = image_size_px
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> PixelItem:
+        item = self.images[index]
+        image = resize_and_crop(item.image, self.image_size_px)
+        return PixelItem(to_uint8_tensor(image), item.class_id, item.captions)
 
 
 def decode_image(path: Path) -> Image.Image:
@@ -69,8 +103,7 @@ def resize_and_crop(image: Image.Image, size_px: int) -> Image.Image:
     return image.crop((left, top, left + size_px, top + size_px))
 
 
-def to_uint8_tensor(image: Image.Image, *, flip: bool = False) -> Tensor:
-    """Return (1 or 3, height, width) uint8, mirrored left to right when `flip`."""
-    pixels = np.asarray(image)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy((pixels[:, :, ::-1] if flip else pixels).copy())
+def to_uint8_tensor(image: Image.Image) -> Tensor:
+    """Return (1 or 3, height, width) uint8."""
+    pixels = np.array(image)
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())

@@ -6,13 +6,13 @@ Source: github.com/IIGROUP/MM-CelebA-HQ-Dataset (Xia et al., TediGAN, arXiv:2012
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.base import Split
+from zigma_pl.data.downloaded import DownloadedDataModule
 from zigma_pl.data.images import ImageDataset, ImageItem, decode_image
 from zigma_pl.data.split_lists import read_splits
-from zigma_pl.data.standin import write_standin
-from zigma_pl.encoders.text import TextEncoderName
+from zigma_pl.data.standins.faces import write_mm_celeba_hq
 from zigma_pl.errors import UserError
 
 # The archives unpack to different folders, and many people have the pictures from CelebAMask-HQ, which are the same.
@@ -90,7 +90,7 @@ def ids_of_files(folder: Path, suffix: str) -> set[int]:
     return {int(stem) for stem in stems if stem.isdecimal()}
 
 
-class MMCelebAHQ(ImageDataModule):
+class MMCelebAHQ(DownloadedDataModule):
     """Multi-Modal-CelebA-HQ with captions as condition.
 
     Splits: the published 24,000 for training and 6,000 for testing. There is no published validation split: the first
@@ -103,22 +103,9 @@ class MMCelebAHQ(ImageDataModule):
 
     Args:
         root: folder of the data set.
-        image_size_px: side of the square pictures.
-        standin: draw a small set of cartoon faces in the same layout beside `root`, and use that; `root` itself is
-            neither read nor written.
-        standin_num_images: pictures in the stand-in, at least 2; four in five are for training.
         num_validation_images: how many of the test split to validate on.
-        horizontal_flip: mirror half of the training images.
-        batch_size: images per step and process.
         num_workers: worker processes that decode images; 0 decodes in the main process.
-        seed: seed of order, mirroring, captions and posterior draws.
-        autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL.
-        autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
-        text_encoder: encoder of the captions.
-        caption_dim: width of a caption token's features.
-        max_caption_tokens: tokens kept of a caption.
-        predict_captions: captions to draw in `predict`, in turn; by default eight of ours.
-        num_predict_samples: pictures that `predict` draws.
+        options: those of every downloaded data set.
     """
 
     has_captions = True
@@ -133,47 +120,23 @@ class MMCelebAHQ(ImageDataModule):
         "The person with brown hair wears a hat and glasses.",
     )
 
+    standin_version = 1
+
     def __init__(
         self,
         root: str = "data/mm-celeba-hq",
-        image_size_px: int = 256,
-        standin: bool = False,
-        standin_num_images: int = 200,
         num_validation_images: int = 500,
-        horizontal_flip: bool = False,
-        batch_size: int = 64,
         num_workers: int = 2,
-        seed: int = 0,
-        autoencoder: str = "identity",
-        autoencoder_subfolder: str | None = None,
-        text_encoder: TextEncoderName = "hashing",
-        caption_dim: int = 256,
-        max_caption_tokens: int = 32,
-        predict_captions: list[str] | None = None,
-        num_predict_samples: int = 16,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            image_size_px=image_size_px,
-            horizontal_flip=horizontal_flip,
-            autoencoder=autoencoder,
-            autoencoder_subfolder=autoencoder_subfolder,
-            text_encoder=text_encoder,
-            caption_dim=caption_dim,
-            max_caption_tokens=max_caption_tokens,
-            predict_captions=predict_captions,
-            num_predict_samples=num_predict_samples,
-        )
+        super().__init__(root=root, num_workers=num_workers, **options)
         if num_validation_images < 1:
             raise UserError(f"data.num_validation_images must be at least 1, got {num_validation_images}")
-        if standin and standin_num_images < 2:
-            raise UserError(f"data.standin_num_images must be at least 2, one a split, got {standin_num_images}")
-        self.root = root
-        self.standin = standin
-        self.standin_num_images = standin_num_images
         self.num_validation_images = num_validation_images
+
+    def write_standin(self, folder: Path) -> None:
+        """Draw captioned cartoon faces; four in five are for training."""
+        write_mm_celeba_hq(folder, self.standin_num_items, self.image_size_px)
 
     def load_split(self, split: Split) -> CaptionedFaces:
         """Open one split, drawing the stand-in first when it is asked for and not there yet.
@@ -188,10 +151,7 @@ class MMCelebAHQ(ImageDataModule):
 
     @cached_property
     def _faces(self) -> FacesOnDisk:
-        root = Path(self.root)
-        if self.standin:
-            root = write_standin(root, self.standin_num_images, self.image_size_px)
-        return FacesOnDisk(root)
+        return FacesOnDisk(self.folder)
 
 
 def read_captions(path: Path) -> list[str]:

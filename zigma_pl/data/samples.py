@@ -4,7 +4,8 @@ Whatever is drawn at random here (mirroring, which caption) is a function of (se
 on the number of workers nor on the batch size nor on the number of ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,43 +14,68 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from zigma_pl.batch import RawBatch
-from zigma_pl.data.images import ImageDataset, resize_and_crop, to_uint8_tensor
-from zigma_pl.data.order import SampleKey
+from zigma_pl.data.images import PixelDataset
+from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
 
 
 class Sample(NamedTuple):
-    """One row of a `RawBatch`: image (C, height, width) uint8 or None."""
+    """One row of a `RawBatch`; the fields are described there."""
 
-    image: Tensor | None
     sample_id: int
+    image: Tensor | None = None
     class_id: int | None = None
     caption: str | None = None
 
 
-class ImageSamples(Dataset[Sample]):
-    """Crops an image data set's items to squares, and draws mirroring and caption by (seed, sample id)."""
+class SplitSamples(Dataset[Sample], ABC):
+    """A split of a data set as the loader reads it: samples by (sample id, index), and the order of training.
 
-    def __init__(self, images: ImageDataset, *, seed: int, image_size_px: int, horizontal_flip: bool) -> None:
-        self.images = images
+    A subclass may give `__getitems__`, which takes a whole batch of pairs and returns a `RawBatch`.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, key: SampleKey) -> Sample: ...
+
+    def training_order(
+        self, batch_size: int, *, seed: int, rank: int, world_size: int, steps_done: Callable[[], int]
+    ) -> Sampler[list[SampleKey]]:
+        """Return the endless shuffled batches; see `TrainingOrder` for the arguments."""
+        return TrainingOrder(len(self), batch_size, seed=seed, rank=rank, world_size=world_size, steps_done=steps_done)
+
+    def evaluation_order(self, batch_size: int, *, rank: int, world_size: int) -> Sampler[list[SampleKey]]:
+        """Return every sample once over all ranks; see `EvaluationOrder`."""
+        return EvaluationOrder(len(self), batch_size, rank=rank, world_size=world_size)
+
+
+class PixelSamples(SplitSamples):
+    """Draws mirroring and caption of a set's pictures by (seed, sample id)."""
+
+    def __init__(self, items: PixelDataset, *, seed: int, horizontal_flip: bool) -> None:
+        self.items = items
         self.seed = seed
-        self.image_size_px = image_size_px
         self.horizontal_flip = horizontal_flip
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         sample_id, index = key
-        item = self.images[index]
-        image = resize_and_crop(item.image, self.image_size_px)
-        return Sample(
-            to_uint8_tensor(image, flip=self.horizontal_flip and self._draw("flip", sample_id, 2) == 1),
-            sample_id,
-            item.class_id,
-            None if item.captions is None else item.captions[self._draw("caption", sample_id, len(item.captions))],
-        )
+        item = self.items[index]
+        flip = self.horizontal_flip and draw(self.seed, "flip", sample_id, 2) == 1
+        caption = None
+        if item.captions is not None:
+            caption = item.captions[draw(self.seed, "caption", sample_id, len(item.captions))]
+        return Sample(sample_id, item.pixels.flip(-1) if flip else item.pixels, item.class_id, caption)
 
-    def _draw(self, stream: str, sample_id: int, num_choices: int) -> int:
-        return int(torch.randint(num_choices, (1,), generator=sample_generator(self.seed, stream, sample_id)))
+
+def draw(seed: int, stream: str, sample_id: int, num_choices: int) -> int:
+    """Return a number in [0, num_choices) that depends on nothing but the arguments."""
+    return int(torch.randint(num_choices, (1,), generator=sample_generator(seed, stream, sample_id)))
 
 
 class ConditionSamples(Dataset[Sample]):
@@ -65,22 +91,23 @@ class ConditionSamples(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         sample_id, _ = key
         return Sample(
-            None,
             sample_id,
-            None if self.num_classes is None else sample_id % self.num_classes,
-            None if self.captions is None else self.captions[sample_id % len(self.captions)],
+            class_id=None if self.num_classes is None else sample_id % self.num_classes,
+            caption=None if self.captions is None else self.captions[sample_id % len(self.captions)],
         )
 
 
-def collate(samples: list[Sample]) -> RawBatch:
+def collate(samples: list[Sample] | RawBatch) -> RawBatch:
     """Stack samples; a field that the data set does not have is None for the whole batch."""
+    if isinstance(samples, RawBatch):
+        return samples
     images = [sample.image for sample in samples if sample.image is not None]
     class_ids = [sample.class_id for sample in samples if sample.class_id is not None]
     captions = [sample.caption for sample in samples if sample.caption is not None]
     assert all(len(field) in (0, len(samples)) for field in (images, class_ids, captions))
     return RawBatch(
-        images=torch.stack(images) if images else None,
         sample_ids=torch.tensor([sample.sample_id for sample in samples]),
+        images=torch.stack(images) if images else None,
         class_ids=torch.tensor(class_ids) if class_ids else None,
         captions=captions or None,
     )

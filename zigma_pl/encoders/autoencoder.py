@@ -6,8 +6,7 @@ They are held by the data module, never by a module that is trained, averaged or
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import randn_per_sample
 
@@ -24,28 +24,48 @@ _PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at
 class Autoencoder(ABC):
     """A frozen encoder and decoder.
 
+    Pixels become latents in two steps, so that the dear one can be done once and kept on disk: `moments` runs the
+    network, `sample` draws latents from what it gave.
+
     Attributes:
         image_channels: channels of the pixels.
-        channels: channels of the latents.
+        channels: channels of the latents, C.
+        moment_channels: channels of the moments.
         downsampling: pixels per latent, along each side.
     """
 
     image_channels: int
     channels: int
+    moment_channels: int
     downsampling: int
 
     @abstractmethod
-    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Encode pixels (B, image_channels, height, width) in [-1, 1] to latents (B, channels, H, W) on their device.
+    def moments(self, pixels: Tensor) -> Tensor:
+        """Encode pixels (B, image_channels, height, width) in [-1, 1] to (B, moment_channels, H, W) float32."""
+
+    @abstractmethod
+    def sample(self, moments: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Draw latents from moments.
 
         Args:
-            pixels: float32 pixels.
-            generators: one CPU generator per sample, for encoders that draw from a posterior.
+            moments: (B, moment_channels, H, W), of videos (B, F, moment_channels, H, W).
+            generators: one CPU generator per sample.
+
+        Returns: latents (B, C, H, W), of videos (B, F, C, H, W), float32 on the moments' device.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, channels, H, W) to pixels (B, image_channels, height, width), nominally in [-1, 1]."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return plain values that tell this encoder from others; equal ones give equal moments and latents."""
+
+    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Encode pixels in [-1, 1] to latents, both as in `moments` and `sample`; videos are (B, F, ...)."""
+        flat = self.moments(pixels.flatten(0, -4))
+        return self.sample(flat.unflatten(0, pixels.shape[:-3]), generators)
 
 
 class IdentityAutoencoder(Autoencoder):
@@ -54,15 +74,23 @@ class IdentityAutoencoder(Autoencoder):
     downsampling = 1
 
     def __init__(self, channels: int) -> None:
-        self.image_channels = self.channels = channels
+        self.image_channels = self.channels = self.moment_channels = channels
 
-    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def moments(self, pixels: Tensor) -> Tensor:
         """Return the pixels."""
         return pixels
+
+    def sample(self, moments: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Return the pixels."""
+        return moments
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the latents."""
         return latents
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the name, which says all."""
+        return {"name": "identity"}
 
 
 class KLAutoencoder(Autoencoder):
@@ -86,15 +114,20 @@ class KLAutoencoder(Autoencoder):
         self.config = self._load_config()
         self.image_channels = int(self.config["in_channels"])
         self.channels = int(self.config["latent_channels"])
+        self.moment_channels = 2 * self.channels
         self.downsampling = 2 ** (len(self.config["block_out_channels"]) - 1)
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Sample the posterior with each sample's own generator, then shift and scale."""
+    def moments(self, pixels: Tensor) -> Tensor:
+        """Return mean and standard deviation of the posterior, one after the other along the channels."""
         network = self._network.to(pixels.device)
         posteriors = [network.encode(part).latent_dist for part in pixels.split(_samples_per_call(pixels.shape))]
-        mean = torch.cat([posterior.mean for posterior in posteriors])
-        std = torch.cat([posterior.std for posterior in posteriors])
+        return torch.cat([torch.cat([posterior.mean, posterior.std], dim=1) for posterior in posteriors])
+
+    @torch.no_grad()
+    def sample(self, moments: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Sample the posterior with each sample's own generator, then shift and scale."""
+        mean, std = moments.chunk(2, dim=-3)
         noise = randn_per_sample(generators, tuple(mean.shape[1:]), device=mean.device)
         shift, scale = (value.to(mean.device) for value in self._shift_and_scale)
         return (mean + std * noise - shift) * scale
@@ -108,6 +141,12 @@ class KLAutoencoder(Autoencoder):
         parts = (latents.float() / scale + shift).split(num_samples)
         return torch.cat([network.decode(part).sample for part in parts])
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return path, scale and shift, and a hash of the weights, which are loaded for it."""
+        shift, scale = (value.flatten().tolist() for value in self._shift_and_scale)
+        where = self.path if self.subfolder is None else f"{self.path}/{self.subfolder}"
+        return {"name": where, "weights_sha256": hash_of_weights(self._network), "shift": shift, "scale": scale}
+
     def _load_config(self) -> dict[str, Any]:
         from diffusers import AutoencoderKL
 
@@ -116,7 +155,7 @@ class KLAutoencoder(Autoencoder):
                 f"autoencoder: no folder '{self.path}'; give the folder of a saved diffusers AutoencoderKL, "
                 "a hub name owner/name, or 'identity' to work on pixels"
             )
-        with _loading(self.path, self.subfolder):
+        with self._loading():
             config: dict[str, Any] = AutoencoderKL.load_config(self.path, **self._where())
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
             raise UserError(f"autoencoder: '{self.path}' holds a {config['_class_name']}, not an AutoencoderKL")
@@ -126,11 +165,19 @@ class KLAutoencoder(Autoencoder):
     def _network(self) -> Any:
         from diffusers import AutoencoderKL
 
-        with _loading(self.path, self.subfolder):
+        with self._loading():
             network = AutoencoderKL.from_pretrained(
                 self.path, torch_dtype=torch.float32, low_cpu_mem_usage=False, **self._where()
             )
         return network.eval().requires_grad_(False)
+
+    def _loading(self) -> AbstractContextManager[None]:
+        return loading(
+            "autoencoder",
+            self.path if self.subfolder is None else f"{self.path}/{self.subfolder}",
+            "give the folder of a diffusers AutoencoderKL with config.json and weights, set autoencoder_subfolder if "
+            "it lies deeper, or use 'identity'",
+        )
 
     def _where(self) -> dict[str, Any]:
         return {} if self.subfolder is None else {"subfolder": self.subfolder}
@@ -142,20 +189,6 @@ class KLAutoencoder(Autoencoder):
             return torch.tensor(float(self.config["shift_factor"] or 0.0)), torch.tensor(scaling_factor)
         mean, std = (torch.tensor(self.config[name]).view(1, -1, 1, 1) for name in ("latents_mean", "latents_std"))
         return mean, scaling_factor / std
-
-
-@contextmanager
-def _loading(path: str, subfolder: str | None) -> Iterator[None]:
-    """Turn an error of diffusers into one line that names the path and the remedy."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        place = path if subfolder is None else f"{path}/{subfolder}"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"autoencoder: cannot load '{place}' ({reason}); give the folder of a diffusers AutoencoderKL with "
-            "config.json and weights, set autoencoder_subfolder if it lies deeper, or use 'identity'"
-        ) from error
 
 
 def _default_arguments(constructor: Any) -> dict[str, Any]:

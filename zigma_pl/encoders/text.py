@@ -5,14 +5,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from zigma_pl.errors import UserError
 
-TextEncoderName = Literal["hashing"]
+TextEncoderName = Literal["hashing", "clip", "minilm"]
 
 _EMPTY_CAPTION = "<empty>"  # cannot be a word: the word pattern has no brackets
 
@@ -36,6 +36,10 @@ class TextEncoder(ABC):
             features (B, max_tokens, dim) float32, zero on padding; mask (B, max_tokens) bool, True on real tokens, at
             least one in every row.
         """
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return plain values that tell this encoder from others; equal ones give equal features."""
 
 
 class HashingTextEncoder(TextEncoder):
@@ -68,6 +72,10 @@ class HashingTextEncoder(TextEncoder):
             mask[row, : len(words)] = True
         return features.to(device), mask.to(device)
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the name and the options."""
+        return {"name": "hashing", "dim": self.dim, "max_tokens": self.max_tokens}
+
 
 @lru_cache(maxsize=65536)
 def word_vector(word: str, dim: int) -> Tensor:
@@ -86,8 +94,33 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
 
 
-def build_text_encoder(name: TextEncoderName, dim: int, max_tokens: int) -> TextEncoder:
-    """Return the named encoder. An encoder of fixed width refuses any other `dim`."""
+def build_text_encoder(
+    name: TextEncoderName, path: str | None = None, dim: int | None = None, max_tokens: int | None = None
+) -> TextEncoder:
+    """Return the named encoder.
+
+    Args:
+        name: which encoder.
+        path: folder of its weights, for encoders that have any.
+        dim: width of a token's features; an encoder of fixed width refuses any other.
+        max_tokens: tokens kept of a caption; None for the encoder's own number.
+
+    Raises:
+        UserError: the options do not go together, or the weights cannot be read.
+    """
     if name == "hashing":
-        return HashingTextEncoder(dim, max_tokens)
-    raise UserError(f"text_encoder: unknown '{name}', choose 'hashing'")
+        if path is not None:
+            raise UserError(f"text_encoder_path: the hashing encoder has no weights; leave '{path}' out")
+        return HashingTextEncoder(dim or 256, max_tokens or 32)
+    # Imported here: it builds on this file.
+    from zigma_pl.encoders.transformer_text import CLIPTextEncoder, MiniLMTextEncoder
+
+    if name == "minilm":
+        return MiniLMTextEncoder(path, dim, max_tokens)
+    if name == "clip":
+        if path is None:
+            raise UserError(
+                "text_encoder: 'clip' needs data.text_encoder_path, the folder of its weights and tokenizer"
+            )
+        return CLIPTextEncoder(path, dim, max_tokens)
+    raise UserError(f"text_encoder: unknown '{name}', choose 'hashing', 'clip' or 'minilm'")

@@ -1,23 +1,16 @@
-"""A stand-in for MM-CelebA-HQ: captioned cartoon faces, drawn here, on disk in exactly the published layout.
+"""Captioned cartoon faces, on disk in exactly the published layout of MM-CelebA-HQ.
 
-It is for trying the pipeline without the data set, and for tests. Picture and captions of an id are functions of the
+Picture and captions of an id are functions of the
 id alone, so two builds are equal byte for byte.
 """
 
-import os
 import pickle
 import random
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image, ImageDraw
 
-from zigma_pl.errors import UserError
-
-_VERSION = 1  # part of the folder's name: to be raised when the drawing changes
 _SUPERSAMPLING = 4
 _Box = tuple[float, float, float, float]
 
@@ -127,38 +120,14 @@ def draw_face(face: Face, size_px: int) -> Image.Image:
     return image.reduce(_SUPERSAMPLING)
 
 
-def standin_folder(root: Path, num_images: int, size_px: int) -> Path:
-    """Return where the stand-in for the data set at `root` lies: beside it, so that real data are never touched."""
-    return root.with_name(f"{root.name}-standin") / f"v{_VERSION}-{num_images}x{size_px}px"
-
-
-def write_standin(root: Path, num_images: int, size_px: int) -> Path:
-    """Draw the stand-in beside `root` unless it is there already, and return its folder.
-
-    It is written to a temporary folder and renamed when complete, so a folder of that name is never half full, and of
-    several processes the first one to finish wins. The first four fifths of the ids are for training.
+def write_mm_celeba_hq(folder: Path, num_images: int, size_px: int) -> None:
+    """Write pictures, captions and split lists into an empty folder; the first four fifths of the ids are for training.
 
     Args:
-        root: folder of the real data set, which need not exist.
+        folder: where to.
         num_images: pictures, at least 2.
         size_px: side of the pictures.
     """
-    folder = standin_folder(root.absolute(), num_images, size_px)
-    if not folder.exists():
-        rank_zero_info(f"Drawing a stand-in for MM-CelebA-HQ, {num_images} cartoon faces, in {folder}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        try:
-            _write_files(unfinished, num_images, size_px)
-            unfinished.chmod(0o755)
-            _rename_unless_there(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    _check_complete(folder, num_images)
-    return folder
-
-
-def _write_files(folder: Path, num_images: int, size_px: int) -> None:
     for name in ("images", "celeba-caption", "train", "test"):
         (folder / name).mkdir()
     for image_id in range(num_images):
@@ -171,20 +140,3 @@ def _write_files(folder: Path, num_images: int, size_px: int) -> None:
     for name, image_ids in splits.items():
         names = [str(image_id) for image_id in image_ids]
         (folder / name / "filenames.pickle").write_bytes(pickle.dumps(names, protocol=2))
-
-
-def _rename_unless_there(source: Path, target: Path) -> None:
-    try:
-        source.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another process was quicker, and its folder is equal
-            raise
-
-
-def _check_complete(folder: Path, num_images: int) -> None:
-    complete = all(
-        (folder / name).is_dir() and len(os.listdir(folder / name)) == count
-        for name, count in (("images", num_images), ("celeba-caption", num_images), ("train", 1), ("test", 1))
-    )
-    if not complete:
-        raise UserError(f"the stand-in in {folder} has lost files: remove that folder, and it will be drawn again")

@@ -1,0 +1,48 @@
+"""Data sets that people have in a folder on disk, each with a stand-in that is drawn when they have not."""
+
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.standins.folder import write_once
+from zigma_pl.errors import UserError
+
+
+class DownloadedDataModule(ImageDataModule):
+    """Base of data modules that read a downloaded set in its published layout.
+
+    Args:
+        root: folder of the data set.
+        standin: draw a small set in the same layout beside `root`, and use that; `root` itself is neither read nor
+            written.
+        standin_num_items: pictures or clips in the stand-in.
+        options: those of every data set.
+    """
+
+    standin_version: ClassVar[int]  # part of the stand-in's folder name: to be raised when the drawing changes
+    smallest_standin: ClassVar[int] = 2
+
+    def __init__(self, root: str, standin: bool = False, standin_num_items: int = 200, **options: Any) -> None:
+        super().__init__(**options)
+        if standin and standin_num_items < self.smallest_standin:
+            raise UserError(f"data.standin_num_items must be at least {self.smallest_standin}, got {standin_num_items}")
+        self.root = root
+        self.standin = standin
+        self.standin_num_items = standin_num_items
+
+    @abstractmethod
+    def write_standin(self, folder: Path) -> None:
+        """Draw `standin_num_items` pictures or clips of `image_size_px` into an empty folder, in the real layout."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the set lies: `root`, or the stand-in beside it, which is drawn if it is not there yet."""
+        root = Path(self.root)
+        if not self.standin:
+            return root
+        name = f"v{self.standin_version}-{self.standin_num_items}x{self.image_size_px}px"
+        folder = root.absolute().with_name(f"{root.name}-standin") / name
+        write_once(folder, self.write_standin, f"a stand-in for {type(self).__name__}")
+        return folder

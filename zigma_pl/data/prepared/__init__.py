@@ -1,0 +1,1 @@
+"""Prepared data sets: latents' moments and caption features, computed once by `python -m zigma_pl prepare`."""

@@ -1,0 +1,28 @@
+"""What `prepare` keeps of one picture or clip, whatever the format on disk.
+
+Axes: F frames (clips only), C latent channels, H W latent grid.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class PreparedRecord(NamedTuple):
+    """One entry of a prepared split.
+
+    index: its place in the split, from 0; also its sample id in evaluation.
+    pixels: ([F,] 3 or 1, height, width) uint8 in pixel space (autoencoder "identity"), else None.
+    moments: (2, [F,] 2 C, H, W) mean and standard deviation of the posterior, before scale and shift: of the picture
+        and of its mirror image; None in pixel space.
+    class_id: class in [0, num_classes), or None.
+    captions: the captions, None where the data set has none.
+    caption_features: for each caption (num_real_tokens, d), without padding; None where the data set has no captions.
+    """
+
+    index: int
+    pixels: np.ndarray | None = None
+    moments: np.ndarray | None = None
+    class_id: int | None = None
+    captions: list[str] | None = None
+    caption_features: list[np.ndarray] | None = None

