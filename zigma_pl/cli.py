@@ -7,6 +7,8 @@ import logging
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -94,6 +96,16 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
+@contextmanager
+def process_arguments(argv: list[str]) -> Iterator[None]:
+    """Make `argv` the arguments of the process, where LightningCLI reads them and with which DDP starts the others."""
+    program, sys.argv = sys.argv, [sys.argv[0], *argv]
+    try:
+        yield
+    finally:
+        sys.argv = program
+
+
 def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
     common: dict[str, Any] = {"parser_mode": "omegaconf"}
@@ -101,9 +113,7 @@ def main(argv: list[str]) -> int:
     of_command = {"default_config_files": [str(shipped_file("configs/base.yaml"))], **common}
     quieten()
     Parser.command = argv[0]
-    # Handed over as the process's own arguments, with which DDP starts the other processes.
-    program, sys.argv = sys.argv, [sys.argv[0], *argv]
-    try:
+    with process_arguments(argv):
         ZigmaCLI(
             GenerativeModule,
             ImageDataModule,
@@ -126,6 +136,4 @@ def main(argv: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
         )
-    finally:
-        sys.argv = program
     return 0

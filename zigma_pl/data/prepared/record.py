@@ -3,12 +3,13 @@
 Axes: F frames (clips only), C latent channels, H W latent grid.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 
-class PreparedRecord(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PreparedRecord:
     """One entry of a prepared split.
 
     index: its place in the split, from 0; also its sample id in evaluation.
