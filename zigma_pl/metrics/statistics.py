@@ -1,0 +1,95 @@
+"""Mean and covariance of features, streamed in float64 and summed over processes once.
+
+Axes: n samples, d features.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, distributed
+
+from zigma_pl.errors import UserError
+
+
+class FeatureStatistics:
+    """Sums over features from which mean and covariance follow.
+
+    All sums are of differences to `origin`, a rough mean fixed by the first batch of a stream: the covariance then does
+    not suffer from cancellation where features lie far from zero.
+
+    Args:
+        dim: d.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self.origin = torch.zeros(dim, dtype=torch.float64)
+        self.sum = torch.zeros(dim, dtype=torch.float64)
+        self.products = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> Self:
+        """Add a batch of features, (n, d) of any float type, on any device."""
+        if features.ndim != 2 or features.shape[1] != self.dim:
+            raise UserError(f"expected features of shape (n, {self.dim}), got {tuple(features.shape)}")
+        features = features.detach().double().cpu()
+        if not features.isfinite().all():
+            raise UserError("features are not finite: the pictures or the feature extractor are broken")
+        if self.count == 0 and len(features):
+            self.move_origin(features.mean(dim=0))
+        centred = features - self.origin
+        self.count += len(features)
+        self.sum += centred.sum(dim=0)
+        self.products += centred.T @ centred
+        return self
+
+    def move_origin(self, origin: Tensor) -> None:
+        """Express the sums about another origin, (d,) float64."""
+        shift = self.origin - origin
+        self.products += torch.outer(self.sum, shift) + torch.outer(shift, self.sum)
+        self.products += self.count * torch.outer(shift, shift)
+        self.sum = self.sum + self.count * shift
+        self.origin = origin
+
+    def merge(self, other: "FeatureStatistics") -> Self:
+        """Add what another stream has seen."""
+        assert other.dim == self.dim
+        if self.count == 0:
+            self.move_origin(other.origin)
+        shift = other.origin - self.origin
+        self.count += other.count
+        self.products += other.products + torch.outer(other.sum, shift) + torch.outer(shift, other.sum)
+        self.products += other.count * torch.outer(shift, shift)
+        self.sum += other.sum + other.count * shift
+        return self
+
+    def all_reduce(self) -> Self:
+        """Sum over all processes, so that each has the statistics of what all have seen; nothing to do with one."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        count = torch.tensor([float(self.count)], dtype=torch.float64, device=device)
+        distributed.all_reduce(count)
+        origin = (self.origin * self.count).to(device)
+        distributed.all_reduce(origin)
+        self.move_origin((origin / count.clamp(min=1)).cpu())
+        sums = torch.cat([self.sum[None], self.products]).to(device)
+        distributed.all_reduce(sums)
+        self.count, self.sum, self.products = int(count), sums[0].cpu(), sums[1:].cpu()
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the features, (d,) float64."""
+        self._require(1)
+        return self.origin + self.sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance, (d, d) float64."""
+        self._require(2)
+        return (self.products - torch.outer(self.sum, self.sum) / self.count) / (self.count - 1)
+
+    def _require(self, least: int) -> None:
+        if self.count < least:
+            raise UserError(f"statistics of {self.count} samples: at least {least} are needed")
