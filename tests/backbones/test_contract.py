@@ -18,37 +18,54 @@ VARIANTS = {
     "ParallelMamba, three orders": functools.partial(ParallelMamba, scan=ScanConfig("hilbert", num_orders=3)),
     "UViT, no convolution": functools.partial(UViT, final_convolution=False),
     "UViT, even depth": functools.partial(UViT, depth=4),
+    **{f"{name}, video": functools.partial(backbone, latent_frames=2) for name, backbone in BACKBONES.items()},
+    "ZigMa, factorized": functools.partial(ZigMa, latent_frames=2, scan=ScanConfig(video="factorized")),
+    "ZigMa, factorized, legacy": functools.partial(
+        ZigMa, latent_frames=2, scan=ScanConfig(video="factorized", plan=("time", "space")), residual="legacy"
+    ),
 }
 
 
 @pytest.fixture(params=VARIANTS)
-def build(request):
-    """Return what builds a tiny backbone of one kind."""
+def variant(request):
+    """Return what builds a backbone of one kind, and the options that make it this kind."""
     variant = VARIANTS[request.param]
-    own = getattr(variant, "keywords", {})
-    return lambda randomise=True, **options: tiny.build(getattr(variant, "func", variant), randomise, **(own | options))
+    return getattr(variant, "func", variant), getattr(variant, "keywords", {})
+
+
+@pytest.fixture
+def build(variant):
+    """Return what builds a tiny backbone of one kind."""
+    backbone_class, own = variant
+    return lambda randomise=True, **options: tiny.build(backbone_class, randomise, **(own | options))
+
+
+@pytest.fixture
+def draw(variant):
+    """Return what draws x_t and t for that kind."""
+    return functools.partial(tiny.draw, latent_frames=variant[1].get("latent_frames"))
 
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
-def test_prediction_starts_at_zero_and_every_parameter_learns(build, kind):
+def test_prediction_starts_at_zero_and_every_parameter_learns(build, draw, kind):
     options, condition = tiny.CONDITIONS[kind]
     fresh = build(randomise=False, **options)
-    assert fresh(*tiny.draw(), condition).eq(0).all()
-    fresh(*tiny.draw(), condition).sum().backward()
+    assert fresh(*draw(), condition).eq(0).all()
+    fresh(*draw(), condition).sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in fresh.parameters() if p.ndim > 1)  # zero, but not stuck
     backbone = build(**options)
     dropped = torch.tensor([False, True, False]) if condition is not None else None
-    prediction = backbone(*tiny.draw(), condition, None, dropped)
-    assert prediction.shape == (3, 2, 4, 6)
+    prediction = backbone(*draw(), condition, None, dropped)
+    assert prediction.shape == draw()[0].shape
     prediction.square().sum().backward()
     parameters = dict(backbone.named_parameters())
     assert not [name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.any()]
 
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
-def test_samples_do_not_mix_and_time_matters(build, kind):
+def test_samples_do_not_mix_and_time_matters(build, draw, kind):
     options, condition = tiny.CONDITIONS[kind]
-    backbone, (x, t) = build(**options), tiny.draw()
+    backbone, (x, t) = build(**options), draw()
     together = backbone(x, t, condition)
     alone = backbone(x[1:2], t[1:2], None if condition is None else condition[1:2])
     torch.testing.assert_close(together[1:2], alone)
@@ -56,9 +73,9 @@ def test_samples_do_not_mix_and_time_matters(build, kind):
 
 
 @pytest.mark.parametrize("kind", ["classes", "captions"])
-def test_dropped_condition_is_no_condition(build, kind):
+def test_dropped_condition_is_no_condition(build, draw, kind):
     options, condition = tiny.CONDITIONS[kind]
-    backbone, (x, t) = build(**options), tiny.draw()
+    backbone, (x, t) = build(**options), draw()
     everything = torch.ones(3, dtype=torch.bool)
     torch.testing.assert_close(backbone(x, t, condition, None, everything), backbone(x, t))
     mixed = backbone(x, t, condition, None, torch.tensor([True, False, True]))
@@ -67,8 +84,8 @@ def test_dropped_condition_is_no_condition(build, kind):
     assert not torch.allclose(backbone(x, t, condition), backbone(x, t))
 
 
-def test_masked_caption_tokens_change_nothing(build):
-    backbone, (x, t) = build(caption_dim=5), tiny.draw()
+def test_masked_caption_tokens_change_nothing(build, draw):
+    backbone, (x, t) = build(caption_dim=5), draw()
     condition = tiny.CONDITIONS["captions"][1]
     mask = torch.ones(3, 7, dtype=torch.bool)
     mask[:, 4:] = False
@@ -78,12 +95,12 @@ def test_masked_caption_tokens_change_nothing(build):
     torch.testing.assert_close(masked_and_dropped, backbone(x, t, condition[:, :4], None, dropped))
 
 
-def test_gradient_checkpointing_changes_nothing(build):
+def test_gradient_checkpointing_changes_nothing(build, draw):
     gradients, num_kept = [], []
     for backbone in (build(), build(gradient_checkpointing=True)):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor, kept=kept: kept.append(0) or tensor, lambda t: t):
-            loss = backbone(*tiny.draw()).square().sum()
+            loss = backbone(*draw()).square().sum()
         loss.backward()
         num_kept.append(len(kept))
         gradients.append([parameter.grad for parameter in backbone.parameters()])
@@ -91,28 +108,30 @@ def test_gradient_checkpointing_changes_nothing(build):
     assert num_kept[1] < num_kept[0]
 
 
-def test_bf16_autocast_stays_close_to_float32(build):
+def test_bf16_autocast_stays_close_to_float32(build, draw):
     backbone = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = backbone(*tiny.draw())
-    high = backbone(*tiny.draw())
+        low = backbone(*draw())
+    high = backbone(*draw())
     assert torch.linalg.norm(low.float() - high) < 0.05 * torch.linalg.norm(high)
 
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
-def test_folder_gives_the_same_backbone_back(build, kind, tmp_path):
+def test_folder_gives_the_same_backbone_back(build, draw, kind, tmp_path):
     options, condition = tiny.CONDITIONS[kind]
     backbone = build(**options, position_embedding="cosine")
     loaded = zigma_pl.from_pretrained(zigma_pl.save_pretrained(backbone, tmp_path))
     assert type(loaded) is type(backbone)
     assert loaded.config == backbone.config
     with torch.no_grad():
-        assert torch.equal(loaded(*tiny.draw(), condition), backbone(*tiny.draw(), condition))
+        assert torch.equal(loaded(*draw(), condition), backbone(*draw(), condition))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_compiles_without_graph_breaks(name):
-    backbone, (x, t) = tiny.build(BACKBONES[name], caption_dim=5, depth=3 if name == "UViT" else 1), tiny.draw()
+@pytest.mark.parametrize("variant", [*BACKBONES, "ZigMa, factorized"], indirect=True)
+def test_compiles_without_graph_breaks(variant, build, draw):
+    torch.compiler.reset()
+    depth = 1 if variant[0] is not UViT and "latent_frames" not in variant[1] else 3
+    backbone, (x, t) = build(caption_dim=5, depth=depth), draw()
     condition, dropped = tiny.CONDITIONS["captions"][1], torch.tensor([False, True, False])
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, t, condition, None, dropped), backbone(x, t, condition, None, dropped))
@@ -129,6 +148,16 @@ def test_named_sizes_have_as_many_parameters_as_zigma(name, size, positions):
     assert ours.num_parameters() == pytest.approx(zigma.num_parameters(), rel=0.03)
 
 
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_video_keeps_the_parameters_and_adds_a_position_for_each_frame(name):
+    """So the rows of the paper's table 4 (bidirectional, 3D zigzag, sst) are of one size, as their pictures are."""
+    options = {"patch_size": 2, "size": "B", "position_embedding": "learnable", "num_classes": 101}
+    with torch.device("meta"):
+        pictures, clips = (BACKBONES[name](4, 32, 32, latent_frames=frames, **options) for frames in (None, 16))
+    shapes = [{n: p.shape for n, p in backbone.named_parameters()} for backbone in (pictures, clips)]
+    assert shapes[1] == shapes[0] | {"frame_position_embedding.table": (1, 16, 768)}
+
+
 @pytest.mark.parametrize(
     ("options", "condition", "message"),
     [
@@ -138,15 +167,22 @@ def test_named_sizes_have_as_many_parameters_as_zigma(name, size, positions):
         ({"num_classes": 4, "null_condition": False}, None, "no null condition"),
     ],
 )
-def test_wrong_conditions_are_explained(build, options, condition, message):
+def test_wrong_conditions_are_explained(build, draw, options, condition, message):
     with pytest.raises(UserError, match=message):
-        build(**options)(*tiny.draw(), condition)
+        build(**options)(*draw(), condition)
 
 
-def test_wrong_options_are_explained(build):
+def test_wrong_options_are_explained(build, variant):
     with pytest.raises(UserError, match="classes or captions"):
         build(num_classes=2, caption_dim=3)
     with pytest.raises(UserError, match="needs a size"):
         build(width=None)
-    with pytest.raises(UserError, match=r"built for \(B, C, H, W\) = \(B, 2, 4, 6\)"):
-        build()(torch.zeros(1, 2, 6, 4), torch.zeros(1))
+    if "latent_frames" in variant[1]:
+        message = r"built for \(B, F, C, H, W\) = \(B, 2, 2, 4, 6\): set .* latent_frames"
+    else:
+        message = r"built for \(B, C, H, W\) = \(B, 2, 4, 6\)"
+    for shape in ((1, 2, 6, 4), (1, 3, 2, 4, 6), (1, 2, 2, 6, 4)):
+        with pytest.raises(UserError, match=message):
+            build()(torch.zeros(shape), torch.zeros(1))
+    with pytest.raises(UserError, match="latent_frames must be at least 1, got 0"):
+        build(latent_frames=0)

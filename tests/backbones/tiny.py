@@ -20,7 +20,8 @@ def build(backbone_class, randomise=True, **options):
     return backbone
 
 
-def draw(batch_size=3):
-    """Draw x_t and t."""
+def draw(batch_size=3, latent_frames=None):
+    """Draw x_t, of a video if it has frames, and t."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch_size, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)
+    frames = () if latent_frames is None else (latent_frames,)
+    return torch.randn(batch_size, *frames, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)

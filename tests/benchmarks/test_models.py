@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from zigma_pl.backbones.compiling import regions
 from zigma_pl.benchmarks.models import (
     FAMILIES,
     Contestant,
     ModelOptions,
-    _blocks,
     build,
     contestants_named,
     execute,
@@ -77,21 +77,26 @@ def test_weights_are_the_same_in_every_execution():
 
 def test_transformers_have_half_the_layers():
     depths = {name: len(build(contestant, (4, 4), OPTIONS).blocks) for name, contestant in EAGER.items()}
-    assert depths == {"zigzag8": 3, "sweep": 3, "dit": 2, "uvit": 2}
+    assert depths == {"zigzag8": 3, "sweep": 3, "zigzag8-fast": 3, "sweep-fast": 3, "dit": 2, "uvit": 2}
 
 
 def test_compiling_reaches_the_model_or_each_block(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append((module, options)))
     backbone = build(FAMILIES["zigzag8"], (4, 4), OPTIONS)
+    assert ModelOptions(CPU, torch.float32, 1).compile_scope == "blocks"
     assert execute(backbone, "compiled", "model") is backbone
     assert compiled == [(backbone, {"fullgraph": True, "dynamic": False})]
     compiled.clear()
     execute(backbone, "compiled", "blocks")
-    assert [module for module, _ in compiled] == list(backbone.blocks) == _blocks(backbone)
+    assert compiled == [(region, {"fullgraph": True, "dynamic": False}) for region in regions(backbone)]
+    assert set(backbone.blocks) < set(regions(backbone))
     compiled.clear()
-    assert execute(backbone, "graph", "model").backbone is backbone
-    assert not compiled
+    for execution in ("graph", "compiled-graph"):
+        graphed = execute(backbone, execution, "model")
+        assert graphed.backbone is backbone
+        assert graphed.compile_backbone == (execution == "compiled-graph")
+    assert not compiled  # the backbone itself stays as it is
 
 
 def test_labels():

@@ -6,7 +6,7 @@ import pytest
 
 from zigma_pl.benchmarks import plots
 from zigma_pl.benchmarks.machine import choose_device, describe_machine
-from zigma_pl.benchmarks.report import Result, figure_cell, measured, memory_cell, percent_cell, time_cell
+from zigma_pl.benchmarks.report import Result, figure_cell, measured, memory_cell, percent_cell, ratio_cell, time_cell
 from zigma_pl.benchmarks.timing import Measurement, Spread
 from zigma_pl.errors import UserError
 
@@ -38,7 +38,36 @@ def test_cells_of_a_measurement():
     record = measured(measurement, 8)
     assert record["seconds"] == {"median": 0.0125, "lower_quartile": 0.012, "upper_quartile": 0.013, "num_samples": 5}
     assert record["per_second"] == 640
-    assert measured(GONE, 8) == {"out_of_memory": True, "seconds": None, "peak_memory_bytes": None, "per_second": None}
+    gone = measured(GONE, 8)
+    assert gone == {
+        "out_of_memory": True,
+        "seconds": None,
+        "peak_memory_bytes": None,
+        "samples": (),
+        "per_second": None,
+    }
+
+
+def test_ratios_are_given_with_their_spread():
+    assert ratio_cell(Spread(0.99812, 0.995, 1.001, 9)) == "0.998 ±0.003"
+    assert ratio_cell(None) == "-"
+    result = Result("forward", MACHINE, [], ("ratio", "ms"), plots.draw_forward)
+    result.rows += [("12.998 ±0.003", "1"), ("-", "10")]
+    assert result.table().splitlines()[-1] == f"{'-':>13}  10"  # figures stand to the right
+
+
+def test_a_batch_size_of_one_grid_is_left_to_the_table_when_another_has_a_line():
+    def drawn(*settings):
+        records = [
+            {"label": "DiT", "family": "DiT", "execution": "eager", "grid": grid, "batch_size": batch_size}
+            | measured(Measurement(Spread.of([0.1]), 1), batch_size)
+            for grid, batch_size in settings
+        ]
+        result = Result("forward", MACHINE, ["a note"], (), plots.draw_forward, records=records)
+        return [line.get_label() for line in result.draw(result).axes[0].lines]
+
+    assert drawn((8, 1), (16, 1), (8, 16)) == ["DiT"]
+    assert drawn((8, 1), (8, 16)) == ["DiT, batch 1", "DiT, batch 16"]
 
 
 def test_table_and_json(tmp_path):

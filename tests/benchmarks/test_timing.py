@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from zigma_pl.benchmarks.timing import (
+    MAX_TIMED_SECONDS,
+    MIN_SAMPLES,
     CudaClock,
     HostClock,
     KernelClock,
@@ -52,13 +54,29 @@ def timed(fake, makers, repeats):
 def test_median_and_quartiles_leave_the_warm_up_out(fake):
     # Two warm-up calls and one to see how long a sample must be; then five samples of one call each.
     makers = {"a": fake.contestant("a", [100.0, 100.0, 100.0, 1.0, 5.0, 2.0, 3.0, 4.0])}
-    assert timed(fake, makers, 5)["a"] == Measurement(Spread(3.0, 2.0, 4.0, 5), None)
+    assert timed(fake, makers, 5)["a"] == Measurement(Spread(3.0, 2.0, 4.0, 5), None, (1.0, 5.0, 2.0, 3.0, 4.0))
 
 
-def test_contestants_take_turns(fake):
-    makers = {name: fake.contestant(name, [1.0]) for name in "ab"}
+def test_contestants_take_turns_and_every_other_turn_goes_backwards(fake):
+    makers = {name: fake.contestant(name, [1.0]) for name in "abc"}
     timed(fake, makers, 3)
-    assert "".join(fake.calls) == "aaabbb" + "ababab"
+    assert "".join(fake.calls) == "aaabbbccc" + "abc" + "cba" + "abc"
+
+
+def test_slow_contestants_take_fewer_samples(fake):
+    makers = {
+        "slow": fake.contestant("slow", [10.0]),
+        "half": fake.contestant("half", [0.25]),
+        "quick": fake.contestant("quick", [0.1]),
+    }
+    samples = {name: len(measurement.samples) for name, measurement in timed(fake, makers, 12).items()}
+    assert samples == {"slow": MIN_SAMPLES, "half": MAX_TIMED_SECONDS / 0.25, "quick": 12}
+
+
+def test_speed_ratios_are_taken_turn_by_turn():
+    own, rival = Measurement(None, None, (1.0, 2.0, 4.0)), Measurement(None, None, (2.0, 3.0, 8.0, 1.0))
+    assert own.speed_ratio(rival) == Spread(2.0, 1.75, 2.0, 3)
+    assert own.speed_ratio(Measurement(None, None)) is None
 
 
 def test_short_calls_are_timed_many_at_a_time(fake):
@@ -131,7 +149,7 @@ class FakeCuda:
     """The memory and the events of torch.cuda: `allocated` bytes now, `peak` since the last reset, a clock in ms."""
 
     def __init__(self, monkeypatch):
-        self.allocated = self.peak = 0
+        self.allocated = self.peak = self.num_device_allocations = 0
         self.time_ms = 0.0
         self.log = []
         fakes = {
@@ -140,6 +158,7 @@ class FakeCuda:
             "reset_peak_memory_stats": lambda device: setattr(self, "peak", self.allocated),
             "synchronize": lambda device=None: self.log.append("synchronize"),
             "empty_cache": lambda: None,
+            "memory_stats": lambda: {"num_device_alloc": self.num_device_allocations},
             "Event": self.event,
         }
         for name, fake in fakes.items():
@@ -198,6 +217,17 @@ def test_device_times_are_those_between_events(cuda):
 
     assert CudaClock().seconds_per_call(repeated(call), 3) == pytest.approx(0.006)
     assert cuda.log == ["synchronize", "record", "call", "call", "call", "record", "wait"]
+
+
+def test_a_sample_that_asked_the_device_for_memory_is_taken_again(cuda):
+    times_ms = [50.0, 6.0, 7.0]
+
+    def call():
+        cuda.time_ms += times_ms.pop(0)
+        cuda.num_device_allocations = 3  # in the first call only
+
+    assert CudaClock().seconds_per_call(repeated(call), 1) == pytest.approx(0.006)
+    assert CudaClock().seconds_per_call(repeated(call), 1) == pytest.approx(0.007)
 
 
 def test_kernels_are_timed_behind_work_that_fills_the_queue(cuda, monkeypatch):

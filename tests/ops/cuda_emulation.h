@@ -97,6 +97,33 @@ inline void multiply(float (&c)[4], const float (&a)[4], float b0, float b1) {
     multiply_add(c, a, b0, b1);
 }
 
+inline float bfloat(unsigned word, int half) { return __uint_as_float((half ? word >> 16 : word & 0xffff) << 16); }
+
+inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    auto raw = [](unsigned word) { return __uint_as_float(word); };
+    auto all = deposit({raw(a[0]), raw(a[1]), raw(a[2]), raw(a[3]), raw(b0), raw(b1)});
+    for (int i = 0; i < 4; ++i) {
+        if (first) c[i] = 0;
+        for (int k = 0; k < 16; ++k) {
+            const float left = all[row * 4 + k % 8 / 2][k / 8 * 2 + i / 2];
+            const float right = all[(column + i % 2) * 4 + k % 8 / 2][4 + k / 8];
+            c[i] += bfloat(__float_as_uint(left), k % 2) * bfloat(__float_as_uint(right), k % 2);
+        }
+    }
+    meet_warp();
+}
+
+inline unsigned transpose(unsigned two) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    auto all = deposit({__uint_as_float(two)});
+    auto entry = [&](int i, int j) { return __float_as_uint(all[i * 4 + j / 2][0]) >> j % 2 * 16 & 0xffff; };
+    const unsigned turned = entry(column, row) | entry(column + 1, row) << 16;
+    meet_warp();
+    return turned;
+}
+
+inline void hold(int&) {}
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float half_to_float(unsigned bits) { uint16_t h = bits; _Float16 f; memcpy(&f, &h, 2); return f; }

@@ -13,7 +13,7 @@ from zigma_pl.ops import causal_conv1d as conv
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.backends import relative_errors
-from zigma_pl.ops.selective_scan import cuda, launch, layout, reference, selective_scan
+from zigma_pl.ops.selective_scan import cuda, direct, launch, layout, reference, selective_scan
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -96,8 +96,8 @@ def test_scan_reads_slices_of_projections_in_place():
     _, B, C = torch.cat([padding, arguments["B"], arguments["C"]], -1).split([8, 16, 16], -1)
     sliced = arguments | {"u": u, "gate": gate, "B": B, "C": C}
     prepared = launch.Call(*(sliced[n] for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order)
-    assert prepared.rows[0].data_ptr() == u.data_ptr()
-    assert prepared.rows[5].data_ptr() == C.data_ptr()
+    assert prepared.rows[0].address == u.data_ptr()
+    assert prepared.rows[5].address == C.data_ptr()
     assert prepared.aligned
     results = []
     for given in (arguments, sliced):
@@ -130,6 +130,55 @@ def test_scan_opcheck(optional):
     plain = [t if t is None else t.detach() for t in tensors]
     out, states = cuda.scan_forward(*plain, order, True, True)
     torch.library.opcheck(cuda.scan_backward, (torch.ones_like(out), *plain, order, states, True))
+
+
+# ------------------------------------------------------------------------------------ scan without autograd, emulated
+def scan_inputs(shape, dtype, optional=OPTIONAL):
+    arguments = scan_arguments(shape, dtype, optional)
+    return [*(arguments.get(n) for n in ("u", "delta", "A", "B", "C", *OPTIONAL)), random_order(shape[1])]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kept_states_may_be_few_or_many(dtype):
+    inputs = scan_inputs((1, 70, 8, 16), dtype)
+    output, fewest = direct.forward(*inputs)
+    assert fewest.shape == (1, 3, 8, 16)
+    assert fewest.dtype == dtype
+    assert direct.forward(*inputs, 0)[1].numel() == 0
+    gradients = {}
+    for keep_every in (16, 32):
+        same, states = direct.forward(*inputs, keep_every)
+        assert torch.equal(same, output)
+        assert states.shape[1] == 96 // keep_every
+        assert torch.equal(states[:, :: 32 // keep_every], fewest)
+        gradients[keep_every] = direct.backward(output, *inputs, states, deterministic=True)
+    for name in ("u", "delta", "A", "BC", "skip", "delta_bias", "gate"):
+        one, other = (getattr(gradients[keep_every], name).float() for keep_every in (16, 32))
+        assert (one - other).norm() <= TOLERANCES[dtype] * other.norm(), name
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("dtype", "optional"), [(torch.float32, OPTIONAL), (torch.bfloat16, OPTIONAL), (torch.bfloat16, ())], ids=str
+)
+def test_backward_gives_the_output_again_and_writes_where_it_is_told(dtype, optional):
+    inputs = scan_inputs((2, 40, 16, 16), dtype, optional)
+    output, states = direct.forward(*inputs)
+    expected = direct.backward(output, *inputs, states, deterministic=True)
+    assert expected.output is None
+    wide = torch.full((2, 40, 32), 7.0, dtype=dtype)
+    dgate = wide[..., 16:] if optional else None
+    found = direct.backward(output, *inputs, states, deterministic=True, want_output=True, dgate=dgate)
+    assert (found.output.float() - output.float()).norm() <= TOLERANCES[dtype] * output.float().norm()
+    for name in ("u", "delta", "A", "BC", "skip", "delta_bias"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    if optional:
+        assert found.gate is dgate
+        assert torch.equal(wide[..., 16:], expected.gate)
+    assert bool((wide[..., :16] == 7).all())
 
 
 def test_scan_states_what_it_lacks():
@@ -187,6 +236,20 @@ def test_convolution_opcheck():
     torch.library.opcheck(conv_cuda.conv_forward, leaves)
     plain = (leaves[0].detach(), leaves[1].detach(), *leaves[2:])
     torch.library.opcheck(conv_cuda.conv_backward, (torch.ones(1, 5, 8), *plain))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("width", [16, 5])
+def test_gradient_of_the_convolution_is_written_where_it_is_told(width):
+    x, dout = torch.randn(2, 2, 20, width).bfloat16()
+    parameters = (torch.randn(width, 4), None, random_order(20), True)
+    expected = conv_cuda.convolve_backward(dout, x, *parameters)
+    wide = torch.full((2, 20, 2 * width), 7.0, dtype=torch.bfloat16)
+    found = conv_cuda.convolve_backward(dout, x, *parameters, dx=wide[..., :width])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(wide[..., :width], expected[0])
+    assert bool((wide[..., width:] == 7).all())
 
 
 def test_convolution_states_what_it_lacks():

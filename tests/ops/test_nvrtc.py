@@ -7,6 +7,7 @@ from zigma_pl.ops import nvrtc
 
 
 def test_what_is_missing_is_named(monkeypatch):
+    nvrtc._module.cache_clear()  # with a kernel loaded, nothing is missing
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert nvrtc.available() == (False, "PyTorch sees no CUDA device")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,12 +1,14 @@
-"""Gaussian data N(mean, std^2): every quantity of the path is known in closed form."""
+"""Gaussian data N(mean, std^2), every quantity of whose path is known in closed form; CUDA graphs played on the CPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from zigma_pl.interpolant import Objective
+from zigma_pl.samplers import graphed
 
 
 @dataclass
@@ -37,3 +39,33 @@ def gaussian() -> Callable[..., GaussianModel]:
         return GaussianModel(objective or Objective(), **options)
 
     return build
+
+
+@pytest.fixture
+def repeated(monkeypatch):
+    """CUDA graphs played on the CPU by calling again; returns what was captured."""
+    calls = []
+
+    def record(call):
+        calls.append(call)
+        output = call().clone()
+        return (lambda: output.copy_(call())), output
+
+    monkeypatch.setattr(graphed, "record", record)
+    monkeypatch.setattr(graphed.GraphedBackbone, "device_type", "cpu")
+    return calls
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """CUDA graphs played on the CPU: a recording runs the same operations on the same memory; returns all of them."""
+    recordings = []
+
+    def record(call):
+        recordings.append(make_fx(call)())
+        output = recordings[-1]()
+        return (lambda replay=recordings[-1]: output.copy_(replay())), output
+
+    monkeypatch.setattr(graphed, "record", record)
+    monkeypatch.setattr(graphed.GraphedBackbone, "device_type", "cpu")
+    return recordings

@@ -1,38 +1,276 @@
+"""Sampling at fixed shapes: replays follow inputs and weights, and the twin computes what the backbone computes."""
+
+import copy
+import functools
+from contextlib import nullcontext
+
 import pytest
 import torch
+from backbones import tiny
 
-from zigma_pl.backbones import ZigMa
+from zigma_pl.backbones import DiT, ZigMa
+from zigma_pl.backbones.compiling import compile_regions
+from zigma_pl.batch import Batch
+from zigma_pl.interop.folder import BACKBONES
+from zigma_pl.interpolant import Objective
+from zigma_pl.module import GenerativeModule
+from zigma_pl.samplers import Guidance, ODESampler, guided_network, sampling_twin
 from zigma_pl.samplers.graphed import GraphedBackbone
+from zigma_pl.scan.schedule import ScanConfig
 
 
-def build():
+def build(depth=2, **options):
     torch.manual_seed(0)
-    backbone = ZigMa(2, 4, 4, width=16, depth=2, num_classes=3)
+    backbone = ZigMa(2, 4, 4, **({"width": 16, "depth": depth, "num_classes": 3} | options)).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return backbone
 
 
+def draw(batch_size=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x_t, t = torch.randn(batch_size, 2, 4, 4, generator=generator), torch.rand(batch_size, generator=generator)
+    return x_t, t, torch.randint(3, (batch_size,), generator=generator)
+
+
+def assert_follows(graphed_backbone, *inputs, dtype=None):
+    """The replay gives what the backbone gives now, under autocast to dtype if there is one."""
+    device_type = inputs[0].device.type
+    with torch.no_grad(), torch.autocast(device_type, dtype) if dtype else nullcontext():
+        predicted, expected = graphed_backbone(*inputs), graphed_backbone.backbone(*inputs)
+    assert predicted.dtype == expected.dtype
+    assert (predicted - expected).norm() < (1e-2 if dtype else 1e-5) * expected.norm()
+
+
 def test_without_a_gpu_the_backbone_itself_is_called():
     backbone = build()
-    x, t, y = torch.randn(2, 2, 4, 4), torch.rand(2), torch.tensor([0, 2])
+    inputs = draw()
     with torch.no_grad():
-        assert torch.equal(GraphedBackbone(backbone)(x, t, y), backbone(x, t, y))
+        assert torch.equal(GraphedBackbone(backbone)(*inputs), backbone(*inputs))
     assert GraphedBackbone(backbone).has_null_condition
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
-def test_replay_follows_inputs_and_weights():
-    backbone = build().cuda()
-    graphed = GraphedBackbone(backbone)
+VARIANTS = {
+    **{name: (backbone_class, {}) for name, backbone_class in BACKBONES.items()},
+    "ZigMa, legacy": (ZigMa, {"residual": "legacy"}),
+    "ZigMa, video": (ZigMa, {"latent_frames": 2, "scan": ScanConfig(video="factorized")}),
+    "DiT, video": (DiT, {"latent_frames": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", tiny.CONDITIONS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_backbone_is_replayed_right(name, kind, repeated):
+    backbone_class, own = VARIANTS[name]
+    options, condition = tiny.CONDITIONS[kind]
+    graphed_backbone = GraphedBackbone(tiny.build(backbone_class, **own, **options).eval())
+    x_t, t = tiny.draw(latent_frames=own.get("latent_frames"))
+    mask = torch.arange(7) < torch.tensor([[7], [3], [1]]) if kind == "captions" else None
+    dropped = None if condition is None else torch.tensor([False, True, False])
+    for dtype in (None, torch.bfloat16):
+        assert_follows(graphed_backbone, x_t, t, condition, mask, dropped, dtype=dtype)
+    assert len(repeated) == 2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_one_recording_for_each_batch_size(recorded, dtype):
+    graphed_backbone = GraphedBackbone(build())
+    for seed, batch_size in enumerate((3, 3, 1, 3, 1)):  # 1 for a last short batch
+        assert_follows(graphed_backbone, *draw(batch_size, seed), dtype=dtype)
+    assert len(recorded) == 2
+
+
+def test_an_earlier_result_is_the_callers_own(recorded):
+    graphed_backbone = GraphedBackbone(build())
+    x_t, t, class_ids = draw()
     with torch.no_grad():
-        for seed in range(3):
-            torch.manual_seed(seed)
-            x, t, y = torch.randn(2, 2, 4, 4).cuda(), torch.rand(2).cuda(), torch.randint(3, (2,)).cuda()
-            torch.testing.assert_close(graphed(x, t, y), backbone(x, t, y))
-            backbone.final_layer.projection.weight.mul_(1.5)  # in place: the same graph must see it
-        assert len(graphed._captures) == 1
-        first = graphed(x, t, y)
+        first = graphed_backbone(x_t, t, class_ids)
         kept = first.clone()
-        graphed(x + 1, t, y)
-        assert torch.equal(first, kept)  # a later call does not write over an earlier result
+        graphed_backbone(x_t + 1, t, class_ids)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_guidance_sees_the_same_network():
+    backbone = build()
+    x_t, t, class_ids = draw()
+    guidance = Guidance(scale=3.0, interval=(0.0, 0.5))
+    with torch.no_grad():
+        for time in (torch.full_like(t, 0.3), torch.full_like(t, 0.7)):
+            networks = (guided_network(b, class_ids, None, guidance) for b in (GraphedBackbone(backbone), backbone))
+            torch.testing.assert_close(*(network(x_t, time) for network in networks))
+
+
+def test_inference_mode_and_no_grad_share_a_recording(recorded):
+    graphed_backbone = GraphedBackbone(build())
+    with torch.inference_mode():
+        assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    assert_follows(graphed_backbone, *draw(seed=1), dtype=torch.bfloat16)
+    assert len(recorded) == 1
+
+
+@pytest.mark.usefixtures("recorded")
+def test_gradients_go_through_the_backbone_itself():
+    backbone = build()
+    GraphedBackbone(backbone)(*draw()).sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------- the weights
+def fused_step(backbone):
+    for parameter in backbone.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(backbone.parameters(), lr=0.1, fused=True).step()
+
+
+def swap_in_averages(backbone):
+    for parameter in backbone.parameters():
+        parameter.data.copy_(1.5 * parameter.data)
+
+
+def load(backbone):
+    backbone.load_state_dict({name: 1.5 * tensor for name, tensor in backbone.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [fused_step, swap_in_averages, load])
+def test_changed_weights_are_seen(change, recorded):
+    graphed_backbone = GraphedBackbone(build())
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    change(graphed_backbone.backbone)
+    with graphed_backbone.fixed_weights():
+        assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    change(graphed_backbone.backbone)
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    assert len(recorded) == 1
+
+
+def test_fixed_weights_are_cast_once(recorded, monkeypatch):
+    graphed_backbone = GraphedBackbone(build())
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    refreshed = []
+    monkeypatch.setattr(sampling_twin.SamplingTwin, "refresh", lambda twin: refreshed.append(twin))
+    with graphed_backbone.fixed_weights():
+        for seed in range(3):
+            assert_follows(graphed_backbone, *draw(seed=seed), dtype=torch.bfloat16)
+    assert len(refreshed) == 1
+    for seed in range(3):
+        assert_follows(graphed_backbone, *draw(seed=seed), dtype=torch.bfloat16)
+    assert len(refreshed) == 4
+
+
+def test_a_module_samples_as_without_graphs_whatever_happens_to_its_weights(repeated):
+    module = GenerativeModule(build(), Objective(), ODESampler(num_steps=2), Guidance(scale=2.0)).eval()
+
+    def samples(num_samples):
+        batch = Batch(None, torch.arange(num_samples), torch.arange(num_samples) % 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            return module.sample(batch).latents
+
+    for change in (fused_step, swap_in_averages, load):
+        for num_samples in (3, 1):  # 1 for the last short batch
+            module.graph_sampling = True
+            replayed = samples(num_samples)
+            module.graph_sampling = False
+            assert torch.allclose(replayed, samples(num_samples), rtol=0.02, atol=0.02)
+        change(module.backbone)
+    assert len(repeated) == 2
+
+
+def test_weights_that_moved_are_recorded_anew(recorded):
+    backbone = build()
+    graphed_backbone = GraphedBackbone(backbone)
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    last = list(backbone.parameters())[-1]
+    before = last.data
+    last.data = 2.0 * before
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    assert len(recorded) == 2
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_copy_follows_its_own_backbone():
+    graphed_backbone = GraphedBackbone(build(), compile_backbone=False)
+    assert_follows(graphed_backbone, *draw())
+    copied = copy.deepcopy(graphed_backbone)
+    with torch.no_grad():
+        copied.backbone.final_layer.projection.weight.mul_(3)
+    for one in (graphed_backbone, copied):
+        assert_follows(one, *draw(), dtype=torch.bfloat16)
+
+
+def test_weights_are_held_in_16_bits_where_autocast_would_cast_them(recorded):
+    backbone = build()
+    names = set(backbone.state_dict())
+    graphed_backbone = GraphedBackbone(backbone)
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    casts = [node for node in recorded[0].graph.nodes if node.target is torch.ops.aten._to_copy.default]
+    weights = [node for node in casts if node.meta["val"].shape == backbone.blocks[0].mixer.in_proj.weight.shape]
+    assert casts
+    assert not weights
+    twin = graphed_backbone._twins[torch.bfloat16].network
+    mixer, original = twin.blocks[1].mixer, backbone.blocks[1].mixer
+    assert mixer.in_proj.weight.dtype == mixer.x_proj.weight.dtype == mixer.dt_proj.weight.dtype == torch.bfloat16
+    for name in ("A_log", "D", "conv_weight", "dt_proj.bias"):
+        assert mixer.get_parameter(name) is original.get_parameter(name)
+    assert twin.visit_order_0 is backbone.visit_order_0
+    assert set(backbone.state_dict()) == names
+    assert original.in_proj.weight.dtype == torch.float32
+
+
+def test_all_modulations_are_one_product(recorded):
+    backbone = build(depth=3)
+    assert_follows(GraphedBackbone(backbone), *draw(), dtype=torch.bfloat16)
+    rows = 3 * 3 * 16 + 2 * 16  # shift, scale and gate of three blocks, shift and scale of the final layer
+    products = [node for node in recorded[0].graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert [node.meta["val"].shape[1] for node in products].count(rows) == 1
+    assert 3 * 16 not in {node.meta["val"].shape[1] for node in products}
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_layer_with_a_conditioning_of_its_own_is_not_given_that_of_all():
+    backbone = build()
+    run_block = backbone.run_block
+    backbone.run_block = lambda block, x, carry, conditioning, *rest: run_block(
+        block, x, carry, conditioning + 1, *rest
+    )
+    with pytest.raises(AssertionError, match="conditioning of their own"):
+        assert_follows(GraphedBackbone(backbone), *draw(), dtype=torch.bfloat16)
+
+
+# ---------------------------------------------------------------------------------------------------------- compiling
+@pytest.mark.usefixtures("repeated")
+def test_compiled_regions_are_what_is_recorded(monkeypatch):
+    calls = []
+
+    def backend(module, example_inputs):
+        def run(*inputs):
+            calls.append(module)
+            return module(*inputs)
+
+        return run
+
+    monkeypatch.setattr(sampling_twin, "compile_regions", functools.partial(compile_regions, backend=backend))
+    backbone = build(depth=4)
+    graphed_backbone = GraphedBackbone(backbone, compile_backbone=True)
+    torch.compiler.reset()
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    assert backbone._compiled_call_impl is None  # the backbone itself stays as it is
+    called = calls[: len(calls) // 2]
+    assert len(called) == 9  # four blocks, final layer, embeddings of patches, positions, time and classes
+    assert len(set(map(id, called))) <= 7  # blocks share their code, but the first, which is given no carry
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("compile_backbone", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_replay_follows_inputs_and_weights(dtype, compile_backbone):
+    backbone = build().cuda()
+    graphed_backbone = GraphedBackbone(backbone, compile_backbone)
+    for seed, batch_size in enumerate((2, 2, 1, 2)):
+        inputs = [tensor.cuda() for tensor in draw(batch_size, seed)]
+        with torch.no_grad(), torch.autocast("cuda", dtype) if dtype else nullcontext():
+            torch.testing.assert_close(graphed_backbone(*inputs), backbone(*inputs), rtol=0.1, atol=0.1)
+        with torch.no_grad():
+            backbone.final_layer.projection.weight.mul_(1.5)  # in place: the same graph must see it
+            backbone.blocks[0].mixer.in_proj.weight.data.mul_(1.5)
+    assert len(graphed_backbone._captures) == 2

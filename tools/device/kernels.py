@@ -4,6 +4,7 @@ Prints a table, and writes all numbers as JSON. Times nothing while a check fail
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 
 from zigma_pl.ops import causal_conv1d as convolution
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
-from zigma_pl.ops.selective_scan import cpu, cuda, launch
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.selective_scan import cpu, cuda, direct, launch
 from zigma_pl.ops.selective_scan import layout as layouts
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -207,18 +209,21 @@ def median_ms(call, seconds=0.25, repeats=7):
     return statistics.median(times)
 
 
-def time_scan(shape, dtype=torch.bfloat16, order=None):
-    """Milliseconds of both directions for one shape (B, L, E, N)."""
+def time_scan(shape, dtype=torch.bfloat16, order=None, keeps=(32,), deterministic=True):
+    """Milliseconds of both directions for one shape (B, L, E, N), and for distances between kept states."""
     arguments = scan_arguments(shape, dtype)
-    inputs = [arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")]
-    out, states = cuda.scan_forward(*inputs, order, True, False)
-    dout = torch.randn_like(out)
-    return {
-        "inference": median_ms(lambda: cuda.scan_forward(*inputs, order, False, False)),
-        "forward": median_ms(lambda: cuda.scan_forward(*inputs, order, True, False)),
-        "backward": median_ms(lambda: cuda.scan_backward(dout, *inputs, order, states, False)),
-        "deterministic": median_ms(lambda: cuda.scan_backward(dout, *inputs, order, states, True)),
-    }
+    inputs = [*(arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order]
+    times = {"inference": median_ms(lambda: direct.forward(*inputs, 0))}
+    for keep in keeps:
+        out, states = direct.forward(*inputs, keep)
+        dout = torch.randn_like(out)
+        suffix = "" if keep == direct.KEEP_EVERY else f" {keep}"
+        times["forward" + suffix] = median_ms(lambda keep=keep: direct.forward(*inputs, keep))
+        times["backward" + suffix] = median_ms(lambda: direct.backward(dout, *inputs, states))  # noqa: B023
+    if deterministic:
+        times["deterministic"] = median_ms(lambda: direct.backward(dout, *inputs, states, deterministic=True))
+        times["backward, output"] = median_ms(lambda: direct.backward(dout, *inputs, states, want_output=True))
+    return times
 
 
 def time_convolution(shape, order):
@@ -232,40 +237,44 @@ def time_convolution(shape, order):
     }
 
 
-def parse_layout(text):
-    """steps=4,warps=2,... as changes of the layout for N = 16."""
-    changes = {k: int(v) for k, v in (item.split("=") for item in text.split(",") if item)}
-    return dataclasses.replace(layouts.layout_for(16), **changes)
+def parse_variant(text):
+    """steps=4,PADDED=1,... as (changes of the layout for N = 16, macros), the latter upper case."""
+    items = {k: int(v) for k, v in (item.split("=") for item in text.split(",") if item)}
+    changes = {k: v for k, v in items.items() if k.islower()}
+    macros = tuple((k, v) for k, v in items.items() if not k.islower())
+    return dataclasses.replace(layouts.layout_for(16), **changes), macros
 
 
-def use_layout(layout):
-    """Puts a layout in the place of the one for as many states."""
-    layouts.LAYOUTS = tuple(layout if known.states == layout.states else known for known in layouts.LAYOUTS)
+@contextlib.contextmanager
+def variant(text):
+    """Puts a layout in the place of the one for as many states, and adds macros to what is compiled."""
+    layout, macros = parse_variant(text)
+    known, load = layouts.LAYOUTS, nvrtc.load
+    layouts.LAYOUTS = tuple(layout if one.states == layout.states else one for one in known)
+    nvrtc.load = lambda sources, name, options, **rest: load(sources, name, options + macros, **rest)
+    launch.kernel.cache_clear()
+    try:
+        yield
+    finally:
+        layouts.LAYOUTS, nvrtc.load = known, load
+        launch.kernel.cache_clear()
 
 
-def time_layouts(texts, shapes, results):
-    """Checks and times variants of the layout for N = 16."""
+def time_variants(texts, shapes, keeps, results):
+    """Checks and times variants for N = 16."""
     for text in texts:
-        layout = parse_layout(text)
-        default = layouts.layout_for(16)
-        use_layout(layout)
-        try:
-            failures = []
-            check_scan(failures, (2, 100, 200, 16), torch.bfloat16, random_order(100))
-            if failures:
-                continue
-            for shape in shapes:
-                times = time_scan((*shape, 1536, 16), order=random_order(shape[1]))
-                results[f"{text or 'default'} {shape}"] = times
-                print(
-                    f"{text or 'default':60s} {shape!s:12s}",
-                    " ".join(f"{n} {t:.3f}" for n, t in times.items()),
-                    flush=True,
-                )
-        except Exception as error:
-            print("FAIL", text, error)
-        finally:
-            use_layout(default)
+        with variant(text):
+            try:
+                failures = []
+                check_scan(failures, (2, 100, 200, 16), torch.bfloat16, random_order(100))
+                for shape in () if failures else shapes:
+                    order = random_order(shape[1])
+                    times = time_scan((*shape, 1536, 16), order=order, keeps=keeps, deterministic=False)
+                    results[f"{text or 'default'} {shape}"] = times
+                    line = " ".join(f"{n} {t:.3f}" for n, t in times.items())
+                    print(f"{text or 'default':40s} {shape!s:12s}", line, flush=True)
+            except Exception as error:
+                print("FAIL", text, error)
 
 
 def profile():
@@ -281,7 +290,9 @@ def main():
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--check-small", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--layouts", nargs="*", default=[], help="steps=4,warps=2,... to be compared")
+    parser.add_argument("--variants", nargs="*", default=[], help="steps=4,MACRO=1,... to be compared")
+    parser.add_argument("--keeps", nargs="*", type=int, default=[direct.KEEP_EVERY], help="rows between kept states")
+    parser.add_argument("--shapes", nargs="*", type=lambda t: tuple(map(int, t.split(","))), default=SHAPES[:2])
     parser.add_argument("--out", type=Path, default=Path("kernels.json"))
     parser.add_argument("--profile", action="store_true", help="run each kernel once at 8 x 4,096, for a profiler")
     options = parser.parse_args()
@@ -307,10 +318,10 @@ def main():
         for shape in SHAPES:
             order = random_order(shape[1])
             times = time_scan((*shape, 1536, 16), order=order) | time_convolution((*shape, 1536), order)
-            times["raster forward"] = time_scan((*shape, 1536, 16))["forward"]
+            times["raster forward"] = time_scan((*shape, 1536, 16), deterministic=False)["forward"]
             results[str(shape)] = times
             print(shape, " ".join(f"{n} {t:.3f}" for n, t in times.items()), flush=True)
-    time_layouts(options.layouts, SHAPES[:2], results)
+    time_variants(options.variants, options.shapes, options.keeps, results)
     options.out.write_text(json.dumps(results, indent=1))
 
 

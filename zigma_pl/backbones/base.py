@@ -1,6 +1,6 @@
 """What every backbone promises.
 
-Axes: B batch, C channels, H W latent grid, T caption tokens.
+Axes: B batch, F frames (videos only), C channels, H W latent grid, T caption tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ class Backbone(nn.Module, ABC):
     """A network (x_t, t, condition) -> prediction, with t = 0 at the data and t = 1 at the noise.
 
     Args:
-        latent_shape: (C, H, W) of x_t.
+        latent_shape: (C, H, W) of x_t, of videos (F, C, H, W).
         num_classes: classes it can be conditioned on, None for none.
         caption_dim: width of the caption features it can be conditioned on, None for none.
         null_condition: whether it has a learned entry for "no condition", which guidance and condition dropout need.
@@ -28,7 +28,7 @@ class Backbone(nn.Module, ABC):
 
     def __init__(
         self,
-        latent_shape: tuple[int, int, int],
+        latent_shape: tuple[int, ...],
         num_classes: int | None,
         caption_dim: int | None,
         null_condition: bool,
@@ -60,10 +60,10 @@ class Backbone(nn.Module, ABC):
         caption_mask: Tensor | None = None,
         condition_dropped: Tensor | None = None,
     ) -> Tensor:
-        """Predict (B, C, H, W) from x_t (B, C, H, W).
+        """Predict (B, C, H, W) from x_t (B, C, H, W); of videos both are (B, F, C, H, W).
 
         Args:
-            x_t: (B, C, H, W) noisy latents.
+            x_t: noisy latents.
             t: (B,) in [0, 1].
             condition: class ids (B,) int64, or caption features (B, T, caption_dim); None for no condition.
             caption_mask: (B, T) bool, True on the caption tokens that count.
@@ -73,9 +73,11 @@ class Backbone(nn.Module, ABC):
     def check_inputs(self, x_t: Tensor, condition: Tensor | None) -> None:
         """Raise UserError when x_t or the condition cannot be what this backbone was built for."""
         if tuple(x_t.shape[1:]) != self.latent_shape:
+            axes = ("B", "F", "C", "H", "W") if len(self.latent_shape) == 4 else ("B", "C", "H", "W")
             raise UserError(
-                f"x_t has shape {tuple(x_t.shape)}, but this backbone is built for (B, C, H, W) = "
-                f"(B, {', '.join(map(str, self.latent_shape))}): set in_channels, latent_height and latent_width"
+                f"x_t has shape {tuple(x_t.shape)}, but this backbone is built for ({', '.join(axes)}) = "
+                f"(B, {', '.join(map(str, self.latent_shape))}): set in_channels, latent_height and latent_width, "
+                "and for videos latent_frames"
             )
         if condition is None:
             if (self.num_classes or self.caption_dim) and not self.has_null_condition:

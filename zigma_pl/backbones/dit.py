@@ -1,6 +1,6 @@
 """DiT: the diffusion transformer, adaLN-Zero blocks of self-attention and a perceptron.
 
-Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
 
 from typing import Literal
@@ -30,6 +30,7 @@ class DiT(TokenBackbone):
         latent_height: H of the latents.
         latent_width: W of the latents.
         patch_size: side of the square patch that makes one token; H and W must be divisible by it.
+        latent_frames: F, frames of a video's latents, each cut into patches by itself; None for pictures.
         size: named preset of (width, depth, heads): S (384, 12, 6), B (768, 12, 12), L (1024, 24, 16),
             XL (1152, 28, 16).
         width: D; overrides the preset.
@@ -52,6 +53,7 @@ class DiT(TokenBackbone):
         latent_height: int,
         latent_width: int,
         patch_size: int = 1,
+        latent_frames: int | None = None,
         size: Size | None = None,
         width: int | None = None,
         depth: int | None = None,

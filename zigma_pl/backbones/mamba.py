@@ -1,6 +1,6 @@
 """What the Mamba backbones have in common: blocks around mixers that read the tokens along visit orders.
 
-Axes: L tokens, D width.
+Axes: L tokens that are scanned together, D width.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,9 @@
 """What backbones over patch tokens have in common: embeddings of the patches, positions, time and condition.
 
-Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens of a frame, T caption tokens, D width.
 """
 
+import math
 from abc import abstractmethod
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.errors import UserError
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import (
     CaptionEmbedding,
@@ -29,16 +31,23 @@ class TokenBackbone(Backbone):
     Args:
         width: D.
         config: the constructor's options by name. Read from it: in_channels, latent_height, latent_width, patch_size,
-            position_embedding, num_classes, caption_dim, null_condition, gradient_checkpointing.
+            latent_frames, position_embedding, num_classes, caption_dim, null_condition, gradient_checkpointing.
     """
 
     def __init__(self, width: int, config: dict[str, Any]) -> None:
-        latent_shape = (config["in_channels"], config["latent_height"], config["latent_width"])
+        frame_shape = (config["in_channels"], config["latent_height"], config["latent_width"])
+        num_frames: int | None = config["latent_frames"]
+        if num_frames is not None and num_frames < 1:
+            raise UserError(f"latent_frames must be at least 1, got {num_frames}; None is for pictures")
+        latent_shape = frame_shape if num_frames is None else (num_frames, *frame_shape)
         super().__init__(latent_shape, config["num_classes"], config["caption_dim"], config["null_condition"], config)
+        self.num_frames = num_frames
         self.patch_size: int = config["patch_size"]
         self.gradient_checkpointing: bool = config["gradient_checkpointing"]
-        self.patch_embedding = PatchEmbedding(*latent_shape, self.patch_size, width)
+        self.patch_embedding = PatchEmbedding(*frame_shape, self.patch_size, width)
         self.position_embedding = PositionEmbedding(config["position_embedding"], self.grid, width)
+        if num_frames is not None:
+            self.frame_position_embedding = PositionEmbedding(config["position_embedding"], (num_frames,), width)
         self.time_embedding = TimeEmbedding(width)
         if self.num_classes is not None:
             self.class_embedding = ClassEmbedding(self.num_classes, width, config["null_condition"])
@@ -47,13 +56,13 @@ class TokenBackbone(Backbone):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the token grid."""
+        """Rows and columns of a frame's token grid."""
         return self.patch_embedding.grid
 
     @property
     def patch_features(self) -> int:
         """Numbers in one patch of the prediction."""
-        return self.patch_size**2 * self.latent_shape[0]
+        return self.patch_size**2 * self.latent_shape[-3]
 
     def forward(
         self,
@@ -63,14 +72,22 @@ class TokenBackbone(Backbone):
         caption_mask: Tensor | None = None,
         condition_dropped: Tensor | None = None,
     ) -> Tensor:
-        """Predict (B, C, H, W); see Backbone.forward for the arguments."""
+        """Predict (B, C, H, W), of videos (B, F, C, H, W); see Backbone.forward for the arguments."""
         self.check_inputs(x_t, condition)
         if condition is None:
             condition, condition_dropped = self.null_condition_for(x_t)
+        patches = self.run_layers(self.embed_tokens(x_t), t, condition, caption_mask, condition_dropped)
+        patches = patches.reshape(-1, math.prod(self.grid), self.patch_features)
+        return unpatchify(patches, self.grid, self.patch_size).reshape(x_t.shape)
+
+    def embed_tokens(self, x_t: Tensor) -> Tensor:
+        """Cut x_t into patches and embed them with their positions: (B, L, D), of videos (B, F L, D)."""
         # In x_t's dtype, float32 under autocast too: the residual stream adds up small updates over many layers.
-        x = self.position_embedding(self.patch_embedding(x_t).to(x_t.dtype))
-        patches = self.run_layers(x, t, condition, caption_mask, condition_dropped)
-        return unpatchify(patches, self.grid, self.patch_size)
+        tokens = self.position_embedding(self.patch_embedding(x_t.flatten(0, -4)).to(x_t.dtype))
+        if self.num_frames is None:
+            return tokens
+        places = tokens.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # (B, L, F, D), a view
+        return self.frame_position_embedding(places).transpose(1, 2).flatten(1, 2)
 
     @abstractmethod
     def run_layers(
@@ -81,7 +98,7 @@ class TokenBackbone(Backbone):
         caption_mask: Tensor | None,
         condition_dropped: Tensor | None,
     ) -> Tensor:
-        """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features)."""
+        """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features); of videos F L for L."""
 
     def run_block(self, block: nn.Module, *arguments: Tensor | None) -> Any:
         """Call the block; with gradient checkpointing, keep its inputs only and run it again in the backward pass."""

@@ -1,6 +1,6 @@
 """U-ViT: a transformer that takes time and condition as tokens, with long skip connections between its halves.
 
-Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
 
 from typing import Literal
@@ -33,6 +33,7 @@ class UViT(TokenBackbone):
         latent_height: H of the latents.
         latent_width: W of the latents.
         patch_size: side of the square patch that makes one token; H and W must be divisible by it.
+        latent_frames: F, frames of a video's latents, each cut into patches by itself; None for pictures.
         size: named preset of (width, depth, heads): S (384, 17, 6), B (768, 17, 12), L (1024, 33, 16),
             XL (1152, 39, 16), each with ZigMa's number of parameters within 3 % (both without captions).
         width: D; overrides the preset.
@@ -53,6 +54,7 @@ class UViT(TokenBackbone):
         latent_height: int,
         latent_width: int,
         patch_size: int = 1,
+        latent_frames: int | None = None,
         size: Size | None = None,
         width: int | None = None,
         depth: int | None = None,
@@ -86,8 +88,9 @@ class UViT(TokenBackbone):
         caption_mask: Tensor | None = None,
         condition_dropped: Tensor | None = None,
     ) -> Tensor:
-        """Predict (B, C, H, W); see Backbone.forward for the arguments."""
-        return self.final_convolution(super().forward(x_t, t, condition, caption_mask, condition_dropped))
+        """Predict (B, C, H, W), of videos (B, F, C, H, W); see Backbone.forward for the arguments."""
+        prediction = super().forward(x_t, t, condition, caption_mask, condition_dropped)
+        return self.final_convolution(prediction.flatten(0, -4)).reshape(x_t.shape)
 
     def run_layers(
         self,

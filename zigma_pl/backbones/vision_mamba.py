@@ -1,7 +1,9 @@
 """Vision Mamba: every block scans the grid in raster order and in reverse, the bidirectional baseline of the paper.
 
-Axes: C channels, H W latent grid, D width, N state.
+Axes: F frames (videos only), C channels, H W latent grid, D width, N state.
 """
+
+import math
 
 import numpy as np
 
@@ -11,13 +13,14 @@ from zigma_pl.nn.block import Residual
 from zigma_pl.nn.embeddings import PositionKind
 from zigma_pl.nn.mixer import ParallelMixer
 from zigma_pl.ops.selective_scan import ScanBackend
-from zigma_pl.scan.paths import visit_order
 
 NUM_DIRECTIONS = 2
 
 
 class VisionMamba(MambaBackbone):
     """ZigMa's blocks with bidirectional mixers (Vision Mamba, arXiv:2401.09417): raster order and its reverse.
+
+    Of a video, raster order goes through all frames.
 
     The projections in and out of a mixer are shared; both directions have their own convolution and scan, initialised
     alike, and the outputs are summed.
@@ -27,6 +30,7 @@ class VisionMamba(MambaBackbone):
         latent_height: H of the latents.
         latent_width: W of the latents.
         patch_size: side of the square patch that makes one token; H and W must be divisible by it.
+        latent_frames: F, frames of a video's latents, each cut into patches by itself; None for pictures.
         size: named preset with the width of ZigMa's: S 384, B 768, L 1024, XL 1152, and as many layers as make up
             ZigMa's parameters: 23, 23, 46 and 54.
         width: D; overrides the preset.
@@ -51,6 +55,7 @@ class VisionMamba(MambaBackbone):
         latent_height: int,
         latent_width: int,
         patch_size: int = 1,
+        latent_frames: int | None = None,
         size: Size | None = None,
         width: int | None = None,
         depth: int | None = None,
@@ -71,5 +76,5 @@ class VisionMamba(MambaBackbone):
         width, depth = resolve_parallel_size(size, width, depth, NUM_DIRECTIONS, config)
         mixer_options = (width, NUM_DIRECTIONS, state_size, expand, conv_kernel, scan_backend)
         super().__init__(width, config, (ParallelMixer(*mixer_options) for _ in range(depth)))
-        raster = visit_order("sweep", *self.grid)
+        raster = np.arange(math.prod(self.grid) * (latent_frames or 1))  # through a clip frame after frame
         self.hold_orders([np.stack([raster, raster[::-1]])])

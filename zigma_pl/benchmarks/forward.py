@@ -1,6 +1,7 @@
 """bench forward: frames per second and memory of one network call, by the size of the grid (ZigMa, Figure 4 a, b)."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -9,18 +10,28 @@ from torch import Tensor
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.machine import Machine
-from zigma_pl.benchmarks.model_table import ModelTable, Setting, columns, rivals_among
+from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
 from zigma_pl.benchmarks.plots import draw_forward
 from zigma_pl.benchmarks.report import Result
+from zigma_pl.samplers.graphed import GraphedBackbone
 
 CONTESTANTS = FAMILIES
 DEFAULT_CONTESTANTS = {
-    "cuda": ["zigzag8", "zigzag8-compiled", "zigzag8-graph", "sweep", "sweep-graph", "dit", "dit-compiled", "uvit"],
+    "cuda": [
+        "zigzag8-compiled-graph",
+        "sweep-compiled-graph",
+        "dit-compiled-graph",
+        "zigzag8-graph",
+        "zigzag8",
+        "dit-compiled",
+        "dit",
+        "uvit",
+    ],
     "cpu": ["zigzag8", "sweep", "dit", "uvit"],
 }
 DEFAULT_SETTINGS = {
-    "cuda": [Setting(32, 1), Setting(64, 1), Setting(128, 1), Setting(196, 1)],
+    "cuda": [Setting(32, 1), Setting(64, 1), Setting(128, 1), Setting(32, 16), Setting(196, 1)],
     "cpu": [Setting(8, 1), Setting(16, 1), Setting(24, 1), Setting(32, 1)],
 }
 
@@ -40,7 +51,8 @@ def run(
     rivals = rivals_among(contestants)
     notes = [
         f"one call of the network without gradients: {options.describe()}",
-        "medians of samples taken in turns; ratios are of frames/s, those to sweep in the same execution",
+        RATIO_NOTE,
+        *compile_notes(contestants, options),
     ]
     result = Result("forward", machine, notes, columns("frames/s", rivals), draw_forward)
     return ModelTable(result, options, contestants, partial(prepare, options), rivals).fill(settings, save)
@@ -54,8 +66,9 @@ def prepare(
     x_t, t, _ = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
 
     def run(num_calls: int) -> None:
-        # Autocast is around all calls, as around a sampler's loop: the weights are cast once.
-        with torch.no_grad(), autocast(options.device, options.dtype):
+        # Around all calls, as around a sampler's loop: the weights are cast once.
+        fixed = network.fixed_weights() if isinstance(network, GraphedBackbone) else nullcontext()
+        with torch.no_grad(), autocast(options.device, options.dtype), fixed:
             for _ in range(num_calls):
                 network(x_t, t)
 

@@ -8,17 +8,19 @@ from torch import Tensor
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import WrongNumbersError
-from zigma_pl.benchmarks.models import Contestant, ModelOptions, Network, build, execute
+from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, build, execute
 from zigma_pl.benchmarks.report import (
     Result,
     figure_cell,
     measured,
     memory_cell,
     per_second,
-    ratio,
+    ratio_cell,
     time_cell,
 )
 from zigma_pl.benchmarks.timing import Measurement, Prepared, clock_for, measure, progress
+
+RATIO_NOTE = "medians of samples taken in turns; ratios of speeds turn by turn, ± half the distance of their quartiles"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ModelTable:
         contestants: by name.
         prepare: (backbone, network, setting) -> what is timed and the number that must come out finite.
         rivals: column of ratios -> {name of a contestant: name of the one it is compared with}.
+        min_calls: calls of a sample at least; see `Prepared`.
     """
 
     result: Result
@@ -46,6 +49,7 @@ class ModelTable:
     contestants: Mapping[str, Contestant]
     prepare: Callable[[Backbone, Network, Setting], tuple[Callable[[int], None], Tensor]]
     rivals: Mapping[str, Mapping[str, str]]
+    min_calls: int = 1
 
     def fill(self, settings: Iterable[Setting], save: Callable[[Result], None]) -> Result:
         """Time all settings; `save` gets the result after each.
@@ -70,14 +74,16 @@ class ModelTable:
         run, outcome = self.prepare(backbone, network, setting)
         if not outcome.isfinite().all():
             raise WrongNumbersError(f"bench {self.result.subject}: {contestant.label} is not finite at {setting}")
-        return Prepared(run, keeps_first_memory="graph" in contestant.execution)
+        return Prepared(run, "graph" in contestant.execution, self.min_calls)
 
     def _add(self, setting: Setting, measurements: Mapping[str, Measurement], num_parameters: dict[str, int]) -> None:
         rates = {name: per_second(measurement, setting.batch_size) for name, measurement in measurements.items()}
         for name, measurement in measurements.items():
             contestant = self.contestants[name]
             ratios = {
-                column: ratio(rates[name], rates.get(rivals[name])) if name in rivals else None
+                column: measurement.speed_ratio(measurements[rivals[name]])
+                if rivals.get(name) in measurements
+                else None
                 for column, rivals in self.rivals.items()
             }
             record = {
@@ -87,12 +93,12 @@ class ModelTable:
                 **contestant.describe(),
                 "num_parameters": num_parameters.get(name),
                 **measured(measurement, setting.batch_size),
-                "ratios": ratios,
+                "ratios": {column: spread and asdict(spread) for column, spread in ratios.items()},
             }
             self.result.records.append(record)
             millions = None if record["num_parameters"] is None else record["num_parameters"] / 1e6
             cells = [figure_cell(millions), time_cell(measurement), figure_cell(rates[name])]
-            cells += [*map(figure_cell, ratios.values()), memory_cell(measurement)]
+            cells += [*map(ratio_cell, ratios.values()), memory_cell(measurement)]
             self.result.rows.append((str(setting.grid), str(setting.batch_size), contestant.label, *cells))
 
 
@@ -102,8 +108,17 @@ def columns(rate: str, rivals: Iterable[str]) -> tuple[str, ...]:
 
 
 def rivals_among(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return what contestants are compared with: all with DiT compiled; ZigMa's with sweep in the same execution."""
+    """Return what contestants are compared with: all with the fastest DiT; ZigMa's with sweep in the same execution."""
     names = list(names)
-    to_dit = dict.fromkeys(names, "dit-compiled")
+    dit = "dit-compiled-graph" if "dit-compiled-graph" in names else "dit-compiled"
+    to_dit = dict.fromkeys(names, dit)
     to_sweep = {name: name.replace("zigzag8", "sweep") for name in names if name.startswith(("zigzag8", "sweep"))}
-    return {"to DiT compiled": to_dit, "to sweep": to_sweep}
+    return {f"to {FAMILIES[dit].label}": to_dit, "to sweep": to_sweep}
+
+
+def compile_notes(contestants: Mapping[str, Contestant], options: ModelOptions) -> list[str]:
+    """Return what the header says about torch.compile, nothing where no contestant is compiled."""
+    if not any("compiled" in contestant.execution for contestant in contestants.values()):
+        return []
+    scope = "the whole model" if options.compile_scope == "model" else "each block and every other part by itself"
+    return [f"compiled: torch.compile of {scope}; under CUDA graphs always part by part"]

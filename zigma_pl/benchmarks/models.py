@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.benchmarks.checks import dtype_name, relative_error
-from zigma_pl.benchmarks.timing import forget_compiled_code
+from zigma_pl.benchmarks.memory import forget_compiled_code
 from zigma_pl.errors import UserError
+from zigma_pl.samplers.graphed import GraphedBackbone
 from zigma_pl.scan.schedule import ScanConfig
 
 Architecture = Literal["ZigMa", "ParallelMamba", "DiT", "UViT"]
@@ -56,6 +58,7 @@ class Contestant:
         execution: as it is, with torch.compile, replayed as a CUDA graph, or both.
         scan: its visit orders, None for transformers.
         counts_orders: whether its name says how many orders there are.
+        options: further options of the backbone.
     """
 
     architecture: Architecture
@@ -63,6 +66,7 @@ class Contestant:
     execution: Execution = "eager"
     scan: ScanConfig | None = None
     counts_orders: bool = False
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
@@ -89,7 +93,8 @@ class ModelOptions:
         size: preset of the backbones, or None with width and depth.
         width: D.
         depth: layers of the Mamba backbones; transformers get half as many, rounded up, as in the presets.
-        compile_scope: torch.compile the whole model, or its blocks one by one, which compiles many times faster.
+        compile_scope: torch.compile the whole model, or its blocks and other parts one by one, which takes seconds
+            instead of minutes. Of what is replayed as a CUDA graph, the parts are always compiled one by one.
     """
 
     device: torch.device
@@ -98,7 +103,7 @@ class ModelOptions:
     size: str | None = "B"
     width: int | None = None
     depth: int | None = None
-    compile_scope: CompileScope = "model"
+    compile_scope: CompileScope = "blocks"
 
     def describe(self) -> str:
         """Return the size and precision in words, and that a model is tiny where it is smaller than every preset."""
@@ -127,10 +132,14 @@ def contestants_named(
     return {name: contestants[name] for name in chosen}
 
 
-def executions_of(prefix: str, architecture: Architecture, family: str, scan: ScanConfig | None = None) -> dict:
+def executions_of(
+    prefix: str, architecture: Architecture, family: str, scan: ScanConfig | None = None, **options: str
+) -> dict[str, Contestant]:
     """Return name -> contestant for every execution: prefix, prefix-compiled, prefix-graph, prefix-compiled-graph."""
     return {
-        prefix if execution == "eager" else f"{prefix}-{execution}": Contestant(architecture, family, execution, scan)
+        prefix if execution == "eager" else f"{prefix}-{execution}": Contestant(
+            architecture, family, execution, scan, options=tuple(options.items())
+        )
         for execution in get_args(Execution)
     }
 
@@ -138,6 +147,8 @@ def executions_of(prefix: str, architecture: Architecture, family: str, scan: Sc
 FAMILIES: dict[str, Contestant] = {
     **executions_of("zigzag8", "ZigMa", "ZigMa zigzag-8", ScanConfig("zigzag", 8)),
     **executions_of("sweep", "ZigMa", "ZigMa sweep", ScanConfig("sweep", 1)),
+    **executions_of("zigzag8-fast", "ZigMa", "ZigMa zigzag-8, fast", ScanConfig("zigzag", 8), activation_memory="fast"),
+    **executions_of("sweep-fast", "ZigMa", "ZigMa sweep, fast", ScanConfig("sweep", 1), activation_memory="fast"),
     **executions_of("dit", "DiT", "DiT"),
     **executions_of("uvit", "UViT", "U-ViT"),
 }
@@ -148,6 +159,7 @@ def build(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, 
     """Build a backbone on the device with fixed random weights, none of them zero, as nothing is timed on zeros."""
     architecture = contestant.architecture
     backbone_class = getattr(import_module(_HOMES[architecture]), architecture)
+    more |= dict(contestant.options)
     if contestant.scan is not None:
         more["scan"] = contestant.scan
     depth = options.depth
@@ -171,18 +183,13 @@ def fill_zeros(backbone: nn.Module, std: float = 0.2) -> None:
 
 def execute(backbone: Backbone, execution: Execution, scope: CompileScope) -> Network:
     """Return the backbone as something to call in the given way; compiling changes the backbone in place."""
-    if "compiled" in execution:
-        for module in [backbone] if scope == "model" else _blocks(backbone):
-            module.compile(fullgraph=True, dynamic=False)
     if "graph" in execution:
-        from zigma_pl.samplers.graphed import GraphedBackbone
-
-        return GraphedBackbone(backbone)
+        return GraphedBackbone(backbone, compile_backbone="compiled" in execution)
+    if execution == "compiled" and scope == "model":
+        backbone.compile(fullgraph=True, dynamic=False)
+    elif execution == "compiled":
+        compile_regions(backbone, fullgraph=True, dynamic=False)
     return backbone
-
-
-def _blocks(backbone: nn.Module) -> list[nn.Module]:
-    return [block for child in backbone.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
@@ -202,7 +209,7 @@ def findings(contestants: Mapping[str, Contestant], options: ModelOptions, train
     """Yield a line for each contestant that differs from the eager float64 reference on a small case.
 
     Args:
-        contestants: what to check. Those that are not compiled are checked in float32 as well, where small errors show.
+        contestants: what to check. Eager ones are checked in float32 as well, where small errors show.
         options: device, dtype and compile scope.
         training: whether gradients are compared too.
     """
@@ -210,7 +217,7 @@ def findings(contestants: Mapping[str, Contestant], options: ModelOptions, train
         options.device, options.dtype, 1, None, CHECKED_WIDTH, CHECKED_DEPTH, compile_scope=options.compile_scope
     )
     for contestant in contestants.values():
-        dtypes = {options.dtype} if "compiled" in contestant.execution else {options.dtype, torch.float32}
+        dtypes = {options.dtype, torch.float32} if contestant.execution == "eager" else {options.dtype}
         for dtype in sorted(dtypes, key=str):
             errors = _errors(contestant, small, dtype, training)
             for what, error in errors.items():

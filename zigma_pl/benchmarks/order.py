@@ -12,7 +12,7 @@ from zigma_pl.backbones.mamba import SIZES
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.forward import prepare
 from zigma_pl.benchmarks.machine import Machine
-from zigma_pl.benchmarks.model_table import ModelTable, Setting, columns
+from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns
 from zigma_pl.benchmarks.models import Contestant, Execution, ModelOptions, findings
 from zigma_pl.benchmarks.plots import draw_order
 from zigma_pl.benchmarks.report import Result
@@ -61,7 +61,7 @@ def run(
     fixed = replace(options, size=None, width=width, depth=depth)
     notes = [
         f"one call of the network without gradients: {fixed.describe()}, whatever the number of orders",
-        "medians of samples taken in turns; ratios are of frames/s",
+        RATIO_NOTE,
     ]
     result = Result("order", machine, notes, columns("frames/s", [RATIO]), draw_order)
     rivals = {RATIO: {name: f"{name.rpartition(' ')[0]} 1" for name in all_orders}}

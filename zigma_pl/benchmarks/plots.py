@@ -1,6 +1,7 @@
 """Pictures of the benchmarks: lines over the grid (Figure 4 a, b) and over the orders (c, d), bars for the others."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +38,16 @@ PASS_COLOURS = {"forward": "#5b3fa8", "backward": "#b9a7e6"}
 
 
 def draw_forward(result: "Result") -> "Figure":
-    """Draw frames per second and peak memory over the side of the grid (ZigMa, Figure 4 a, b)."""
-    batches = {record["batch_size"] for record in result.records}
+    """Draw frames per second and peak memory over the side of the grid (ZigMa, Figure 4 a, b).
+
+    A batch size that was timed at one grid, while another was at several, is left to the table.
+    """
+    grids: dict[int, set[int]] = {}
+    for record in result.records:
+        grids.setdefault(record["batch_size"], set()).add(record["grid"])
+    most = max(map(len, grids.values()), default=0)
+    batches = {batch_size for batch_size, of_batch in grids.items() if len(of_batch) > 1 or most == 1}
+    result = replace(result, records=[record for record in result.records if record["batch_size"] in batches])
 
     def series(record: Record) -> str:
         return record["label"] + (f", batch {record['batch_size']}" if len(batches) > 1 else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zigma_pl.benchmarks.machine import Machine
-from zigma_pl.benchmarks.timing import GIGABYTE, Measurement
+from zigma_pl.benchmarks.timing import GIGABYTE, Measurement, Spread
 from zigma_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = "out of memory"
 NOTHING = "-"
+PLUS_MINUS = " ±"
 
 
 @dataclass
@@ -78,7 +79,8 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def _is_figure(cell: str) -> bool:
-    return cell in (NOTHING, OUT_OF_MEMORY) or cell.replace(".", "", 1).rstrip(" %").isdecimal()
+    figure = cell.partition(PLUS_MINUS)[0]
+    return cell in (NOTHING, OUT_OF_MEMORY) or figure.replace(".", "", 1).rstrip(" %").isdecimal()
 
 
 # ------------------------------------------------------------------------------------------------------------ cells
@@ -117,6 +119,13 @@ def memory_cell(measurement: Measurement) -> str:
 def ratio(value: float | None, other: float | None) -> float | None:
     """Return value / other, None where one of them is missing."""
     return None if value is None or other is None else value / other
+
+
+def ratio_cell(spread: Spread | None) -> str:
+    """Return the median of ratios and half the distance of their quartiles; a dash for None."""
+    if spread is None:
+        return NOTHING
+    return f"{spread.median:.3f}{PLUS_MINUS}{(spread.upper_quartile - spread.lower_quartile) / 2:.3f}"
 
 
 def percent_cell(share: float | None) -> str:

@@ -1,6 +1,5 @@
 """Timing of several contestants in turns: warm-up, medians with quartiles, peak memory, and what does not fit."""
 
-import gc
 import math
 import statistics
 import sys
@@ -11,9 +10,21 @@ from typing import Protocol, TypeVar, cast
 
 import torch
 
+from zigma_pl.benchmarks.memory import (
+    allocated_bytes,
+    forget_compiled_code,
+    num_device_allocations,
+    peak_bytes,
+    release_memory,
+    reset_peak,
+)
+
 # A sample is at least this long, so that the ticks of a clock and the start of a queue do not count.
 MIN_SAMPLE_SECONDS = 0.05
 MAX_CALLS_A_SAMPLE = 100
+# A slow contestant takes fewer samples: no more once it was timed for so long and has so many.
+MAX_TIMED_SECONDS = 1.5
+MIN_SAMPLES = 5
 GIGABYTE = 1e9
 
 Run = Callable[[int], None]  # does the work that many times
@@ -22,7 +33,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of the samples, in seconds for each call."""
+    """Median and quartiles of samples, such as seconds for each call."""
 
     median: float
     lower_quartile: float
@@ -46,15 +57,22 @@ class Measurement:
         seconds: time of one call; None when it did not fit into memory.
         peak_memory_bytes: most memory that the contestant held at a time, its weights included; None on a CPU, where
             PyTorch does not count, and when it did not fit.
+        samples: seconds of one call, turn by turn.
     """
 
     seconds: Spread | None
     peak_memory_bytes: int | None
+    samples: tuple[float, ...] = ()
 
     @property
     def out_of_memory(self) -> bool:
         """Whether it did not fit."""
         return self.seconds is None
+
+    def speed_ratio(self, rival: "Measurement") -> Spread | None:
+        """Return how many times as fast as its rival it is, by the samples of the same turn, which share the noise."""
+        ratios = [other / own for own, other in zip(self.samples, rival.samples, strict=False)]
+        return Spread.of(ratios) if ratios else None
 
 
 @dataclass(frozen=True)
@@ -65,10 +83,13 @@ class Prepared:
         run: does the work the given number of times.
         keeps_first_memory: True when the first call holds on to what it allocates, as a captured CUDA graph does, so
             that the peak of the first call is the peak.
+        min_calls: calls of a sample at least. On an idle device a single training step would also count the time until
+            the host has queued its first kernels, which in training passes while the step before is computed.
     """
 
     run: Run
     keeps_first_memory: bool = False
+    min_calls: int = 1
 
 
 class Clock(Protocol):
@@ -102,7 +123,15 @@ class CudaClock:
     """Events of a CUDA device, launching the work included: what a user waits for."""
 
     def seconds_per_call(self, run: Run, num_calls: int) -> float:
-        """Return the time of one call, of num_calls that follow each other on an idle device."""
+        """Return the time of one call, of num_calls that follow each other on an idle device.
+
+        Once more where memory had to be asked of the device, which PyTorch may have given back for another contestant.
+        """
+        num_allocations = num_device_allocations()
+        seconds = self._sample(run, num_calls)
+        return seconds if num_device_allocations() == num_allocations else self._sample(run, num_calls)
+
+    def _sample(self, run: Run, num_calls: int) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         self._before()
@@ -164,13 +193,13 @@ def clock_for(device: torch.device) -> Clock:
 def measure(
     makers: Mapping[Key, Callable[[], Prepared]], *, repeats: int, clock: Clock, device: torch.device
 ) -> dict[Key, Measurement]:
-    """Time the contestants in turns, so that a noisy moment hits all of them alike.
+    """Time the contestants in turns, so that a noisy moment hits all of them alike; every other turn goes backwards.
 
     All are in memory together. One that does not fit beside the others is measured after them, by itself.
 
     Args:
         makers: build a contestant; what they allocate counts as its memory.
-        repeats: samples of each.
+        repeats: samples of each; fewer of slow ones (MAX_TIMED_SECONDS).
         clock: takes the samples.
         device: whose memory is counted.
     """
@@ -190,7 +219,12 @@ class _Entrant:
     samples: list[float] = field(default_factory=list)
 
     def take_sample(self, clock: Clock) -> None:
-        self.samples.append(clock.seconds_per_call(self.run, self.num_calls))
+        timed_seconds = self.num_calls * sum(self.samples)
+        if len(self.samples) < MIN_SAMPLES or timed_seconds < MAX_TIMED_SECONDS:
+            self.samples.append(clock.seconds_per_call(self.run, self.num_calls))
+
+    def measurement(self) -> Measurement:
+        return Measurement(Spread.of(self.samples), self.peak_memory_bytes, tuple(self.samples))
 
 
 def _measure_together(
@@ -202,12 +236,12 @@ def _measure_together(
         progress(f"  {key if isinstance(key, str) else ', '.join(map(str, cast('tuple', key)))}")
         if not _fits(lambda key=key, make=make: entrants.update({key: _warm_up(make, clock, device)})):  # type: ignore[misc]
             release_memory(device)
-    for _ in range(repeats):
-        for key in list(entrants):
+    for turn in range(repeats):
+        for key in reversed(list(entrants)) if turn % 2 else list(entrants):
             if not _fits(lambda key=key: entrants[key].take_sample(clock)):  # type: ignore[misc]
                 del entrants[key]
                 release_memory(device)
-    measurements = {key: Measurement(Spread.of(e.samples), e.peak_memory_bytes) for key, e in entrants.items()}
+    measurements = {key: entrant.measurement() for key, entrant in entrants.items()}
     entrants.clear()
     release_memory(device)
     forget_compiled_code()
@@ -233,42 +267,8 @@ def _warm_up(make: Callable[[], Prepared], clock: Clock, device: torch.device) -
         reset_peak(device)
     prepared.run(1)
     peak = peak_bytes(device)
-    num_calls = clock.num_calls(clock.seconds_per_call(prepared.run, 1))
+    num_calls = max(prepared.min_calls, clock.num_calls(clock.seconds_per_call(prepared.run, 1)))
     return _Entrant(prepared.run, num_calls, None if peak is None else peak - before)
-
-
-# ---------------------------------------------------------------------------------------------------------- memory
-def allocated_bytes(device: torch.device) -> int:
-    """Return what is allocated on a CUDA device now; 0 on others."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let the peak of a CUDA device's memory begin anew."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """Return the most that was allocated on a CUDA device since reset_peak; None on others."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def forget_compiled_code() -> None:
-    """Make room for the next contestants: PyTorch keeps few compiled forms of one function."""
-    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
-        torch.compiler.reset()
 
 
 def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:

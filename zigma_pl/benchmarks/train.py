@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.machine import Machine
-from zigma_pl.benchmarks.model_table import ModelTable, Setting, columns, rivals_among
+from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
 from zigma_pl.benchmarks.plots import draw_train
 from zigma_pl.benchmarks.report import Result
@@ -18,9 +18,10 @@ from zigma_pl.benchmarks.report import Result
 # Steps change the weights and want gradients: not for CUDA graphs.
 CONTESTANTS = {name: contestant for name, contestant in FAMILIES.items() if "graph" not in contestant.execution}
 DEFAULT_CONTESTANTS = {
-    "cuda": ["zigzag8", "zigzag8-compiled", "sweep", "sweep-compiled", "dit", "dit-compiled", "uvit"],
+    "cuda": ["zigzag8", "sweep", "zigzag8-fast", "sweep-fast", "dit-compiled", "dit", "uvit", "zigzag8-compiled"],
     "cpu": ["zigzag8", "sweep", "dit", "uvit"],
 }
+STEPS_A_SAMPLE = 4
 DEFAULT_SETTINGS = {
     "cuda": [Setting(32, 32), Setting(64, 8), Setting(128, 2)],
     "cpu": [Setting(8, 8), Setting(16, 2)],
@@ -42,13 +43,13 @@ def run(
     rivals = rivals_among(contestants)
     notes = [
         f"forward, backward and AdamW: {options.describe()}",
-        "medians of samples taken in turns; ratios are of images/s, those to sweep in the same execution",
+        'fast: activation_memory="fast", which keeps more for the backward pass instead of computing it again',
+        RATIO_NOTE,
+        *compile_notes(contestants, options),
     ]
-    if any("compiled" in contestant.execution for contestant in contestants.values()):
-        scope = "the whole model" if options.compile_scope == "model" else "each block"
-        notes.append(f"compiled: torch.compile of {scope}")
     result = Result("train", machine, notes, columns("images/s", rivals), draw_train)
-    return ModelTable(result, options, contestants, partial(prepare, options), rivals).fill(settings, save)
+    table = ModelTable(result, options, contestants, partial(prepare, options), rivals, STEPS_A_SAMPLE)
+    return table.fill(settings, save)
 
 
 def prepare(

@@ -157,7 +157,7 @@ def _contestants_in_words(subject: str) -> str:
     if subject == "order":
         return "zigzag or parallel, as such or with -graph"
     executions = "-compiled" if subject == "train" else "-compiled, -graph or -compiled-graph"
-    return f"zigzag8, sweep, dit or uvit, as such or with {executions}"
+    return f"zigzag8, zigzag8-fast, sweep, sweep-fast, dit or uvit, as such or with {executions}"
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -167,8 +167,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grids", nargs="+", type=_positive, metavar="TOKENS", help="sides of the square grids")
     together = "one for each grid" if parser.prog.endswith("train") else "each with every grid"
     parser.add_argument("--batches", nargs="+", type=_positive, metavar="SIZE", help=f"batch sizes, {together}")
-    scope = "what torch.compile gets at a time; blocks compile many times faster (default: %(default)s)"
-    parser.add_argument("--compile", choices=("model", "blocks"), default="model", help=scope)
+    scope = "what torch.compile gets at a time: each block, in seconds, or the model, in minutes (default: %(default)s)"
+    parser.add_argument("--compile", choices=("blocks", "model"), default="blocks", help=scope)
 
 
 def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:

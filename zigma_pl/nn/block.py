@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.mixer import MambaMixer, ParallelMixer
+from zigma_pl.ops.norms import add_norm_modulate
 
 Residual = Literal["prenorm", "legacy"]
+# What a block hands on beside x: in the legacy form the residual (B, L, D); in the prenorm form the last branch
+# (B, L, D) and its gate (B, 1, D), which are still to be added. The next norm does that in the same pass over memory.
+Carry = Tensor | tuple[Tensor, Tensor] | None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -30,7 +34,8 @@ def zero_linear(in_features: int, out_features: int) -> nn.Linear:
 class ZigzagBlock(nn.Module):
     """An adaLN-Zero block around a mixer and, with captions, a cross-attention.
 
-    residual="prenorm": x + gate * mixer(modulate(norm(x))), the usual residual stream.
+    residual="prenorm": x + gate * mixer(modulate(norm(x))), the usual residual stream;
+    the last sum is left to the next norm.
     residual="legacy": the form of the released ZigMa checkpoints, in which the normalised value carries the branch:
     r = x + residual, n = norm(r), and (n + gate * mixer(modulate(n)), r) goes on.
 
@@ -60,37 +65,81 @@ class ZigzagBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        residual: Tensor | None,
+        carry: Carry,
         conditioning: Tensor,
         visit_order: Tensor | None,
         caption: Tensor | None = None,
         caption_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Carry]:
         """Run the block.
 
         Args:
             x: (B, L, D) tokens.
-            residual: (B, L, D) carried beside x in the legacy form, None in the first block and in the prenorm form.
+            carry: what the block before handed on beside x, None in the first.
             conditioning: (B, D).
             visit_order: (L,) int32, or (k, L) for a mixer of k directions.
             caption: (B, T, D) caption tokens.
             caption_mask: (B, T) bool, True where a caption token counts.
 
-        Returns: x and the residual to hand to the next block.
+        Returns: x and the carry to hand to the next block or the final layer.
         """
-        shift, scale, gate, *cross = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
-        if self.residual == "legacy":
-            residual = x if residual is None else x + residual
-            x = normalised = self.norm(residual)
+        modulation = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
+        run = self._run_legacy if self.residual == "legacy" else self._run_prenorm
+        return run(x, carry, modulation, visit_order, caption, caption_mask)
+
+    def _run_prenorm(
+        self,
+        x: Tensor,
+        carry: Carry,
+        modulation: tuple[Tensor, ...],
+        visit_order: Tensor | None,
+        caption: Tensor | None,
+        caption_mask: Tensor | None,
+    ) -> tuple[Tensor, Carry]:
+        shift, scale, gate, *cross = modulation
+        pending = _pending(carry)
+        if isinstance(self.mixer, MambaMixer):
+            x, branch = self.mixer.add_norm_mix(x, *pending, self.norm, shift, scale, visit_order)
         else:
-            normalised = self.norm(x)
-        x = torch.addcmul(x, gate, self.mixer(modulate(normalised, shift, scale), visit_order))
+            assert self.norm.eps is not None
+            x, tokens = add_norm_modulate(x, *pending, self.norm.weight, shift, scale, epsilon=self.norm.eps)
+            branch = self.mixer(tokens, visit_order)
+        if self.cross_attention is not None:
+            assert self.cross_norm is not None
+            shift, scale, cross_gate = cross
+            x, query = _add_layer_norm(x, (branch, gate), self.cross_norm, shift, scale)
+            branch, gate = self.cross_attention(query, caption, caption_mask), cross_gate
+        return x, (branch, gate)
+
+    def _run_legacy(
+        self,
+        x: Tensor,
+        residual: Carry,
+        modulation: tuple[Tensor, ...],
+        visit_order: Tensor | None,
+        caption: Tensor | None,
+        caption_mask: Tensor | None,
+    ) -> tuple[Tensor, Carry]:
+        shift, scale, gate, *cross = modulation
+        assert residual is None or isinstance(residual, Tensor)
+        residual = x if residual is None else x + residual
+        x = self.norm(residual)
+        x = torch.addcmul(x, gate, self.mixer(modulate(x, shift, scale), visit_order))
         if self.cross_attention is not None:
             assert self.cross_norm is not None
             shift, scale, gate = cross
             query = modulate(self.cross_norm(x), shift, scale)
             x = torch.addcmul(x, gate, self.cross_attention(query, caption, caption_mask))
         return x, residual
+
+
+def _pending(carry: Carry) -> tuple[Tensor | None, Tensor | None]:
+    assert carry is None or isinstance(carry, tuple)
+    return (None, None) if carry is None else carry
+
+
+def _add_layer_norm(x: Tensor, carry: Carry, norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return add_norm_modulate(x, *_pending(carry), norm.weight, shift, scale, epsilon=norm.eps, centred=True)
 
 
 class FinalLayer(nn.Module):
@@ -108,11 +157,15 @@ class FinalLayer(nn.Module):
             self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 2 * width))
         self.projection = zero_linear(width, patch_features)
 
-    def forward(self, x: Tensor, residual: Tensor | None, conditioning: Tensor) -> Tensor:
-        """Project x (plus the residual carried beside it in the legacy form); conditioning is (B, D)."""
+    def forward(self, x: Tensor, carry: Carry, conditioning: Tensor) -> Tensor:
+        """Project x and what the last block handed on beside it (None where it adds its branches itself).
+
+        conditioning is (B, D).
+        """
         if self.modulation is not None:
             shift, scale = self.modulation(conditioning)[:, None].chunk(2, dim=-1)
-            return self.projection(modulate(self.norm(x), shift, scale))
+            return self.projection(_add_layer_norm(x, carry, self.norm, shift, scale)[1])
         assert self.legacy_norm is not None
-        x = x if residual is None else x + residual
+        assert carry is None or isinstance(carry, Tensor)
+        x = x if carry is None else x + carry
         return self.projection(self.norm(self.legacy_norm(x)))

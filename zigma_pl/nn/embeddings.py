@@ -58,30 +58,35 @@ def sinusoid_frequencies(num_frequencies: int, max_period: float = 10_000.0) -> 
 
 
 class PositionEmbedding(nn.Module):
-    """Add a position to each token of an H x W grid: none, fixed 2-D cosine, or learnable. (B, L, D) -> (B, L, D)."""
+    """Add a position to each token: none, fixed cosine, or learnable. (B, ..., L, D) -> (B, ..., L, D).
+
+    Args:
+        kind: which of the three.
+        grid: rows and columns of the L tokens, in raster order; or the frames of a clip, (F,), with L = F.
+        width: D.
+    """
 
     table: Tensor
 
-    def __init__(self, kind: PositionKind, grid: tuple[int, int], width: int) -> None:
+    def __init__(self, kind: PositionKind, grid: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.kind = kind
         if kind == "learnable":
-            self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], width).normal_(std=0.02))
+            self.table = nn.Parameter(torch.empty(1, math.prod(grid), width).normal_(std=0.02))
         elif kind == "cosine":
             self.register_buffer("table", self.cosine_table(grid, width), persistent=False)
 
     @staticmethod
-    def cosine_table(grid: tuple[int, int], width: int) -> Tensor:
+    def cosine_table(grid: tuple[int, ...], width: int) -> Tensor:
         """Sinusoids of the row in the first half of the channels, of the column in the second: (1, L, D)."""
         if width % 4:
             raise UserError(f"position_embedding 'cosine' needs a width divisible by 4, got {width}")
-        rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-        frequencies = sinusoid_frequencies(width // 4)
-        halves = [sinusoid(axis.flatten(), frequencies) for axis in (rows, columns)]
-        return torch.cat(halves, dim=-1)[None]
+        axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+        frequencies = sinusoid_frequencies(width // (2 * len(grid)))
+        return torch.cat([sinusoid(axis.flatten(), frequencies) for axis in axes], dim=-1)[None]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Add the position of each of the L tokens, in raster order."""
+        """Add the position of each of the L tokens."""
         return tokens if self.kind == "none" else tokens + self.table.to(tokens.dtype)
 
 

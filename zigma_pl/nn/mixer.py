@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.mamba_mixer import ActivationMemory, MixerWeights
+from zigma_pl.ops.norms import add_norm_modulate
 from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
 
 
@@ -80,7 +83,12 @@ class MambaMixer(ScanDirection):
     """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
 
     The order is an index that both operations read and write rows through, so the output stays in raster order
-    (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3). Arguments as of ScanDirection.
+    (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3).
+
+    Args:
+        width, state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
+        activation_memory: "lean" keeps little for the backward pass on a GPU and recomputes the rest; "fast" keeps
+            more.
     """
 
     def __init__(
@@ -90,9 +98,11 @@ class MambaMixer(ScanDirection):
         expand: int = 2,
         conv_kernel: int = 4,
         scan_backend: ScanBackend = "auto",
+        activation_memory: ActivationMemory = "lean",
     ) -> None:
         super().__init__(width, state_size, expand, conv_kernel, scan_backend)
         inner = expand * width
+        self.activation_memory: ActivationMemory = activation_memory
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.out_proj = nn.Linear(inner, width, bias=False)
 
@@ -100,6 +110,35 @@ class MambaMixer(ScanDirection):
         """Mix tokens (B, L, D) along visit_order, (L,) int32, or along raster order when it is None."""
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         return self.out_proj(self.scan(x, gate, visit_order))
+
+    def add_norm_mix(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        branch_gate: Tensor | None,
+        norm: nn.RMSNorm,
+        shift: Tensor,
+        scale: Tensor,
+        visit_order: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Add a gated branch to x, and mix the normalised and modulated sum: the sum and the mixed tokens, (B, L, D).
+
+        One op on a GPU. Arguments as of `ops.norms.add_norm_modulate`.
+        """
+        assert norm.eps is not None
+        weights = MixerWeights(
+            *(self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight),
+            *(self.dt_proj.bias, self.A_log, self.D, self.out_proj.weight),
+        )
+        if not mamba_mixer.runs_fused(x, shift, weights, self.scan_backend):
+            x, tokens = add_norm_modulate(x, branch, branch_gate, norm.weight, shift, scale, epsilon=norm.eps)
+            return x, self(tokens, visit_order)
+        return mamba_mixer.add_norm_mix(
+            *(x, branch, branch_gate, norm.weight, shift, scale, weights, visit_order),
+            epsilon=norm.eps,
+            activation_memory=self.activation_memory,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
 
 
 class ParallelMixer(nn.Module):

@@ -8,10 +8,10 @@
 // Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1.
 struct Params {
     const Element *x, *dout;
-    Long x_batch, x_row, dout_batch, dout_row;
+    Long x_batch, x_row, dout_batch, dout_row, dx_batch, dx_row;
     const float *weight, *bias;    // (E, TAPS), (E)
     const int* order;
-    Element *out, *dx;             // contiguous (B, L, E)
+    Element *out, *dx;             // out: contiguous (B, L, E)
     float *dweight, *dbias;        // (B chunks, E, TAPS), (B chunks, E)
     Long num_rows, num_channels, chunk_rows, silu;
 };
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params
     if (!open_chunk(p, c, order)) return;
     const Element* x = p.x + blockIdx.z * p.x_batch + c.first;
     const Element* dout = p.dout + blockIdx.z * p.dout_batch + c.first;
-    Element* dx = p.dx + (Long)blockIdx.z * p.num_rows * p.num_channels + c.first;
+    Element* dx = p.dx + blockIdx.z * p.dx_batch + c.first;
     float window[REACH + GROUP][VECTOR], dsum[REACH + GROUP][VECTOR], dweight[TAPS][VECTOR], dbias[VECTOR];
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
@@ -192,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params
                 for (int tap = 0; tap < TAPS; ++tap)
                     result[j] = fmaf(c.weight[tap][j], dsum[REACH + i - tap][j], result[j]);
             }
-            *(Packed*)(dx + (Long)order[REACH + done] * p.num_channels) = pack(result);
+            *(Packed*)(dx + (Long)order[REACH + done] * p.dx_row) = pack(result);
         }
         shift<GROUP>(window);
         shift<GROUP>(dsum);

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import num_multiprocessors
+from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 8
@@ -17,7 +17,7 @@ THREADS = 64
 LONGEST_CHUNK = 64  # rows; a chunk's first taps read TAPS - 1 rows more
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 17  # of struct Params in causal_conv1d.cu
+_NUM_FIELDS = 19  # of struct Params in causal_conv1d.cu
 
 
 def available() -> tuple[bool, str]:
@@ -41,20 +41,27 @@ def run(
             f"causal_conv1d: backend 'cuda' takes at most {MAX_TAPS} taps and no float64, got {weight.shape[1]} taps "
             f"and {x.dtype}; use backend 'cpu', which runs on CUDA too"
         )
+    inputs = (x, weight, bias)
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if not differentiated and nvrtc.runs_eagerly(x):
+        return convolve(x, weight, bias, visit_order, activation == "silu")
     return conv_forward(x, weight, bias, visit_order, activation == "silu")
 
 
 def _rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    rows = rows.to(dtype)
+    if rows.dtype is not dtype:
+        rows = rows.to(dtype)
     return rows if rows.stride(2) == 1 or rows.shape[2] == 1 else rows.contiguous()
 
 
 def _vector(rows: list[Tensor], num_bytes: int) -> int:
     """Returns how many channels can be moved at once: num_bytes of them, or 1."""
     size = rows[0].element_size()
-    strides = [t.stride(i) * size for t in rows for i in (0, 1) if t.shape[i] > 1]
-    offsets = [*strides, *(t.data_ptr() for t in rows), rows[0].shape[2] * size]
-    return 1 if any(offset % num_bytes for offset in offsets) else num_bytes // size
+    used = rows[0].shape[2] * size
+    for t in rows:
+        (num_batch, num_rows, _), (batch, row, _) = t.shape, t.stride()
+        used |= t.data_ptr() | (batch * size if num_batch > 1 else 0) | (row * size if num_rows > 1 else 0)
+    return 1 if used % num_bytes else num_bytes // size
 
 
 def _chunk_rows(x: Tensor, vector: int) -> int:
@@ -89,17 +96,16 @@ def _launch(
     chunk_rows: int,
 ) -> None:
     weight, bias, visit_order, silu = parameters
-    weight = weight.float().contiguous()
-    bias = None if bias is None else bias.float().contiguous()
-    order = None if visit_order is None else visit_order.int().contiguous()
+    weight, bias, order = as_parameter(weight), as_parameter(bias), as_order(visit_order)
     num_rows, num_tokens, num_channels = x.shape
     kernel = _kernel(name, ROW_KINDS[x.dtype], weight.shape[1], vector, x.device.index or 0)
-    strides = [0, 0] if dout is None else [dout.stride(0), dout.stride(1)]
+    dx = outputs[1]
+    strides = (stride for t in (x, dout, dx) for stride in ((0, 0) if t is None else t.stride()[:2]))
     kernel(
         (-(-num_channels // (THREADS * vector)), -(-num_tokens // chunk_rows), num_rows),
         (
             *map(_address, (x, dout)),
-            *(x.stride(0), x.stride(1), *strides),
+            *strides,
             *map(_address, (weight, bias, order, *outputs)),
             *(num_tokens, num_channels, chunk_rows, int(silu)),
         ),
@@ -110,15 +116,47 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-@torch.library.custom_op("zigma_pl::causal_conv1d_cuda", mutates_args=())
-def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
-    """Returns the convolved rows, contiguous."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
+    """Returns the convolved rows, contiguous; without autograd, for callers that have a backward pass of their own."""
     x = _rows(x, x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     vector = _vector([x, out], 16)
     parameters = (weight, bias, visit_order, silu)
     _launch("conv_forward", x, None, parameters, (out, None, None, None), vector, _chunk_rows(x, vector))
     return out
+
+
+def convolve_backward(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    visit_order: Tensor | None,
+    silu: bool,
+    dx: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of x, weight, (E, K), and bias, (E,), the last two float32, and there in any case.
+
+    Args:
+        dout, x, weight, bias, visit_order, silu: as `convolve` got them, and the gradient of its output.
+        dx: where to put the gradient of x, such as half of the gradient of a projection: (B, L, E), last stride 1.
+    """
+    x, dout = _rows(x, x.dtype), _rows(dout, x.dtype)
+    if dx is None:
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    vector = _vector([x, dout, dx], 16 if x.dtype == torch.float32 else 8)
+    chunk_rows = _chunk_rows(x, vector)
+    num_parts = x.shape[0] * -(-x.shape[1] // chunk_rows)
+    dweight = torch.empty(num_parts, *weight.shape, dtype=torch.float32, device=x.device)
+    dbias = dweight.new_empty(num_parts, x.shape[2])
+    _launch("conv_backward", x, dout, (weight, bias, visit_order, silu), (None, dx, dweight, dbias), vector, chunk_rows)
+    return dx, dweight.sum(0), dbias.sum(0)
+
+
+@torch.library.custom_op("zigma_pl::causal_conv1d_cuda", mutates_args=())
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
+    """The op of `convolve`."""
+    return convolve(x, weight, bias, visit_order, silu)
 
 
 @conv_forward.register_fake
@@ -130,17 +168,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None
 def conv_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of x, weight and bias, the last empty without bias."""
-    x, dout = _rows(x, x.dtype), _rows(dout, x.dtype)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    vector = _vector([x, dout, dx], 16 if x.dtype == torch.float32 else 8)
-    chunk_rows = _chunk_rows(x, vector)
-    parts = x.shape[0] * -(-x.shape[1] // chunk_rows)
-    dweight = weight.new_empty(parts, *weight.shape, dtype=torch.float32)
-    dbias = dweight.new_empty(parts, x.shape[2])
-    _launch("conv_backward", x, dout, (weight, bias, visit_order, silu), (None, dx, dweight, dbias), vector, chunk_rows)
-    summed = weight.new_empty(0) if bias is None else dbias.sum(0).to(bias.dtype)
-    return dx, dweight.sum(0).to(weight.dtype), summed
+    """The op of `convolve_backward`: gradients of x, weight and bias, the last empty without bias."""
+    dx, dweight, dbias = convolve_backward(dout, x, weight, bias, visit_order, silu)
+    return dx, dweight.to(weight.dtype), weight.new_empty(0) if bias is None else dbias.to(bias.dtype)
 
 
 @conv_backward.register_fake

@@ -18,6 +18,9 @@ typedef unsigned short Element;
 #ifndef EMULATED  // the emulation in the tests defines these in plain C++
 #define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 
+// Makes the compiler keep x in a register, rather than compute it again wherever it is needed.
+__device__ __forceinline__ void hold(int& x) { asm volatile("" : "+r"(x)); }
+
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -82,6 +85,28 @@ __device__ __forceinline__ void multiply(float (&c)[4], const float (&a)[4], flo
         : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+// The same with factors of bfloat16, two in a word: c (16 x 8) += a (16 x 16) b (16 x 8), or = if first. Lane 4 g + q holds
+// a[0..3] = A[g][2 q..], A[g + 8][2 q..], A[g][2 q + 8..], A[g + 8][2 q + 8..];  b0, b1 = B[2 q..][g], B[2 q + 8..][g].
+__device__ __forceinline__ void multiply_add16(float (&c)[4], const Word (&a)[4], Word b0, Word b1, bool first) {
+    if (first)
+        asm("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            "{zero,zero,zero,zero};}"
+            : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Transposes a matrix of 8 x 8 numbers of 16 bits, of which lane 4 g + q holds [g][2 q] and [g][2 q + 1].
+__device__ __forceinline__ Word transpose(Word two) {
+    Word turned;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(two));
+    return turned;
 }
 
 __device__ __forceinline__ void add_global(float* to, float value) { atomicAdd(to, value); }

@@ -11,12 +11,15 @@ import importlib.util
 import os
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and tf32 matrix products
+
+READY = "CUDA C++ compiled at run time"
 
 _CUDA_ERROR_INVALID_CONTEXT = 201
 _MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction_attribute
@@ -24,6 +27,8 @@ _MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction
 
 def available() -> tuple[bool, str]:
     """Returns whether kernels can be compiled and run here, and why not."""
+    if _module.cache_info().currsize:  # one has run: to ask again at every call takes longer than to launch it
+        return True, READY
     if not torch.cuda.is_available():
         return False, "PyTorch sees no CUDA device"
     capability = torch.cuda.get_device_capability()
@@ -35,7 +40,15 @@ def available() -> tuple[bool, str]:
         _driver()
     except OSError as error:
         return False, f"NVRTC cannot be loaded ({error}); pip install nvidia-cuda-nvrtc"
-    return True, "CUDA C++ compiled at run time"
+    return True, READY
+
+
+def runs_eagerly(tensor: torch.Tensor) -> bool:
+    """Whether a kernel may be launched at once: not while torch.compile traces, and not for a tensor without data.
+
+    A custom op, which is needed for both, costs the host as much again as a launch.
+    """
+    return type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
 
 
 class Kernel:
@@ -63,11 +76,13 @@ class Kernel:
         self._pack = struct.Struct(f"{num_fields}q").pack
         self._device = device
         self._launch = _driver().cuLaunchKernel
+        # What torch.cuda.current_stream asks, without an object around the handle, which takes longer than a launch.
+        self._current_stream = torch._C._cuda_getCurrentRawStream
 
-    def __call__(self, grid: tuple[int, int, int], fields: tuple[int, ...]) -> None:
+    def __call__(self, grid: tuple[int, int, int], fields: Sequence[int]) -> None:
         """Launches grid blocks with the struct's fields in their order: integers, or addresses of device memory."""
         arguments = _Arguments(self._pack(*fields))  # the address of the struct, which is copied at launch
-        stream = torch.cuda.current_stream(self._device).cuda_stream
+        stream = self._current_stream(self._device)
         error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
         if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, as autograd has its own
             _make_context_current(self._device)
@@ -148,6 +163,20 @@ def _compile(source: str, flags: list[str]) -> bytes:
         return _sized(library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN, program)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def as_parameter(parameter: torch.Tensor | None) -> Any:
+    """Returns a contiguous float32 parameter, or None for none."""
+    if parameter is None or (parameter.dtype is torch.float32 and parameter.is_contiguous()):
+        return parameter  # .to() would ask the dispatcher twice to find out
+    return parameter.to(torch.float32).contiguous()
+
+
+def as_order(visit_order: torch.Tensor | None) -> torch.Tensor | None:
+    """Returns a contiguous int32 visit order, or None for none."""
+    if visit_order is None or (visit_order.dtype is torch.int32 and visit_order.is_contiguous()):
+        return visit_order
+    return visit_order.to(torch.int32).contiguous()
 
 
 @functools.cache

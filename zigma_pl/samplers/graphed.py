@@ -1,38 +1,65 @@
 """A backbone replayed as a CUDA graph: at small batches the time goes into launching kernels, and a graph saves it."""
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.samplers.sampling_twin import SamplingTwin
 
 NUM_WARMUP_CALLS = 3
 
+Inputs = tuple[Tensor | None, ...]
+
 
 class _Capture(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor | None, ...]
+    inputs: Inputs
     output: Tensor
+    replay: Callable[[], None]
 
 
 class GraphedBackbone:
     """Calls like the backbone it is given; without gradients on a CUDA device it captures once and then replays.
 
-    One graph is captured for each combination of input shapes and dtypes, and captured again when the parameters have
-    moved in memory; changing their values in place, as averaging does, needs no new capture. On other devices, and
-    where gradients are wanted, the backbone itself is called.
+    One graph is captured for each combination of input shapes and dtypes, anew when parameters have moved in memory.
+    Under autocast it reads 16-bit copies of the weights of matrix products (`SamplingTwin`). They are made again in
+    every call, but within `fixed_weights` only once, where it begins. Nothing tells reliably that weights have changed:
+    PyTorch's counters miss the fused AdamW, and whatever writes through `.data`, as averaging callbacks do.
+    On other devices, and where gradients are wanted, the backbone itself is called.
+
+    Args:
+        backbone: the network.
+        compile_backbone: capture its regions as torch.compile makes them.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    device_type = "cuda"
+
+    def __init__(self, backbone: Backbone, compile_backbone: bool = False) -> None:
         self.backbone = backbone
+        self.compile_backbone = compile_backbone
         self.has_null_condition = backbone.has_null_condition
+        self._twins: dict[torch.dtype | None, SamplingTwin] = {}
         self._captures: dict[tuple[Any, ...], _Capture] = {}
+        self._weights_are_fixed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedBackbone":
         """Go with the copied backbone, whose parameters lie elsewhere, and capture anew."""
-        return GraphedBackbone(copy.deepcopy(self.backbone, memo))
+        return type(self)(copy.deepcopy(self.backbone, memo), self.compile_backbone)
+
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Promise that the weights stay as they are now for a while, such as until a batch of samples is drawn."""
+        for twin in self._twins.values():
+            twin.refresh()
+        self._weights_are_fixed = True
+        try:
+            yield
+        finally:
+            self._weights_are_fixed = False
 
     def __call__(
         self,
@@ -44,37 +71,55 @@ class GraphedBackbone:
     ) -> Tensor:
         """Predict (B, C, H, W); see Backbone.forward for the arguments. The result is the caller's own."""
         inputs = (x_t, t, condition, caption_mask, condition_dropped)
-        if not x_t.is_cuda or torch.is_grad_enabled():
+        if x_t.device.type != self.device_type or torch.is_grad_enabled():
             return self.backbone(*inputs)
-        key = self._key(inputs)
-        if key not in self._captures:
-            self._captures[key] = self._capture(inputs)
-        capture = self._captures[key]
-        for static, given in zip(capture.inputs, inputs, strict=True):
-            if static is not None:
-                assert given is not None
-                static.copy_(given)
-        capture.graph.replay()
+        # What is kept may be read, and written, in inference mode and outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            capture = self._capture_for(inputs)
+            for static, given in zip(capture.inputs, inputs, strict=True):
+                if static is not None:
+                    assert given is not None
+                    static.copy_(given)
+            capture.replay()
         return capture.output.clone()
 
-    def _key(self, inputs: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
-        shapes = tuple(None if tensor is None else (tuple(tensor.shape), tensor.dtype) for tensor in inputs)
-        autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        where = next(self.backbone.parameters()).data_ptr()
-        return (*shapes, autocast, torch.is_inference_mode_enabled(), where)
+    def _capture_for(self, inputs: Inputs) -> _Capture:
+        autocast = torch.is_autocast_enabled(self.device_type)
+        dtype = torch.get_autocast_dtype(self.device_type) if autocast else None
+        twin = self._twin(dtype)
+        key = (dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs))
+        if key not in self._captures:
+            self._captures[key] = self._capture(twin.network, inputs, dtype)
+        return self._captures[key]
 
-    def _capture(self, inputs: tuple[Tensor | None, ...]) -> _Capture:
+    def _twin(self, dtype: torch.dtype | None) -> SamplingTwin:
+        twin = self._twins.get(dtype)
+        if twin is not None and twin.is_of(self.backbone):
+            if not self._weights_are_fixed:
+                twin.refresh()
+            return twin
+        if twin is not None:
+            self._twins.clear()
+            self._captures.clear()
+        return self._twins.setdefault(dtype, SamplingTwin(self.backbone, dtype, self.compile_backbone))
+
+    def _capture(self, network: Backbone, inputs: Inputs, dtype: torch.dtype | None) -> _Capture:
         static = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
-        # Casts of the weights that autocast remembers would be freed while the graph still reads them.
-        dtype = torch.get_autocast_dtype("cuda")
-        with torch.autocast("cuda", dtype, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(NUM_WARMUP_CALLS):
-                    self.backbone(*static)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                output = self.backbone(*static)
-        return _Capture(graph, static, output)
+        # Casts that autocast remembers, of biases, would be freed while the graph still reads them.
+        with torch.autocast(self.device_type, dtype, enabled=dtype is not None, cache_enabled=False):
+            replay, output = record(lambda: network(*static))
+        return _Capture(static, output, replay)
+
+
+def record(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Record what the call does on the CUDA device; returns what does it again, and the output that it then writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(NUM_WARMUP_CALLS):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    return graph.replay, output

@@ -65,18 +65,21 @@ def is_permutation(order: np.ndarray) -> bool:
     return order.ndim == 1 and np.array_equal(np.sort(order), np.arange(len(order)))
 
 
-def adjacency(order: np.ndarray, height: int, width: int) -> float:
-    """Return the share, 0 to 1, of consecutive tokens that share an edge on the grid; 1 if there is but one token.
+def adjacency(order: np.ndarray, height: int, width: int, num_frames: int = 1) -> float:
+    """Return the share, 0 to 1, of consecutive tokens that are neighbours; 1 if there is but one token.
+
+    Neighbours share an edge on the grid or, in a clip of several frames, have the same place in consecutive frames.
 
     Raises:
-        UserError: `order` does not have height * width entries.
+        UserError: `order` does not have num_frames * height * width entries.
     """
-    if len(order) != height * width:
-        raise UserError(f"a visit order of {len(order)} tokens does not fit a grid of {height} x {width}")
+    if len(order) != num_frames * height * width:
+        frames = "" if num_frames == 1 else f"{num_frames} x "
+        raise UserError(f"a visit order of {len(order)} tokens does not fit a grid of {frames}{height} x {width}")
     if len(order) == 1:
         return 1.0
-    rows, columns = np.divmod(order.astype(np.int64), width)
-    return float(np.mean(np.abs(np.diff(rows)) + np.abs(np.diff(columns)) == 1))
+    places = np.stack(np.unravel_index(order, (num_frames, height, width)))
+    return float(np.mean(np.abs(np.diff(places)).sum(axis=0) == 1))
 
 
 def _check(name: str, height: int, width: int, index: int, seed: int) -> None:

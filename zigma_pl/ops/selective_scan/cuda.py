@@ -1,12 +1,11 @@
 """The selective scan on NVIDIA GPUs: CUDA C++ compiled at run time, rows read and written through the visit order.
 
 Nothing is gathered, transposed or copied: projections may be passed as the column slices that they are. float32,
-bfloat16 and float16 rows, float32 state and sums. The forward pass keeps the states before every 8th row (bfloat16; for
-float32 rows before every 32nd, float32); the backward pass recomputes the rest. Long paths of few batch rows are cut
-into chunks that run side by side.
+bfloat16 and float16 rows, float32 state and sums. The forward pass keeps the states before every 32nd row (float32; for
+16-bit rows bfloat16); the backward pass recomputes the rest. Long paths of few batch rows are cut into chunks that run
+side by side.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.selective_scan.launch import ROW_KINDS, Call, chunks, launch, row_dtype
-from zigma_pl.ops.selective_scan.layout import MAX_STATES, layout_for
+from zigma_pl.ops.selective_scan import direct
+from zigma_pl.ops.selective_scan.launch import ROW_KINDS, row_dtype
+from zigma_pl.ops.selective_scan.layout import MAX_STATES
 
 
 def available() -> tuple[bool, str]:
@@ -44,6 +44,8 @@ def run(
         )
     inputs = (u, delta, A, B, C, skip, gate, delta_bias)
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if not differentiated and nvrtc.runs_eagerly(u):
+        return direct.forward(*inputs, visit_order, 0)[0].to(u.dtype)
     return scan_forward(*inputs, visit_order, differentiated, deterministic)[0]
 
 
@@ -63,19 +65,9 @@ def scan_forward(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the output and the states that backward starts from (empty unless differentiated)."""
-    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order)
-    out = torch.empty(u.shape, dtype=call.dtype, device=u.device)
-    states = _new_states(u, A, call.dtype, differentiated)
-    launch(call, {"out": out, "states": states if differentiated else None}, chunks(call, backward=False))
+    keep_every = direct.KEEP_EVERY if differentiated else 0
+    out, states = direct.forward(u, delta, A, B, C, skip, gate, delta_bias, visit_order, keep_every)
     return out.to(u.dtype), states
-
-
-def _new_states(u: Tensor, A: Tensor, dtype: torch.dtype, differentiated: bool) -> Tensor:
-    """Returns memory for the states that backward starts from, in the dtype and at the rows that tiles.cu says."""
-    layout = layout_for(A.shape[1])
-    kept = layout.num_tiles(u.shape[1]) * layout.tile_kept(dtype) if differentiated else 0
-    shape = (u.shape[0], kept, u.shape[2], layout.states)
-    return u.new_empty(shape, dtype=torch.float32 if dtype == torch.float32 else torch.bfloat16)
 
 
 @scan_forward.register_fake
@@ -93,7 +85,7 @@ def _(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     dtype = row_dtype(u, delta, gate, B, C)
-    return u.new_empty(u.shape), _new_states(u, A, dtype, differentiated)
+    return u.new_empty(u.shape), direct.new_states(u, A, dtype, direct.KEEP_EVERY if differentiated else 0)
 
 
 @torch.library.custom_op("zigma_pl::selective_scan_cuda_backward", mutates_args=())
@@ -112,29 +104,23 @@ def scan_backward(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of u, delta, A, B, C, skip, gate, delta_bias; that of an absent argument is empty."""
-    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout)
-    num_rows, num_tokens, num_channels, num_states = call.shape
-    layout = layout_for(num_states)
-    cut = chunks(call, backward=True)
-    parts = num_rows * cut[1]
-    term_blocks = -(-num_channels // layout.channels) if deterministic else 1
-    new, new_rows = call.A.new_empty, functools.partial(torch.empty, u.shape, dtype=call.dtype, device=u.device)
-    dBC = (new if deterministic else call.A.new_zeros)(term_blocks, num_rows, num_tokens, 2, num_states)
-    dA, dskip, dbias = new(parts, num_channels, num_states), new(parts, num_channels), new(parts, num_channels)
-    du, ddelta, dgate = new_rows(), new_rows(), None if gate is None else new_rows()
-    outputs = {"du": du, "ddelta": ddelta, "dgate": dgate, "states": states, "dBC": dBC}
-    launch(call, {**outputs, "dA": dA, "dskip": dskip, "dbias": dbias}, cut, backward=True, deterministic=deterministic)
-    summed = dBC.sum(0) if deterministic else dBC[0]
+    inputs = (u, delta, A, B, C, skip, gate, delta_bias)
+    found = direct.backward(dout, *inputs, visit_order, states, deterministic=deterministic)
     return (
-        du.to(u.dtype),
-        ddelta.to(delta.dtype),
-        dA.sum(0).to(A.dtype),
-        summed[:, :, 0].to(B.dtype, memory_format=torch.contiguous_format, copy=True),
-        summed[:, :, 1].to(C.dtype, memory_format=torch.contiguous_format, copy=True),
-        u.new_empty(0) if skip is None else dskip.sum(0).to(skip.dtype),
-        u.new_empty(0) if dgate is None or gate is None else dgate.to(gate.dtype),
-        u.new_empty(0) if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
+        found.u.to(u.dtype),
+        found.delta.to(delta.dtype),
+        _own(found.A, A),
+        _own(found.BC[:, :, 0], B),
+        _own(found.BC[:, :, 1], C),
+        u.new_empty(0) if skip is None else _own(found.skip, skip),
+        u.new_empty(0) if gate is None or found.gate is None else found.gate.to(gate.dtype),
+        u.new_empty(0) if delta_bias is None else _own(found.delta_bias, delta_bias),
     )
+
+
+def _own(gradient: Tensor, of: Tensor) -> Tensor:
+    """Returns a gradient in the dtype of what it belongs to, and in memory of its own."""
+    return gradient.to(of.dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 @scan_backward.register_fake

@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import num_multiprocessors
+from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
 from zigma_pl.ops.selective_scan.layout import Layout, chunks_for, layout_for
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ROWS = ("u", "delta", "gate", "dout", "B", "C")
-RESULTS = ("out", "du", "ddelta", "dgate", "states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
+RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "tiles.cu")
-_NUM_FIELDS = 41  # of struct Params in tiles.cu
+_NUM_FIELDS = 44  # of struct Params in tiles.cu
 
 
 class Call:
@@ -35,31 +34,63 @@ class Call:
         visit_order: Tensor | None,
         dout: Tensor | None = None,
     ) -> None:
-        self.dtype = row_dtype(u, delta, gate, B, C)
-        self.shape = (*u.shape, A.shape[1])  # (B, L, E, N)
-        self.device = u.device.index or 0
-        self.layout = layout_for(A.shape[1])
+        num_channels, num_states = A.shape
+        self.dtype = dtype = row_dtype(u, delta, gate, B, C)
+        self.shape = (*u.shape, num_states)  # (B, L, E, N)
+        self.device = u.get_device()
+        self.layout = layout_for(num_states)
         # Rows of B and C are short: a copy costs less than to read them element by element.
-        short = (_as_rows(B, self.dtype, align=True), _as_rows(C, self.dtype, align=True))
-        self.rows = (*(_as_rows(t, self.dtype) for t in (u, delta, gate, dout)), *short)
-        self.A = A.to(torch.float32).contiguous()
-        self.skip, self.bias = _as_parameter(skip), _as_parameter(delta_bias)
-        self.order = visit_order if visit_order is None else visit_order.to(torch.int32).contiguous()
+        given = ((u, False), (delta, False), (gate, False), (dout, False), (B, True), (C, True))
+        self.rows = [rows if rows is None else _Rows(rows, dtype, align) for rows, align in given]
+        self.A = as_parameter(A)
+        self.biased, self.gated = delta_bias is not None, gate is not None
+        bias, order = as_parameter(delta_bias), as_order(visit_order)
+        self._parameters = (self.A, as_parameter(skip), bias, order)
         # Whether 8 channels, and 16 bytes of B and C, can always be moved at once.
-        widths = (u.shape[2] * 2, A.shape[1] * self.dtype.itemsize)
-        self.aligned = not any(width % 16 for width in widths) and all(t is None or _aligned(t) for t in self.rows)
+        widths = num_channels * 2 % 16 == 0 and num_states * dtype.itemsize % 16 == 0
+        self.aligned = widths and all(rows is None or rows.aligned for rows in self.rows)
 
-    def fields(self, results: dict[str, Tensor | None], cut: tuple[int, int], deterministic: bool) -> tuple[int, ...]:
+    def fields(self, results: dict[str, Tensor | None], cut: tuple[int, int], deterministic: bool) -> list[int]:
         """Returns the kernels' struct Params."""
-        strides = (stride for t in self.rows for stride in ((0, 0) if t is None else t.stride()[:2]))
-        tensors = (self.A, self.skip, self.bias, self.order, *map(results.get, RESULTS))
-        num_tiles = self.layout.num_tiles(self.shape[1])
-        return (
-            *(0 if t is None else t.data_ptr() for t in self.rows),
-            *strides,
-            *(0 if t is None else t.data_ptr() for t in tensors),
-            *(*self.shape, num_tiles, *cut, int(deterministic)),
-        )
+        fields: list[int] = []
+        strides: list[int] = []
+        for rows in self.rows:
+            fields.append(0 if rows is None else rows.address)
+            strides += (0, 0) if rows is None else rows.strides
+        fields += strides
+        dgate = results.get("dgate")
+        fields += [0 if t is None else t.data_ptr() for t in self._parameters]
+        fields += [_address(results, name) for name in ("out", "du", "ddelta", "dgate")]
+        fields += (0, 0) if dgate is None else dgate.stride()[:2]
+        fields += [_address(results, name) for name in RESULTS]
+        part_stride, num_tiles = self.shape[2] * (self.shape[3] + 2), self.layout.num_tiles(self.shape[1])
+        fields += (part_stride, *self.shape, num_tiles, *cut, deterministic)
+        return fields
+
+
+class _Rows:
+    """Rows that a kernel can read: where they are, their strides, and whether each starts at a multiple of 16 bytes.
+
+    Args:
+        rows: (B, L, X).
+        dtype: to convert them to.
+        align: copy rows that are not aligned.
+    """
+
+    __slots__ = ("address", "aligned", "strides", "tensor")
+
+    def __init__(self, rows: Tensor, dtype: torch.dtype, align: bool) -> None:
+        if rows.dtype is not dtype:
+            rows = rows.to(dtype)
+        stride = rows.stride()
+        if stride[2] != 1 and rows.shape[2] != 1:
+            rows = rows.contiguous()
+        self.aligned = aligned(rows)
+        if align and not self.aligned:
+            rows = rows.contiguous()
+            self.aligned = aligned(rows)
+        self.tensor = rows  # kept alive
+        self.address, self.strides = rows.data_ptr(), rows.stride()[:2]
 
 
 def row_dtype(u: Tensor, *others: Tensor | None) -> torch.dtype:
@@ -67,31 +98,32 @@ def row_dtype(u: Tensor, *others: Tensor | None) -> torch.dtype:
 
     That is rare, and rounding a float32 delta to u's bfloat16 would lose what the caller kept.
     """
-    return u.dtype if all(t is None or t.dtype == u.dtype for t in others) else torch.float32
+    dtype = u.dtype
+    for other in others:
+        if other is not None and other.dtype is not dtype:
+            return torch.float32
+    return dtype
 
 
-def _as_rows(rows: Tensor | None, dtype: torch.dtype, align: bool = False) -> Tensor | None:
-    if rows is None:
-        return None
-    rows = rows.to(dtype)
-    copy = (rows.stride(2) != 1 and rows.shape[2] != 1) or (align and not _aligned(rows))
-    return rows.contiguous() if copy else rows
-
-
-def _aligned(rows: Tensor) -> bool:
-    """Whether every row starts at a multiple of 16 bytes."""
+def aligned(rows: Tensor) -> bool:
+    """Whether every row of (B, L, X) starts at a multiple of 16 bytes."""
     size = rows.element_size()
-    strides = (stride for stride, length in zip(rows.stride()[:2], rows.shape[:2], strict=True) if length > 1)
-    return rows.data_ptr() % 16 == 0 and not any(stride * size % 16 for stride in strides)
+    batch, row, _ = rows.stride()
+    if not (rows.data_ptr() | batch * size | row * size) & 15:
+        return True
+    num_batch, num_rows, _ = rows.shape  # the stride of an axis of length 1 is never used
+    used = rows.data_ptr() | (batch * size if num_batch > 1 else 0) | (row * size if num_rows > 1 else 0)
+    return not used & 15
 
 
-def _as_parameter(parameter: Tensor | None) -> Tensor | None:
-    return parameter if parameter is None else parameter.to(torch.float32).contiguous()
+def _address(results: dict[str, Tensor | None], name: str) -> int:
+    tensor = results.get(name)
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
 def kernel(
-    name: str, layout: Layout, row_kind: int, aligned: bool, gated: bool, biased: bool, keeping: bool, device: int
+    name: str, layout: Layout, row_kind: int, aligned: bool, gated: bool, biased: bool, keep: int, device: int
 ) -> nvrtc.Kernel:
     """Returns a kernel of forward.cu or backward.cu for one kind of call."""
     backward = name in ("scan_backward", "scan_chunk_adjoints")  # both chains are in forward.cu
@@ -104,12 +136,13 @@ def kernel(
         "ALIGNED": int(aligned),
         "GATED": int(gated),
         "BIASED": int(biased),
-        "KEEPING": int(keeping),
+        "KEEPING": int(keep > 0),
+        "KEEP": keep or layout.tile,
         "FORWARD_BLOCKS": layout.forward_blocks,
         "BACKWARD_BLOCKS": layout.backward_blocks,
     }
     return nvrtc.load(
-        (*_COMMON, _FOLDER / ("backward.cu" if backward else "forward.cu")),
+        (*_COMMON, *_sources(row_kind, backward)),
         name,
         tuple(options.items()),
         threads=layout.threads,
@@ -117,6 +150,11 @@ def kernel(
         num_fields=_NUM_FIELDS,
         device=device,
     )
+
+
+def _sources(row_kind: int, backward: bool) -> tuple[Path, ...]:
+    reverse = "reverse_float32.cu" if row_kind == 0 else "reverse_16bit.cu"
+    return tuple(_FOLDER / name for name in (("cells.cu", reverse, "backward.cu") if backward else ("forward.cu",)))
 
 
 def chunks(call: Call, backward: bool) -> tuple[int, int]:
@@ -134,6 +172,7 @@ def launch(
     cut: tuple[int, int],
     *,
     backward: bool = False,
+    keep: int = 0,
     deterministic: bool = False,
 ) -> None:
     """Runs the kernels of one direction: the walk itself, after two that find what enters each chunk if there are many.
@@ -143,13 +182,12 @@ def launch(
         results: what is written, by the names in RESULTS; None where nothing is wanted.
         cut: (tiles in a chunk, number of chunks).
         backward: which direction.
+        keep: distance in rows between the states that are kept, 0 if none are.
         deterministic: whether dBC has a part for every block.
     """
     num_rows, _, num_channels, _ = call.shape
     layout, num_chunks, A = call.layout, cut[1], call.A
-    keeping = not backward and results.get("states") is not None
-    gated, biased = call.rows[2] is not None, call.bias is not None
-    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, gated, biased, keeping, call.device)
+    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased, keep, call.device)
     grid = (-(-num_channels // layout.channels), num_rows, num_chunks)
     if num_chunks > 1:
         results["carries"] = A.new_empty(num_chunks, num_rows, num_channels, layout.states)

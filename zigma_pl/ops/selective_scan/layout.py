@@ -1,8 +1,7 @@
 """How the CUDA scan divides its work: channels and states among threads, long paths into chunks."""
 
+import functools
 from dataclasses import dataclass
-
-import torch
 
 MAX_STATES = 64
 MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than three kernels are launched
@@ -41,10 +40,6 @@ class Layout:
         """Returns the number of tiles that L rows fill."""
         return -(-num_tokens // self.tile)
 
-    def tile_kept(self, dtype: torch.dtype) -> int:
-        """States of a channel that the forward pass keeps in each tile, for rows of this dtype."""
-        return 1 if dtype == torch.float32 else self.tile // self.steps
-
     def shared_bytes(self, row_bytes: int, backward: bool) -> int:
         """Dynamic shared memory of a block: what place_tiles and its callers hand out."""
         arrays = 4 if backward else 3
@@ -54,7 +49,9 @@ class Layout:
         if not backward:
             return common + self.tile * self.channels * 10 + self.tile * (self.channels + 8) * 4
         kept = self.tile // self.steps * self.states // 4 * self.threads * row_bytes
-        return common + self.tile * self.channels * 18 + self.warps * terms * 4 + 64 * self.threads + 1024 + kept
+        cells = self.tile * (20 * self.channels + 16)
+        quads = 1024 if row_bytes == 4 else 0
+        return common + cells + self.warps * terms * 4 + 64 * self.threads + quads + kept
 
 
 LAYOUTS = (
@@ -69,6 +66,7 @@ def layout_for(num_states: int) -> Layout:
     return next(layout for layout in LAYOUTS if layout.states >= num_states)
 
 
+@functools.cache
 def chunks_for(num_blocks: int, num_tiles: int, num_multiprocessors: int, resident_blocks: int) -> tuple[int, int]:
     """Cuts a path into chunks until the GPU is busy: returns (tiles in a chunk, number of chunks).
 
@@ -81,5 +79,12 @@ def chunks_for(num_blocks: int, num_tiles: int, num_multiprocessors: int, reside
     room = num_multiprocessors * resident_blocks
     if 2 * num_blocks > room or num_tiles < MIN_CHUNKED_TILES:  # two passes over the rows must be worth it
         return num_tiles, 1
-    chunk_tiles = max(1, -(-num_tiles // (room // num_blocks)))
+    sizes = {-(-num_tiles // chunks) for chunks in range(1, room // num_blocks + 1)}
+
+    def longest(chunk_tiles: int) -> tuple[int, int]:
+        """Tiles of the multiprocessor that gets most; of equals, more and shorter chunks hide more latency."""
+        blocks = num_blocks * -(-num_tiles // chunk_tiles)
+        return -(-blocks // num_multiprocessors) * chunk_tiles, chunk_tiles
+
+    chunk_tiles = min(sizes, key=longest)
     return chunk_tiles, -(-num_tiles // chunk_tiles)

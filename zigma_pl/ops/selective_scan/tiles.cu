@@ -2,6 +2,7 @@
 //   STATES           N padded to 16, 32 or 64; absent states have A = B = C = 0
 //   WARPS, TILE      warps of a block; rows that are in shared memory at a time
 //   STEPS            rows whose states the backward pass holds in registers
+//   KEEP             distance in rows between states that the forward pass keeps: a multiple of STEPS that divides TILE
 //   GATED, BIASED    1: there is a gate; there is a bias, and delta goes through softplus
 //   ALIGNED          1: rows can be copied 8 channels (B and C: 16 bytes) at a time; 0: element by element
 // A block walks rows in visit order for CHANNELS channels of one batch row. Four lanes share a channel, each with
@@ -21,15 +22,13 @@
 #define UNITS (TILE * ROW_UNITS)
 #define THREAD_UNITS (UNITS / THREADS)
 
-// States that the forward pass keeps: bfloat16 for 16-bit rows, which then keep those before every STEPS-th row.
+// States that the forward pass keeps: bfloat16 for 16-bit rows.
 #if ROW_KIND == 0
 typedef float Kept;
 typedef uint4 KeptGroup;  // of four states
-#define KEEP TILE
 #else
 typedef unsigned short Kept;
 typedef uint2 KeptGroup;
-#define KEEP STEPS
 #endif
 #define TILE_KEPT (TILE / KEEP)
 #define STATE_GROUPS (THREAD_STATES / 4)
@@ -40,13 +39,15 @@ struct Params {
     Long u_batch, u_row, delta_batch, delta_row, gate_batch, gate_row, dout_batch, dout_row, B_batch, B_row, C_batch, C_row;
     const float *A, *skip, *bias;
     const int* order;
-    Element *out, *du, *ddelta, *dgate;       // contiguous
+    Element *out, *du, *ddelta;               // contiguous; out in the backward pass: null, not wanted
+    Element* dgate;
+    Long dgate_batch, dgate_row;
     Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not kept
     float* carries;                           // (chunks, B, E, STATES): state or adjoint that enters a chunk; null: zero
     float* durations;                         // (chunks, B, E): sum of delta
     float* dBC;                               // (B, L, 2, N), zeros; deterministic: (channel blocks, B, L, 2, N)
-    float *dA, *dskip, *dbias;                // (B chunks, E, N), (B chunks, E), (B chunks, E)
-    Long num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, deterministic;
+    float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch row and chunk, part_stride apart
+    Long part_stride, num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, deterministic;
 };
 
 struct Tiles {
@@ -165,6 +166,10 @@ __device__ __forceinline__ void read_slot(const uint4* slot, float (&out)[8]) {
 // Where this thread's 8 channels of a raster row are in a contiguous (B, L, E) tensor.
 __device__ __forceinline__ Long output_offset(const Params& p, int row) {
     return ((Long)blockIdx.y * (int)p.num_rows + row) * (int)p.num_channels + first_channel();
+}
+
+__device__ __forceinline__ Long gate_gradient_offset(const Params& p, int row) {
+    return blockIdx.y * p.dgate_batch + (Long)row * (int)p.dgate_row + first_channel();
 }
 
 __device__ __forceinline__ void write_octet(const Params& p, Element* to, const float (&values)[8]) {

@@ -1,0 +1,173 @@
+"""Which tokens of a clip reach which others, in every backbone; and what a clip shares with its frames."""
+
+import pytest
+import torch
+from backbones import tiny
+
+from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.errors import UserError
+from zigma_pl.module import split_decay_groups
+from zigma_pl.scan import clip_order, visit_order
+from zigma_pl.scan.schedule import ScanConfig
+
+F, L = 3, 6  # frames of 2 x 3 tokens
+EVERYTHING = set(range(F * L))
+
+
+def build(backbone_class=ZigMa, **options):
+    return tiny.build(backbone_class, **({"latent_frames": F, "position_embedding": "none"} | options))
+
+
+def factorized(*plan, **options):
+    return build(depth=len(plan), scan=ScanConfig(video="factorized", plan=plan), **options)
+
+
+def reached(backbone, token, condition=None):
+    """Perturb one token: the set of those whose prediction is no longer bit for bit the same."""
+    x, t = tiny.draw(1, latent_frames=F)
+    changed = x.clone()
+    frame, place = divmod(token, L)
+    row, column = divmod(place, 3)
+    changed[:, frame, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
+    with torch.no_grad():
+        moved = (backbone(changed, t, condition) - backbone(x, t, condition)).abs()[0].amax(1)  # (F, H, W)
+    tokens = moved.reshape(F, 2, 2, 3, 2).amax((2, 4)).flatten()
+    return set(tokens.nonzero().flatten().tolist())
+
+
+def of_frame(frame):
+    return set(range(frame * L, (frame + 1) * L))
+
+
+def of_place(place):
+    return set(range(place, F * L, L))
+
+
+@pytest.mark.parametrize("index", [0, 1, 6])
+def test_a_3d_layer_reaches_what_its_path_visits_later(index):
+    order = clip_order("zigzag", F, 2, 3, index=index).tolist()
+    backbone = build(depth=1)
+    backbone.layer_orders = [index]
+    for token in (0, 5, 8, 17):
+        assert reached(backbone, token) == set(order[order.index(token) :])
+
+
+def test_eight_3d_layers_reach_everything():
+    assert reached(build(depth=8), 8) == EVERYTHING
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_spatial_layers_never_mix_frames(captions):
+    options = {"caption_dim": 5} if captions else {}
+    condition = torch.randn(1, 7, 5) if captions else None
+    backbone = factorized(*["space"] * 8, **options)
+    for token in (0, 8, 17):
+        assert reached(backbone, token, condition) == of_frame(token // L)
+    order = visit_order("zigzag", 2, 3).tolist()
+    for place in (0, 4):
+        expected = {L + later for later in order[order.index(place) :]}
+        assert reached(factorized("space", **options), L + place, condition) == expected
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_temporal_layers_never_mix_places(captions):
+    options = {"caption_dim": 5} if captions else {}
+    condition = torch.randn(1, 7, 5) if captions else None
+    for token in (0, 8, 17):
+        assert reached(factorized("time", "time", **options), token, condition) == of_place(token % L)
+    forward = factorized("time", **options)
+    backward = factorized("time", **options)
+    backward.layer_orders = [backward.layer_orders[0] + 1]
+    assert reached(forward, L + 2, condition) == {L + 2, 2 * L + 2}
+    assert reached(backward, L + 2, condition) == {2, L + 2}
+
+
+def test_space_and_time_together_reach_everything():
+    backbone = build(depth=9, scan=ScanConfig(video="factorized"))
+    assert [block.mixer.axis for block in backbone.blocks] == ["space", "space", "time"] * 3
+    assert reached(backbone, L + 4) == EVERYTHING
+
+
+@pytest.mark.parametrize("backbone_class", [VisionMamba, ParallelMamba, DiT, UViT])
+def test_one_layer_of_the_baselines_reaches_the_whole_clip(backbone_class):
+    options = {"final_convolution": False} if backbone_class is UViT else {}
+    backbone = build(backbone_class, depth=1, **options)
+    assert all(reached(backbone, token) == EVERYTHING for token in (0, 8, 17))
+
+
+def test_vision_mamba_goes_through_the_clip_and_back():
+    assert build(VisionMamba).visit_order(2).tolist() == [[*range(F * L)], [*reversed(range(F * L))]]
+
+
+def test_final_convolution_stays_within_the_frame():
+    backbone, (x, t) = build(UViT), tiny.draw(latent_frames=F)
+    torch.nn.init.zeros_(backbone.final_convolution.weight)
+    with torch.no_grad():
+        backbone.final_convolution.weight[:, :, 1, 2] = torch.eye(2)
+        backbone.final_convolution.bias.zero_()
+        plain = super(UViT, backbone).forward(x, t)
+        torch.testing.assert_close(backbone(x, t)[..., :-1], plain[..., 1:])
+
+
+def test_without_temporal_layers_a_clip_is_its_frames():
+    clips, pictures = factorized("space", "space"), tiny.build(ZigMa, depth=2, position_embedding="none")
+    pictures.load_state_dict(clips.state_dict())
+    x, t = tiny.draw(latent_frames=F)
+    frames = torch.stack([pictures(x[:, frame], t) for frame in range(F)], dim=1)
+    torch.testing.assert_close(clips(x, t), frames)
+
+
+def test_one_frame_is_a_picture():
+    for options in ({}, {"scan": ScanConfig(video="factorized", plan=("space",))}):
+        clips, pictures = (tiny.build(ZigMa, latent_frames=frames, **options) for frames in (1, None))
+        torch.nn.init.zeros_(clips.frame_position_embedding.table)
+        pictures.load_state_dict(
+            {name: value for name, value in clips.state_dict().items() if "frame_position" not in name}
+        )
+        x, t = tiny.draw()
+        torch.testing.assert_close(clips(x[:, None], t)[:, 0], pictures(x, t))
+
+
+@pytest.mark.parametrize("kind", ["none", "cosine", "learnable"])
+@pytest.mark.parametrize("backbone_class", [ZigMa, VisionMamba, DiT])
+def test_frames_have_positions_of_their_own(backbone_class, kind):
+    """Embedded, the same picture in every frame is the same in all places and frames, but for the positions."""
+    backbone = build(backbone_class, position_embedding=kind)
+    tokens = backbone.embed_tokens(torch.ones(1, F, 2, 4, 6)).unflatten(1, (F, L))[0]
+    if kind == "none":
+        torch.testing.assert_close(tokens, tokens[:1, :1].expand_as(tokens))
+        return
+    space, time = (table.table[0] for table in (backbone.position_embedding, backbone.frame_position_embedding))
+    torch.testing.assert_close(tokens - tokens[:1, :1], (space - space[0]) + (time - time[0])[:, None])
+    assert len(time.unique(dim=0)) == F
+    learns = isinstance(backbone.frame_position_embedding.table, torch.nn.Parameter)
+    assert learns == (kind == "learnable")
+    assert ("frame_position_embedding.table" in backbone.state_dict()) == learns
+
+
+def test_frame_positions_are_not_decayed():
+    backbone = build(position_embedding="learnable")
+    _, undecayed = split_decay_groups(backbone)
+    assert any(parameter is backbone.frame_position_embedding.table for parameter in undecayed)
+
+
+def test_parallel_mamba_has_no_factorized_scan():
+    assert build(ParallelMamba, scan=ScanConfig(num_orders=2)).visit_order(0).shape == (2, F * L)
+    with pytest.raises(UserError, match=r"scan.video: a ParallelMamba has no factorized scan"):
+        build(ParallelMamba, scan=ScanConfig(video="factorized"))
+    assert tiny.build(ParallelMamba, scan=ScanConfig(video="factorized"))  # which pictures never use
+
+
+@pytest.mark.parametrize("residual", ["prenorm", "legacy"])
+def test_factorized_gradients_agree_with_differences_in_float64(residual):
+    backbone = factorized("space", "time", residual=residual, num_classes=4).double()
+    x, t = (value.double() for value in tiny.draw(2, latent_frames=F))
+    direction = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def loss(x):
+        return backbone(x, t, torch.tensor([0, 3])).square().sum()
+
+    (gradient,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+    with torch.no_grad():
+        difference = (loss(x + 1e-6 * direction) - loss(x - 1e-6 * direction)) / 2e-6
+    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-6, atol=0)

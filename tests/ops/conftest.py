@@ -1,0 +1,31 @@
+"""The fixture for tests of ops whose CUDA kernels are emulated on the CPU."""
+
+import pytest
+import torch
+from ops.cuda_emulation import Emulator
+
+from zigma_pl.ops import causal_conv1d_cuda, norms_cuda, nvrtc
+from zigma_pl.ops.selective_scan import launch
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(tmp_path_factory):
+    """Where the emulated kernels of all tests are kept."""
+    return tmp_path_factory.mktemp("emulated_kernels")
+
+
+@pytest.fixture
+def emulated(kernel_folder, monkeypatch):
+    """Runs all CUDA kernels on the CPU; fresh tensors and shared memory are NaN, the GPU has one multiprocessor."""
+    emulator = Emulator(kernel_folder)
+    caches = (launch.kernel, causal_conv1d_cuda._kernel, norms_cuda._kernel)
+    for module in (launch, causal_conv1d_cuda, norms_cuda):
+        monkeypatch.setattr(module, "num_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(nvrtc, "load", emulator.load)
+    for cache in caches:
+        cache.cache_clear()
+    torch.use_deterministic_algorithms(True)
+    yield emulator
+    torch.use_deterministic_algorithms(False)
+    for cache in caches:
+        cache.cache_clear()

@@ -1,0 +1,121 @@
+"""Residual sum, norm and modulation: the CUDA kernels in an emulation, against float64 of the plain form."""
+
+import shutil
+
+import pytest
+import torch
+
+from zigma_pl.ops import norms
+from zigma_pl.ops.backends import relative_errors
+
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+NAMES = ("x", "branch", "gate", "weight", "shift", "scale")
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing"
+)
+
+
+def make_arguments(shape, dtype, stream=torch.float32, absent=()):
+    """Arguments as a block gives them: gate, shift and scale are slices of one tensor."""
+    generator = torch.Generator().manual_seed(0)
+    num_batch, _, width = shape
+    gate, shift, scale = torch.randn(num_batch, 1, 3 * width, generator=generator).to(dtype).chunk(3, -1)
+    arguments = {
+        "x": (torch.randn(shape, generator=generator) * 2 + 0.7).to(stream),
+        "branch": torch.randn(shape, generator=generator).to(dtype),
+        "gate": gate,
+        "weight": torch.rand(width, generator=generator) + 0.5,
+        "shift": shift,
+        "scale": scale,
+    }
+    return {name: tensor for name, tensor in arguments.items() if name not in absent}
+
+
+def together(results):
+    """Both results as one tensor, as an error is looked for in both."""
+    return torch.cat([results[0], results[1].to(results[0].dtype)], -1)
+
+
+def run_kernels(centred, **given):
+    tensors = [given.get(name) for name in NAMES]
+    return together(norms.add_norm_modulate(*tensors, epsilon=1e-5, centred=centred))
+
+
+def run_plain(centred, **given):
+    return together(norms._run_reference(*map(given.get, NAMES), 1e-5, centred))
+
+
+@pytest.fixture
+def fused(emulated, monkeypatch):
+    """Lets tensors of the CPU take the way of those of a GPU."""
+    monkeypatch.setattr(norms, "runs_fused", lambda x, shift: True)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("width", [24, 264])
+def test_output_and_gradients(dtype, centred, width):
+    arguments = make_arguments((2, 13, width), dtype)
+    errors = relative_errors(run_kernels, run_plain, arguments, centred=centred)
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("absent", [("branch", "gate"), ("weight",)])
+def test_without_branch_or_weight(absent):
+    arguments = make_arguments((2, 5, 16), torch.float32, absent=absent)
+    errors = relative_errors(run_kernels, run_plain, arguments, centred=False)
+    assert max(errors.values()) < TOLERANCES[torch.float32], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+def test_residual_stream_of_16_bits():
+    arguments = make_arguments((2, 5, 16), torch.bfloat16, stream=torch.bfloat16)
+    errors = relative_errors(run_kernels, run_plain, arguments, centred=False)
+    assert max(errors.values()) < 2e-2, errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("used", [0, 1])
+def test_either_result_may_go_unused(used):
+    leaves = {name: t.detach().requires_grad_() for name, t in make_arguments((2, 5, 16), torch.float32).items()}
+    inputs = list(leaves.values())[: 3 if used == 0 else 6]
+    found, expected = (
+        torch.autograd.grad(run(True, **leaves).chunk(2, -1)[used].square().sum(), inputs)
+        for run in (run_kernels, run_plain)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+def test_all_ways_give_the_same_bits(monkeypatch):
+    arguments, results = make_arguments((2, 5, 16), torch.bfloat16), []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=compiling: value)
+        leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+        output = run_kernels(False, **leaves)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(leaves.values()))])
+        with torch.no_grad():
+            assert torch.equal(run_kernels(False, **arguments), output)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("absent", [(), ("branch", "gate", "weight")])
+def test_opcheck(absent):
+    arguments = make_arguments((1, 5, 16), torch.bfloat16, absent=absent)
+    leaves = [t if t is None else t.detach().clone().requires_grad_() for t in map(arguments.get, NAMES)]
+    torch.library.opcheck(norms.norm_forward, (*leaves, 1e-5, False, True))
+    plain = [t if t is None else t.detach() for t in leaves]
+    _, out, normalised, rstd = norms.norm_forward(*plain, 1e-5, False, True)
+    torch.library.opcheck(norms.norm_backward, (None, out, normalised, rstd, *plain[1:], False, torch.float32))
+    torch.library.opcheck(norms.norm_forward, (*plain, 1e-5, False, False))

@@ -1,0 +1,224 @@
+"""A whole Mamba branch on NVIDIA GPUs as one op, from the residual stream to what is to be added to it.
+
+residual sum, norm and modulation -> in_proj -> convolution -> x_proj, dt_proj -> scan -> out_proj.
+
+It keeps what is dear and recomputes what is cheap.
+
+Axes: B batch, L tokens, D width, E inner width, N state.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zigma_pl.ops import norms
+from zigma_pl.ops.causal_conv1d_cuda import MAX_TAPS
+from zigma_pl.ops.mamba_mixer_cuda import KEEP_EVERY, CastWeights, Kept, MixerWeights, run_backward, run_forward
+from zigma_pl.ops.selective_scan import direct
+from zigma_pl.ops.selective_scan.layout import MAX_STATES
+
+__all__ = ["ActivationMemory", "MixerWeights", "add_norm_mix", "runs_fused"]
+
+ActivationMemory = Literal["lean", "fast"]
+
+
+def runs_fused(x: Tensor, shift: Tensor, weights: MixerWeights, scan_backend: str) -> bool:
+    """Whether `add_norm_mix` takes these."""
+    return (
+        norms.runs_fused(x, shift)
+        and scan_backend in ("auto", "cuda")
+        and weights.A_log.shape[1] <= MAX_STATES
+        and weights.conv_weight.shape[1] <= MAX_TAPS
+    )
+
+
+def add_norm_mix(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    norm_weight: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    weights: MixerWeights,
+    visit_order: Tensor | None,
+    *,
+    epsilon: float,
+    activation_memory: ActivationMemory,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream, and mix the normalised and modulated sum along an order; CUDA only.
+
+    Args:
+        x, branch, gate, shift, scale, epsilon: as of `norms.add_norm_modulate`.
+        norm_weight: (D,) of the RMSNorm.
+        weights: of the mixer.
+        visit_order: (L,) int32 or int64, None for raster order.
+        activation_memory: what is kept of each token for the backward pass, beside the scan's states: "lean" 3 D + R +
+            2 N numbers of the rows' dtype, the branch that goes out among them; "fast" 4 E more and four times as many
+            states, which spares the product, the convolution and the step sizes a second time.
+        deterministic: the same bits of every gradient on every run.
+
+    Returns: x_new = x + gate * branch, and the next branch, (B, L, D).
+    """
+    kept = activation_memory if torch.is_grad_enabled() else "nothing"
+    inputs = (x, branch, gate, norm_weight, shift, scale)
+    if torch.compiler.is_compiling():
+        x_new, out, *_ = mix_forward(*inputs, list(weights), visit_order, epsilon, kept, deterministic)
+    elif kept == "nothing":
+        x_new, out, _ = run_forward(inputs, weights.cast(shift.dtype), visit_order, epsilon, kept)
+    else:  # what an op costs the host is too much for every layer of a training step
+        x_new, out = _Mix.apply(epsilon, kept, deterministic, visit_order, *inputs, *weights)
+    return (x if branch is None else x_new), out
+
+
+class _Mix(torch.autograd.Function):
+    """The two passes in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, epsilon: float, kept: str, deterministic: bool, visit_order: Tensor | None, *tensors: Any
+    ) -> tuple[Tensor, Tensor]:
+        inputs, weights = tensors[:6], MixerWeights(*tensors[6:])
+        cast = weights.cast(inputs[-1].dtype)
+        x_new, out, left = run_forward(inputs, cast, visit_order, epsilon, kept)
+        ctx.options = (deterministic, inputs[0].dtype)
+        ctx.dtypes = tuple(t if t is None else t.dtype for t in tensors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*left, *cast, *inputs[1:], visit_order)
+        return x_new, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+        kept, cast, (*inputs, visit_order) = Kept(*saved[:8]), CastWeights(*saved[8:17]), saved[17:]
+        if dout is None:
+            dout = torch.zeros_like(kept.normalised)
+        gradients, dweights = run_backward(dx_new, dout, kept, inputs, cast, visit_order, *ctx.options)
+        given = (
+            gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
+            for gradient, dtype in zip((*gradients, *dweights), ctx.dtypes, strict=True)
+        )
+        return None, None, None, None, *given
+
+
+# ------------------------------------------------------------------------------------- custom ops, for torch.compile
+OpResults = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("zigma_pl::add_norm_mix", mutates_args=())
+def mix_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    norm_weight: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    weights: list[Tensor],
+    visit_order: Tensor | None,
+    epsilon: float,
+    kept: str,
+    deterministic: bool,
+) -> OpResults:
+    """Returns x_new (empty without a branch), the next branch, and a `Kept`."""
+    inputs = (x, branch, gate, norm_weight, shift, scale)
+    x_new, out, left = run_forward(inputs, MixerWeights(*weights).cast(shift.dtype), visit_order, epsilon, kept)
+    x_new, out, *rest = (t if t.numel() else t.clone() for t in (x_new, out, *left))  # an op returns no tensor twice
+    return x_new, out, *rest  # type: ignore[return-value]
+
+
+@mix_forward.register_fake
+def _(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    norm_weight: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    weights: list[Tensor],
+    visit_order: Tensor | None,
+    epsilon: float,
+    kept: str,
+    deterministic: bool,
+) -> OpResults:
+    given, keep, fast = MixerWeights(*weights), kept != "nothing", kept == "fast"
+    x_new, out, normalised, rstd = norms.fake_forward(x, branch is not None, shift.dtype, keep)
+    inner = given.out_proj.shape[1]
+
+    def new(width: int, wanted: bool = True) -> Tensor:
+        return out.new_empty((*x.shape[:2], width) if wanted else (0,))
+
+    states = direct.new_states(new(inner), given.A_log, shift.dtype, KEEP_EVERY[kept])
+    rows = (new(x.shape[2], keep), new(given.x_proj.shape[0], keep))
+    return x_new, out, normalised, rstd, *rows, states, *(new(n * inner, fast) for n in (2, 1, 1))  # type: ignore[return-value]
+
+
+@torch.library.custom_op("zigma_pl::add_norm_mix_backward", mutates_args=())
+def mix_backward(
+    dx_new: Tensor | None,
+    dout: Tensor,
+    kept: list[Tensor],
+    branch: Tensor | None,
+    gate: Tensor | None,
+    norm_weight: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    weights: list[Tensor],
+    visit_order: Tensor | None,
+    deterministic: bool,
+    stream: torch.dtype,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the gradients of x, branch, gate, norm_weight, shift, scale (empty where absent), and of the weights."""
+    inputs, given = (branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
+    gradients, dweights = run_backward(dx_new, dout, Kept(*kept), inputs, given, visit_order, deterministic, stream)
+    # The scan's gradients of A, skip and bias lie in one piece of memory: an op returns nothing that shares it.
+    dweights = dweights._replace(dt_bias=dweights.dt_bias.clone(), D=dweights.D.clone())
+    return (
+        list(norms.like_inputs(gradients, (None, *inputs))),
+        [gradient.to(weight.dtype) for gradient, weight in zip(dweights, weights, strict=True)],
+    )
+
+
+@mix_backward.register_fake
+def _(
+    dx_new: Tensor | None,
+    dout: Tensor,
+    kept: list[Tensor],
+    branch: Tensor | None,
+    gate: Tensor | None,
+    norm_weight: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    weights: list[Tensor],
+    visit_order: Tensor | None,
+    deterministic: bool,
+    stream: torch.dtype,
+) -> tuple[list[Tensor], list[Tensor]]:
+    gradients = norms.fake_gradients(kept[0], branch, gate, norm_weight, shift, scale, stream)
+    return list(gradients), [torch.empty_like(weight) for weight in weights]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: OpResults) -> None:
+    x, branch, gate, norm_weight, shift, scale, weights, visit_order, _, _, ctx.deterministic = inputs
+    ctx.stream = x.dtype
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:], visit_order, branch, gate, norm_weight, shift, scale, *weights)
+
+
+def _op_backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
+    saved, count = ctx.saved_tensors, len(Kept._fields)
+    kept, visit_order, inputs = list(saved[:count]), saved[count], saved[count + 1 : count + 6]
+    if dout is None:
+        dout = torch.zeros_like(kept[0])
+    gradients, dweights = mix_backward(
+        dx_new, dout, kept, *inputs, list(saved[count + 6 :]), visit_order, ctx.deterministic, ctx.stream
+    )
+    present = (True, *(t is not None for t in inputs))
+    given = (g if there else None for g, there in zip(gradients, present, strict=True))
+    return *given, dweights, None, None, None, None
+
+
+mix_forward.register_autograd(_op_backward, setup_context=_setup_context)

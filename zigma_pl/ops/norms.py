@@ -1,0 +1,242 @@
+"""Residual sum, normalisation over the width and adaptive modulation as one op: plain PyTorch, and CUDA in one pass.
+
+Axes: B batch, L tokens, D width.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.norms_cuda import MAX_WIDTH, ROW_KINDS, Modulation, NormGradients, run_backward, run_forward
+
+__all__ = ["add_norm_modulate"]
+
+
+def add_norm_modulate(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    epsilon: float,
+    centred: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream, and normalise and modulate the sum for the next branch.
+
+    x_new = x + gate * branch;  out = norm(x_new) * weight * (1 + scale) + shift   (adaLN-Zero, arXiv:2212.09748).
+
+    Args:
+        x: (B, L, D), the residual stream.
+        branch: (B, L, D), the output of the branch before; None when there is none.
+        gate: (B, 1, D), of that branch.
+        weight: (D,) of the norm, None for ones.
+        shift: (B, 1, D).
+        scale: (B, 1, D).
+        epsilon: added to the mean square.
+        centred: LayerNorm, without bias; else RMSNorm.
+
+    Returns: x_new in x's dtype (x itself without a branch), and out. Where the CUDA form runs, out has the dtype of
+        shift, so 16 bits under autocast, in which only a matrix product takes it.
+    """
+    if not runs_fused(x, shift):
+        return _run_reference(x, branch, gate, weight, shift, scale, epsilon, centred)
+    inputs, keep = (x, branch, gate, weight, shift, scale), torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        x_new, out, *_ = norm_forward(*inputs, epsilon, centred, keep)
+    elif keep:  # an op costs the host several times as much
+        x_new, out = _AddNormModulate.apply(epsilon, centred, *inputs)
+    else:
+        x_new, out, *_ = run_forward(x, branch, gate, Modulation(weight, shift, scale), epsilon, centred, keep)
+    return (x if branch is None else x_new), out
+
+
+def _run_reference(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    centred: bool,
+) -> tuple[Tensor, Tensor]:
+    if branch is not None:
+        assert gate is not None
+        x = torch.addcmul(x, gate, branch)
+    width = (x.shape[-1],)
+    normalised = F.layer_norm(x, width, weight, eps=epsilon) if centred else F.rms_norm(x, width, weight, epsilon)
+    return x, torch.addcmul(shift, normalised, 1 + scale)
+
+
+def runs_fused(x: Tensor, shift: Tensor) -> bool:
+    """Whether the CUDA form takes these dtypes and widths; it needs every row to begin at a multiple of 16 bytes."""
+    return (
+        x.is_cuda
+        and x.shape[-1] % 8 == 0
+        and x.shape[-1] <= MAX_WIDTH
+        and shift.dtype in ROW_KINDS
+        and x.dtype in (torch.float32, shift.dtype)
+        and _available()
+    )
+
+
+@torch.compiler.assume_constant_result
+def _available() -> bool:
+    return nvrtc.available()[0]
+
+
+class _AddNormModulate(torch.autograd.Function):
+    """The CUDA form in eager mode."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        epsilon: float,
+        centred: bool,
+        x: Tensor,
+        branch: Tensor | None,
+        gate: Tensor | None,
+        weight: Tensor | None,
+        shift: Tensor,
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x_new, out, *kept = run_forward(x, branch, gate, Modulation(weight, shift, scale), epsilon, centred, True)
+        ctx.options = (centred, x.dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*kept, branch, gate, weight, shift, scale)
+        return x_new, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
+        normalised, rstd, branch, gate, *vectors = ctx.saved_tensors  # read once: see checkpointing
+        if dout is None:
+            dout = torch.zeros_like(normalised)
+        kept, modulation = (normalised, rstd), Modulation(*vectors)
+        gradients = run_backward(dx_new, dout, kept, branch, gate, modulation, *ctx.options)
+        inputs = (None, branch, gate, *vectors)
+        given = (g if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True))
+        return None, None, *given
+
+
+# ------------------------------------------------------------------------------------- custom ops, for torch.compile
+@torch.library.custom_op("zigma_pl::add_norm_modulate", mutates_args=())
+def norm_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    centred: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns a NormForward."""
+    forward = run_forward(x, branch, gate, Modulation(weight, shift, scale), epsilon, centred, keep)
+    return forward.x_new, forward.out, forward.normalised, forward.rstd
+
+
+@norm_forward.register_fake
+def _(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    epsilon: float,
+    centred: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return fake_forward(x, branch is not None, shift.dtype, keep)
+
+
+def fake_forward(x: Tensor, gated: bool, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `run_forward` does, without contents."""
+    new = functools.partial(torch.empty, device=x.device)
+    return (
+        new(x.shape if gated else 0, dtype=x.dtype),
+        new(x.shape, dtype=dtype),
+        new(x.shape if keep else 0, dtype=dtype),
+        new(x.shape[:2] if keep else 0, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("zigma_pl::add_norm_modulate_backward", mutates_args=())
+def norm_backward(
+    dx_new: Tensor | None,
+    dout: Tensor,
+    normalised: Tensor,
+    rstd: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    centred: bool,
+    stream: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns NormGradients in the dtypes of the inputs; that of an absent argument is empty."""
+    modulation = Modulation(weight, shift, scale)
+    gradients = run_backward(dx_new, dout, (normalised, rstd), branch, gate, modulation, centred, stream)
+    return like_inputs(gradients, (None, branch, gate, weight, shift, scale))
+
+
+def like_inputs(gradients: NormGradients, inputs: tuple[Tensor | None, ...]) -> Any:
+    """Returns the gradients in the inputs' dtypes; an operator must return tensors, so None becomes an empty one."""
+    return tuple(
+        gradients.x.new_empty(0) if g is None else g if t is None else g.to(t.dtype)
+        for g, t in zip(gradients, inputs, strict=True)
+    )
+
+
+@norm_backward.register_fake
+def _(
+    dx_new: Tensor | None,
+    dout: Tensor,
+    normalised: Tensor,
+    rstd: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    centred: bool,
+    stream: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return fake_gradients(normalised, branch, gate, weight, shift, scale, stream)
+
+
+def fake_gradients(normalised: Tensor, *inputs: Any) -> Any:
+    """Returns what `norm_backward` does, without contents; inputs are branch to scale, and the stream's dtype."""
+    *tensors, stream = inputs
+    dx = torch.empty(normalised.shape, dtype=stream, device=normalised.device)
+    return (dx, *(dx.new_empty(0) if t is None else dx.new_empty(t.shape, dtype=t.dtype) for t in tensors))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, *tensors, _, ctx.centred, _ = inputs
+    ctx.stream = x.dtype
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:], *tensors)
+
+
+def _backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    normalised, *rest = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+    if dout is None:
+        dout = torch.zeros_like(normalised)
+    gradients = norm_backward(dx_new, dout, normalised, *rest, ctx.centred, ctx.stream)
+    present = (True, *(t is not None for t in rest[1:]))
+    return *(g if there else None for g, there in zip(gradients, present, strict=True)), None, None, None
+
+
+norm_forward.register_autograd(_backward, setup_context=_setup_context)

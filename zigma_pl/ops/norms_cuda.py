@@ -1,0 +1,214 @@
+"""Residual sum, norm and modulation on NVIDIA GPUs: CUDA C++ compiled at run time, one pass over the rows.
+
+Axes: B batch, L tokens, D width.
+"""
+
+import functools
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.nvrtc import num_multiprocessors
+
+ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_WIDTH = 2048
+WARPS = 4
+LONGEST_CHUNK = 64  # rows of one block
+RESULTS = (
+    *("x_new", "normalised", "out", "rstd", "dout", "dx_new", "dx"),
+    *("dbranch", "sums", "dshift", "dscale", "dgate", "dweight"),
+)
+
+_FOLDER = Path(__file__).parent
+_NUM_FIELDS = 26  # of struct Params in norms.cu
+
+
+class Modulation(NamedTuple):
+    """What modulates the rows: weight (D,) float32 or None; shift, scale (B, 1, D)."""
+
+    weight: Tensor | None
+    shift: Tensor
+    scale: Tensor
+
+
+class Launch:
+    """Launches of the kernels for one shape and dtype, and the memory they write.
+
+    Args:
+        rows: (B, L, D), the dtype of the rows beside the residual stream.
+        stream: dtype of the residual stream.
+        modulation: weight, shift and scale.
+        centred: LayerNorm, else RMSNorm.
+        epsilon: added to the mean square.
+    """
+
+    def __init__(
+        self, shape: torch.Size, stream: torch.dtype, modulation: Modulation, centred: bool = False, epsilon: float = 0
+    ) -> None:
+        self.shape = shape
+        self.modulation = Modulation(
+            None if modulation.weight is None else modulation.weight.float().contiguous(),
+            *(as_vectors(t, modulation.shift.dtype) for t in modulation[1:]),
+        )
+        weight, shift, scale = self.modulation
+        self._addresses = (shift.data_ptr(), scale.data_ptr(), 0 if weight is None else weight.data_ptr())
+        self._strides = (shift.stride(0), scale.stride(0))
+        self.dtype, self.device = modulation.shift.dtype, modulation.shift.device
+        self._kinds = (ROW_KINDS[self.dtype], int(stream != self.dtype), shape[2], int(centred))
+        self._epsilon = struct.unpack("I", struct.pack("f", epsilon))[0]
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Returns memory on the device, in the rows' dtype unless told another."""
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def run(self, name: str, tensors: dict[str, Tensor | None], *, over_columns: bool = False) -> None:
+        """Runs a kernel, on the tensors by the names of struct Params; a block takes `chunk_rows` rows."""
+        num_batch, num_rows, width = self.shape
+        address = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+        gate = tensors.get("gate")
+        strides = (0 if gate is None else gate.stride(0), *self._strides)
+        kernel = _kernel(name, *self._kinds, self.device.index or 0)
+        blocks = -(-width // (32 * WARPS)) if over_columns else self.num_chunks
+        fields = (
+            *(address.get(name, 0) for name in ("x", "branch", "gate")),
+            *self._addresses,
+            *strides,
+            *(address.get(name, 0) for name in RESULTS),
+            *(num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
+        )
+        kernel((blocks, num_batch, 1), fields)
+
+    @functools.cached_property
+    def chunk_rows(self) -> int:
+        """Rows of a block: few where that is needed to keep the GPU busy."""
+        wanted = 8 * num_multiprocessors(self.device.index or 0)
+        return max(WARPS, min(LONGEST_CHUNK, self.shape[0] * self.shape[1] // wanted // WARPS * WARPS))
+
+    @property
+    def num_chunks(self) -> int:
+        """Blocks for each batch element."""
+        return -(-self.shape[1] // self.chunk_rows)
+
+
+def as_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns (B, 1, D) as (B, D) that kernels can read: rows of this dtype that begin at multiples of 16 bytes."""
+    vectors = vectors[:, 0] if vectors.dtype == dtype else vectors[:, 0].to(dtype)
+    size = vectors.element_size()
+    aligned = vectors.stride(1) == 1 and not (vectors.data_ptr() % 16 or vectors.stride(0) * size % 16)
+    return vectors if aligned else vectors.clone(memory_format=torch.contiguous_format)
+
+
+@functools.cache
+def _kernel(name: str, row_kind: int, x_float: int, width: int, centred: int, device: int) -> nvrtc.Kernel:
+    options = {"ROW_KIND": row_kind, "X_FLOAT": x_float, "WIDTH": width, "CENTRED": centred, "WARPS": WARPS}
+    return nvrtc.load(
+        (_FOLDER / "device.cu", _FOLDER / "norms.cu"),
+        name,
+        tuple(options.items()),
+        threads=32 * WARPS,
+        shared_bytes=4 * WARPS * width if name == "norm_backward" else 0,
+        num_fields=_NUM_FIELDS,
+        device=device,
+    )
+
+
+class NormForward(NamedTuple):
+    """x_new (empty without a branch), out; normalised rows and 1 / rms of each, (B, L), both empty unless kept."""
+
+    x_new: Tensor
+    out: Tensor
+    normalised: Tensor
+    rstd: Tensor
+
+
+def run_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    modulation: Modulation,
+    epsilon: float,
+    centred: bool,
+    keep: bool,
+) -> NormForward:
+    """The forward pass as `norm_forward` without the dispatch of an op."""
+    launch = Launch(x.shape, x.dtype, modulation, centred, epsilon)
+    out = launch.new(*x.shape)
+    x_new = launch.new(*(x.shape if branch is not None else (0,)), dtype=x.dtype)
+    normalised = launch.new(*(x.shape if keep else (0,)))
+    rstd = launch.new(*(x.shape[:2] if keep else (0,)), dtype=torch.float32)
+    launch.run(
+        "norm_forward",
+        {
+            "x": x.contiguous(),
+            "branch": None if branch is None else branch.to(launch.dtype).contiguous(),
+            "gate": None if gate is None else as_vectors(gate, launch.dtype),
+            "x_new": x_new,
+            "out": out,
+            "normalised": normalised if keep else None,
+            "rstd": rstd if keep else None,
+        },
+    )
+    return NormForward(x_new, out, normalised, rstd)
+
+
+class NormGradients(NamedTuple):
+    """Gradients of the arguments of `add_norm_modulate`; None of those that are absent."""
+
+    x: Tensor
+    branch: Tensor | None
+    gate: Tensor | None
+    weight: Tensor | None
+    shift: Tensor
+    scale: Tensor
+
+
+def run_backward(
+    dx_new: Tensor | None,
+    dout: Tensor,
+    kept: tuple[Tensor, Tensor],
+    branch: Tensor | None,
+    gate: Tensor | None,
+    modulation: Modulation,
+    centred: bool,
+    stream: torch.dtype,
+) -> NormGradients:
+    """The backward pass in one pass over the rows and one over partial sums, which are added in a fixed order.
+
+    Args:
+        dx_new: of the sum, None where it is not used further.
+        dout: of the modulated rows.
+        kept: normalised rows and 1 / rms.
+        branch, gate, modulation, centred: as in the forward pass.
+        stream: dtype of the residual stream.
+    """
+    normalised, rstd = kept
+    launch = Launch(normalised.shape, stream, modulation, centred)
+    num_batch, _, width = normalised.shape
+    gated, weighted = branch is not None, modulation.weight is not None
+    dx = launch.new(*normalised.shape, dtype=stream)
+    dbranch = launch.new(*normalised.shape) if gated else None
+    vectors = [launch.new(num_batch, 1, width) for _ in range(2 + gated)]
+    dweight = launch.new(num_batch, width, dtype=torch.float32) if weighted else None
+    tensors = {
+        "branch": None if branch is None else branch.to(launch.dtype).contiguous(),
+        "gate": None if gate is None else as_vectors(gate, launch.dtype),
+        "normalised": normalised,
+        "rstd": rstd,
+        "dout": dout.to(launch.dtype).contiguous(),
+        "dx_new": None if dx_new is None else dx_new.to(stream).contiguous(),
+        "dx": dx,
+        "dbranch": dbranch,
+        "sums": launch.new(num_batch, launch.num_chunks, 3, width, dtype=torch.float32),
+        "dshift": vectors[0],
+        "dscale": vectors[1],
+        "dgate": vectors[2] if gated else None,
+        "dweight": dweight,
+    }
+    launch.run("norm_backward", tensors)
+    launch.run("norm_backward_sums", tensors, over_columns=True)
+    summed = None if dweight is None else dweight.sum(0)
+    return NormGradients(dx, dbranch, vectors[2] if gated else None, summed, vectors[0], vectors[1])

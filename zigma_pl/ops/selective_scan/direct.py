@@ -1,0 +1,127 @@
+"""The CUDA scan without autograd, for callers that have a backward pass of their own and keep less than the op does."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zigma_pl.ops.selective_scan.launch import Call, aligned, chunks, launch
+from zigma_pl.ops.selective_scan.layout import layout_for
+
+KEEP_EVERY = 32  # rows; 50 MB for 32,768 tokens of 1,536 channels with 16 states in bfloat16
+
+
+class Gradients(NamedTuple):
+    """What `backward` returns; rows have the dtype of the rows that went in, all else is float32.
+
+    u, delta: (B, L, E), contiguous.
+    A: (E, N).
+    BC: (B, L, 2, N), contiguous: gradients of B, then of C.
+    skip, delta_bias: (E,), whether they were given or not.
+    gate: (B, L, E) or None without gate.
+    output: (B, L, E) what `forward` returned, contiguous, or None if it was not wanted.
+    """
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    BC: Tensor
+    skip: Tensor
+    delta_bias: Tensor
+    gate: Tensor | None
+    output: Tensor | None
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    skip: Tensor | None,
+    gate: Tensor | None,
+    delta_bias: Tensor | None,
+    visit_order: Tensor | None,
+    keep_every: int = KEEP_EVERY,
+) -> tuple[Tensor, Tensor]:
+    """Returns the output, (B, L, E), and the states that `backward` starts from.
+
+    Args:
+        u, delta, A, B, C, skip, gate, delta_bias, visit_order: as of `zigma_pl.ops.selective_scan.selective_scan`; rows
+            may be slices of wider tensors.
+        keep_every: rows between states that are kept: 8, 16 or 32, or 0 to keep none. With 8 instead of 32 the backward
+            pass takes an eighth less time and the states four times the memory. States are (B, L / keep_every, E, N),
+            bfloat16 for 16-bit rows, else float32; N and L are padded.
+    """
+    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order)
+    out = torch.empty(u.shape, dtype=call.dtype, device=u.device)
+    states = new_states(u, A, call.dtype, keep_every)
+    results = {"out": out, "states": states if keep_every else None}
+    launch(call, results, chunks(call, backward=False), keep=keep_every)
+    return out, states
+
+
+def new_states(u: Tensor, A: Tensor, dtype: torch.dtype, keep_every: int) -> Tensor:
+    """Returns memory for the states of rows of a dtype."""
+    layout = layout_for(A.shape[1])
+    kept = layout.num_tiles(u.shape[1]) * (layout.tile // keep_every) if keep_every else 0
+    shape = (u.shape[0], kept, u.shape[2], layout.states)
+    return u.new_empty(shape, dtype=torch.float32 if dtype == torch.float32 else torch.bfloat16)
+
+
+def backward(
+    dout: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    skip: Tensor | None,
+    gate: Tensor | None,
+    delta_bias: Tensor | None,
+    visit_order: Tensor | None,
+    states: Tensor,
+    *,
+    deterministic: bool = False,
+    want_output: bool = False,
+    dgate: Tensor | None = None,
+) -> Gradients:
+    """Returns the gradients, and again the output if that is wanted.
+
+    Args:
+        dout: gradient of the output.
+        u, delta, A, B, C, skip, gate, delta_bias, visit_order: what `forward` got.
+        states: what `forward` returned, with any keep_every but 0.
+        deterministic: the same bits on every run.
+        want_output: write the output too, at the price of one more row written.
+        dgate: where to put the gradient of the gate, such as half of the gradient of a projection: (B, L, E) with
+            last stride 1, in the dtype of the rows; rows at multiples of 16 bytes, as those of the inputs, go faster.
+    """
+    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout)
+    num_rows, num_tokens, num_channels, num_states = call.shape
+    layout = call.layout
+    cut = chunks(call, backward=True)
+    keep = layout.tile * layout.num_tiles(num_tokens) // states.shape[1]
+    if gate is not None and dgate is None:
+        dgate = torch.empty(u.shape, dtype=call.dtype, device=u.device)
+    call.aligned = call.aligned and (dgate is None or aligned(dgate))
+    rows = [torch.empty(u.shape, dtype=call.dtype, device=u.device) for _ in range(3 if want_output else 2)]
+    results: dict[str, Tensor | None] = dict(zip(("du", "ddelta", "out"), rows, strict=False))
+    blocks = -(-num_channels // layout.channels) if deterministic else 1
+    new = call.A.new_empty if deterministic else call.A.new_zeros
+    dBC = new(blocks, num_rows, num_tokens, 2, num_states)
+    parts = call.A.new_empty(num_rows * cut[1], num_channels * (num_states + 2))
+    results |= {"dgate": dgate, "states": states, "dBC": dBC}
+    results |= zip(("dA", "dskip", "dbias"), _split(parts, num_channels, num_states), strict=True)
+    launch(call, results, cut, backward=True, keep=keep, deterministic=deterministic)
+    dA, dskip, dbias = _split(parts.sum(0, keepdim=True) if len(parts) > 1 else parts, num_channels, num_states)
+    dBC = dBC.sum(0) if deterministic else dBC[0]
+    shape = (num_channels, num_states)
+    return Gradients(
+        rows[0], rows[1], dA[0].view(shape), dBC, dskip[0], dbias[0], dgate, rows[2] if want_output else None
+    )
+
+
+def _split(parts: Tensor, num_channels: int, num_states: int) -> tuple[Tensor, ...]:
+    """Splits (parts, E (N + 2)) into the parts of the gradients of A, skip and delta_bias."""
+    return parts.split([num_channels * num_states, num_channels, num_channels], 1)

@@ -1,0 +1,173 @@
+// Steps back through rows of 16 bits. Sums over lanes run on the matrix units with operands rounded to bfloat16, as exact
+// as the rows themselves; the state, its gradient and what is carried on stay float32. Lane 4 g + q has channel g of its
+// warp and quarter q of the states.
+
+// Operands that are cut to 11 bits lose this much in the mean.
+#define CUT 1.00035f
+
+
+// Where dB and dC of a row are in warp_sums: mixed so that four rows at once, of 8 states each, fall into 32 banks.
+__device__ __forceinline__ int term_sum_index(int row, int column) {
+    return row * TERMS + (column ^ ((row & 1) * 2) ^ ((row & 2) * 8));
+}
+
+// Four neighbouring sums over the channels of the block; column: of B, then C.
+__device__ __forceinline__ float4 sum_terms(const Backward& shared, int row, int column) {
+    const bool odd = row & 1;
+    const float4 v = sum_over_warps(shared, term_sum_index(row, column) ^ (odd ? 2 : 0));
+    return make_float4(odd ? v.z : v.x, odd ? v.w : v.y, odd ? v.x : v.z, odd ? v.y : v.w);
+}
+
+__device__ __forceinline__ Word as_bfloats(Word terms) {
+#if ROW_KIND == 1
+    return terms;
+#else
+    return pack_bfloats(half_to_float(terms & 0xffffu), half_to_float(terms >> 16));
+#endif
+}
+
+// Where a lane reads and writes, apart from the row: computed once, since to do so for every STEPS rows takes a tenth of all
+// instructions.
+struct Lane {
+    int terms;        // in raw_terms: B of row g, this lane's states
+    int channels;     // in cells: dy (even g) or x (odd g) of row g / 2, channel 2 q
+    int term_sums[4]; // in warp_sums, of row q: dC and dB of state g, dC and dB of state g + 8
+    int pair;         // in cells: of row g, channel 2 q
+};
+
+__device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    Lane places;
+    places.terms = g % STEPS * TERMS + lane_states();
+    places.channels = cell_index(g / 2, warp * 8 + 2 * q) * 4 + (g % 2 ? 0 : 2);
+    places.pair = cell_index(g, warp * 8 + 2 * q) * 4;
+    hold(places.terms), hold(places.channels), hold(places.pair);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const int state = g / 2 * THREAD_STATES + g % 2 + k / 2 * 2;
+        places.term_sums[k] = warp * TILE * TERMS + term_sum_index(q, (k % 2 ? 0 : STATES) + state);
+        hold(places.term_sums[k]);
+    }
+    return places;
+}
+
+// The factors that a lane needs for sums over the STEPS rows from first_row on.
+struct Factors {
+    Word C[STATE_GROUPS][2], B[STATE_GROUPS][2];  // of row g, its own states
+    Word channels[(STEPS + 3) / 4];               // of rows 4 k + g / 2, channels 2 q and 2 q + 1: dy for even g, x for odd
+};
+
+__device__ __forceinline__ void read_factors(const Backward& shared, const Lane& lane, int buffer, int first_row, Factors& factors) {
+    const Element* terms = (const Element*)shared.tiles.raw_terms + (buffer * TILE + first_row) * TERMS + lane.terms;
+#pragma unroll
+    for (int group = 0; group < STATE_GROUPS; ++group) {
+        const uint2 B = *(const uint2*)(terms + 4 * group), C = *(const uint2*)(terms + STATES + 4 * group);
+        factors.B[group][0] = as_bfloats(B.x), factors.B[group][1] = as_bfloats(B.y);
+        factors.C[group][0] = as_bfloats(C.x), factors.C[group][1] = as_bfloats(C.y);
+    }
+#pragma unroll
+    for (int k = 0; k < (STEPS + 3) / 4; ++k) {
+        const float* first = (const float*)shared.cells + (first_row + 4 * k) * CELL_STRIDE * 4 + lane.channels;
+        factors.channels[k] = pack_bfloats(first[0], first[4]);
+    }
+}
+
+// What sums over lanes collect while the rows are gone through.
+struct LaneSums {
+    float terms[STATE_GROUPS][4];  // states g, g + 8 of a group; columns 2 q, 2 q + 1: dC, dB of row q of four
+    float y[4], dx[4];             // channels 2 q, 2 q + 1 of row g: y in 0 and 1, dx in 2 and 3
+    float through[4];              // of row 4 q + {0, 2, 1, 3}, q < STEPS / 4
+};
+
+// Adds row j, whose states are h and their gradients g_state.
+__device__ __forceinline__ void add_row(LaneSums& sums, const Factors& factors, int j, const float (&h)[THREAD_STATES],
+                                        const float (&g_state)[THREAD_STATES]) {
+    const int g = threadIdx.x % 32 / 4;
+    const bool own = g == j;
+    const Word channels = factors.channels[j / 4];
+    const Word dy = g == j % 4 * 2 ? channels : 0, x = g == j % 4 * 2 + 1 ? channels : 0;
+#pragma unroll
+    for (int group = 0; group < STATE_GROUPS; ++group) {
+        const float* v = h + 4 * group;
+        const float* w = g_state + 4 * group;
+        const Word h_low = pack_bfloats(v[0], v[1]), h_high = pack_bfloats(v[2], v[3]);
+        const Word g_low = pack_bfloats(w[0], w[1]), g_high = pack_bfloats(w[2], w[3]);
+        const Word turned[4] = {transpose(h_low), transpose(h_high), transpose(g_low), transpose(g_high)};
+        multiply_add16(sums.terms[group], turned, dy, x, j % 4 == 3);
+        const Word terms[4] = {own ? factors.C[group][0] : 0, own ? factors.B[group][0] : 0,
+                               own ? factors.C[group][1] : 0, own ? factors.B[group][1] : 0};
+        multiply_add16(sums.y, terms, h_low, h_high, j == STEPS - 1 && group == 0);
+        multiply_add16(sums.dx, terms, g_low, g_high, j == STEPS - 1 && group == 0);
+    }
+}
+
+// Sums four rows' gradients through the decay over the quads, first_row being the first of them in the STEPS.
+__device__ __forceinline__ void add_through(LaneSums& sums, const float (&through)[4], int first_row) {
+    const int g = threadIdx.x % 32 / 4, m = first_row / 4 * 2;
+    const float even = g == m ? 1.f : 0.f, odd = g == m + 1 ? 1.f : 0.f;
+    if (first_row + 4 == STEPS)
+        multiply(sums.through, through, even, odd);
+    else
+        multiply_add(sums.through, through, even, odd);
+}
+
+// Writes dB and dC of four rows.
+__device__ __forceinline__ void write_term_sums(const Backward& shared, const Lane& lane, const LaneSums& sums,
+                                                int first_row) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int group = 0; group < STATE_GROUPS; ++group)
+            shared.warp_sums[first_row * TERMS + lane.term_sums[k] + group * 4] = sums.terms[group][k];
+}
+
+// Writes the gradients of x and through the decay, and y, over what the cells held.
+__device__ __forceinline__ void write_state_sums(const Backward& shared, const Lane& lane, const LaneSums& sums,
+                                                 int first_row) {
+    const int g = threadIdx.x % 32 / 4, q = lane_quarter();
+    float* pair = (float*)shared.cells + first_row * CELL_STRIDE * 4 + lane.pair;
+    if (STEPS == 8 || g < STEPS) {
+        *(float2*)(pair + 2) = make_float2(sums.dx[2], sums.y[0]);
+        *(float2*)(pair + 6) = make_float2(sums.dx[3], sums.y[1]);
+    }
+    if (q >= STEPS / 4) return;
+    float4* own = shared.cells + cell_index(first_row + 4 * q, lane_channel());
+#pragma unroll
+    for (int k = 0; k < 4; ++k) own[k * CELL_STRIDE].x = CUT * sums.through[k % 2 * 2 + k / 2];
+}
+
+// Steps back through the STEPS rows from first_row on, the state before them given.
+__device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane, int buffer, int first_row,
+                                        const float (&before)[THREAD_STATES], const float (&log2_rate)[THREAD_STATES],
+                                        float (&carry)[THREAD_STATES], float (&dA)[THREAD_STATES]) {
+    float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES], through_decay[4];
+    Factors factors;
+    LaneSums sums;
+    read_factors(shared, lane, buffer, first_row, factors);
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = before[i];
+#pragma unroll
+    for (int j = 0; j < STEPS; ++j) step_forward(shared, first_row + j, log2_rate, h[j], decay[j], h[j + 1]);
+#pragma unroll
+    for (int j = STEPS - 1; j >= 0; --j) {
+        const int row = first_row + j;
+        const float2 cell = read_backward(shared, row);
+        float c[THREAD_STATES], g[THREAD_STATES];
+        load_terms(shared.tiles.terms + row * TERMS + STATES + lane_states(), c);
+        through_decay[j % 4] = 0.f;
+#pragma unroll
+        for (int i = 0; i < THREAD_STATES; ++i) {
+            g[i] = fmaf(c[i], cell.x, carry[i]);
+            carry[i] = g[i] * decay[j][i];
+            const float through = carry[i] * h[j][i];
+            through_decay[j % 4] = fmaf(through, log2_rate[i], through_decay[j % 4]);
+            dA[i] = fmaf(through, cell.y, dA[i]);
+        }
+        add_row(sums, factors, j, h[j + 1], g);
+        if (j % 4 == 0) {
+            add_through(sums, through_decay, j);
+            write_term_sums(shared, lane, sums, row);
+        }
+    }
+    write_state_sums(shared, lane, sums, first_row);
+}

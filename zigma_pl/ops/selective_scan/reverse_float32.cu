@@ -1,0 +1,143 @@
+// Steps back through rows in float32. All sums over lanes run on the matrix units, as products with matrices of zeros and
+// ones, each twice: with what the units read of a float32, and with the rest.
+
+// Constant factors of the sums over lanes, see multiply_add; g = lane / 4, q = lane % 4.
+struct Selectors {
+    float quad[2][4];  // left factors that keep the lanes of a quad apart: rows 0 to 7, rows 8 to 15
+    float column[8];   // right factors that bring the sum over a quad to a column: 1 where g is the column
+};
+
+struct Lane {};
+
+__device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
+    const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
+    const float low = g == q ? 1.f : 0.f, high = g == q + 4 ? 1.f : 0.f;
+    if (lane >= 32) return {};
+    shared.quads[lane] = make_float4(low, 0.f, high, 0.f);
+    shared.quads[32 + lane] = make_float4(0.f, low, 0.f, high);
+    return {};
+}
+
+// The quads come out of shared memory because constants would be put together anew for every product.
+__device__ __forceinline__ void make_selectors(const Backward& shared, Selectors& selectors) {
+    const int lane = threadIdx.x % 32;
+    const float4 first = shared.quads[lane], second = shared.quads[32 + lane];
+    selectors.quad[0][0] = first.x, selectors.quad[0][1] = first.y, selectors.quad[0][2] = first.z;
+    selectors.quad[1][0] = second.x, selectors.quad[1][1] = second.y, selectors.quad[1][2] = second.z;
+    selectors.quad[0][3] = first.w, selectors.quad[1][3] = second.w;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) selectors.column[i] = lane / 4 == i ? 1.f : 0.f;
+}
+
+// Sums the four values over the quads; call 0 starts a product, the others add to it. Those of call m reach the lanes with q = m: product[0] = sum of v[0],
+// product[2] = of v[1], product[1] = of v[2], product[3] = of v[3].
+__device__ __forceinline__ void sum_over_quads(float (&product)[4], const float (&v)[4], const Selectors& selectors, int m) {
+    if (m == 0)
+        multiply(product, v, selectors.column[2 * m], selectors.column[2 * m + 1]);
+    else
+        multiply_add(product, v, selectors.column[2 * m], selectors.column[2 * m + 1]);
+    const float rest[4] = {trailing_bits(v[0]), trailing_bits(v[1]), trailing_bits(v[2]), trailing_bits(v[3])};
+    multiply_add(product, rest, selectors.column[2 * m], selectors.column[2 * m + 1]);
+}
+
+// Turns four values of each lane so that they can be summed over the channels of the warp, which sum_over_quads does:
+// row 4 i + q of the product has v[i] of lanes q of all quads, as columns.
+__device__ __forceinline__ void turn(float (&product)[4], const float (&v)[4], const Selectors& selectors) {
+    multiply(product, selectors.quad[0], v[0], v[1]);
+    multiply_add(product, selectors.quad[1], v[2], v[3]);
+    multiply_add(product, selectors.quad[0], trailing_bits(v[0]), trailing_bits(v[1]));
+    multiply_add(product, selectors.quad[1], trailing_bits(v[2]), trailing_bits(v[3]));
+}
+
+// Sums over channels come in the sequence (later row, earlier row if they share a product; B, C; groups of four of a
+// thread's states). Lane q of a quad has number q of four; this is where in warp_sums it belongs.
+__device__ __forceinline__ int channel_sum_offset() {
+    const int lane = threadIdx.x % 32, number = lane % 4, q = lane / 4 % 4, i = lane / 16;
+    const int row = STATE_GROUPS == 1 ? 1 - number / 2 : 0, is_C = number / STATE_GROUPS % 2, group = number % STATE_GROUPS;
+    return (threadIdx.x / 32 * TILE + row) * TERMS + is_C * STATES + q * THREAD_STATES + group * 4 + i;
+}
+
+// Writes the sums that four calls of turn and sum_over_quads collected.
+__device__ __forceinline__ void write_channel_sums(const float (&product)[4], float* to) {
+    to[0] = product[0] + product[2];
+    to[2] = product[1] + product[3];
+}
+
+// Adds the turned products of row first_row + j to sums over channels, and writes those that are complete.
+__device__ __forceinline__ void sum_turned(const float (&turned)[2 * STATE_GROUPS][4], float (&channel_sums)[4],
+                                           float* lane_sums, int first_row, int j, const Selectors& selectors) {
+#pragma unroll
+    for (int k = 0; k < 2 * STATE_GROUPS; ++k) {
+        // With one group of states, two rows share a product, the later one first.
+        const int number = (STATE_GROUPS == 1 ? (1 - j % 2) * 2 : 0) + k;
+        sum_over_quads(channel_sums, turned[k], selectors, number % 4);
+        if (number % 4 == 3) write_channel_sums(channel_sums, lane_sums + (first_row + j) * TERMS + number / 4 * STATES);
+    }
+}
+
+// Writes the gradients of x and through the decay, and y, of four rows, over what the cells held.
+__device__ __forceinline__ void write_state_sums(const Backward& shared, const float (&sums)[4], int first_row) {
+    const int q = lane_quarter(), part = q == 2 ? 3 : 2 - 2 * q;
+    float* to = (float*)(shared.cells + cell_index(first_row, lane_channel())) + part;
+    if (q == 3) return;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) to[k * CELL_STRIDE * 4] = sums[k % 2 * 2 + k / 2];
+}
+
+// Steps back through the STEPS rows from first_row on, the state before them given.
+__device__ __forceinline__ void go_back(const Backward& shared, const Lane&, int, int first_row, const float (&before)[THREAD_STATES],
+                                        const float (&log2_rate)[THREAD_STATES],
+                                        float (&carry)[THREAD_STATES], float (&dA)[THREAD_STATES]) {
+    float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES];
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = before[i];
+#pragma unroll
+    for (int j = 0; j < STEPS; ++j) step_forward(shared, first_row + j, log2_rate, h[j], decay[j], h[j + 1]);
+    float* lane_sums = shared.warp_sums + channel_sum_offset();
+    float dx[4], through_decay[4], y[4], state_sums[4], turned[2 * STATE_GROUPS][4], channel_sums[4];
+    Selectors selectors;
+    make_selectors(shared, selectors);
+#pragma unroll
+    for (int j = STEPS - 1; j >= 0; --j) {
+        const int row = first_row + j;
+        const float4 cell = shared.cells[cell_index(row, lane_channel())];
+        const float* terms = shared.tiles.terms + row * TERMS + lane_states();
+        float b[THREAD_STATES], c[THREAD_STATES], dB[THREAD_STATES], dC[THREAD_STATES];
+        load_terms(terms, b);
+        load_terms(terms + STATES, c);
+        dx[j % 4] = through_decay[j % 4] = y[j % 4] = 0.f;
+#pragma unroll
+        for (int i = 0; i < THREAD_STATES; ++i) {
+            const float g = fmaf(c[i], cell.z, carry[i]);
+            carry[i] = g * decay[j][i];
+            const float through = carry[i] * h[j][i];
+            y[j % 4] = fmaf(c[i], h[j + 1][i], y[j % 4]);
+            dx[j % 4] = fmaf(g, b[i], dx[j % 4]);
+            through_decay[j % 4] = fmaf(through, log2_rate[i], through_decay[j % 4]);
+            dA[i] = fmaf(through, cell.y, dA[i]);
+            dB[i] = g * cell.x;
+            dC[i] = h[j + 1][i] * cell.z;
+        }
+        // The products of the row before are summed now, so that they had time to arrive.
+        if (j < STEPS - 1) sum_turned(turned, channel_sums, lane_sums, first_row, j + 1, selectors);
+#pragma unroll
+        for (int k = 0; k < 2 * STATE_GROUPS; ++k) {
+            const float* v = k < STATE_GROUPS ? dB + 4 * k : dC + 4 * (k - STATE_GROUPS);
+            const float four[4] = {v[0], v[1], v[2], v[3]};
+            turn(turned[k], four, selectors);
+        }
+        if (j % 4 == 0) {
+            sum_over_quads(state_sums, dx, selectors, 0);
+            sum_over_quads(state_sums, through_decay, selectors, 1);
+            sum_over_quads(state_sums, y, selectors, 2);
+        }
+        if (j % 4 == 3 && j < STEPS - 1) write_state_sums(shared, state_sums, row + 1);
+    }
+    sum_turned(turned, channel_sums, lane_sums, first_row, 0, selectors);
+    write_state_sums(shared, state_sums, first_row);
+}
+
+// Four neighbouring sums over the channels of the block; column: of B, then C.
+__device__ __forceinline__ float4 sum_terms(const Backward& shared, int row, int column) {
+    return sum_over_warps(shared, row * TERMS + column);
+}
