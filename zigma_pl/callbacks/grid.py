@@ -1,9 +1,11 @@
 """Pictures from image tensors: 8-bit conversion, tiling, writing PNG files.
 
-Axes: B batch, C channels, H W pixels.
+Axes: B batch, F frames (videos only), C channels, H W pixels.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ from torch import Tensor
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Round images (B, C, H, W) in [0, 1] to (B, H, W, C) uint8, clamping what lies outside."""
-    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    """Round images (B, C, H, W), or videos (B, F, C, H, W), in [0, 1] to (B, [F,] H, W, C) uint8, clamping the rest."""
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu()
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -38,12 +40,19 @@ def tile(images: list[Image.Image], num_columns: int, min_side_px: int = 48, pad
     return canvas
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture so that a reader never sees half of it: temporary name, then rename."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, and rename it at the end: a reader of `path` never sees half of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    image.save(temporary, format="PNG")
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
     temporary.replace(path)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def as_chw_array(image: Image.Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Write what `predict` samples: a PNG for each sample id, a table of what they are, and one grid."""
+"""Write what `predict` samples: a PNG or a video for each sample id, a table of what they are, and one grid."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from PIL import Image
 
+from zigma_pl.callbacks.clips import check_frames_per_second, clip_suffix, read_clip, save_clip, tile_clips, to_clip
 from zigma_pl.callbacks.grid import save_png, tile, to_pil, to_uint8
 from zigma_pl.errors import UserError
 from zigma_pl.module import Samples
@@ -15,19 +16,27 @@ from zigma_pl.module import Samples
 class SampleWriter(L.Callback):
     """Write samples to a folder as they are drawn: 00000000.png, 00000001.png, ..., samples.json and grid.png.
 
+    Of videos these are .mp4 files, or .gif where PyAV is not installed.
+
     Args:
         folder: where to write; files of the same name are replaced.
         num_grid: how many of the samples, from id 0, the grid shows.
         num_columns: pictures in a row of the grid.
+        frames_per_second: at which videos are played, 1 to 50.
     """
 
-    def __init__(self, folder: str = "samples", num_grid: int = 100, num_columns: int = 10) -> None:
+    def __init__(
+        self, folder: str = "samples", num_grid: int = 100, num_columns: int = 10, frames_per_second: int = 8
+    ) -> None:
         if num_grid < 1 or num_columns < 1:
             raise UserError("samples needs num_grid >= 1 and num_columns >= 1")
+        check_frames_per_second("samples", frames_per_second)
         self.folder = Path(folder)
         self.num_grid = num_grid
         self.num_columns = num_columns
+        self.frames_per_second = frames_per_second
         self._num_network_calls = 0
+        self._suffix = ".png"
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the folder before anything is sampled, so that a wrong one is found at once."""
@@ -37,6 +46,8 @@ class SampleWriter(L.Callback):
             raise UserError(
                 f"samples.folder {self.folder} cannot be made ({error.strerror}): choose another"
             ) from error
+        if trainer.datamodule.num_frames is not None:  # type: ignore[attr-defined]
+            self._suffix = clip_suffix()
 
     def on_predict_batch_end(
         self,
@@ -47,12 +58,15 @@ class SampleWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the pictures of one batch."""
+        """Write the pictures or videos of one batch."""
         assert isinstance(outputs, Samples)
         self._num_network_calls = outputs.num_network_calls
         pictures = to_uint8(trainer.datamodule.decode(outputs.latents))  # type: ignore[attr-defined]
         for sample_id, picture in zip(outputs.sample_ids.tolist(), pictures, strict=True):
-            save_png(to_pil(picture), self.path(sample_id))
+            if picture.ndim == 4:
+                save_clip(to_clip(picture), self.path(sample_id), self.frames_per_second)
+            else:
+                save_png(to_pil(picture), self.path(sample_id))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the table and the grid, once every process has written its pictures."""
@@ -62,16 +76,20 @@ class SampleWriter(L.Callback):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = self.describe(pl_module, datamodule)
         (self.folder / "samples.json").write_text(json.dumps(table, indent=1) + "\n")
-        shown: list[Image.Image] = [
-            Image.open(self.path(row["sample_id"])) for row in table["samples"][: self.num_grid]
-        ]
-        save_png(tile(shown, self.num_columns), self.folder / "grid.png")
-        calls = self._num_network_calls
-        print(f"\n{len(table['samples'])} samples, {calls} network calls each: {self.folder}/grid.png")
+        grid = (self.folder / "grid").with_suffix(self._suffix)
+        self._save_grid([self.path(row["sample_id"]) for row in table["samples"][: self.num_grid]], grid)
+        print(f"\n{len(table['samples'])} samples, {self._num_network_calls} network calls each: {grid}")
+
+    def _save_grid(self, shown: list[Path], grid: Path) -> None:
+        if grid.suffix == ".png":
+            save_png(tile([Image.open(path) for path in shown], self.num_columns), grid)
+        else:
+            clips = [read_clip(path, self.frames_per_second) for path in shown]
+            save_clip(tile_clips(clips, self.num_columns), grid, self.frames_per_second)
 
     def path(self, sample_id: int) -> Path:
-        """Where the picture of a sample id is."""
-        return self.folder / f"{sample_id:08d}.png"
+        """Where the picture or video of a sample id is."""
+        return self.folder / f"{sample_id:08d}{self._suffix}"
 
     def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
         """What samples.json holds: how the samples were drawn, and the class or caption of each."""
