@@ -11,7 +11,7 @@ import zigma_pl
 MODULES = [
     module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name
 ]
-OPTIONAL = ("mamba_ssm", "causal_conv1d", "transformers", "torchvision", "torch_fidelity", "mambapy")
+OPTIONAL = ("mamba_ssm", "causal_conv1d", "transformers", "torchvision", "torch_fidelity", "mambapy", "av", "webdataset")
 
 
 @pytest.mark.parametrize("name", MODULES)

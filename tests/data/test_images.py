@@ -53,3 +53,28 @@ def test_grey_and_palette_images_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA"):
         Image.new(mode, (4, 4)).save(tmp_path / f"{mode}.png")
         assert decode_image(tmp_path / f"{mode}.png").mode == "RGB"
+
+
+def test_transparent_images_come_on_white(tmp_path):
+    image = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
+    image.putpixel((1, 0), (10, 20, 30, 0))
+    image.save(tmp_path / "a.png")
+    palette = Image.new("P", (2, 1))
+    palette.info["transparency"] = 0
+    palette.save(tmp_path / "b.png")
+    assert np.asarray(decode_image(tmp_path / "a.png")).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    assert np.asarray(decode_image(tmp_path / "b.png")).min() == 255
+
+
+def test_orientation_is_applied_only_when_asked_for(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.jpg", exif=exif)
+    assert decode_image(tmp_path / "a.jpg").size == (4, 2)
+    assert decode_image(tmp_path / "a.jpg", upright=True).size == (2, 4)
+
+
+def test_sixteen_bits_are_refused_instead_of_clipped(tmp_path):
+    Image.fromarray(np.full((2, 2), 40_000, dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="8 bits"):
+        decode_image(tmp_path / "a.png")

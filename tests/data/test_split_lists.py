@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from zigma_pl.data.split_lists import read_filename_list, read_splits
+from zigma_pl.data.split_lists import number_in_name, read_filename_list, read_number_list, read_splits
 from zigma_pl.errors import UserError
 
 
@@ -103,3 +103,19 @@ def test_one_list_missing_or_shared_ids(tmp_path):
     write_lists(tmp_path, test=[2, 3])
     with pytest.raises(UserError, match="share 1 ids, such as 2"):
         read_splits(tmp_path, {0, 1, 2, 3})
+
+
+def test_numbers_in_names():
+    names = ["12.jpg", "00000/00012.png", "imgHQ00012.npy", "a/b/012.webp", "face.png", "12a.png", "12", "x12.png"]
+    assert [number_in_name(name) for name in names] == [12, 12, 12, 12, None, None, None, None]
+
+
+def test_text_list(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("imgHQ00003.npy\r\n\n00011.png\n")
+    assert read_number_list(path) == [3, 11]
+    for content in (b"", b"cat.png\n", b"1.png\n1.png\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="put it there again") as error:
+            read_number_list(path)
+        assert str(path) in str(error.value)

@@ -1,9 +1,10 @@
 """What every image data set shares: loaders, order, resume, and the frozen encoders that turn pixels into latents."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -11,8 +12,10 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 
 from zigma_pl.batch import Batch, RawBatch
-from zigma_pl.data.images import CroppedImages, ImageDataset, PixelDataset
+from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
 from zigma_pl.data.order import EvaluationOrder
+from zigma_pl.data.prepared.manifest import Manifest, check_fits
+from zigma_pl.data.prepared.reading import open_manifest, open_split
 from zigma_pl.data.samples import ConditionSamples, PixelSamples, Sample, SampleLoader, SplitSamples, collate
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
@@ -20,6 +23,8 @@ from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
 
 Split = Literal["train", "validation", "test"]
+
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what JSON can hold
 
 _SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -46,7 +51,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL.
         autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
         cache: folder that `python -m zigma_pl prepare` wrote, read instead of the data set itself. It has to fit these
-            options: if one differs, an error names it.
+            options: if one differs, an error names it. Of format webdataset, it may also be an address that
+            `webdataset.gopen` opens: "https://host/folder", "gs://bucket/folder", or
+            "pipe:aws s3 cp s3://bucket/folder/{} -" with {} in place of the file.
+        keep_fetched_in: folder to keep shards in that are fetched from an address, with room for all of them; without
+            it they are fetched anew in every epoch, by every worker.
         text_encoder: encoder of the captions, where the data set has any: clip (its weights in text_encoder_path),
             minilm (a package, no download) or hashing (no weights, no meaning: for trying things).
         text_encoder_path: folder of the text encoder's weights.
@@ -58,9 +67,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     num_classes: int | None = None
     num_frames: int | None = None  # of a clip; None for pictures
-    has_captions: ClassVar[bool] = False
+    has_captions: bool = False
     image_channels: ClassVar[int] = 3
     default_captions: ClassVar[tuple[str, ...]] = ()
+    options_that_only_locate: ClassVar[tuple[str, ...]] = ("root",)  # where the files are, not what is in them
 
     def __init__(
         self,
@@ -72,6 +82,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         autoencoder: str = "identity",
         autoencoder_subfolder: str | None = None,
         cache: str | None = None,
+        keep_fetched_in: str | None = None,
         text_encoder: TextEncoderName = "hashing",
         text_encoder_path: str | None = None,
         caption_dim: int | None = None,
@@ -93,6 +104,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.autoencoder = autoencoder
         self.autoencoder_subfolder = autoencoder_subfolder
         self.cache = cache
+        self.keep_fetched_in = keep_fetched_in
         self.num_predict_samples = num_predict_samples
         self.predict_captions = list(predict_captions or self.default_captions) if self.has_captions else None
         self._text_encoder: TextEncoder | None = None
@@ -103,16 +115,40 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @abstractmethod
-    def load_split(self, split: Split) -> ImageDataset:
-        """Open one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
+    def load_split(self, split: Split) -> ImageDataset | Sequence[Any]:
+        """Open one split: its pictures, or what the `pixel_items` of a subclass cuts to size.
+
+        Raises:
+            UserError: it is not there; folder, layout and remedy are named.
+        """
 
     def pixel_items(self, split: Split) -> PixelDataset:
         """Open one split with its pictures cut to size, without anything drawn at random."""
-        return CroppedImages(self.load_split(split), self.image_size_px)
+        images = self.load_split(split)
+        assert isinstance(images, ImageDataset)
+        return CroppedImages(images, self.image_size_px)
 
     def live_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
         """Open one split as the loader reads it from the data set itself, not from a prepared one."""
         return PixelSamples(self.pixel_items(split), seed=self.seed, horizontal_flip=horizontal_flip)
+
+    def described(self) -> dict[str, Any]:
+        """Return as plain values what decides which items a split has and what is in them, encoders apart.
+
+        Every option that a subclass adds is part of it, but for `options_that_only_locate`; one that it does not keep
+        under the option's own name it has to add here itself. A prepared set is used only where all these are equal.
+        """
+        return {"image_size_px": self.image_size_px, "crop": CROP, "num_frames": self.num_frames, **self._own_options()}
+
+    @property
+    def prepared(self) -> Manifest | None:
+        """Manifest of the prepared set that `cache` names, None without."""
+        return None if self.cache is None else self._manifest
+
+    @property
+    def frozen_autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder; its weights are loaded when they are first used."""
+        return self._encoder
 
     @property
     def text_encoder(self) -> TextEncoder | None:
@@ -140,14 +176,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Open the splits that the stage needs, and no others; `predict` needs none."""
         for split in _SPLITS_OF_STAGE[stage]:
-            self._samples(split)
+            self.samples(split)
         assert self.latent_shape  # a size that does not fit the autoencoder is found before training starts
 
     def train_dataloader(self) -> SampleLoader:
         """Return the endless training batches, from the step that training has come to."""
         if getattr(self.trainer, "overfit_batches", 0):
             raise UserError("trainer.overfit_batches does not go with the endless training order; leave it out")
-        samples = self._samples("train")
+        samples = self.samples("train")
         order = samples.training_order(
             self.batch_size, seed=self.seed, steps_done=self._steps_done, **self._rank_and_world_size()
         )
@@ -174,6 +210,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Return the batch without latents that `predict` would see for these sample ids, for previews."""
         raw = collate([self.condition(sample_id) for sample_id in sample_ids])
         return self.encode(_move(raw, torch.device(device)), device)
+
+    def held_out_conditions(self, split: Split, sample_ids: Sequence[int]) -> RawBatch:
+        """Return the classes or captions, without pictures, under which samples are drawn for scoring.
+
+        Sample i has those of item i of the split, which come round again where there are more samples than items.
+        """
+        samples = self.samples(split)
+        keys = [(sample_id, sample_id % len(samples)) for sample_id in sample_ids]
+        in_batches = getattr(samples, "__getitems__", None)
+        raw = collate([samples[key] for key in keys] if in_batches is None else in_batches(keys))
+        return raw._replace(images=None, moments=None)
 
     def transfer_batch_to_device(self, batch: RawBatch, device: torch.device, dataloader_idx: int) -> RawBatch:
         """Move images and class ids; the sample ids stay on the CPU."""
@@ -212,16 +259,48 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _encoder(self) -> Autoencoder:
         return build_autoencoder(self.autoencoder, self.image_channels, self.autoencoder_subfolder)
 
-    def _samples(self, split: Split) -> SplitSamples:
+    def samples(self, split: Split) -> SplitSamples:
+        """Return a split as the loaders read it, opened once."""
         if split not in self._splits:
-            self._splits[split] = self.live_samples(split, horizontal_flip=self.horizontal_flip and split == "train")
+            flip = self.horizontal_flip and split == "train"
+            open_samples = self.live_samples if self.cache is None else self._prepared_samples
+            self._splits[split] = open_samples(split, horizontal_flip=flip)
         return self._splits[split]
+
+    def _prepared_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
+        assert self.cache is not None
+        if not self._splits:  # once: it hashes the encoders' weights
+            check_fits(self.cache, self._manifest, self)
+        max_tokens = None if self._text_encoder is None else self._text_encoder.max_tokens
+        return open_split(
+            self.cache,
+            self._manifest,
+            split,
+            keep_in=self.keep_fetched_in,
+            seed=self.seed,
+            horizontal_flip=horizontal_flip,
+            max_caption_tokens=max_tokens,
+        )
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        assert self.cache is not None
+        return open_manifest(self.cache)
+
+    def _own_options(self) -> dict[str, Any]:
+        """Return the options that subclasses add and keep under the option's own name."""
+        parents = [parent for parent in type(self).__mro__ if issubclass(parent, ImageDataModule)]
+        names = {name for parent in parents for name in inspect.signature(parent.__init__).parameters}
+        of_every_set = inspect.signature(ImageDataModule.__init__).parameters
+        names -= {*of_every_set, *self.options_that_only_locate, "num_classes"}
+        kept = {name: getattr(self, name, self) for name in sorted(names)}
+        return {name: value for name, value in kept.items() if isinstance(value, _PLAIN)}
 
     def _conditions(self) -> ConditionSamples:
         return ConditionSamples(self.num_classes, self.predict_captions)
 
     def _evaluation_loader(self, split: Split) -> SampleLoader:
-        samples = self._samples(split)
+        samples = self.samples(split)
         order = samples.evaluation_order(self.batch_size, **self._rank_and_world_size())
         return SampleLoader(samples, order, self.num_workers)
 
@@ -245,7 +324,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
 
 def _move(raw: RawBatch, device: torch.device) -> RawBatch:
-    moved = {
+    moved: dict[str, Any] = {
         name: value.to(device, non_blocking=True)
         for name, value in raw._asdict().items()
         if isinstance(value, Tensor) and name != "sample_ids"

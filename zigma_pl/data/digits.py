@@ -35,6 +35,7 @@ class Digits(ImageDataModule):
         batch_size: images per step and process.
         num_workers: worker processes; 0, the default, is quickest for so little work.
         seed: seed of the training order.
+        cache: folder that `python -m zigma_pl prepare digits` wrote, to read instead.
         num_predict_samples: digits that `predict` draws; sample i is of class i modulo 10.
     """
 
@@ -42,13 +43,19 @@ class Digits(ImageDataModule):
     image_channels = 1
 
     def __init__(
-        self, batch_size: int = 64, num_workers: int = 0, seed: int = 0, num_predict_samples: int = 100
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache: str | None = None,
+        num_predict_samples: int = 100,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
             image_size_px=8,
+            cache=cache,
             num_predict_samples=num_predict_samples,
         )
 

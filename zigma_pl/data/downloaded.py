@@ -36,13 +36,24 @@ class DownloadedDataModule(ImageDataModule):
     def write_standin(self, folder: Path) -> None:
         """Draw `standin_num_items` pictures or clips of `image_size_px` into an empty folder, in the real layout."""
 
+    def described(self) -> dict[str, Any]:
+        """Return what decides the items of a split, as plain values."""
+        described = super().described()
+        if not self.standin:
+            del described["standin_num_items"]
+        return described
+
+    @property
+    def standin_name(self) -> str:
+        """Name of the stand-in's own folder: every option that the drawing depends on is part of it."""
+        return f"v{self.standin_version}-{self.standin_num_items}x{self.image_size_px}px"
+
     @cached_property
     def folder(self) -> Path:
         """Where the set lies: `root`, or the stand-in beside it, which is drawn if it is not there yet."""
         root = Path(self.root)
         if not self.standin:
             return root
-        name = f"v{self.standin_version}-{self.standin_num_items}x{self.image_size_px}px"
-        folder = root.absolute().with_name(f"{root.name}-standin") / name
+        folder = root.absolute().with_name(f"{root.name}-standin") / self.standin_name
         write_once(folder, self.write_standin, f"a stand-in for {type(self).__name__}")
         return folder

@@ -2,15 +2,17 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from zigma_pl.errors import UserError
+
+CROP = "shorter side resized (bicubic), centre square"  # what `resize_and_crop` does, as prepared sets record it
 
 
 class ImageItem(NamedTuple):
@@ -70,20 +72,36 @@ class CroppedImages(PixelDataset):
         return PixelItem(to_uint8_tensor(image), item.class_id, item.captions)
 
 
-def decode_image(path: Path) -> Image.Image:
-    """Read and fully decode an image file as RGB.
+def decode_image(file: Path | BinaryIO, *, upright: bool = False, name: str | None = None) -> Image.Image:
+    """Read and fully decode an image file as RGB; a transparent one is put on white.
+
+    Args:
+        file: the file.
+        upright: turn the picture as the orientation in its EXIF data says; data sets of stored pixels do without.
+        name: what to call it in errors, where it is no path.
 
     Raises:
-        UserError: the file is missing, truncated or no image.
+        UserError: the file is missing, truncated or no image, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(file) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"cannot decode the image {path} ({_first_line(error)}): replace it by a good copy, "
+            f"cannot decode the image {name or file} ({_first_line(error)}): replace it by a good copy, "
             "or take it out of the data set"
         ) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in mode RGB, on white where it is transparent."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"more than 8 bits a channel, mode {image.mode}")  # Pillow would clip it to white
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from zigma_pl.batch import RawBatch
-from zigma_pl.data.images import PixelDataset
+from zigma_pl.data.images import PixelDataset, PixelItem
 from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
@@ -65,12 +65,16 @@ class PixelSamples(SplitSamples):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         sample_id, index = key
-        item = self.items[index]
+        item = self.item(sample_id, index)
         flip = self.horizontal_flip and draw(self.seed, "flip", sample_id, 2) == 1
         caption = None
         if item.captions is not None:
             caption = item.captions[draw(self.seed, "caption", sample_id, len(item.captions))]
         return Sample(sample_id, item.pixels.flip(-1) if flip else item.pixels, item.class_id, caption)
+
+    def item(self, sample_id: int, index: int) -> PixelItem:
+        """Return entry `index`; a subclass may let the sample id decide what to show of it."""
+        return self.items[index]
 
 
 def draw(seed: int, stream: str, sample_id: int, num_choices: int) -> int:

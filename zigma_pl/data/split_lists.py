@@ -1,10 +1,12 @@
-"""The train and test lists of MM-CelebA-HQ: pickled lists of file names, read without executing anything.
+"""Published lists of the pictures for training and for testing.
 
-In some published copies the two files are swapped (issue 6 of the data set's repository). That is detected by the ids
-and put right, with a warning.
+Those of MM-CelebA-HQ are pickled lists of file names, read without executing anything. In some published copies the two
+files are swapped (issue 6 of the data set's repository). That is detected by the ids and put right, with a warning.
+Those of taming-transformers are text, one file name a line.
 """
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,25 @@ def _unswap(root: Path, splits: dict[str, list[int]]) -> dict[str, list[int]]:
             f"(ids below {NUM_TRAIN_IDS} for training); scores will not compare with published ones"
         )
     return {"train": train, "test": test}
+
+
+def number_in_name(name: str) -> int | None:
+    """Return the id in a file name such as "12.jpg", "00000/00012.png" or "imgHQ00012.npy"; None if there is none."""
+    match = re.fullmatch(r"(?:.*/)?(?:imgHQ)?(\d+)\.\w+", name)
+    return int(match[1]) if match else None
+
+
+def read_number_list(path: Path) -> list[int]:
+    """Return the ids in a text list of file names, one a line; empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, is empty, names a picture twice, or has a line without an id.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {path} ({error}): put it there again") from error
+    numbers = [number for number in map(number_in_name, names) if number is not None]
+    if len(numbers) < len(names) or len(set(numbers)) < len(numbers) or not numbers:
+        raise UserError(f"{path}: expected different file names such as '00012.png', one a line; put it there again")
+    return numbers

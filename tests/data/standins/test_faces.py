@@ -3,7 +3,7 @@ import time
 
 from PIL import Image
 
-from zigma_pl.data.standins.faces import draw_attributes, write_captions, write_mm_celeba_hq
+from zigma_pl.data.standins.faces import draw_attributes, write_captions, write_faceshq, write_mm_celeba_hq
 
 
 def written(folder, *arguments):
@@ -46,3 +46,22 @@ def test_two_hundred_at_64_px_take_about_a_second(tmp_path):
     start = time.perf_counter()
     written(tmp_path / "mm", 200, 64)
     assert time.perf_counter() - start < 10  # 0.1 s on an idle core
+
+
+def test_faceshq_is_laid_out_as_it_is_unpacked(tmp_path):
+    builds = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_faceshq(tmp_path / name, 10, 16)
+        paths = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        builds.append({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in paths})
+    assert builds[0] == builds[1]
+    celeba_hq = {f"CelebAMask-HQ/CelebA-HQ-img/{i}.jpg" for i in (0, 14999, 29999)}
+    ffhq = {
+        f"ffhq/images1024x1024/{i // 1000:02d}000/{i:05d}.png" for i in (0, 11666, 23333, 34999, 46666, 58332, 69999)
+    }
+    lists = {f"{name}{part}.txt" for name in ("celebahq", "ffhq") for part in ("train", "validation")}
+    assert set(builds[0]) == celeba_hq | ffhq | lists
+    assert builds[0]["celebahqtrain.txt"] == b"imgHQ14999.npy\nimgHQ29999.npy\n"
+    assert builds[0]["ffhqvalidation.txt"] == b"00000.png\n58332.png\n"
+    assert len({content for name, content in builds[0].items() if name.endswith("g")}) == 10

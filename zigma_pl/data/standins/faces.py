@@ -140,3 +140,40 @@ def write_mm_celeba_hq(folder: Path, num_images: int, size_px: int) -> None:
     for name, image_ids in splits.items():
         names = [str(image_id) for image_id in image_ids]
         (folder / name / "filenames.pickle").write_bytes(pickle.dumps(names, protocol=2))
+
+
+def write_faceshq(folder: Path, num_images: int, size_px: int) -> None:
+    """Write CelebA-HQ and FFHQ as they are unpacked, and the lists of taming-transformers, into an empty folder.
+
+    The ids are spread over the real ones, so that a split by ids finds pictures for training and for testing.
+
+    Args:
+        folder: where to.
+        num_images: pictures in both together, at least 4; 30 % of them are CelebA-HQ's.
+        size_px: side of the pictures.
+    """
+    num_celeba_hq = max(2, num_images * 3 // 10)
+    celeba_hq = _spread(num_celeba_hq, 30_000)
+    ffhq = _spread(num_images - num_celeba_hq, 70_000)
+    for number in celeba_hq:
+        path = folder / "CelebAMask-HQ" / "CelebA-HQ-img" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_face(draw_attributes(number), size_px).save(path, quality=95)
+    for number in ffhq:
+        path = folder / "ffhq" / "images1024x1024" / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_face(draw_attributes(30_000 + number), size_px).save(path)
+    _write_lists(folder, "celebahq", [f"imgHQ{number:05d}.npy" for number in celeba_hq])
+    _write_lists(folder, "ffhq", [f"{number:05d}.png" for number in ffhq])
+
+
+def _spread(count: int, num_ids: int) -> list[int]:
+    """Return `count` of the ids, at least 2, evenly from the first to the last."""
+    return [i * (num_ids - 1) // (count - 1) for i in range(count)]
+
+
+def _write_lists(folder: Path, name: str, file_names: list[str]) -> None:
+    """Write every fifth name into the list for validation and the others into the one for training."""
+    lists = {"validation": file_names[::5], "train": [file for i, file in enumerate(file_names) if i % 5]}
+    for part, listed in lists.items():
+        (folder / f"{name}{part}.txt").write_text("".join(f"{file}\n" for file in listed), newline="\n")

@@ -1,0 +1,240 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from zigma_pl.commands import prepare
+from zigma_pl.data import ImageFolder
+from zigma_pl.data.folder import split_by_hash
+from zigma_pl.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+def draw(root, *names, size=(20, 16), colour="red"):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, colour).save(root / name)
+
+
+def write_captions(root, *lines):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (root / "captions.jsonl").write_text(text, encoding="utf-8")
+
+
+def folder(root, **options):
+    return ImageFolder(str(root), **{"image_size_px": 16, "num_workers": 0, "batch_size": 4, **options})
+
+
+def everything_in_train(root, **options):
+    return folder(root, validation_share=0, test_share=0, **options).load_split("train")
+
+
+def refused(message, open_split):
+    with pytest.raises(UserError, match=message) as error:
+        open_split()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_pictures_of_all_kinds_anywhere_sorted_by_name(tmp_path):
+    draw(tmp_path, "b.JPG", "a/2.png", "a/1.webp", "a/deep/er/3.jpeg", "z.bmp")
+    draw(tmp_path, ".hidden.png", ".thumbnails/1.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert everything_in_train(tmp_path).names == ["a/1.webp", "a/2.png", "a/deep/er/3.jpeg", "b.JPG", "z.bmp"]
+    item = everything_in_train(tmp_path)[3]
+    assert (item.image.size, item.class_id, item.captions) == ((20, 16), None, None)
+
+
+def test_linked_folders_are_read(tmp_path):
+    draw(tmp_path, "elsewhere/1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "cats").symlink_to(tmp_path / "elsewhere")
+    split = everything_in_train(tmp_path / "root", condition="class")
+    assert (split.names, split.class_ids) == (["cats/1.png"], [0])
+
+
+def test_transparent_pictures_come_on_white_and_turned_ones_upright(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (20, 16)).save(tmp_path / "side.jpg", exif=exif)
+    split = everything_in_train(tmp_path)
+    assert split[0].image.getpixel((1, 1)) == (255, 255, 255)
+    assert split[1].image.size == (16, 20)
+
+
+def test_split_by_hash_is_disjoint_complete_fixed_and_about_as_large_as_asked(tmp_path):
+    names = [f"{i}.png" for i in range(4000)]
+    shares = {"validation": 0.1, "test": 0.2}
+    splits = [split_by_hash(name, shares) for name in names]
+    assert abs(splits.count("validation") - 400) < 80
+    assert abs(splits.count("test") - 800) < 100
+    assert [split_by_hash(name, {"validation": 0, "test": 0}) for name in names[:50]] == ["train"] * 50
+    draw(tmp_path, *names[:60], size=(4, 4))
+    data = folder(tmp_path, validation_share=0.1, test_share=0.2)
+    assert sorted(name for split in SPLITS for name in data.load_split(split).names) == sorted(names[:60])
+    before = data.load_split("test").names
+    draw(tmp_path, "new.png")
+    again = folder(tmp_path, validation_share=0.1, test_share=0.2, seed=7).load_split("test").names
+    assert [name for name in again if name != "new.png"] == before
+
+
+def test_a_picture_never_moves_to_another_split():
+    expected = ["train", "validation", "train", "test", "train", "validation", "test", "validation"]
+    assert [split_by_hash(f"cats/{i}.png", {"validation": 0.3, "test": 0.3}) for i in range(8)] == expected
+
+
+@pytest.mark.parametrize("validation", ["validation", "val"])
+def test_folders_of_splits(tmp_path, validation):
+    draw(tmp_path, "train/cats/1.png", "train/dogs/1.png", f"{validation}/dogs/2.png", "test/cats/3.png", "stray/4.png")
+    data = folder(tmp_path, condition="class")
+    assert [data.load_split(split).names for split in SPLITS] == [
+        ["train/cats/1.png", "train/dogs/1.png"],
+        [f"{validation}/dogs/2.png"],
+        ["test/cats/3.png"],
+    ]
+    assert [data.load_split(split).class_ids for split in SPLITS] == [[0, 1], [1], [0]]
+
+
+def test_split_without_a_folder_is_taken_out_of_train(tmp_path):
+    draw(tmp_path, *(f"train/{i}.png" for i in range(40)), "test/1.png", size=(4, 4))
+    data = folder(tmp_path, validation_share=0.3, test_share=0.3)
+    names = {split: data.load_split(split).names for split in SPLITS}
+    assert names["test"] == ["test/1.png"]
+    assert len(names["train"]) + len(names["validation"]) == 40
+    assert all(
+        split_by_hash(n.removeprefix("train/"), {"validation": 0.3}) == "validation" for n in names["validation"]
+    )
+
+
+def test_classes(tmp_path):
+    draw(tmp_path, "dogs/1.png", "cats/x/1.png", "cats/2.png")
+    data = folder(tmp_path, condition="class", validation_share=0, test_share=0)
+    assert data.num_classes == 2
+    split = data.load_split("train")
+    assert dict(zip(split.names, split.class_ids, strict=True)) == {"cats/2.png": 0, "cats/x/1.png": 0, "dogs/1.png": 1}
+    raw = next(iter(data.train_dataloader()))
+    assert raw.class_ids.shape == (4,)
+    assert raw.images.shape == (4, 3, 16, 16)
+    assert (folder(tmp_path).num_classes, folder(tmp_path).has_captions) == (None, False)
+
+
+def test_sampling_with_a_given_number_of_classes_needs_no_folder(tmp_path):
+    data = folder(tmp_path / "nowhere", condition="class", num_classes=3, num_predict_samples=4)
+    data.setup("predict")
+    assert next(iter(data.predict_dataloader())).class_ids.tolist() == [0, 1, 2, 0]
+
+
+def test_what_decides_on_the_items_is_described(tmp_path):
+    described = folder(tmp_path, condition="caption", test_share=0.25).described()
+    assert described.items() >= {"condition": "caption", "validation_share": 0.05, "test_share": 0.25}.items()
+    assert "root" not in described
+
+
+def test_prepared_classes_need_no_folder(tmp_path):
+    root = tmp_path / "root"
+    draw(root, *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("cats", "dogs")))
+    options = ["--root", str(root), "--condition", "class", "--image-size-px", "16", "--num-workers", "0"]
+    assert prepare.main(["folder", *options, "--out", str(tmp_path / "out")]) == 0
+    root.rename(tmp_path / "gone")
+    data = folder(root, condition="class", cache=str(tmp_path / "out"))
+    assert data.num_classes == 2
+    data.setup("fit")
+    assert sorted(next(iter(data.val_dataloader())).class_ids.tolist()) == [0, 1]
+
+
+def test_captions(tmp_path):
+    draw(tmp_path, "1.png", "deep/2.png")
+    write_captions(
+        tmp_path,
+        '\ufeff{"file_name": "./1.png", "caption": "a \\n red\u2028 square "}',
+        "",
+        {"file_name": "deep/2.png", "captions": ["one", "", "two"]},
+    )
+    split = everything_in_train(tmp_path, condition="caption")
+    assert split.captions == [["a red square"], ["one", "two"]]
+    data = folder(tmp_path, condition="caption", caption_dim=8, validation_share=0, test_share=0)
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert batch.condition.shape == (4, 32, 8)
+    assert torch.isfinite(batch.condition).all()
+
+
+LINE = {"file_name": "1.png", "caption": "a square"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], r"captions\.jsonl has no line for 1 of 1 pictures, the first is 1\.png: add"),
+        ([LINE, LINE], r"captions\.jsonl, line 2: '1\.png' is named again, first in line 1"),
+        ([LINE, {**LINE, "file_name": "2.png"}], r"names 1 pictures that are not in .* the first is 2\.png: add them"),
+        ([{**LINE, "file_name": "../1.png"}], r"line 1: file_name '\.\./1\.png' leads out of the folder"),
+        ([{**LINE, "file_name": "a/../../1.png"}], "leads out of the folder"),
+        ([{**LINE, "file_name": "/etc/1.png"}], "leads out of the folder"),
+        (['{"file_name": "1.png", '], "line 1 is no JSON .*: write"),
+        (["[1]"], "line 1 has no file_name"),
+        ([{"file_name": "1.png"}], "line 1 has no caption"),
+        ([{"file_name": "1.png", "caption": None}], "line 1 has no caption"),
+        ([{"file_name": "1.png", "captions": [" \n", ""]}], r"line 1: the caption of '1\.png' is empty"),
+    ],
+)
+def test_faulty_captions_are_named_with_the_remedy(tmp_path, lines, message):
+    draw(tmp_path, "1.png")
+    write_captions(tmp_path, *lines)
+    assert str(tmp_path) in refused(message, lambda: everything_in_train(tmp_path, condition="caption"))
+
+
+def test_missing_or_binary_captions(tmp_path):
+    draw(tmp_path, "1.png")
+    refused(r"captions\.jsonl are missing: write a line", lambda: everything_in_train(tmp_path, condition="caption"))
+    (tmp_path / "captions.jsonl").write_bytes(b"\xff\xfe\x00")
+    refused("as UTF-8 text", lambda: everything_in_train(tmp_path, condition="caption"))
+
+
+def test_faulty_classes(tmp_path):
+    draw(tmp_path, "cats/1.png", "dogs/1.png")
+    refused(
+        "num_classes is 1, but .* has 2 class folders",
+        lambda: everything_in_train(tmp_path, condition="class", num_classes=1),
+    )
+    (tmp_path / "birds").mkdir()
+    message = refused("holds no pictures: fill or remove it", lambda: folder(tmp_path, condition="class").num_classes)
+    assert str(tmp_path / "birds") in message
+    draw(tmp_path, "birds/1.png", "loose.png")
+    refused(r"loose\.png' is in no class folder", lambda: folder(tmp_path, condition="class").num_classes)
+
+
+def test_class_of_a_test_picture_must_be_known(tmp_path):
+    draw(tmp_path, "train/cats/1.png", "test/dogs/1.png")
+    data = folder(tmp_path, condition="class")
+    refused(r"test/dogs/1\.png' is of a class that has no folder in train/", lambda: data.load_split("test"))
+
+
+def test_missing_or_empty_folders(tmp_path):
+    refused("there is no folder .*nowhere'; set data.root", lambda: folder(tmp_path / "nowhere").setup("fit"))
+    refused("holds no pictures", lambda: folder(tmp_path).setup("fit"))
+    draw(tmp_path, "1.png")
+    refused(
+        r"no pictures for test: .* raise data\.test_share \(now 0\)",
+        lambda: folder(tmp_path, test_share=0).setup("test"),
+    )
+    draw(tmp_path, "train/1.png", "val/1.png", "validation/1.png")
+    refused("folders validation and val: put them together", lambda: folder(tmp_path).setup("fit"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_picture_that_does_not_decode(tmp_path, content, num_workers):
+    (tmp_path / "1.png").write_bytes(content)
+    data = folder(tmp_path, validation_share=0, test_share=0, num_workers=num_workers)
+    assert str(tmp_path / "1.png") in refused(
+        "cannot decode .* replace it", lambda: next(iter(data.train_dataloader()))
+    )
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.2)])
+def test_shares_out_of_range(tmp_path, shares):
+    refused("leave pictures for training", lambda: folder(tmp_path, validation_share=shares[0], test_share=shares[1]))
+    refused("num_classes goes with", lambda: folder(tmp_path, num_classes=3))

@@ -1,0 +1,174 @@
+"""Format `arrays`: a NumPy file for each field of each shard, mapped into memory, so a sample is a copy of its bytes.
+
+Fields of a shard of n samples, with K captions of T_k tokens in all:
+
+    pixels            (n, [F,] 3 or 1, height, width) uint8          pixel space only
+    moments           (n, 2, [F,] 2 C, H, W)                         both mirrors; latent space only
+    class_ids         (n,) int64
+    caption_starts    (n + 1,) int64                                 captions of sample i: starts[i] to starts[i + 1]
+    token_starts      (K + 1,) int64                                 rows of caption_features, likewise
+    text_starts       (K + 1,) int64                                 bytes of caption_text, likewise
+    caption_features  (sum of T_k, d)
+    caption_text      (bytes,) uint8                                 UTF-8
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zigma_pl.data.prepared.files import written_whole
+from zigma_pl.data.prepared.gather import PreparedSamples
+from zigma_pl.data.prepared.manifest import Shard, num_samples
+from zigma_pl.data.prepared.record import PreparedRecord
+from zigma_pl.errors import UserError
+
+
+def write_shard(folder: Path, name: str, records: Sequence[PreparedRecord], dtype: np.dtype) -> list[Path]:
+    """Write a shard's files `<name>.<field>.npy`, each whole or not at all; returns their paths.
+
+    Args:
+        folder: where to.
+        name: stem of the files.
+        records: samples of the shard, at least one.
+        dtype: of moments and caption features.
+    """
+    first, paths = records[0], []
+
+    def write(field: str, rows: Iterable[Any], shape: tuple[int, ...], kind: Any) -> None:
+        path = folder / f"{name}.{field}.npy"
+        with written_whole(path) as file:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for row in rows:
+                file.write(np.ascontiguousarray(row, kind).data)
+        paths.append(path)
+
+    num = len(records)
+    if first.pixels is not None:
+        write("pixels", (record.pixels for record in records), (num, *first.pixels.shape), np.uint8)
+    if first.moments is not None:
+        write("moments", (record.moments for record in records), (num, *first.moments.shape), dtype)
+    if first.class_id is not None:
+        write("class_ids", [[record.class_id for record in records]], (num,), np.int64)
+    if first.captions is not None:
+        _write_captions(records, write, dtype)
+    return paths
+
+
+def _write_captions(records: Sequence[PreparedRecord], write: Any, dtype: np.dtype) -> None:
+    texts = [caption.encode() for record in records for caption in record.captions or ()]
+    features = [rows for record in records for rows in record.caption_features or ()]
+    assert len(texts) == len(features)
+    counts = {
+        "caption_starts": [len(record.captions or ()) for record in records],
+        "token_starts": [len(rows) for rows in features],
+        "text_starts": [len(text) for text in texts],
+    }
+    starts = {field: list(accumulate(lengths, initial=0)) for field, lengths in counts.items()}
+    for field, values in starts.items():
+        write(field, [values], (len(values),), np.int64)
+    write("caption_features", features, (starts["token_starts"][-1], features[0].shape[-1]), dtype)
+    write("caption_text", (np.frombuffer(text, np.uint8) for text in texts), (starts["text_starts"][-1],), np.uint8)
+
+
+class ArraySplit(PreparedSamples):
+    """A split in format `arrays`.
+
+    Args:
+        folder: of the split.
+        shards: from the manifest.
+        draws: seed, mirroring and caption length, see `PreparedSamples`.
+
+    Raises:
+        UserError: a file is missing, or has another size than the manifest says.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], **draws: Any) -> None:
+        super().__init__(**draws)
+        self.folder = folder
+        self.shards = [shard for shard in shards if shard.num_samples]
+        for shard in self.shards:
+            check_sizes(folder, shard)
+        self._starts = np.cumsum([0, *(shard.num_samples for shard in self.shards)])
+        self._mapped: dict[int, dict[str, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return num_samples(self.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}  # a worker maps the files anew
+
+    def records(self, indices: Sequence[int]) -> list[PreparedRecord]:
+        """Return views of the mapped files."""
+        places = np.asarray(indices)
+        shards = np.searchsorted(self._starts, places, side="right") - 1
+        rows = places - self._starts[shards]
+        return [
+            _record(index, self._fields(shard), row)
+            for index, shard, row in zip(indices, shards.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def _fields(self, number: int) -> dict[str, np.ndarray]:
+        if number not in self._mapped:
+            names = self.shards[number].files
+            self._mapped[number] = {name.split(".")[-2]: map_array(self.folder / name) for name in names}
+        return self._mapped[number]
+
+
+def _record(index: int, fields: dict[str, np.ndarray], row: int) -> PreparedRecord:
+    captions, features = None, None
+    if "caption_starts" in fields:
+        first, last = fields["caption_starts"][row : row + 2].tolist()
+        captions = [
+            part.tobytes().decode() for part in _parts(fields["caption_text"], fields["text_starts"], first, last)
+        ]
+        features = _parts(fields["caption_features"], fields["token_starts"], first, last)
+    return PreparedRecord(
+        index,
+        pixels=fields["pixels"][row] if "pixels" in fields else None,
+        moments=fields["moments"][row] if "moments" in fields else None,
+        class_id=int(fields["class_ids"][row]) if "class_ids" in fields else None,
+        captions=captions,
+        caption_features=features,
+    )
+
+
+def _parts(values: np.ndarray, starts: np.ndarray, first: int, last: int) -> list[np.ndarray]:
+    return [values[start:end] for start, end in pairwise(starts[first : last + 1].tolist())]
+
+
+def check_sizes(folder: Path, shard: Shard) -> None:
+    """Check that a shard's files are there in full length, without reading them."""
+    for name, file in shard.files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != file.num_bytes:
+            found = "is missing" if size is None else f"has {size} bytes instead of {file.num_bytes}"
+            raise UserError(f"{path}: {found}; prepare the set again with --overwrite, or copy it again")
+
+
+def map_array(path: Path) -> np.ndarray:
+    """Return a NumPy file's array as a read-only view of the file.
+
+    PyTorch maps it, and not numpy.memmap, which would keep one file descriptor for each of thousands of files.
+
+    Raises:
+        UserError: it is no plain NumPy array.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        if version != (1, 0) or fortran_order or dtype.hasobject:
+            raise ValueError(f"version {version}, {dtype}")
+        mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+        array = mapped[start:].view(dtype).reshape(shape)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: is no plain NumPy array ({error}); prepare the set again with --overwrite") from error
+    array.flags.writeable = False
+    return array
