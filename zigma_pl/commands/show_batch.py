@@ -100,7 +100,8 @@ def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Fi
     raw = next(iter(loader()))
     latents = datamodule.on_after_batch_transfer(raw, 0).latents
     assert latents is not None
-    title = f"{type(datamodule).__name__}, {split}: latents {tuple(latents.shape[1:])}"
+    name = type(datamodule).__name__ + (" stand-in" if getattr(datamodule, "standin", False) else "")
+    title = f"{name}, {split}: latents {tuple(latents.shape[1:])}"
     return _figure(title, datamodule.decode(latents), _labels(raw))
 
 
