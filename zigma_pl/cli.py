@@ -20,7 +20,9 @@ from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.preview import PreviewGrid
 from zigma_pl.callbacks.progress import Progress
 from zigma_pl.callbacks.sample_writer import SampleWriter
+from zigma_pl.callbacks.scorer import NO_CHECKPOINT, Scorer
 from zigma_pl.callbacks.throughput import Throughput
+from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
@@ -29,7 +31,7 @@ from zigma_pl.shipped import shipped_file
 DESCRIPTIONS = {
     "fit": "Train a model.",
     "validate": "Fixed validation loss of a checkpoint.",
-    "test": "Fixed loss of a checkpoint on the test split.",
+    "test": "Score a checkpoint: fixed loss of the test split, and samples against real pictures.",
     "predict": "Sample images from a checkpoint; needs no data set.",
 }
 
@@ -56,7 +58,7 @@ class SaveConfigOnFit(SaveConfigCallback):
 
 
 class ZigmaCLI(LightningCLI):
-    """One module, any data module, and four callbacks whose options are groups of their own."""
+    """One module, any data module, and callbacks whose options are groups of their own."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and hand the seed to the module and the data."""
@@ -64,7 +66,9 @@ class ZigmaCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PreviewGrid, "preview")
         parser.add_lightning_class_args(SampleWriter, "samples")
+        parser.add_lightning_class_args(Scorer, "scorer")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(TrainingTotals, "training_totals")
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
@@ -75,7 +79,10 @@ class ZigmaCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
-        path = self.config[self.config["subcommand"]].get("ckpt_path")
+        command = self.config["subcommand"]
+        path = self.config[command].get("ckpt_path")
+        if path is None and command == "test":
+            raise UserError(NO_CHECKPOINT)
         if path is None or path in ("last", "best", "hpc", "registry"):
             return
         if not Path(path).is_file():

@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
+from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
 from zigma_pl.interpolant.objective import Objective
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
@@ -23,9 +24,14 @@ from zigma_pl.samplers.graphed import GraphedBackbone
 
 log = logging.getLogger(__name__)
 
+EVALUATION_SEED = 0  # not a run's own: losses of different rows and seeds are of the same noise
+
 
 class Samples(NamedTuple):
-    """What the module draws: latents (B, C, H, W) float32, their ids (B,), and how often the network was called."""
+    """What the module draws: float32 latents, their ids (B,), and how often the network was called.
+
+    Latents are (B, C, H, W), of clips (B, F, C, H, W).
+    """
 
     latents: Tensor
     sample_ids: Tensor
@@ -48,7 +54,7 @@ class GenerativeModule(L.LightningModule):
         betas: AdamW moment decays.
         warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
         condition_dropout: share of training samples whose condition is replaced by the null entry.
-        compile_backbone: run the backbone through torch.compile.
+        compile_backbone: run the backbone's blocks and other parts through torch.compile, in training and in sampling.
         graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
         seed: root of all random draws; the command line sets it to seed_everything.
     """
@@ -83,9 +89,10 @@ class GenerativeModule(L.LightningModule):
         self.condition_dropout = condition_dropout if backbone.has_null_condition else 0.0
         self.compile_backbone = compile_backbone
         self.graph_sampling = graph_sampling
-        self._graphed_backbone = GraphedBackbone(backbone)
+        self._graphed_backbone = GraphedBackbone(backbone, compile_backbone)
         self.seed = seed
-        self.validation_loss = MeanMetric()
+        self.evaluation_loss = MeanByTime()
+        self.test_loss: LossByTime | None = None
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -95,7 +102,7 @@ class GenerativeModule(L.LightningModule):
         if datamodule is not None:
             check_data_fit_backbone(datamodule, self.backbone)
         if self.compile_backbone:
-            self.backbone.compile()
+            compile_regions(self.backbone)
         # Buffers are constants of the configuration. To broadcast them at every call, as DDP would, is of no use, and
         # in evaluation would wait for ever where one process has a batch more than another.
         constants = [name for name, _ in self.named_buffers()]
@@ -137,19 +144,32 @@ class GenerativeModule(L.LightningModule):
         return self.objective.training_loss(network, batch.latents, x_noise, t)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids."""
-        self._add_to_validation_loss(batch)
-        self.log("validation/loss", self.validation_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids alone."""
+        generators = sample_generators(EVALUATION_SEED, "validation", batch.sample_ids)
+        t = self.objective.validation_times(batch.sample_ids).to(self.device)
+        self.evaluation_loss.update(self.loss_per_sample(batch, t, generators), t)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss, as a whole and by time."""
+        self._log_evaluation_loss("validation", prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Like `validation_step`, on the test split."""
-        self._add_to_validation_loss(batch)
-        self.log("test/loss", self.validation_loss, on_step=False, on_epoch=True, batch_size=1)
+        self.validation_step(batch, batch_idx)
 
-    def _add_to_validation_loss(self, batch: Batch) -> None:
-        generators = sample_generators(self.seed, "validation", batch.sample_ids)
-        t = self.objective.validation_times(batch.sample_ids).to(self.device)
-        self.validation_loss.update(self.loss_per_sample(batch, t, generators))
+    def on_test_epoch_end(self) -> None:
+        """Log the loss, as a whole and by time, and keep it as `test_loss`."""
+        self.test_loss = self._log_evaluation_loss("test")
+
+    def _log_evaluation_loss(self, stage: str, prog_bar: bool = False) -> LossByTime:
+        loss = self.evaluation_loss.compute()
+        self.evaluation_loss.reset()
+        # The same on every process already; without `sync_dist` Lightning would warn that it may not be.
+        self.log(f"{stage}/loss", loss.value, prog_bar=prog_bar, sync_dist=True)
+        for number, value in enumerate(loss.by_time):
+            if value is not None:
+                self.log(f"{stage}/loss_by_time/{bin_name(number)}", value, sync_dist=True)
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient norm before clipping, and the learning rate, on the steps that are logged."""
@@ -167,7 +187,8 @@ class GenerativeModule(L.LightningModule):
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
         backbone: GraphedBackbone | Backbone = self._graphed_backbone if self.graph_sampling else self.backbone
         network = guided_network(backbone, *self._condition(batch), guidance or self.guidance)
-        result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
+        with self._graphed_backbone.fixed_weights():
+            result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
 
     def _condition(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
@@ -207,10 +228,12 @@ def check_data_fit_backbone(datamodule: Any, backbone: Backbone) -> None:
     """Raise UserError, naming the options to change, when the data module and the backbone do not go together."""
     data_shape = tuple(datamodule.latent_shape)
     if data_shape != backbone.latent_shape:
+        frames = data_shape[0] if len(data_shape) == 4 else "null"
+        channels, height, width = data_shape[-3:]
         raise UserError(
             f"the data module gives latents of shape {data_shape}, but the backbone is built for "
-            f"{backbone.latent_shape}: set model.backbone.init_args.in_channels={data_shape[0]}, "
-            f"latent_height={data_shape[1]}, latent_width={data_shape[2]}"
+            f"{backbone.latent_shape}: set model.backbone.init_args.in_channels={channels}, latent_height={height}, "
+            f"latent_width={width}, latent_frames={frames}"
         )
     for option in ("num_classes", "caption_dim"):
         wanted, given = getattr(backbone, option), getattr(datamodule, option)

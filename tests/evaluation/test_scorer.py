@@ -1,0 +1,374 @@
+"""A tiny checkpoint of the digits, and of clips, scored with features that need no weights."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from callbacks.moving_bars import MovingBars
+from data.prepared.tiny import faces, write_faces
+from evaluation import scored_run
+from evaluation.fake_extractor import build_fake
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from zigma_pl.__main__ import main
+from zigma_pl.backbones import ZigMa
+from zigma_pl.callbacks import scorer as scorer_module
+from zigma_pl.callbacks.ema import EMA
+from zigma_pl.callbacks.scorer import Scorer
+from zigma_pl.callbacks.training_totals import TrainingTotals
+from zigma_pl.data import Digits
+from zigma_pl.errors import UserError
+from zigma_pl.evaluation.record import read_record
+from zigma_pl.interpolant import Objective
+from zigma_pl.metrics.clip_score import ClipScore
+from zigma_pl.module import GenerativeModule, Samples
+from zigma_pl.samplers import Guidance, ODESampler, SDESampler
+
+SIZE = {"patch_size": 4, "width": 16, "depth": 1, "state_size": 4}
+
+
+def build(clips=False, **options):
+    torch.manual_seed(0)
+    shape = {"in_channels": 3, "latent_frames": 3, "num_classes": 2} if clips else {"in_channels": 1, "num_classes": 10}
+    backbone = ZigMa(latent_height=8, latent_width=8, **shape, **SIZE)
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    given = {"sampler": ODESampler(num_steps=2), "guidance": Guidance(scale=2.0), "learning_rate": 1e-2} | options
+    return GenerativeModule(backbone, Objective(), **given)
+
+
+def trainer_for(folder, callbacks):
+    return L.Trainer(
+        default_root_dir=folder, max_steps=2, max_epochs=-1, accelerator="cpu", callbacks=callbacks, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folders of two-step runs: of digits, and of clips."""
+    folders = {}
+    for name, data in (("digits", Digits(batch_size=8)), ("clips", MovingBars())):
+        folder = folders[name] = tmp_path_factory.mktemp(name)
+        saving = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=2, save_last=True)
+        trainer_for(folder, [EMA(decay=0.5), TrainingTotals(), saving]).fit(build(name == "clips"), datamodule=data)
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def fake_features(monkeypatch):
+    monkeypatch.setattr(scorer_module, "build_extractor", build_fake)
+
+
+@pytest.fixture
+def score(trained, in_tmp):
+    """Score a checkpoint with the given options of the scorer; returns the record."""
+
+    def run(module=None, data=None, of="digits", ckpt_path="last.ckpt", **options):
+        given = {"num_samples": 24, "kid_subset_size": 5, "row": "row", "reference_folder": "reference"} | options
+        datamodule = data or (Digits() if of == "digits" else MovingBars())
+        module = module or build(of == "clips")
+        trainer = trainer_for(in_tmp, [EMA(), TrainingTotals(), Scorer(**given)])
+        checkpoint = None if ckpt_path is None else trained[of] / "checkpoints" / ckpt_path
+        trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        return read_record(Path("results") / "row.json")
+
+    return run
+
+
+def chunks(folder):
+    """Bytes of every chunk below a folder of samples, by name."""
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("chunk-*.npz"))}
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def test_record_says_what_was_scored_and_how(score, trained, capsys):
+    record = score()
+    assert list(record.scores) == ["validation_loss", "fid_lite", "kid_lite", "precision_lite", "recall_lite"]
+    loss = record.scores["validation_loss"]
+    assert loss.value == pytest.approx(np.mean([part for part in loss.by_time if part is not None]), rel=0.2)
+    assert len(loss.by_time) == 10
+    assert all(np.isfinite(score.value) for score in record.scores.values())
+    protocol = record.protocol
+    assert (protocol["num_fake"], protocol["num_real"], protocol["num_loss_samples"]) == (24, 179, 179)
+    assert (protocol["num_network_calls"], protocol["guidance"]["scale"]) == (2, 2.0)
+    assert (protocol["weights"], protocol["split"], protocol["seed"]) == ("average", "test", 0)
+    assert (protocol["precision"], protocol["kid_subset_size"]) == ("32-true", 5)
+    assert protocol["extractors"]["lite"]["weights_sha256"] == "00"
+    assert set(protocol["reference_sha256"]) == {"lite"}
+    training = record.training
+    assert (training["steps"], training["samples_seen"]) == (2, 16)
+    assert training["seconds"] > 0
+    assert training["log_folder"] == str(trained["digits"])
+    assert training["parameters"] == build().backbone.num_parameters()
+    assert record.machine["torch"] == torch.__version__
+    with Image.open(record.pictures["grid"]) as grid:
+        assert grid.size == (8 * 50 + 2, 3 * 50 + 2)
+    printed = capsys.readouterr().out
+    assert "24 samples of the average weights, 2 network calls each, against 179 real ones (test)" in printed
+    assert "lite, not comparable with published FID" in printed
+    assert printed.rstrip().endswith("record: results/row.json")
+
+
+def test_loss_alone_needs_neither_features_nor_samples(score):
+    record = score(num_samples=0, metrics=["fid_lite"])
+    assert list(record.scores) == ["validation_loss"]
+    assert not Path("samples").exists()
+    assert not Path("reference").exists()
+
+
+def test_loss_is_of_the_weights_that_are_asked_for(score, trained):
+    checkpoint = torch.load(trained["digits"] / "checkpoints" / "last.ckpt", weights_only=True)
+
+    def expected(weights):
+        module = build().eval()
+        module.load_state_dict(checkpoint[weights])
+        trainer = trainer_for(Path(), [])
+        return trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)[0]["test/loss"]
+
+    losses = {
+        weights: score(num_samples=0, weights=weights).scores["validation_loss"].value for weights in ("average", "raw")
+    }
+    assert losses["average"] == pytest.approx(expected("state_dict"), rel=1e-6)
+    assert losses["raw"] == pytest.approx(expected("current_model_state"), rel=1e-6)
+    assert losses["average"] != pytest.approx(losses["raw"], rel=1e-4)
+    seeded = score(module=build(seed=7), num_samples=0).scores["validation_loss"].value
+    assert seeded == losses["average"]  # rows and seeds see the same noise
+
+
+def test_samples_are_those_of_the_module_under_the_held_out_classes(score, trained):
+    score(num_samples=16, metrics=[])
+    (path,) = Path("samples/row").rglob("chunk-*.npz")
+    module = build().eval()
+    module.load_state_dict(torch.load(trained["digits"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    data = Digits()
+    batch = data.encode(data.held_out_conditions("test", range(16)), "cpu")
+    expected = (data.decode(module.sample(batch).latents) * 255).round().byte()
+    np.testing.assert_array_equal(np.load(path)["pictures"], expected.numpy())
+    labels = data.load_split("test").labels[:16].tolist()
+    assert batch.condition.tolist() == labels
+
+
+def test_clips_are_scored_by_frame_and_by_clip(score):
+    record = score(of="clips", num_samples=5, num_columns=2)
+    assert list(record.scores) == ["validation_loss", "frame_fid_lite"]
+    assert record.protocol["num_real"] == 6
+    with np.load(next(Path("reference").glob("*-lite-frames.statistics.npz"))) as statistics:
+        assert statistics["count"] == 6 * 3
+    with Image.open(record.pictures["grid"]) as stills:
+        assert stills.size == (3 * 50 + 2, 5 * 50 + 2)
+    (moving,) = record.pictures["clips"]
+    assert Path(moving).is_file()
+
+
+class FakeClipScore(ClipScore):
+    """Counts the letters of the caption, and the mean of the picture."""
+
+    def __init__(self, weights=None):
+        self.comparable = True
+
+    def __call__(self, pictures, captions):
+        return pictures.float().mean(dim=(1, 2, 3)) + torch.tensor([float(len(caption)) for caption in captions])
+
+    def fingerprint(self):
+        return {"name": "clip_score"}
+
+    def to(self, device):
+        return self
+
+
+def test_captions_are_scored_with_the_pictures_drawn_under_them(trained, score, monkeypatch, tmp_path):
+    monkeypatch.setattr(scorer_module, "ClipScore", FakeClipScore)
+    data = faces(write_faces(tmp_path / "mm"))
+    torch.manual_seed(0)
+    module = GenerativeModule(ZigMa(3, 16, 16, caption_dim=16, **SIZE), Objective(), sampler=ODESampler(num_steps=1))
+    saving = ModelCheckpoint(trained["digits"] / "checkpoints", filename="faces", every_n_train_steps=2)
+    trainer_for(tmp_path, [EMA(), saving]).fit(module, datamodule=data)
+    record = score(module=module, data=data, ckpt_path="faces.ckpt", num_samples=18, metrics=["clip_score"])
+    captions = data.held_out_conditions("test", range(18)).captions
+    pictures = np.concatenate([np.load(path)["pictures"] for path in sorted(Path("samples/row").rglob("chunk-*.npz"))])
+    expected = pictures[:18].mean() + np.mean([len(caption) for caption in captions])
+    assert record.scores["clip_score"].value == pytest.approx(expected, rel=1e-6)
+    assert record.scores["clip_score"].comparable
+    assert record.protocol["num_real"] is None
+    assert record.protocol["conditions"]["num_items"] == 4
+
+
+# --- the same samples, however they are drawn -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [ODESampler(num_steps=2), SDESampler(num_steps=3)], ids=["ode", "sde"])
+def test_more_samples_or_another_batch_size_change_none_that_are_there(score, sampler):
+    score(build(sampler=sampler), samples_dir="one", num_samples=40, metrics=[])
+    score(build(sampler=sampler), samples_dir="more", num_samples=3, metrics=[], batch_size=3)
+    assert list(chunks("more")) == ["chunk-00000000.npz"]
+    score(build(sampler=sampler), samples_dir="more", num_samples=40, metrics=[], data=Digits(batch_size=7))
+    assert chunks("one") == chunks("more")
+    assert len(chunks("one")) == 3
+
+
+def test_run_that_was_cut_off_goes_on(score, monkeypatch):
+    drawn, sample = [], GenerativeModule.sample
+
+    def killed_at_the_third(self, batch, guidance=None):
+        drawn.append(batch.sample_ids[0].item())
+        if len(drawn) == 3:
+            raise MemoryError
+        return sample(self, batch, guidance)
+
+    score(samples_dir="whole", num_samples=64)
+    whole = Path("results/row.json").read_text()
+    monkeypatch.setattr(GenerativeModule, "sample", killed_at_the_third)
+    Path("results/row.json").unlink()
+    with pytest.raises(MemoryError):
+        score(num_samples=64)
+    assert not Path("results/row.json").exists()
+    score(num_samples=64)
+    assert drawn == [0, 16, 32, 32, 48]
+    assert chunks("whole") == chunks("samples")
+    scores = [json.loads(text)["scores"] for text in (whole, Path("results/row.json").read_text())]
+    assert scores[0] == scores[1]
+
+
+def test_other_options_are_other_samples(score):
+    score(metrics=[])
+    score(build(guidance=Guidance(scale=3.0)), metrics=[])
+    score(build(sampler=ODESampler(num_steps=3)), metrics=[])
+    score(build(seed=1), metrics=[])
+    score(weights="raw", metrics=[])
+    folders = [path for path in Path("samples/row").iterdir() if (path / "sampling.json").is_file()]
+    assert len(folders) == 5
+    score(metrics=[])
+    assert len(list(Path("samples/row").iterdir())) == 5
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository):
+    tiny = {"width": 16, "depth": 1, "patch_size": 4, "state_size": 4}
+    common = ["--config", str(repository / "experiments" / "digits.yaml"), "--trainer.enable_progress_bar=false"]
+    common += [f"--model.backbone.init_args.{name}={value}" for name, value in tiny.items()]
+    common += ["--model.sampler.init_args.num_steps=2", "--scorer.kid_subset_size=20", "--scorer.num_grid=4"]
+    common += ["--ckpt_path", str(trained["digits"] / "checkpoints" / "last.ckpt")]
+
+    def arguments(name, num_samples):
+        options = ("results_dir", "samples_dir", "reference_folder")
+        folders = [f"--scorer.{option}={name}-{option}" for option in options]
+        return ["test", *common, *folders, f"--scorer.num_samples={num_samples}"]
+
+    assert main(arguments("one", 64)) == 0
+    assert main([*arguments("two", 3), "--scorer.metrics=[]"]) == 0
+    assert list(chunks("two-samples_dir")) == ["chunk-00000000.npz"]
+    command = [sys.executable, scored_run.__file__, *arguments("two", 64)]
+    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, timeout=180, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert chunks("one-samples_dir") == chunks("two-samples_dir")
+    assert len(chunks("one-samples_dir")) == 4
+    one, two = (read_record(f"{name}-results_dir/digits.json") for name in ("one", "two"))
+    assert two.machine["processes"] == 2
+    for name, score in one.scores.items():
+        assert two.scores[name].value == pytest.approx(score.value, rel=1e-9, abs=1e-9), name
+    assert len(list(Path("two-reference_folder").iterdir())) == 3
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def one_line(caught):
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_checkpoint_is_one_line(score, capsys, repository):
+    with pytest.raises(UserError, match="give --ckpt_path"):
+        score(ckpt_path=None)
+    assert main(["test", "--config", str(repository / "experiments" / "digits.yaml")]) == 1
+    assert "error: test scores a checkpoint: give --ckpt_path" in capsys.readouterr().err
+
+
+def test_checkpoint_without_an_average_is_refused(trained, score):
+    checkpoint = torch.load(trained["digits"] / "checkpoints" / "last.ckpt", weights_only=True)
+    raw = checkpoint.pop("current_model_state")
+    torch.save(checkpoint | {"state_dict": raw}, trained["digits"] / "checkpoints" / "early.ckpt")
+    with pytest.raises(UserError, match=r"early\.ckpt holds no average.*--scorer.weights raw"):
+        score(ckpt_path="early.ckpt", num_samples=0)
+    assert score(ckpt_path="early.ckpt", num_samples=0, weights="raw").protocol["weights"] == "raw"
+
+
+def test_missing_weights_are_found_before_anything_is_computed(score, monkeypatch):
+    def missing(name, weights=None):
+        raise UserError(f"{name}: there is no file {weights}")
+
+    monkeypatch.setattr(scorer_module, "build_extractor", missing)
+    monkeypatch.setattr(GenerativeModule, "on_load_checkpoint", missing)
+    with pytest.raises(UserError, match=r"inception: there is no file nowhere\.pth"):
+        score(metrics=["fid"], extractor_weights={"inception": "nowhere.pth"})
+
+
+@pytest.mark.parametrize("fault", ["not finite", "one colour"])
+def test_failed_sampling_stops_the_run(fault, score, monkeypatch):
+    def failing(self, batch, guidance=None):
+        latents = torch.rand(len(batch.sample_ids), 1, 8, 8)
+        latents[1] = torch.nan if fault == "not finite" else 0.5
+        return Samples(latents, batch.sample_ids, 2)
+
+    monkeypatch.setattr(GenerativeModule, "sample", failing)
+    with pytest.raises(UserError, match=f"sampling has failed: samples 1 are .*{fault}") as caught:
+        score()
+    one_line(caught)
+    assert not Path("results/row.json").exists()
+    assert not chunks("samples")
+
+
+def test_damaged_chunk_is_named(score):
+    score(metrics=[])
+    path = next(Path("samples/row").rglob("chunk-00000016.npz"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"chunk-00000016\.npz: is damaged"):
+        score(metrics=[])
+
+
+def test_full_disk_leaves_whole_files_only(score, monkeypatch):
+    savez = np.savez
+
+    def full(file, **arrays):
+        if arrays["sample_ids"][0] == 16:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(file, **arrays)
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        score(metrics=[])
+    assert {path.name for path in Path("samples").rglob("*.*")} == {"chunk-00000000.npz", "sampling.json"}
+
+
+def test_subsets_larger_than_the_set_are_found_first(score):
+    with pytest.raises(UserError, match=r"scorer\.kid_subset_size to at most 24"):
+        score(kid_subset_size=1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["fidd"]}, "unknown score 'fidd'"),
+        ({"num_samples": -1}, "num_samples >= 0"),
+        ({"batch_size": 0}, "scorer.batch_size"),
+        ({"frames_per_second": 99}, "scorer.frames_per_second"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Scorer(**options)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from zigma_pl.errors import UserError
+from zigma_pl.evaluation.features import FeatureSet
+from zigma_pl.evaluation.reference import Reference
+from zigma_pl.evaluation.scores import (
+    SCORES,
+    Features,
+    ScoreOptions,
+    by_features,
+    check_counts,
+    choose_scores,
+    compute,
+)
+from zigma_pl.metrics.extractors import EXTRACTORS
+from zigma_pl.metrics.frechet import frechet_distance
+from zigma_pl.metrics.kernel_distance import kernel_distance
+from zigma_pl.metrics.precision_recall import precision_recall
+from zigma_pl.metrics.statistics import FeatureStatistics
+
+OPTIONS = ScoreOptions(kid_num_subsets=3, kid_subset_size=5, num_neighbours=2)
+
+
+def test_every_score_is_on_features_that_exist_and_suit_them():
+    for name, kind in SCORES.items():
+        if kind.features.extractor == "clip_score":
+            continue
+        extractor = EXTRACTORS[kind.features.extractor]
+        assert (kind.features.of == "clips") == (extractor.takes == "clips"), name
+        assert name.endswith("_lite") == (extractor.name == "lite"), name
+
+
+def test_default_scores_need_no_download_and_suit_the_data():
+    assert choose_scores(None, of_clips=False, has_captions=False)[0] == "fid_lite"
+    assert choose_scores(None, of_clips=True, has_captions=False) == ["frame_fid_lite"]
+    for of_clips in (False, True):
+        names = choose_scores(None, of_clips=of_clips, has_captions=False)
+        assert choose_scores(names, of_clips=of_clips, has_captions=False) == names
+        assert {SCORES[name].features.extractor for name in names} == {"lite"}
+
+
+@pytest.mark.parametrize(
+    ("name", "of_clips", "message"),
+    [
+        ("fidd", False, "unknown score 'fidd'"),
+        ("fvd", False, "fvd is no score of pictures"),
+        ("fid", True, "fid is no score of clips"),
+        ("clip_score", False, "without captions"),
+    ],
+)
+def test_scores_that_do_not_suit_the_data_are_refused(name, of_clips, message):
+    with pytest.raises(UserError, match=message):
+        choose_scores([name], of_clips=of_clips, has_captions=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_fake", "message"),
+    [
+        ("fid", 1, "at least 2"),
+        ("kid_lite", 4, "scorer.kid_subset_size to at most 4"),
+        ("recall", 2, "more than 2 samples"),
+    ],
+)
+def test_too_few_samples_are_found_before_sampling(name, num_fake, message):
+    with pytest.raises(UserError, match=message):
+        check_counts([name], OPTIONS, num_real=9, num_fake=num_fake)
+    check_counts([name], OPTIONS, num_real=9, num_fake=9)
+
+
+def test_scores_are_those_of_the_metrics():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (shift + torch.randn(9, 3, generator=generator) for shift in (0.0, 0.5))
+    statistics = [FeatureStatistics(3).update(features) for features in (real, fake)]
+    reference = Reference(statistics[0], real, num_real=9, sha256="")
+    names = ["fid_lite", "kid_lite", "precision_lite", "recall_lite"]
+    assert by_features(names) == {Features("lite"): names}
+    scores = compute(names, reference, FeatureSet(statistics[1], fake), OPTIONS, comparable=False)
+    assert list(scores) == names
+    assert scores["fid_lite"].value == frechet_distance(*statistics)
+    assert (scores["kid_lite"].value, scores["kid_lite"].std) == kernel_distance(real, fake, 3, 5)
+    manifold = precision_recall(real, fake, 2)
+    assert (scores["precision_lite"].value, scores["recall_lite"].value) == manifold
+    assert not any(score.comparable for score in scores.values())

@@ -1,0 +1,29 @@
+"""The pictures that go with a record: a grid of fixed sample ids, and a moving one of clips."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zigma_pl.callbacks.clips import clip_suffix, save_clip, stills, tile_clips, to_clip
+from zigma_pl.callbacks.grid import save_png, tile, to_pil
+from zigma_pl.evaluation.store import SampleStore
+
+NUM_STILL_CLIPS = 8  # a row of the still picture each
+
+
+def write_pictures(
+    store: SampleStore, folder: Path, num_pictures: int, num_columns: int, frames_per_second: int
+) -> dict[str, Any]:
+    """Write grid.png of samples 0 to num_pictures - 1, of clips also one that moves; returns their paths."""
+    chunks = [store.read_first(number, num_pictures).pictures for number in store.numbers(num_pictures)]
+    pictures = torch.cat(chunks).movedim(-3, -1)
+    grid = folder / "grid.png"
+    if pictures.ndim == 4:
+        save_png(tile([to_pil(picture) for picture in pictures], num_columns), grid)
+        return {"grid": str(grid), "clips": []}
+    clips = [to_clip(clip) for clip in pictures]
+    save_png(stills(clips[:NUM_STILL_CLIPS]), grid)
+    moving = folder / f"clips{clip_suffix()}"
+    save_clip(tile_clips(clips, num_columns), moving, frames_per_second)
+    return {"grid": str(grid), "clips": [str(moving)]}

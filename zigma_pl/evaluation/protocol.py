@@ -1,0 +1,81 @@
+"""What a record says beside the scores: the checkpoint and its training, and the machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+
+from zigma_pl import __version__
+from zigma_pl.benchmarks.machine import describe_machine
+from zigma_pl.callbacks.training_totals import TrainingTotals
+from zigma_pl.data.prepared.files import sha256
+from zigma_pl.errors import UserError
+from zigma_pl.module import GenerativeModule
+
+Weights = Literal["average", "raw"]
+CHECKPOINT_FOLDER = "checkpoints"  # of a log folder, as Lightning names it
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """What a checkpoint says of itself.
+
+    path: as given.
+    sha256: of the file.
+    steps: optimiser steps.
+    """
+
+    path: str
+    sha256: str
+    steps: int
+
+
+def take_weights(
+    trainer: L.Trainer, module: GenerativeModule, checkpoint: dict[str, Any], weights: Weights
+) -> LoadedCheckpoint:
+    """Put the weights that are asked for in the module; a checkpoint's `state_dict`, the average, is there already.
+
+    Raises:
+        UserError: the checkpoint has no average.
+    """
+    path = str(trainer.ckpt_path)
+    has_average = "current_model_state" in checkpoint
+    if weights == "average" and not has_average:
+        raise UserError(
+            f"checkpoint {path} holds no average of the weights (it was saved before ema.starting_at_step, or without "
+            "averaging): take a later one, or score the weights themselves: --scorer.weights raw"
+        )
+    if weights == "raw" and has_average:
+        module.load_state_dict(checkpoint["current_model_state"])
+    return LoadedCheckpoint(path, sha256(Path(path)), int(checkpoint["global_step"]))
+
+
+def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: LoadedCheckpoint) -> dict[str, Any]:
+    """Return what is known of the training; None for what the checkpoint does not tell."""
+    folder = Path(checkpoint.path).parent
+    log_folder = folder.parent if folder.name == CHECKPOINT_FOLDER else None
+    config = None if log_folder is None else log_folder / "config.yaml"
+    callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    totals = next((callback for callback in callbacks if isinstance(callback, TrainingTotals)), None)
+    counted = totals is not None and totals.samples_seen > 0
+    return {
+        "steps": checkpoint.steps,
+        "samples_seen": totals.samples_seen if totals is not None and counted else None,
+        "seconds": round(totals.seconds, 3) if totals is not None and counted else None,
+        "config": str(config) if config is not None and config.is_file() else None,
+        "checkpoint": checkpoint.path,
+        "checkpoint_sha256": checkpoint.sha256,
+        "log_folder": None if log_folder is None else str(log_folder),
+        "parameters": module.backbone.num_parameters(),
+    }
+
+
+def describe_machine_and_versions(trainer: L.Trainer, module: GenerativeModule) -> dict[str, Any]:
+    """Return device, number of processes, versions, date and commit, which is None outside of git."""
+    machine = describe_machine(module.device)
+    commit = None if machine["commit"] == "unknown" else machine["commit"]
+    packages = {name: version(name) for name in ("lightning", "numpy")}
+    return {**machine, "processes": trainer.world_size, **packages, "zigma_pl": __version__, "commit": commit}

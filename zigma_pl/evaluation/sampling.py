@@ -1,0 +1,159 @@
+"""Drawing the samples that a store lacks, with every process taking its share.
+
+The pictures of a sample id are the same byte for byte on a CPU, whatever the number of processes and however often a
+run was cut off: rounding in matrix products depends on how many rows are multiplied and by how many threads, so ids go
+through the network in groups that are always the same and always full, on one thread of each process. On a GPU groups
+are the same too, but libraries may choose other kernels on another model of GPU or in another version; pictures then
+differ by rounding, as they do between a CPU and a GPU, which have stores of their own.
+
+Axes: B batch, F frames.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from zigma_pl.batch import Batch
+from zigma_pl.callbacks.grid import to_uint8
+from zigma_pl.callbacks.progress_file import tell_sampled
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.errors import UserError
+from zigma_pl.evaluation.held_out import evenly_spaced
+from zigma_pl.evaluation.store import Chunk, SampleStore
+from zigma_pl.module import GenerativeModule
+
+CPU_GROUP_SIZE = 16
+
+_SAMPLES_NAMED = 5  # in an error
+
+
+def describe_sampling(
+    trainer: L.Trainer, module: GenerativeModule, datamodule: ImageDataModule, split: Split
+) -> dict[str, Any]:
+    """Return as plain values all that samples depend on, but for the weights."""
+    backbone, objective, sampler = module.backbone, module.objective, module.sampler
+    return {
+        "backbone": {"class": type(backbone).__name__, **backbone.config},
+        "objective": {name: value for name, value in vars(objective).items() if name != "path"},
+        "sampler": {"class": type(sampler).__name__, **vars(sampler)},
+        "guidance": {"scale": module.guidance.scale, "interval": list(module.guidance.interval)},
+        "seed": module.seed,
+        "precision": str(trainer.precision),
+        "device": module.device.type,
+        "image_size_px": datamodule.image_size_px,
+        "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
+        "conditions": _describe_conditions(module, datamodule, split),
+    }
+
+
+def _describe_conditions(module: GenerativeModule, datamodule: ImageDataModule, split: Split) -> dict[str, Any] | None:
+    if not is_conditional(module):
+        return None
+    encoder, num_items = datamodule.text_encoder, len(datamodule.samples(split))
+    some = datamodule.held_out_conditions(split, evenly_spaced(num_items))
+    classes = None if some.class_ids is None else some.class_ids.tolist()
+    return {
+        "of": f"items 0, 1, ... of the {split} split",
+        "dataset": type(datamodule).__name__,
+        "items": datamodule.described(),
+        "num_items": num_items,
+        "some_of_them_sha256": hashlib.sha256(repr((some.captions, classes)).encode()).hexdigest(),
+        "seed": datamodule.seed,
+        "text_encoder": None if encoder is None else encoder.fingerprint(),
+    }
+
+
+def is_conditional(module: GenerativeModule) -> bool:
+    """Whether the backbone takes classes or captions."""
+    return module.backbone.num_classes is not None or module.backbone.caption_dim is not None
+
+
+def draw_missing(
+    trainer: L.Trainer,
+    module: GenerativeModule,
+    datamodule: ImageDataModule,
+    split: Split,
+    store: SampleStore,
+    num_samples: int,
+) -> None:
+    """Draw the chunks of this process's share that the store lacks; returns when all processes are done.
+
+    Raises:
+        UserError: sampling has failed: values that are not finite, or a picture of one colour.
+    """
+    if trainer.is_global_zero:
+        store.open()
+    trainer.strategy.barrier()
+    share = store.numbers(num_samples, trainer.global_rank, trainer.world_size)
+    missing = [number for number in share if not store.has(number)]
+    size = store.chunk_size * trainer.world_size  # the others are as far as this process, or nearly so
+    done, total = (len(share) - len(missing)) * size, len(share) * size
+    with (
+        one_thread_on_a_cpu(module.device),
+        tqdm(total=total, initial=done, unit="images", desc="sampling", disable=not shows_progress(trainer)) as bar,
+    ):
+        for number in missing:
+            store.write(number, _draw(trainer, module, datamodule, split, store.sample_ids(number)))
+            bar.update(size)
+            done += size
+            tell_sampled(trainer, done, total)
+    trainer.strategy.barrier()
+
+
+def shows_progress(trainer: L.Trainer) -> bool:
+    """Whether this process draws progress bars."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
+@contextmanager
+def one_thread_on_a_cpu(device: torch.device) -> Iterator[None]:
+    """Compute on one thread where the model is on a CPU; several processes make use of several cores."""
+    num_threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _draw(
+    trainer: L.Trainer, module: GenerativeModule, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]
+) -> Chunk:
+    batch = _batch(module, datamodule, split, sample_ids)
+    with trainer.precision_plugin.forward_context():
+        latents, ids, num_network_calls = module.sample(batch)
+    finite = latents.isfinite().flatten(1).all(1).cpu()
+    if not finite.all():
+        raise UserError(
+            f"sampling has failed: samples {_named(ids[~finite])} are not finite; use trainer.precision=32-true, or an "
+            "earlier checkpoint if training has diverged"
+        )
+    pictures = to_uint8(datamodule.decode(latents)).movedim(-1, -3).contiguous()
+    flat = pictures.flatten(1)
+    constant = flat.amin(1) == flat.amax(1)
+    if constant.any():
+        raise UserError(
+            f"sampling has failed: samples {_named(ids[constant])} are pictures of one colour; look at the previews of "
+            "the training run, and take a checkpoint that was trained for longer, or before it diverged"
+        )
+    return Chunk(pictures, ids, num_network_calls)
+
+
+def _batch(module: GenerativeModule, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]) -> Batch:
+    if not is_conditional(module):
+        return Batch(None, torch.tensor(sample_ids))
+    raw = datamodule.held_out_conditions(split, sample_ids)
+    moved: Any = datamodule.transfer_batch_to_device(raw, module.device, 0)
+    return datamodule.encode(moved, module.device)
+
+
+def _named(sample_ids: Tensor) -> str:
+    named = ", ".join(map(str, sample_ids[:_SAMPLES_NAMED].tolist()))
+    return named + (f" and {len(sample_ids) - _SAMPLES_NAMED} more" if len(sample_ids) > _SAMPLES_NAMED else "")
