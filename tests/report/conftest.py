@@ -1,0 +1,12 @@
+import pytest
+from report.synthetic import write_project
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A folder as `ablations` leaves it; tests that write into it write new files only."""
+    from pathlib import Path
+
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder, Path(__file__).parents[2])
+    return folder

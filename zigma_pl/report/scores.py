@@ -1,0 +1,81 @@
+"""What scores are called, which way is better, and how they are written."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+NOT_RUN = "not run"
+NOT_SCORED = "not scored"
+LITE = "_lite"
+LITE_WARNING = "lite features, not comparable with published FID"
+
+Better = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of the result records: its name there, and how a table heads it."""
+
+    name: str
+    label: str
+    better: Better = "lower"
+
+    @property
+    def heading(self) -> str:
+        """The label and the direction that is better."""
+        return f"{self.label} {'↓' if self.better == 'lower' else '↑'}"
+
+
+_OF_RECORDS = (
+    Score("validation_loss", "validation loss"),
+    Score("fid", "FID"),
+    Score("sfid", "sFID"),
+    Score("fdd", "FDD"),
+    Score("kid", "KID"),
+    Score("frame_fid", "frame-FID"),
+    Score("fvd", "FVD"),
+    Score("precision", "precision", "higher"),
+    Score("recall", "recall", "higher"),
+    Score("clip_score", "CLIP score", "higher"),
+    Score("memory_gb", "memory GB"),
+    Score("gflops", "GFLOPs"),
+)
+SCORES = {score.name: score for score in _OF_RECORDS}
+PUBLISHED_NAMES = {score.label: score.name for score in _OF_RECORDS[1:]}  # what a row's header may call them
+
+
+def score_of(name: str) -> Score:
+    """Return how a score of a record is shown, "lite" in its label where its features are; a new one by its name."""
+    known = SCORES.get(name.removesuffix(LITE))
+    if known is None:
+        return Score(name, name.replace("_", " "))
+    return Score(name, f"{known.label} lite" if name.endswith(LITE) else known.label, known.better)
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Return each name once: known scores in the order above, each before its "lite" form, then the others."""
+    order = list(SCORES)
+    known = [name for name in dict.fromkeys(names) if name.removesuffix(LITE) in SCORES]
+    known.sort(key=lambda name: (order.index(name.removesuffix(LITE)), name.endswith(LITE)))
+    return known + sorted(set(names) - set(known))
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """Write a number with so many digits that count, without an exponent."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:.{min(max(decimals, 0), 6)}f}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Write one value, or the mean of several seeds with their standard deviation."""
+    if len(values) == 1 or not all(map(math.isfinite, values)):
+        return figure(sum(values) / len(values))
+    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    decimals = len(figure(mean).partition(".")[2])
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"

@@ -1,0 +1,168 @@
+"""A table of the paper, or one of ours, with our scores beside the published ones; Markdown and HTML are made of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from zigma_pl.report.results import Result, Results, circumstances, seeds_of
+from zigma_pl.report.rows import Row
+from zigma_pl.report.scores import LITE, NOT_RUN, NOT_SCORED, in_order, mean_and_spread, score_of
+
+# Entries of the protocol that have to be alike if rows are to be compared.
+_COMPARED = (
+    *("sampler", "guidance", "num_network_calls", "weights", "precision", "image_size_px", "autoencoder", "split"),
+    *("num_fake", "num_real", "resize", "reference_sha256", "extractors"),
+    *("kid_num_subsets", "kid_subset_size", "num_neighbours"),
+)
+
+Source = Literal["published", "ours", "training"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column after the row's name.
+
+    score: name of the score, or "samples_seen" of training.
+    """
+
+    score: str
+    source: Source
+
+    @property
+    def heading(self) -> str:
+        """What stands above it."""
+        return "samples seen" if self.source == "training" else f"{score_of(self.score).heading} {self.source}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row: its cells, and the records that ours are from; none where it was not run."""
+
+    row: Row
+    cells: tuple[str, ...]
+    results: tuple[Result, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """A table at one scale, or, with `scale` None, the published numbers of a table that was not run at any."""
+
+    scale: str | None
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    remarks: tuple[str, ...]
+
+
+def views(rows: Sequence[Row], results: Results) -> list[View]:
+    """Return a table's views, one for each scale at which any of its rows was run."""
+    scales = results.scales(row.name for row in rows)
+    return [_view(rows, results, scale) for scale in scales] or [_view(rows, results, None)]
+
+
+def heading_of(rows: Sequence[Row]) -> str:
+    """Return the heading of a table, such as "Table 1: scan schemes on ..."."""
+    first = rows[0]
+    if first.table is None:
+        return "Rows of no table"
+    heading = f"{first.table[0].upper()}{first.table[1:]}: {first.title}"
+    return heading if first.in_paper else f"{heading} (not in the paper)"
+
+
+def one_cell(row: Row, results: Results) -> str:
+    """Return our scores of a row at the scale that says most: "h100: FID lite 459 ± 3 (3 seeds)"."""
+    scales = results.scales([row.name])
+    if not scales:
+        return NOT_RUN
+    found = results.of(row.name, scales[0])
+    names = in_order([name for result in found for name in result.record.scores])
+    scores = [f"{score_of(name).label} {_ours(found, name)}" for name in names]
+    return f"{scales[0]}: {', '.join(scores)} ({seeds_of(found)})"
+
+
+def _view(rows: Sequence[Row], results: Results, scale: str | None) -> View:
+    of_rows = [tuple(results.of(row.name, scale)) if scale else () for row in rows]
+    together = [result for found in of_rows for result in found]
+    columns = _columns(rows, together)
+    lines = tuple(
+        Line(row, tuple(_cell(column, row, found) for column in columns), found)
+        for row, found in zip(rows, of_rows, strict=True)
+    )
+    title = f"Scale {scale}: {'; '.join(circumstances(together))}" if scale else f"{NOT_RUN.capitalize()} at any scale"
+    return View(scale, title, columns, lines, _remarks(rows, together))
+
+
+def _columns(rows: Sequence[Row], results: Sequence[Result]) -> tuple[Column, ...]:
+    """Return for each score the published column, ours, and ours on lite features, as far as there are such numbers."""
+    published = {name for row in rows for name in row.published}
+    ours = {name for result in results for name in result.record.scores}
+    columns: list[Column] = []
+    for name in in_order([*published, *ours]):
+        if name in published:
+            columns.append(Column(name, "published"))
+        if name in ours or (not results and name in published):
+            columns.append(Column(name, "ours"))
+    return (*columns, Column("samples_seen", "training")) if results else tuple(columns)
+
+
+def _cell(column: Column, row: Row, results: Sequence[Result]) -> str:
+    if column.source == "published":
+        return row.published.get(column.score, "")
+    if not results:
+        return NOT_RUN
+    if column.source == "training":
+        seen = {result.samples_seen for result in results if result.samples_seen is not None}
+        return " and ".join(f"{number:,}" for number in sorted(seen)) or "not stated"
+    return _ours(results, column.score)
+
+
+def _ours(results: Sequence[Result], score: str) -> str:
+    values = [value for value in (result.value(score) for result in results) if value is not None]
+    if not values:
+        return NOT_SCORED
+    short = len(values) < len(results)  # some seed lacks it: a mean says of how many
+    return mean_and_spread(values) + (f" ({seeds_of(results[: len(values)])})" if short else "")
+
+
+def _remarks(rows: Sequence[Row], results: Sequence[Result]) -> tuple[str, ...]:
+    """Return what a reader has to know before comparing."""
+    protocols = dict.fromkeys(row.protocol for row in rows if row.protocol)
+    remarks = [f"Published numbers: {protocol}." for protocol in protocols]
+    for setting in dict.fromkeys(setting for row in rows for setting in row.published_elsewhere):
+        of_rows = [(row.label, row.published_elsewhere[setting]) for row in rows if setting in row.published_elsewhere]
+        remarks.append(f"Published at {setting}: {'; '.join(f'{row} {_plain(numbers)}' for row, numbers in of_rows)}.")
+    if any(name.endswith(LITE) for result in results for name in result.record.scores):
+        remarks.append("Scores on lite features rank our own rows; they cannot be set against the published numbers.")
+    others = {name for result in results for name, score in result.record.scores.items() if score.comparable is False}
+    for name in in_order([name for name in others if not name.endswith(LITE)]):
+        remarks.append(f"Our {score_of(name).label} is not comparable with published ones: other weights or settings.")
+    seen = {result.samples_seen for result in results}
+    if len(seen) > 1:
+        remarks.append("Not all rows have seen the same number of samples.")
+    if len({result.row for result in results}) < len(results):
+        remarks.append("Several seeds: mean ± standard deviation.")
+    for row in rows:
+        if row.table is None:
+            remarks.append(f"{row.label}: {row.title}.")
+    if rows[0].table is not None and _differ(results):
+        remarks.append(f"The rows were not scored alike: they differ in {', '.join(_differ(results))}.")
+    return tuple(remarks)
+
+
+def _plain(numbers: dict[str, str]) -> str:
+    return ", ".join(f"{score_of(name).label} {number}" for name, number in numbers.items())
+
+
+def _differ(results: Sequence[Result]) -> list[str]:
+    """Return the entries of the protocol that are not the same in all records."""
+    return [
+        name.replace("_", " ")
+        for name in _COMPARED
+        if len({repr(result.record.protocol.get(name)) for result in results}) > 1
+    ]
+
+
+def published_text(row: Row) -> str:
+    """Return the published numbers of a row in words."""
+    elsewhere = [f"at {setting} {_plain(numbers)}" for setting, numbers in row.published_elsewhere.items()]
+    return "; ".join([text for text in (_plain(row.published), *elsewhere) if text])
