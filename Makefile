@@ -9,7 +9,7 @@ CORE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format ci bench paths doctor tensorboard clean
+.PHONY: help setup demo test lint types format ci ablations tables report bench paths doctor tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,12 @@ format: $(DEV) ## rewrite the code in ruff's format
 	$(BIN)/ruff format .
 
 ci: lint types test ## what continuous integration runs
+
+tables: $(CORE) ## experiments/README.md and docs/results.md from rows and records
+	$(BIN)/python -m zigma_pl tables
+
+report: $(CORE) ## one page of tables, curves and samples: report/index.html
+	$(BIN)/python -m zigma_pl report
 
 bench: $(DEV) ## check, then time: scan, forward pass, training step, number of orders
 	@mkdir -p results/bench

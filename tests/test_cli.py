@@ -120,12 +120,24 @@ def test_table1_rows_differ_only_in_the_scan(row, repository):
     assert scan == expected
 
 
-def test_missing_data_set_is_one_message_with_folder_layout_and_stand_in(table1, in_tmp, capsys):
-    assert run(["fit", *table1, "--trainer.enable_progress_bar=false"]) != 0
+def error_of(arguments, capsys):
+    assert run(arguments) != 0
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
+    return errors[0]
+
+
+def test_missing_data_set_is_one_message_with_folder_layout_and_stand_in(table1, in_tmp, capsys):
+    no_clip = ["--data.init_args.text_encoder=hashing", "--data.init_args.text_encoder_path=null"]
+    error = error_of(["fit", *table1, *no_clip, "--trainer.enable_progress_bar=false"], capsys)
     for part in ("data/mm-celeba-hq", "celeba-caption", "filenames.pickle", "standin"):
-        assert part in errors[0]
+        assert part in error
+
+
+def test_missing_text_encoder_is_one_message_that_says_how_to_get_it(table1, in_tmp, capsys):
+    error = error_of(["fit", *table1, "--trainer.enable_progress_bar=false"], capsys)
+    for part in ("text_encoder_path", "weights/clip-vit-large-patch14", "weights fetch clip-vit-large-patch14"):
+        assert part in error
 
 
 def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):

@@ -7,11 +7,21 @@ import time
 import pytest
 
 import zigma_pl
+from zigma_pl.__main__ import COMMANDS
 
 MODULES = [
     module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name
 ]
-OPTIONAL = ("mamba_ssm", "causal_conv1d", "transformers", "torchvision", "torch_fidelity", "mambapy", "av", "webdataset")
+OPTIONAL = (
+    "mamba_ssm",
+    "causal_conv1d",
+    "transformers",
+    "torchvision",
+    "torch_fidelity",
+    "mambapy",
+    "av",
+    "webdataset",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -31,5 +41,5 @@ def test_help_answers_within_three_seconds_and_names_every_command():
     started = time.perf_counter()
     result = subprocess.run([sys.executable, "-m", "zigma_pl", "--help"], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 3
-    for command in ("fit", "validate", "test", "predict", "demo", "paths", "bench", "doctor", "import-zigma"):
+    for command in COMMANDS:
         assert f"\n  {command} " in result.stdout

@@ -11,8 +11,10 @@ from zigma_pl.errors import BackendUnavailable, UserError
 COMMANDS = {
     "fit": ("zigma_pl.cli", "train a model: --config experiments/ROW.yaml"),
     "validate": ("zigma_pl.cli", "fixed validation loss of a checkpoint: --config ROW --ckpt_path CKPT"),
-    "test": ("zigma_pl.cli", "the same loss on the test split"),
+    "test": ("zigma_pl.cli", "score a checkpoint: loss, samples, results/ROW.json: --config ROW --ckpt_path CKPT"),
     "predict": ("zigma_pl.cli", "sample images from a checkpoint (no data set needed)"),
+    "prepare": ("zigma_pl.commands.prepare", "encode a data set once: latents and caption features, to train from"),
+    "show-batch": ("zigma_pl.commands.show_batch", "draw a batch as the model gets it: --config ROW --out batch.png"),
     "demo": ("zigma_pl.commands.demo", "train on handwritten digits, sample 500, say how many are recognised"),
     "paths": ("zigma_pl.commands.paths", "draw every scan order of a grid"),
     "bench": ("zigma_pl.commands.bench", "check, then time: scan, forward pass, training step, number of orders"),
@@ -20,6 +22,13 @@ COMMANDS = {
         "zigma_pl.commands.doctor",
         "versions, devices, which scan backends can run here and whether they are right",
     ),
+    "ablations": (
+        "zigma_pl.commands.ablations",
+        "train and score every row of the tables, go on where it was interrupted",
+    ),
+    "tables": ("zigma_pl.commands.tables", "experiments/README.md and docs/results.md from the result records"),
+    "report": ("zigma_pl.commands.report", "one static HTML page: tables, curves, samples, scan paths"),
+    "weights": ("zigma_pl.commands.weights", "files of frozen networks: list, check, fetch"),
     "import-zigma": (
         "zigma_pl.commands.import_zigma",
         "convert an official ZigMa checkpoint to safetensors + config.json",

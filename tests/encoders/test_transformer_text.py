@@ -112,6 +112,13 @@ def test_options_that_do_not_fit_are_refused_in_one_line(clip_folder, options, m
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_without_tokenizer_is_refused(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "wordless")
+    (folder / "vocab.json").unlink()
+    with pytest.raises(UserError, match=r"wordless.*no tokenizer"):
+        CLIPTextEncoder(folder)(["a"])
+
+
 def test_a_folder_without_weights_is_named(clip_folder, tmp_path):
     folder = shutil.copytree(clip_folder, tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"")

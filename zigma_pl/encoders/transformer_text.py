@@ -16,6 +16,8 @@ from zigma_pl.encoders.text import TextEncoder
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+
 
 class TransformerTextEncoder(TextEncoder):
     """Last hidden states of a frozen transformer. The weights are loaded at the first call.
@@ -28,6 +30,7 @@ class TransformerTextEncoder(TextEncoder):
 
     name: str
     default_max_tokens: int
+    where_from = ""
 
     def __init__(self, path: str | Path, dim: int | None = None, max_tokens: int | None = None) -> None:
         self.path = Path(path)
@@ -70,12 +73,17 @@ class TransformerTextEncoder(TextEncoder):
         return config.get("text_config", config)  # a whole CLIP has both towers in one file
 
     def _loading(self) -> AbstractContextManager[None]:
-        remedy = f"give the folder of a saved {self.name} model with config.json, weights and tokenizer"
+        remedy = (
+            f"give the folder of a saved {self.name} model with config.json, weights and tokenizer{self.where_from}"
+        )
         return loading("text_encoder_path", self.path, remedy)
 
     @cached_property
     def _loaded(self) -> tuple[Any, nn.Module]:
         with self._loading():
+            there = [name for name in TOKENIZER_FILES if (self.path / name).is_file()]
+            if not there:  # transformers would make an empty one
+                raise OSError(f"it holds no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
             tokenizer, network = self._load()
         return tokenizer, network.eval().requires_grad_(False).float()
 
@@ -92,6 +100,7 @@ class CLIPTextEncoder(TransformerTextEncoder):
     """The text tower of CLIP (arXiv:2103.00020), with ViT-L/14 77 tokens of 768, as in the paper."""
 
     name = "clip"
+    where_from = " (python -m zigma_pl weights fetch clip-vit-large-patch14)"
     default_max_tokens = 77
 
     def _load(self) -> tuple[Any, nn.Module]:
