@@ -128,6 +128,6 @@ def test_the_table_is_well_formed():
     assert {extractor.weights_name for extractor in EXTRACTORS.values()} < set(weights.WEIGHTS)
     for entry in weights.WEIGHTS.values():
         for file in entry.files:
-            assert file.url.startswith("https://")
+            assert file.url.startswith("https://") != bool(entry.package)
             assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
             assert bool(entry.install) == bool(entry.package)

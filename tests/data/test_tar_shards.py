@@ -99,7 +99,7 @@ def special(name, kind, target=""):
         (special("0.cls", tarfile.FIFOTYPE), "device or a pipe"),
         (special("0.cls", b"Z"), "no plain file"),
     ],
-    ids=str,
+    ids=["absolute", "climbing", "climbing inside", "backslashes", "symlink", "hard link", "device", "pipe", "odd"],
 )
 @DIALECTS
 def test_harmful_members_are_refused_by_name(path, tmp_path, member, fault, dialect):

@@ -1,0 +1,93 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from zigma_pl.ablations.plan import Places, plan
+from zigma_pl.ablations.requirements import missing
+from zigma_pl.ablations.rows import find_rows
+
+ROW = """
+data:
+  class_path: zigma_pl.data.{data}
+  init_args: {options}
+scorer: {{metrics: {metrics}}}
+trainer: {{max_steps: 1}}
+checkpoint: {{every_n_train_steps: 1}}
+"""
+CAPTIONS = {"text_encoder": "clip", "text_encoder_path": "weights/clip-vit-large-patch14"}
+LATENTS = {"autoencoder": "weights/sd-vae-ft-ema"}
+
+
+@pytest.fixture
+def needs(in_tmp):
+    """What is missing for rows, by name (data class, options, metrics)."""
+
+    def lines(**rows):
+        shutil.rmtree("experiments", ignore_errors=True)
+        Path("experiments").mkdir()
+        Path("paper.yaml").touch()
+        for name, (data, options, metrics) in rows.items():
+            text = ROW.format(data=data, options=json.dumps(options), metrics=json.dumps(metrics))
+            Path(f"experiments/table1_{name}.yaml").write_text(text)
+        places = Places(Path("logs"), Path("results"))
+        return missing(plan(find_rows(Path("experiments")), "paper", [0], scales=Path(), places=places))
+
+    return lines
+
+
+def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
+    faces = ("MMCelebAHQ", {"root": "data/faces", **LATENTS, **CAPTIONS}, ["fid", "fdd", "kid"])
+    scenes = ("COCO", {"root": "data/coco", **LATENTS, **CAPTIONS}, ["fid"])
+    lines = needs(a=faces, b=faces, c=scenes)
+    for place, rows in {
+        "no folder 'data/faces'": "(for table1_a, table1_b)",
+        "no folder 'data/coco'": "(for table1_c)",
+        "weights/sd-vae-ft-ema:": "(for table1_a, table1_b, table1_c)",
+        "weights/clip-vit-large-patch14:": "(for table1_a, table1_b, table1_c)",
+        "weights fetch fid-inception": "(for table1_a, table1_b, table1_c)",
+        "weights fetch dinov2-large": "(for table1_a, table1_b)",
+    }.items():
+        (line,) = [line for line in lines if place in line]
+        assert line.endswith(rows)
+        assert "\n" not in line
+    assert len(lines) == 6
+
+
+def test_nothing_is_missing_for_a_standin_with_lite_scores(needs):
+    assert needs(a=("MMCelebAHQ", {"standin": True, "standin_num_items": 10, "image_size_px": 8}, None)) == []
+    assert needs(a=("Digits", {}, ["fid_lite"])) == []
+
+
+def test_a_text_encoder_is_not_needed_without_captions(needs):
+    options = {"standin": True, "standin_num_items": 10, "image_size_px": 8, **CAPTIONS}
+    assert needs(a=("FacesHQ", options, ["fid_lite"])) == []
+
+
+def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
+    options = {"standin": True, "standin_num_items": 10, "image_size_px": 8}
+    (line,) = needs(a=("FacesHQ", {**options, "autoencoder": "stabilityai/sd-vae-ft-ema"}, None))
+    assert "data.autoencoder: there is no folder 'stabilityai/sd-vae-ft-ema'" in line
+    Path("mine").mkdir()
+    assert needs(a=("FacesHQ", {**options, "autoencoder": "mine"}, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        (("Digitz", {}, None), "Digitz"),
+        (("Digits", {"batch_sizes": 3}, None), "batch_sizes"),
+        (("Digits", {}, ["fvd"]), "fvd is no score of pictures"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_named(needs, row, part):
+    assert any(part in line for line in needs(a=row))
+
+
+def test_damaged_weights_are_named(needs):
+    folder = Path("weights/fid-inception")
+    folder.mkdir(parents=True)
+    (folder / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half of it")
+    (line,) = needs(a=("Digits", {}, ["fid"]))
+    assert "6726825d.pth is wrong" in line

@@ -1,0 +1,221 @@
+"""States, continuation, failures and interruptions of the runner, with fakes for training and scoring."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from zigma_pl.ablations.local import Job, LocalRunner, State, job_of, sole_runner
+from zigma_pl.ablations.plan import Places, plan
+from zigma_pl.ablations.rows import find_rows
+from zigma_pl.errors import UserError
+
+TABLE1 = ("--table", "1")
+
+
+def test_rows_are_trained_and_scored_once(fakes, capsys):
+    assert fakes.run(*TABLE1) == 0
+    assert fakes.calls() == [
+        "fit table1_a",
+        "test table1_a from end.ckpt",
+        "fit table1_b",
+        "test table1_b from end.ckpt",
+    ]
+    out = capsys.readouterr().out
+    assert "2 rows at scale smoke: 0 done before, 2 to do" in out
+    assert [line.split()[:2] for line in out.splitlines()[1:]][-1] == ["table1_b", "done"]
+    assert Path("results/smoke/table1_a.json").is_file()
+    assert fakes.run(*TABLE1) == 0
+    assert fakes.calls() == []
+    assert "2 done before, 0 to do" in capsys.readouterr().out
+
+
+def test_rows_of_no_table_are_left_out_where_the_scale_has_no_file_for_them(fakes):
+    assert fakes.run() == 0
+    assert [call for call in fakes.calls() if call.startswith("fit")] == [
+        "fit table1_a",
+        "fit table1_b",
+        "fit table1x_a",
+    ]
+
+
+def test_a_failed_row_is_shown_and_the_next_one_runs(fakes, capsys):
+    fakes.behave(table1_a={"fit": "fail"})
+    assert fakes.run(*TABLE1) == 1
+    assert fakes.calls() == ["fit table1_a", "fit table1_b", "test table1_b from end.ckpt"]
+    err = capsys.readouterr().err
+    assert "error: the picture 3.jpg is broken" in err
+    assert "output.txt" in err
+    assert err.splitlines()[-1] == "error: 1 of 2 rows failed: table1_a"
+    fakes.behave()
+    assert fakes.run(*TABLE1) == 0
+    assert fakes.calls() == ["fit table1_a", "test table1_a from end.ckpt"]
+
+
+def test_a_row_whose_scoring_failed_is_not_trained_again(fakes):
+    fakes.behave(table1_a={"test": "fail"})
+    assert fakes.run("--rows", "table1_a") == 1
+    fakes.behave()
+    fakes.calls()
+    assert fakes.run("--rows", "table1_a") == 0
+    assert fakes.calls() == ["test table1_a from end.ckpt"]
+
+
+def test_scoring_without_a_record_is_a_failure(fakes, capsys):
+    fakes.behave(table1_a={"test": "no_record"})
+    assert fakes.run("--rows", "table1_a") == 1
+    assert "table1_a.json" in capsys.readouterr().err
+
+
+def interrupt_when(path, number):
+    def wait():
+        while not Path(path).exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_row_goes_on_from_its_last_checkpoint(fakes, capsys, number):
+    fakes.behave(table1_a={"fit": "hang"})
+    interrupt_when("hangs", number)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fakes.run(*TABLE1)
+    assert time.monotonic() - started < 15  # the process was told to stop
+    assert "table1_a  stopped" in capsys.readouterr().out
+    assert fakes.calls() == ["fit table1_a"]
+    fakes.behave()
+    assert fakes.run(*TABLE1) == 0
+    assert fakes.calls()[:2] == ["fit table1_a from middle.ckpt", "test table1_a from end.ckpt"]
+
+
+def test_a_cut_off_checkpoint_is_passed_over(fakes):
+    run = table1_runs()[0]
+    folder = run.log_folder / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "whole.ckpt").write_bytes(Path("middle.pt").read_bytes())
+    (folder / "cut.ckpt").write_bytes(Path("end.pt").read_bytes()[:100])
+    (folder / "last.ckpt").symlink_to("gone.ckpt")
+    assert run.checkpoint() == folder / "whole.ckpt"
+    assert not run.is_trained()
+
+
+def table1_runs(**options):
+    places = Places(Path("logs/smoke"), Path("results/smoke"))
+    rows = find_rows(Path("experiments"), options.pop("table", "1"))
+    return plan(rows, "smoke", [0], scales=Path("scales"), places=places, **options)
+
+
+def test_a_changed_configuration_is_said_and_run_only_when_asked(fakes, capsys):
+    assert fakes.run("--rows", "table1_a") == 0
+    fakes.calls()
+    fakes.write("scales/smoke.yaml", "scorer: {num_samples: 16}\nema: {decay: 0.5}\n")
+    capsys.readouterr()
+    assert fakes.run("--rows", "table1_a") == 0
+    assert fakes.calls() == []
+    out = capsys.readouterr().out
+    assert "is of another configuration (ema.decay absent -> 0.5): kept; --again" in out
+    assert fakes.run("--rows", "table1_a", "--again") == 0
+    assert fakes.calls() == ["fit table1_a", "test table1_a from end.ckpt"]
+    assert fakes.run("--rows", "table1_a") == 0
+    assert fakes.calls() == []
+
+
+def test_a_change_of_the_scoring_alone_does_not_train_again(fakes):
+    assert fakes.run("--rows", "table1_a") == 0
+    fakes.calls()
+    fakes.write("scales/smoke.yaml", "scorer: {num_samples: 32}\nmodel: {guidance: {scale: 2}}\n")
+    assert fakes.run("--rows", "table1_a", "--again") == 0
+    assert fakes.calls() == ["test table1_a from end.ckpt"]
+
+
+def test_a_half_written_record_is_said_and_made_again(fakes, capsys):
+    assert fakes.run("--rows", "table1_a") == 0
+    record = Path("results/smoke/table1_a.json")
+    record.write_text(record.read_text()[:50])
+    fakes.calls()
+    capsys.readouterr()
+    assert fakes.run("--rows", "table1_a") == 0
+    assert fakes.calls() == ["test table1_a from end.ckpt"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "no whole result record" in line]
+    assert len(said) == 1
+    assert "results/smoke/table1_a.json" in said[0]
+
+
+def test_a_record_that_another_command_wrote_is_kept(fakes, capsys):
+    fakes.write("results/smoke/table1_a.json", Path(__file__).with_name("foreign_record.json").read_text())
+    assert fakes.run("--rows", "table1_a") == 0
+    assert fakes.calls() == []
+    assert "unknown configuration" in capsys.readouterr().out
+
+
+def test_seeds_have_records_and_logs_of_their_own(fakes):
+    assert fakes.run("--rows", "table1_a", "--seeds", "0", "1") == 0
+    assert {path.name for path in Path("results/smoke").glob("*.json")} == {"table1_a.json", "table1_a_seed1.json"}
+    assert {path.name for path in Path("logs/smoke").iterdir()} == {"table1_a", "table1_a_seed1"}
+
+
+def test_a_further_file_is_laid_over_all(fakes):
+    fakes.write("mine.yaml", "data: {init_args: {root: elsewhere}}\n")
+    plain, mine = table1_runs()[0], table1_runs(extra_files=[Path("mine.yaml")])[0]
+    assert mine.fit_command()[mine.fit_command().index("mine.yaml") - 1] == "--config"
+    assert mine.log_folder != plain.log_folder
+
+
+def test_a_last_step_that_is_not_saved_is_refused(fakes):
+    fakes.write("scales/smoke.yaml", "trainer: {max_steps: 7}\ncheckpoint: {every_n_train_steps: 5}\n")
+    with pytest.raises(UserError, match="no multiple of"):
+        table1_runs()
+
+
+def test_a_row_that_another_process_runs_is_left_to_it(fakes, capsys):
+    with sole_runner(table1_runs()[0].log_folder) as lock:
+        assert lock is not None
+        assert fakes.run(*TABLE1) == 0
+    assert fakes.calls() == ["fit table1_b", "test table1_b from end.ckpt"]
+    assert "another process runs it" in capsys.readouterr().out
+
+
+def test_a_row_that_was_done_meanwhile_is_not_repeated(fakes):
+    stale = [job_of(run, again=False) for run in table1_runs()]
+    assert fakes.run(*TABLE1) == 0
+    fakes.calls()
+    list(LocalRunner(stale).run())
+    assert fakes.calls() == []
+    assert all(job.state is State.DONE for job in stale)
+
+
+def test_the_lock_outlives_a_killed_runner_while_its_process_goes_on(tmp_path):
+    with sole_runner(tmp_path) as lock:
+        sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+    with sole_runner(tmp_path) as second:
+        assert second is None
+    sleeper.communicate(b"\n")
+    with sole_runner(tmp_path) as third:
+        assert third is not None
+
+
+def test_several_rows_run_at_a_time(fakes):
+    fakes.behave(table1_a={"fit": "hang"})
+    jobs = [job_of(run, again=False) for run in table1_runs()]
+    looks = LocalRunner(jobs, num_workers=2).run()
+    for _ in looks:
+        if jobs[1].state is State.DONE:
+            break
+    assert jobs[0].state is State.TRAINING
+    looks.close()
+    assert jobs[0].state is State.STOPPED
+
+
+def test_an_error_of_ours_is_not_taken_for_a_failed_row(fakes, monkeypatch):
+    runs = table1_runs()
+    monkeypatch.setattr(type(runs[0]), "is_trained", lambda run: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(LocalRunner([Job(runs[0])]).run())

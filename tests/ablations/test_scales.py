@@ -1,0 +1,50 @@
+"""The scales as shipped, laid over the rows as shipped."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from zigma_pl.ablations.composed import compose, differences
+from zigma_pl.ablations.plan import Places, plan
+from zigma_pl.ablations.rows import find_rows
+
+REPOSITORY = Path(__file__).parents[2]
+SCALES = REPOSITORY / "configs" / "scale"
+
+
+@pytest.fixture(params=["smoke", "h100", "paper"])
+def runs(request):
+    rows = find_rows(REPOSITORY / "experiments")
+    return plan(rows, request.param, [0], scales=SCALES, places=Places(Path("logs"), Path("results")))
+
+
+def test_every_row_of_a_table_runs_at_every_scale(runs):
+    tables = {path.stem for path in (REPOSITORY / "experiments").glob("table*.yaml")}
+    assert tables <= {run.row.name for run in runs}
+
+
+def test_a_scale_changes_no_class_and_names_itself(runs):
+    for run in runs:
+        changes = differences(compose([run.row.path]), run.config)
+        # What a row leaves to the default may be named by a scale, such as the class of the sampler.
+        classes = [change for change in changes if "class_path" in change and " absent -> " not in change]
+        assert classes == []
+        assert run.config["scorer"]["scale"] == run.scale
+
+
+def test_rows_of_a_table_see_the_same_number_of_samples(runs):
+    seen = {}
+    for run in runs:
+        batch_size = run.config["data"]["init_args"]["batch_size"]
+        seen.setdefault(run.row.prefix, set()).add(run.num_steps * batch_size)
+    if runs[0].scale != "paper":
+        assert all(len(numbers) == 1 for numbers in seen.values())
+
+
+def test_no_file_of_a_scale_is_for_nothing():
+    rows = {row.name: row.prefix for row in find_rows(REPOSITORY / "experiments")}
+    special = [path.stem for path in SCALES.glob("*/*.yaml")]
+    assert special
+    assert all(name in {*rows, *rows.values()} for name in special)
+    assert all(re.fullmatch(r"[a-z0-9]+", path.stem) for path in SCALES.glob("*.yaml"))

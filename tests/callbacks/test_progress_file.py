@@ -1,0 +1,60 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from zigma_pl.callbacks import progress_file
+from zigma_pl.callbacks.progress_file import Progress, ProgressFile, read_progress, tell_sampled
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(progress_file.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def trainer():
+    return SimpleNamespace(
+        is_global_zero=True, global_step=100, max_steps=200, callback_metrics={}, num_test_batches=[4], callbacks=[]
+    )
+
+
+def test_training_counts_steps_from_where_it_went_on(tmp_path, clock, trainer):
+    path = tmp_path / "run" / "progress.json"
+    callback = ProgressFile(str(path))
+    callback.on_train_start(trainer, None)
+    assert read_progress(path) == Progress("training", 100, 200)
+    clock.now += 10
+    trainer.global_step = 120
+    trainer.callback_metrics["train/images_per_second"] = torch.tensor(64.0)
+    callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert read_progress(path) == Progress("training", 120, 200, 64.0, 40.0)  # 2 steps a second, 80 to go
+    clock.now += 0.1
+    trainer.global_step = 121
+    callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert read_progress(path).done == 120  # not at every step
+    trainer.global_step = 200
+    callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert read_progress(path).done == 200
+
+
+def test_scoring_counts_batches_then_images(tmp_path, clock, trainer):
+    path = tmp_path / "progress.json"
+    trainer.callbacks = [object(), ProgressFile(str(path))]
+    trainer.callbacks[1].on_test_batch_end(trainer, None, None, None, 0)
+    assert read_progress(path) == Progress("validation loss", 1, 4)
+    tell_sampled(trainer, 16, 64)
+    clock.now += 4
+    tell_sampled(trainer, 32, 64)
+    assert read_progress(path) == Progress("sampling", 32, 64, 4.0, 8.0)
+    assert json.loads(path.read_text())["phase"] == "sampling"
+    assert [file.name for file in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_other_processes_write_nothing(tmp_path, clock, trainer):
+    trainer.is_global_zero = False
+    ProgressFile(str(tmp_path / "progress.json")).on_train_start(trainer, None)
+    assert read_progress(tmp_path / "progress.json") is None

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from zigma_pl import __main__ as command_line
+from zigma_pl.commands.ablations import main
+from zigma_pl.errors import UserError
+
+TINY = """
+model:
+  backbone: {init_args: {width: 16, depth: 2}}
+  sampler: {init_args: {num_steps: 2}}
+trainer: {max_steps: 4, val_check_interval: 2, log_every_n_steps: 1}
+checkpoint: {every_n_train_steps: 2}
+preview: {num_samples: 10}
+scorer: {num_samples: 16, metrics: []}  # the lite network takes its time
+"""
+
+
+@pytest.mark.slow
+def test_a_row_is_trained_scored_continued_and_reported(in_tmp, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
+    Path("tiny.yaml").write_text(TINY)
+    options = ["--rows", "digits", "--jobs", "1", "--config", "tiny.yaml", "--no-report"]
+    assert main(options) == 0
+    record = json.loads(Path("results/smoke/digits.json").read_text())
+    assert (record["row"], record["scale"]) == ("digits", "smoke")
+    assert record["training"]["steps"] == 4
+    assert record["scores"].keys() == {"validation_loss"}
+    assert Path("results/smoke/digits/grid.png").is_file()
+    (progress,) = Path("logs/smoke/digits").glob("*/progress.json")
+    assert json.loads(progress.read_text())["phase"] == "sampling"
+
+    (last,) = progress.parent.glob("checkpoints/last.ckpt")
+    trained = last.stat().st_mtime
+    Path("results/smoke/digits.json").unlink()
+    assert main(options) == 0  # scores again, and does not train again
+    assert last.stat().st_mtime == trained
+    assert json.loads(Path("results/smoke/digits.json").read_text())["scores"] == record["scores"]
+
+
+def test_it_ends_with_tables_and_report(in_tmp, monkeypatch, capsys):
+    called = []
+
+    class Module:
+        @staticmethod
+        def main(argv):
+            called.append(argv)
+            raise UserError("results/half.json is no whole result record")
+
+    monkeypatch.setattr("zigma_pl.commands.ablations.import_module", lambda name: Module)
+    monkeypatch.setitem(command_line.COMMANDS, "tables", ("tables", ""))
+    monkeypatch.setattr("zigma_pl.commands.ablations._run_here", lambda jobs, options: None)
+    monkeypatch.setattr("zigma_pl.ablations.requirements.missing", lambda runs: [])
+    assert main(["--rows", "digits"]) == 1
+    (argv,) = called
+    assert argv[0] == "--results=results"
+    assert "half.json" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_listed_before_anything_starts(in_tmp, monkeypatch, capsys):
+    monkeypatch.setattr("zigma_pl.ablations.requirements.missing", lambda runs: ["data/x is missing", "weights/y too"])
+    assert main(["--scale", "paper", "--table", "1"]) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].startswith("error: scale paper needs what is not there")
+    assert err[1:] == ["  data/x is missing", "  weights/y too"]
+    assert not Path("logs").exists()
+
+
+def test_dry_run_shows_the_commands_of_each_row(in_tmp, capsys):
+    assert main(["--rows", "table1_sweep", "--dry-run"]) == 0
+    fit, test = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    assert " fit --config " in fit
+    assert "smoke.yaml" in fit
+    assert "--ckpt_path" not in fit
+    assert test.endswith("checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [(["--jobs", "0"], "--jobs"), (["--scale", "huge"], "h100, paper, smoke"), (["--rows", "zag*"], "zag*")],
+)
+def test_wrong_options_give_one_line(in_tmp, options, part):
+    with pytest.raises(UserError) as caught:
+        main(options)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
