@@ -1,5 +1,6 @@
 import pytest
 import torch
+from metrics.i3d_network import I3DNetwork
 from torch import nn
 
 from zigma_pl.errors import UserError
@@ -47,3 +48,24 @@ def test_too_few_frames_other_files_and_pictures_are_refused(tmp_path):
     (tmp_path / "torn.pt").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"i3d: cannot load .*torn\.pt"):
         build_extractor("i3d", tmp_path / "torn.pt")
+
+
+def test_true_architecture_with_random_weights(tmp_path):
+    torch.manual_seed(0)
+    network = I3DNetwork().eval()
+    assert sum(parameter.numel() for parameter in network.trunk.parameters()) == 12_287_264  # published: 12 million
+    torch.jit.script(network).save(str(tmp_path / "i3d_torchscript.pt"))
+    extractor = build_extractor("i3d", tmp_path / "i3d_torchscript.pt")
+    clips = torch.randint(0, 256, (2, 10, 3, 32, 32), dtype=torch.uint8)
+    clips[1] = clips[0].flip(0)  # the same frames backwards
+    features = extractor(clips)
+    with torch.no_grad():
+        expected = network.logits(
+            network.trunk(
+                torch.nn.functional.interpolate(
+                    clips[:1].transpose(1, 2).float() / 127.5 - 1, [10, 224, 224], mode="trilinear"
+                )
+            )
+        ).mean(dim=[2, 3, 4])
+    torch.testing.assert_close(features[:1], expected, rtol=1e-3, atol=1e-4)
+    assert (features[0] - features[1]).norm() > 1e-2 * features[0].norm()  # time counts
