@@ -174,3 +174,10 @@ def test_predict_needs_no_folder_and_cycles_captions(tmp_path):
     assert len(set(faces(tmp_path).predict_captions)) == 8
     with pytest.raises(UserError, match="predict_captions"):
         faces(tmp_path, predict_captions=[])
+
+
+def test_without_condition_there_are_no_captions(root):
+    data = faces(root, condition="none")
+    assert (data.has_captions, data.caption_dim, data.text_encoder) == (False, None, None)
+    assert data.load_split("train")[0].captions is None
+    assert data.described() != faces(root).described()

@@ -33,16 +33,17 @@ class CaptionedFaces(ImageDataset):
         self.image_folder = image_folder
         self.caption_folder = caption_folder
         self.image_ids = image_ids
+        self.with_captions = True
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> ImageItem:
         image_id = self.image_ids[index]
-        return ImageItem(
-            decode_image(self.image_folder / f"{image_id}.jpg"),
-            captions=read_captions(self.caption_folder / f"{image_id}.txt"),
-        )
+        image = decode_image(self.image_folder / f"{image_id}.jpg")
+        if not self.with_captions:
+            return ImageItem(image)
+        return ImageItem(image, captions=read_captions(self.caption_folder / f"{image_id}.txt"))
 
 
 class FacesOnDisk:
@@ -91,7 +92,7 @@ def ids_of_files(folder: Path, suffix: str) -> set[int]:
 
 
 class MMCelebAHQ(DownloadedDataModule):
-    """Multi-Modal-CelebA-HQ with captions as condition.
+    """Multi-Modal-CelebA-HQ with captions as condition, or without.
 
     Splits: the published 24,000 for training and 6,000 for testing. There is no published validation split: the first
     `num_validation_images` of the test split (by id) serve as one, so do not choose a model by them and then report
@@ -103,12 +104,12 @@ class MMCelebAHQ(DownloadedDataModule):
 
     Args:
         root: folder of the data set.
+        condition: what the model is given: a caption or nothing.
         num_validation_images: how many of the test split to validate on.
         num_workers: worker processes that decode images; 0 decodes in the main process.
         options: those of every downloaded data set.
     """
 
-    has_captions = True
     default_captions = (
         "A smiling person with blond hair.",
         "This person has black hair and wears glasses.",
@@ -125,18 +126,25 @@ class MMCelebAHQ(DownloadedDataModule):
     def __init__(
         self,
         root: str = "data/mm-celeba-hq",
+        condition: Literal["caption", "none"] = "caption",
         num_validation_images: int = 500,
         num_workers: int = 2,
         **options: Any,
     ) -> None:
+        self.has_captions = condition == "caption"
         super().__init__(root=root, num_workers=num_workers, **options)
         if num_validation_images < 1:
             raise UserError(f"data.num_validation_images must be at least 1, got {num_validation_images}")
+        self.conditioned_on = condition
         self.num_validation_images = num_validation_images
 
     def write_standin(self, folder: Path) -> None:
         """Draw captioned cartoon faces; four in five are for training."""
         write_mm_celeba_hq(folder, self.standin_num_items, self.image_size_px)
+
+    def described(self) -> dict[str, Any]:
+        """Return as plain values what decides which items a split has and what is in them."""
+        return {**super().described(), "condition": self.conditioned_on}
 
     def load_split(self, split: Split) -> CaptionedFaces:
         """Open one split, drawing the stand-in first when it is asked for and not there yet.
@@ -147,6 +155,7 @@ class MMCelebAHQ(DownloadedDataModule):
         faces = self._faces.split("train" if split == "train" else "test")
         if split == "validation":
             faces.image_ids = faces.image_ids[: self.num_validation_images]
+        faces.with_captions = self.has_captions
         return faces
 
     @cached_property
