@@ -51,10 +51,24 @@ class DataCLI(ZigmaCLI):
 
 def main(argv: list[str]) -> int:
     """Run `python -m zigma_pl show-batch --config FILE --out PNG`; returns the exit status."""
+    cli = read_configuration(argv)
+    out, num_samples, split = cli.config.out, cli.config.num_samples, cli.config.split
+    if num_samples < 1:
+        raise UserError(f"--num_samples must be at least 1, got {num_samples}")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the name must end in .png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_batch(cli.datamodule, split, num_samples).savefig(out)
+    print(out)
+    return 0
+
+
+def read_configuration(argv: list[str]) -> DataCLI:
+    """Return the data module that the options, such as --config FILE, describe, and the options themselves."""
     Parser.command = "show-batch"
     quieten()
     with process_arguments(argv):
-        cli = DataCLI(
+        return DataCLI(
             GenerativeModule,
             ImageDataModule,
             subclass_mode_data=True,
@@ -70,15 +84,6 @@ def main(argv: list[str]) -> int:
             auto_configure_optimizers=False,
             run=False,
         )
-    out, num_samples, split = cli.config.out, cli.config.num_samples, cli.config.split
-    if num_samples < 1:
-        raise UserError(f"--num_samples must be at least 1, got {num_samples}")
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: the name must end in .png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_batch(cli.datamodule, split, num_samples).savefig(out)
-    print(out)
-    return 0
 
 
 def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Figure":
