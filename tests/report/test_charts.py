@@ -4,7 +4,7 @@ import re
 import pytest
 from report.synthetic import BATCH_SIZE, STEPS
 
-from zigma_pl.report.charts import HEIGHT, LEFT, WIDTH, Axis, Series, compact, dot_chart, line_chart
+from zigma_pl.report.charts import HEIGHT, LEFT, WIDTH, Axis, Series, compact, dot_chart, line_chart, tick_labels
 from zigma_pl.report.curves import averaged, read_curves
 from zigma_pl.report.figures import over_samples
 from zigma_pl.report.markup import Markup, join, tag
@@ -38,6 +38,11 @@ def test_ends_of_an_axis_are_its_values():
         assert [axis(2), axis(8)] == pytest.approx([10, 20])
     assert Axis(2, 8, 10, 20)(5) == pytest.approx(15)
     assert Axis(2, 8, 10, 20, logarithmic=True)(4) == pytest.approx(15)
+
+
+def test_ticks_that_lie_close_together_are_told_apart():
+    assert tick_labels([4270.0, 4275.0, 4280.0]) == ["4.27k", "4.275k", "4.28k"]
+    assert tick_labels([0.0, 0.5]) == ["0", "0.5"]
 
 
 def test_compact():

@@ -110,12 +110,22 @@ def swatch(place: int) -> Markup:
     return tag("svg", line, viewBox="0 0 22 10", width=22, height=10, aria_hidden="true", class_="swatch")
 
 
-def compact(value: float) -> str:
+def compact(value: float, num_digits: int = 3) -> str:
     """Write a tick: 0.05, 200, 1.5k, 24M."""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
+            return f"{value / factor:.{num_digits}g}{unit}"
+    return f"{value:.{num_digits}g}"
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Write ticks with as many digits as tell them apart, at least three."""
+    labels: list[str] = []
+    for num_digits in range(3, 9):
+        labels = [compact(value, num_digits) for value in ticks]
+        if len(set(labels)) == len(ticks):
+            break
+    return labels
 
 
 def _picture(title: str, description: str, height: float, parts: Sequence[Markup | list[Markup]]) -> Markup:
@@ -170,10 +180,11 @@ def _dots(series: Series, axis: Axis, y: float) -> Markup:
 
 def _horizontal_grid(y_axis: Axis, x_axis: Axis) -> list[Markup]:
     parts = []
-    for value in y_axis.ticks():
+    ticks = y_axis.ticks()
+    for value, label in zip(ticks, tick_labels(ticks), strict=True):
         y = _n(y_axis(value))
         parts.append(tag("line", x1=x_axis.start, x2=x_axis.end, y1=y, y2=y, class_="grid"))
-        parts.append(tag("text", compact(value), x=LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
+        parts.append(tag("text", label, x=LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
     return parts
 
 
@@ -183,7 +194,11 @@ def _vertical_grid(axis: Axis, height: float) -> list[Markup]:
 
 
 def _x_ticks(axis: Axis, y: float) -> list[Markup]:
-    return [tag("text", compact(value), x=_n(axis(value)), y=y + 16, text_anchor="middle") for value in axis.ticks()]
+    ticks = axis.ticks()
+    return [
+        tag("text", label, x=_n(x), y=y + 16, text_anchor="end" if x > axis.end - 12 else "middle")
+        for x, label in zip(map(axis, ticks), tick_labels(ticks), strict=True)
+    ]
 
 
 def _x_label(text: str, height: float) -> Markup:
