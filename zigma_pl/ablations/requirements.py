@@ -41,9 +41,10 @@ def _missing(data: dict[str, Any], metrics: Sequence[str] | None) -> Iterator[st
     except (ImportError, AttributeError, ValueError) as error:
         yield f"data.class_path {data['class_path']}: {error}"
         return
-    folders = _encoder_folders(data_class, options)
+    has_captions = _has_captions(data_class, options)
+    folders = _encoder_folders(has_captions, options)
     names = [name for name in WEIGHTS if str(DEFAULT_ROOT / name) in folders.values()]
-    if data_class.has_captions and options.get("text_encoder") == "minilm" and "text_encoder_path" not in folders:
+    if has_captions and options.get("text_encoder") == "minilm" and "text_encoder_path" not in folders:
         names.append("minilm")
     for name, folder in folders.items():
         if Path(folder).name not in names and not Path(folder).is_dir():
@@ -62,10 +63,22 @@ def _class_of(class_path: str) -> type[ImageDataModule]:
     return data_class
 
 
-def _encoder_folders(data_class: type[ImageDataModule], options: dict[str, Any]) -> dict[str, str]:
+def _has_captions(data_class: type[ImageDataModule], options: dict[str, Any]) -> bool:
+    """Whether the set has captions under these options; those that cannot be used are named when it is opened."""
+    try:
+        return data_class(**_without_weights(options)).has_captions
+    except (UserError, TypeError):
+        return False
+
+
+def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {name: value for name, value in _WITHOUT_WEIGHTS.items() if name in options}
+
+
+def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, str]:
     """Return the folders of the encoders that are used and have one, by option."""
     used = ["autoencoder"]
-    if data_class.has_captions and options.get("text_encoder", "hashing") != "hashing":
+    if has_captions and options.get("text_encoder", "hashing") != "hashing":
         used.append("text_encoder_path")
     return {name: options[name] for name in used if options.get(name) not in (None, "identity")}
 
@@ -76,7 +89,7 @@ def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDa
     Encoders are replaced by those that need no weights, unless a prepared set is to be compared with the true ones.
     """
     if options.get("cache") is None:
-        options = options | {name: value for name, value in _WITHOUT_WEIGHTS.items() if name in options}
+        options = _without_weights(options)
     datamodule = data_class(**options)
     for stage in ("fit", "test"):
         datamodule.setup(stage)

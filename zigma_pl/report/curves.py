@@ -38,7 +38,7 @@ def _checkpoint_of(log_folder: Path) -> Path | None:
     if not path or not str(path).endswith(".ckpt"):
         return None
     # Relative to the folder in which training ran, which is the present one or one that the log folder lies in.
-    candidates = [Path(path), *(parent / path for parent in log_folder.absolute().parents)]
+    candidates = [parent / path for parent in log_folder.absolute().parents]
     return next((candidate for candidate in candidates if candidate.parent.parent.is_dir()), None)
 
 

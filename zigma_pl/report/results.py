@@ -39,7 +39,7 @@ class Result:
 
         That is the present folder, or one that the record lies in; if the file is in neither, the path as it is.
         """
-        candidates = [Path(path), *(parent / path for parent in self.file.absolute().parents)]
+        candidates = [parent / path for parent in self.file.absolute().parents]
         return next((candidate for candidate in candidates if candidate.exists()), Path(path))
 
     def value(self, score: str) -> float | None:
