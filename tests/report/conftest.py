@@ -10,3 +10,9 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     write_project(folder, Path(__file__).parents[2])
     return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Run in an empty folder: records and pictures of the repository itself are not those of the tests."""
+    monkeypatch.chdir(tmp_path)

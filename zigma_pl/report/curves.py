@@ -37,8 +37,8 @@ def _checkpoint_of(log_folder: Path) -> Path | None:
     path = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("ckpt_path")
     if not path or not str(path).endswith(".ckpt"):
         return None
-    # Relative to the folder in which training ran, which is the present one or one that the log folder lies in.
-    candidates = [parent / path for parent in log_folder.absolute().parents]
+    # Relative to the folder in which training ran, which is one that the log folder lies in or the present one.
+    candidates = [*(parent / path for parent in log_folder.absolute().parents), Path(path)]
     return next((candidate for candidate in candidates if candidate.parent.parent.is_dir()), None)
 
 

@@ -37,7 +37,7 @@ class Result:
     def locate(self, path: str) -> Path:
         """Return where a file is that the record names relative to the folder in which `test` ran.
 
-        That is the present folder, or one that the record lies in; if the file is in neither, the path as it is.
+        That is one that the record lies in, or the present folder, in which the path is looked for if it is in none.
         """
         candidates = [parent / path for parent in self.file.absolute().parents]
         return next((candidate for candidate in candidates if candidate.exists()), Path(path))
