@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -93,6 +93,9 @@ class ZigmaCLI(LightningCLI):
             raise UserError(f"checkpoint {path} is truncated or no checkpoint: use the one saved before it")
 
 
+CLI = TypeVar("CLI", bound=ZigmaCLI)
+
+
 def quieten() -> None:
     """Silence advertisements, and warnings about the insides of the libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
@@ -113,34 +116,43 @@ def process_arguments(argv: list[str]) -> Iterator[None]:
         sys.argv = program
 
 
-def main(argv: list[str]) -> int:
-    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
-    common: dict[str, Any] = {"parser_mode": "omegaconf"}
-    # By absolute path: LightningCLI skips a missing relative one in silence.
-    of_command = {"default_config_files": [str(shipped_file("configs/base.yaml"))], **common}
+def run_cli(cli_class: type[CLI], command: str, argv: list[str], parser_kwargs: dict[str, Any], **options: Any) -> CLI:
+    """Read the options of a command over module, data and YAML layers, and do what the class does with them."""
     quieten()
-    Parser.command = argv[0]
+    Parser.command = command
     with process_arguments(argv):
-        ZigmaCLI(
+        return cli_class(
             GenerativeModule,
             ImageDataModule,
             subclass_mode_data=True,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={
-                "prog": "python -m zigma_pl",
-                **common,
-                **{
-                    name: {
-                        "usage": f"python -m zigma_pl {name} --config ROW.yaml [options]",
-                        "description": text,
-                        **of_command,
-                    }
-                    for name, text in DESCRIPTIONS.items()
-                },
-            },
-            save_config_callback=SaveConfigOnFit,
-            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf", **parser_kwargs},
             auto_configure_optimizers=False,
+            **options,
         )
+
+
+def parser_of(command: str, description: str, options: str = "--config ROW.yaml [options]") -> dict[str, Any]:
+    """Return the parser's arguments of one command."""
+    return {
+        "usage": f"python -m zigma_pl {command} {options}",
+        "description": description,
+        # By absolute path: LightningCLI skips a missing relative one in silence.
+        "default_config_files": [str(shipped_file("configs/base.yaml"))],
+        "parser_mode": "omegaconf",
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
+    parsers = {name: parser_of(name, text) for name, text in DESCRIPTIONS.items()}
+    run_cli(
+        ZigmaCLI,
+        argv[0],
+        argv,
+        {"prog": "python -m zigma_pl", **parsers},
+        save_config_callback=SaveConfigOnFit,
+        save_config_kwargs={"overwrite": True},
+    )
     return 0

@@ -3,13 +3,13 @@
 Nothing here uses a network; `python -m zigma_pl weights fetch` does.
 """
 
-import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import sha256
 
 DEFAULT_ROOT = Path("weights")
 CHECKSUMS = "SHA256SUMS"  # in the root, in the format of sha256sum: hashes seen of files whose hash is not published
@@ -246,12 +246,6 @@ def find_weights(name: str, given: str | Path | None = None) -> Path:
     )
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_published(name: str, sha256: str) -> bool:
     """Whether a hash is that of the published weights of `name`."""
     return sha256 == weights_of(name).files[0].sha256
@@ -266,7 +260,7 @@ def check(name: str, root: Path = DEFAULT_ROOT) -> list[Finding]:
 def _check_file(path: Path, file: WeightFile, root: Path) -> Finding:
     if not path.is_file():
         return Finding(path, State.MISSING)
-    digest = sha256_of(path)
+    digest = sha256(path)
     if file.size_bytes not in (None, path.stat().st_size):
         return Finding(path, State.WRONG, digest)
     if file.sha256 is not None:

@@ -3,8 +3,9 @@ import torch
 from data.prepared.tiny import faces, prepare_faces, save_tiny_kl, write_faces
 
 from zigma_pl.data import Digits
+from zigma_pl.data.picture_files import evenly_spaced
 from zigma_pl.errors import UserError
-from zigma_pl.evaluation.held_out import RealPictures, evenly_spaced
+from zigma_pl.evaluation.held_out import NUM_PROBED, RealPictures
 
 
 @pytest.fixture(scope="module")
@@ -61,5 +62,5 @@ def test_samples_are_drawn_under_the_held_out_classes():
 
 
 def test_probed_items_are_spread():
-    assert evenly_spaced(3) == [0, 1, 2]
-    assert evenly_spaced(32) == list(range(0, 32, 2))
+    assert evenly_spaced(3, NUM_PROBED) == [0, 1, 2]
+    assert evenly_spaced(32, NUM_PROBED) == list(range(0, 32, 2))

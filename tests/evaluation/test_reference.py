@@ -102,8 +102,9 @@ class GreyData(ImageDataModule):
 def test_other_pictures_have_another_reference(tmp_path):
     data = GreyData(image_size_px=8)
     same, one = Reference(tmp_path, data), Reference(tmp_path, data)
-    data.darkest = 1
-    other = Reference(tmp_path, data)
+    darker = GreyData(image_size_px=8)
+    darker.darkest = 1
+    other = Reference(tmp_path, darker)
     assert one.files.description == same.files.description
     assert one.files.description != other.files.description
     assert one.get().sha256 != other.get().sha256

@@ -66,11 +66,11 @@ def test_positions_are_sampled_where_the_original_network_does():
 
 
 def test_random_weights_are_not_comparable_and_known_by_their_hash(folder, tmp_path):
-    from zigma_pl.weights import sha256_of
+    from zigma_pl.files import sha256
 
     fingerprint = build_extractor("dinov2", folder).fingerprint()
     assert fingerprint["comparable"] is False
-    assert fingerprint["weights_sha256"] == sha256_of(folder / "model.safetensors")
+    assert fingerprint["weights_sha256"] == sha256(folder / "model.safetensors")
 
 
 def test_missing_broken_and_incomplete_weights_are_named(folder, tmp_path, in_tmp):

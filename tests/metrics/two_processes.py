@@ -26,6 +26,9 @@ def main(rank, world_size, folder):
     # A process without samples, as where there are fewer samples than processes.
     nothing = FeatureStatistics(features.shape[1])
     (nothing if rank else nothing.update(features)).all_reduce().save(folder / f"uneven{rank}.npz")
+    # Without these, the threads of gloo can outlive the interpreter, which then aborts.
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def error_of(ids, num_samples):

@@ -12,9 +12,9 @@ import yaml
 
 from zigma_pl.ablations.composed import compose, differences, fingerprint, option, without
 from zigma_pl.ablations.rows import Row, overlay_of
-from zigma_pl.callbacks.grid import whole_file
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.record import ResultRecord, read_record, record_path
+from zigma_pl.files import whole_file
 from zigma_pl.shipped import shipped_file
 
 PROGRAM = (sys.executable, "-m", "zigma_pl")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from zigma_pl.callbacks.grid import tile, to_pil, whole_file
+from zigma_pl.callbacks.grid import tile, to_pil
 from zigma_pl.errors import UserError
+from zigma_pl.files import whole_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

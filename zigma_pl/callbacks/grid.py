@@ -4,14 +4,14 @@ Axes: B batch, F frames (videos only), C channels, H W pixels.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from zigma_pl.files import whole_file
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -38,15 +38,6 @@ def tile(images: list[Image.Image], num_columns: int, min_side_px: int = 48, pad
         enlarged = image.convert("RGB").resize((width * factor, height * factor), Image.Resampling.NEAREST)
         canvas.paste(enlarged, (padding_px + column * cell_width, padding_px + row * cell_height))
     return canvas
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, and rename it at the end: a reader of `path` never sees half of the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    temporary.replace(path)
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import lightning as L
 
-from zigma_pl.callbacks.grid import whole_file
 from zigma_pl.callbacks.throughput import IMAGES_PER_SECOND
+from zigma_pl.files import whole_file
 
 Phase = Literal["training", "validation loss", "sampling"]
 

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zigma_pl.batch import RawBatch
-from zigma_pl.cli import Parser, ZigmaCLI, process_arguments, quieten
+from zigma_pl.cli import ZigmaCLI, parser_of, run_cli
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
-from zigma_pl.module import GenerativeModule
-from zigma_pl.shipped import shipped_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,25 +63,12 @@ def main(argv: list[str]) -> int:
 
 def read_configuration(argv: list[str]) -> DataCLI:
     """Return the data module that the options, such as --config FILE, describe, and the options themselves."""
-    Parser.command = "show-batch"
-    quieten()
-    with process_arguments(argv):
-        return DataCLI(
-            GenerativeModule,
-            ImageDataModule,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            parser_class=Parser,
-            parser_kwargs={
-                "prog": "python -m zigma_pl show-batch",
-                "usage": "python -m zigma_pl show-batch --config ROW.yaml --out batch.png [options]",
-                "description": "Draw a batch of the data set that a configuration names.",
-                "parser_mode": "omegaconf",
-                "default_config_files": [str(shipped_file("configs/base.yaml"))],
-            },
-            auto_configure_optimizers=False,
-            run=False,
-        )
+    parser = parser_of(
+        "show-batch",
+        "Draw a batch of the data set that a configuration names.",
+        "--config ROW.yaml --out batch.png [options]",
+    )
+    return run_cli(DataCLI, "show-batch", argv, {"prog": "python -m zigma_pl show-batch", **parser}, run=False)
 
 
 def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Figure":

@@ -111,19 +111,26 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if self.has_captions:
             self._text_encoder = build_text_encoder(text_encoder, text_encoder_path, caption_dim, max_caption_tokens)
         self._splits: dict[Split, SplitSamples] = {}
+        self._pixel_items: dict[Split, PixelDataset] = {}
         # With more ranks than images, some rank has nothing to evaluate; that is no fault.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @abstractmethod
     def load_split(self, split: Split) -> ImageDataset | Sequence[Any]:
-        """Open one split: its pictures, or what the `pixel_items` of a subclass cuts to size.
+        """Open one split: its pictures, or what the `open_pixel_items` of a subclass cuts to size.
 
         Raises:
             UserError: it is not there; folder, layout and remedy are named.
         """
 
     def pixel_items(self, split: Split) -> PixelDataset:
-        """Open one split with its pictures cut to size, without anything drawn at random."""
+        """Return one split with its pictures cut to size, without anything drawn at random; it is opened once."""
+        if split not in self._pixel_items:
+            self._pixel_items[split] = self.open_pixel_items(split)
+        return self._pixel_items[split]
+
+    def open_pixel_items(self, split: Split) -> PixelDataset:
+        """Open what `pixel_items` returns."""
         images = self.load_split(split)
         assert isinstance(images, ImageDataset)
         return CroppedImages(images, self.image_size_px)

@@ -29,11 +29,11 @@ REMEDY = (
 class CaptionedFaces(ImageDataset):
     """The pictures `<id>.jpg` of one split and their caption files `<id>.txt`, in the order of `image_ids`."""
 
-    def __init__(self, image_folder: Path, caption_folder: Path, image_ids: list[int]) -> None:
+    def __init__(self, image_folder: Path, caption_folder: Path, image_ids: list[int], with_captions: bool) -> None:
         self.image_folder = image_folder
         self.caption_folder = caption_folder
         self.image_ids = image_ids
-        self.with_captions = True
+        self.with_captions = with_captions
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -61,7 +61,7 @@ class FacesOnDisk:
         self.caption_folder, self.with_captions = find_files(root, CAPTION_FOLDERS, ".txt")
         self.image_ids = read_splits(root, self.with_image)
 
-    def split(self, name: Literal["train", "test"]) -> CaptionedFaces:
+    def split(self, name: Literal["train", "test"], with_captions: bool = True) -> CaptionedFaces:
         """Return one split, in rising order of ids, having checked that each has a picture and a caption file."""
         image_ids = sorted(self.image_ids[name])
         if not image_ids:
@@ -73,7 +73,7 @@ class FacesOnDisk:
                     f"MM-CelebA-HQ in {self.root}: no {what} for {len(missing)} of the {len(image_ids)} ids for "
                     f"'{name}', the first is {missing[0]}; unpack the archives again, or shorten the lists"
                 )
-        return CaptionedFaces(self.image_folder, self.caption_folder, image_ids)
+        return CaptionedFaces(self.image_folder, self.caption_folder, image_ids, with_captions)
 
 
 def find_files(root: Path, candidates: tuple[str, ...], suffix: str) -> tuple[Path, set[int]]:
@@ -152,10 +152,9 @@ class MMCelebAHQ(DownloadedDataModule):
         Raises:
             UserError: folder, pictures, captions or lists are missing, or the lists contradict each other.
         """
-        faces = self._faces.split("train" if split == "train" else "test")
+        faces = self._faces.split("train" if split == "train" else "test", self.has_captions)
         if split == "validation":
             faces.image_ids = faces.image_ids[: self.num_validation_images]
-        faces.with_captions = self.has_captions
         return faces
 
     @cached_property

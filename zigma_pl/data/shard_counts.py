@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zigma_pl.data.prepared.files import written_whole
 from zigma_pl.data.tar_shards import open_shard
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 
 _FORMAT_VERSION = 1
 

@@ -171,7 +171,7 @@ class VideoDataModule(DownloadedDataModule):
     def load_split(self, split: Split) -> Sequence[VideoItem]:
         """List one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
 
-    def pixel_items(self, split: Split) -> FixedClips:
+    def open_pixel_items(self, split: Split) -> FixedClips:
         """Open one split as its fixed clips."""
         return FixedClips(self.load_split(split), self.cutter, self.clips_per_video, self._within_part)
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.images import PixelDataset
+from zigma_pl.data.picture_files import evenly_spaced
 from zigma_pl.data.prepared.gather import PreparedSamples
 from zigma_pl.data.prepared.manifest import Manifest
 from zigma_pl.encoders.autoencoder import IdentityAutoencoder
@@ -99,7 +100,7 @@ def real_chunks(pictures: RealPictures, num_workers: int, rank: int = 0, world_s
 def describe_real_pictures(datamodule: ImageDataModule, split: Split, pictures: RealPictures) -> dict[str, Any]:
     """Return as plain values what the pictures are; of other ones it differs, wherever the files are."""
     digest = hashlib.sha256()
-    for index in evenly_spaced(len(pictures)):
+    for index in evenly_spaced(len(pictures), NUM_PROBED):
         picture = pictures[index]
         digest.update(f"{tuple(picture.shape)}".encode() + picture.contiguous().numpy().tobytes())
     return {
@@ -109,9 +110,3 @@ def describe_real_pictures(datamodule: ImageDataModule, split: Split, pictures: 
         "items": datamodule.described(),
         "some_pixels_sha256": digest.hexdigest(),
     }
-
-
-def evenly_spaced(num_items: int) -> list[int]:
-    """Return the places of `NUM_PROBED` items, or of all where there are no more."""
-    number = min(NUM_PROBED, num_items)
-    return [place * num_items // number for place in range(number)]

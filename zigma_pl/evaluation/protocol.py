@@ -11,8 +11,8 @@ import lightning as L
 from zigma_pl import __version__
 from zigma_pl.benchmarks.machine import describe_machine
 from zigma_pl.callbacks.training_totals import TrainingTotals
-from zigma_pl.data.prepared.files import sha256
 from zigma_pl.errors import UserError
+from zigma_pl.files import sha256
 from zigma_pl.module import GenerativeModule
 
 Weights = Literal["average", "raw"]

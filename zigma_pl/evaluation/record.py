@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from zigma_pl.data.prepared.files import written_whole
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 
 FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
 

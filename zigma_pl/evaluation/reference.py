@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from zigma_pl import __version__
-from zigma_pl.data.prepared.files import UNFINISHED, sha256, written_whole
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
+from zigma_pl.files import UNFINISHED, sha256, written_whole
 from zigma_pl.metrics.gather import gather_objects
 from zigma_pl.metrics.statistics import FeatureStatistics
 from zigma_pl.ops.nvrtc import cache_folder

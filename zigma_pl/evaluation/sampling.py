@@ -23,8 +23,9 @@ from zigma_pl.batch import Batch
 from zigma_pl.callbacks.grid import to_uint8
 from zigma_pl.callbacks.progress_file import tell_sampled
 from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.picture_files import evenly_spaced
 from zigma_pl.errors import UserError
-from zigma_pl.evaluation.held_out import evenly_spaced
+from zigma_pl.evaluation.held_out import NUM_PROBED
 from zigma_pl.evaluation.store import Chunk, SampleStore
 from zigma_pl.module import GenerativeModule
 
@@ -56,7 +57,7 @@ def _describe_conditions(module: GenerativeModule, datamodule: ImageDataModule, 
     if not is_conditional(module):
         return None
     encoder, num_items = datamodule.text_encoder, len(datamodule.samples(split))
-    some = datamodule.held_out_conditions(split, evenly_spaced(num_items))
+    some = datamodule.held_out_conditions(split, evenly_spaced(num_items, NUM_PROBED))
     classes = None if some.class_ids is None else some.class_ids.tolist()
     return {
         "of": f"items 0, 1, ... of the {split} split",

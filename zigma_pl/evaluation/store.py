@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zigma_pl.data.prepared.files import UNFINISHED, written_whole
 from zigma_pl.errors import UserError
+from zigma_pl.files import UNFINISHED, written_whole
 
 IDENTITY_NAME = "sampling.json"
 

@@ -3,7 +3,6 @@
 Axes: n samples, d features.
 """
 
-import os
 from pathlib import Path
 from typing import Self
 from zipfile import BadZipFile
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 
 
 class FeatureStatistics:
@@ -84,8 +84,7 @@ class FeatureStatistics:
 
     def save(self, path: Path) -> None:
         """Write everything to an .npz file, which is there whole or not at all."""
-        part = path.with_name(f"{path.name}.part")
-        with part.open("wb") as file:
+        with written_whole(path) as file:
             np.savez(
                 file,
                 count=self.count,
@@ -93,7 +92,6 @@ class FeatureStatistics:
                 sum=self.sum.numpy(),
                 products=self.products.numpy(),
             )
-        os.replace(part, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from zigma_pl.data.prepared.files import written_whole
 from zigma_pl.data.prepared.gather import PreparedSamples
 from zigma_pl.data.prepared.manifest import Shard, num_samples
 from zigma_pl.data.prepared.record import PreparedRecord
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 
 
 def write_shard(folder: Path, name: str, records: Sequence[PreparedRecord], dtype: np.dtype) -> list[Path]:

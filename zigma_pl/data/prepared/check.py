@@ -10,11 +10,11 @@ from torch import Tensor
 
 from zigma_pl.batch import RawBatch
 from zigma_pl.data.prepared.encode import RecordMaker
-from zigma_pl.data.prepared.files import sha256
 from zigma_pl.data.prepared.manifest import Content, Manifest, Shard, difference, num_samples
 from zigma_pl.data.prepared.reading import open_split
 from zigma_pl.data.samples import PixelSamples, collate
 from zigma_pl.errors import UserError
+from zigma_pl.files import sha256
 
 if TYPE_CHECKING:
     from zigma_pl.data.base import ImageDataModule, Split

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from zigma_pl.data.prepared.files import UNFINISHED, sha256
 from zigma_pl.data.prepared.manifest import (
     MANIFEST_NAME,
     UNFINISHED_NAME,
@@ -21,6 +20,7 @@ from zigma_pl.data.prepared.manifest import (
     write_json,
 )
 from zigma_pl.errors import UserError
+from zigma_pl.files import UNFINISHED, sha256
 
 
 class Task(NamedTuple):

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zigma_pl.data.prepared.files import written_whole
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 
 if TYPE_CHECKING:
     from zigma_pl.data.base import ImageDataModule

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zigma_pl.data.prepared.files import written_whole
 from zigma_pl.data.prepared.manifest import File
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 
 _HARMLESS_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}")

@@ -15,7 +15,6 @@ import torch
 
 from zigma_pl.data.prepared import arrays
 from zigma_pl.data.prepared.encode import RecordMaker, prepare_items
-from zigma_pl.data.prepared.files import sole_writer
 from zigma_pl.data.prepared.folder import (
     Task,
     begin,
@@ -25,6 +24,7 @@ from zigma_pl.data.prepared.folder import (
     remove_leftovers,
     remove_shard,
 )
+from zigma_pl.data.prepared.lock import sole_writer
 from zigma_pl.data.prepared.manifest import Content, Layout, Manifest, Skipped
 from zigma_pl.data.prepared.record import PreparedRecord
 from zigma_pl.errors import UserError

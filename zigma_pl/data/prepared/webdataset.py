@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from zigma_pl.data.prepared.arrays import check_sizes
-from zigma_pl.data.prepared.files import written_whole
 from zigma_pl.data.prepared.gather import PreparedSamples
 from zigma_pl.data.prepared.manifest import Shard
 from zigma_pl.data.prepared.record import PreparedRecord
 from zigma_pl.data.prepared.remote import fetch_checked
 from zigma_pl.data.sharded_samples import ShardedSamples, ShardReader
 from zigma_pl.data.tar_shards import ShardIndex, TarShard, open_shard
+from zigma_pl.files import written_whole
 
 
 def write_shard(folder: Path, name: str, records: Sequence[PreparedRecord], dtype: np.dtype) -> list[Path]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.errors import UserError
-from zigma_pl.weights import find_weights, is_published, sha256_of
+from zigma_pl.files import sha256
+from zigma_pl.weights import find_weights, is_published
 
 
 class FeatureExtractor(ABC):
@@ -45,7 +46,7 @@ class FeatureExtractor(ABC):
 
     def __init__(self, weights: str | Path | None = None) -> None:
         self.path = find_weights(self.weights_name, weights)
-        self.weights_sha256 = sha256_of(self.path)
+        self.weights_sha256 = sha256(self.path)
         self.comparable = self.published and is_published(self.weights_name, self.weights_sha256)
         self.device = torch.device("cpu")
         self.network = self.load().eval().float()
