@@ -74,7 +74,6 @@ def test_random_mixes_the_frames_and_is_pinned_to_its_seed() -> None:
     [
         ("zigzag", (0, 4, 4), "at least 1 frame, not 0"),
         ("zigzag", (2, 0, 4), "at least 1 x 1"),
-        ("legacy_hilbert", (2, 4, 4), "legacy_hilbert .* use hilbert"),
     ],
 )
 def test_bad_input_gets_one_clear_line(name: str, sizes: tuple[int, int, int], message: str) -> None:

@@ -163,14 +163,14 @@ def test_hilbert_keeps_tokens_16_steps_apart_closer_than_line_by_line_orders(hei
     assert 2 * hilbert < min(zigzag, sweep)
 
 
-def test_legacy_hilbert_4x4_by_hand() -> None:
-    assert visit_order("legacy_hilbert", 4, 4).tolist() == np.ravel(HILBERT_RANKS_4).tolist()
+def test_legacy_inverse_4x4_by_hand() -> None:
+    assert visit_order("hilbert", 4, 4, legacy_inverse=True).tolist() == np.ravel(HILBERT_RANKS_4).tolist()
 
 
 @pytest.mark.parametrize("side", [4, 8, 32])
-def test_legacy_hilbert_is_the_inverse_of_the_true_curve_and_tears_it_apart(side: int) -> None:
+def test_legacy_inverse_is_the_inverse_of_the_true_curve_and_tears_it_apart(side: int) -> None:
     for index, ranks in enumerate(eight_symmetries(classical_hilbert_ranks(side))):
-        legacy = visit_order("legacy_hilbert", side, side, index=index)
+        legacy = visit_order("hilbert", side, side, index=index, legacy_inverse=True)
         np.testing.assert_array_equal(legacy, ranks.reshape(-1))
         np.testing.assert_array_equal(inverse(legacy), visit_order("hilbert", side, side, index=index))
         assert adjacency(legacy, side, side) < 0.5
@@ -208,8 +208,9 @@ def test_adjacency_by_hand() -> None:
         ("sweep", 8, 8, {"index": -1}, "index must be 0 to 7"),
         ("random", 8, 8, {"seed": -1}, "seed must be 0 or more"),
         ("zigzagN8", 8, 8, {}, "choose one of sweep, zigzag"),
-        ("legacy_hilbert", 8, 16, {}, "power of two"),
-        ("legacy_hilbert", 12, 12, {}, "power of two"),
+        ("hilbert", 8, 16, {"legacy_inverse": True}, "power of two"),
+        ("hilbert", 12, 12, {"legacy_inverse": True}, "power of two"),
+        ("sweep", 8, 8, {"legacy_inverse": True}, "hilbert orders alone, not sweep"),
     ],
 )
 def test_bad_input_gets_one_clear_line(name: str, height: int, width: int, options: dict, message: str) -> None:
@@ -219,4 +220,4 @@ def test_bad_input_gets_one_clear_line(name: str, height: int, width: int, optio
 
 
 def test_every_scheme_is_covered_here() -> None:
-    assert {*ANY_GRID, "legacy_hilbert"} == set(get_args(SchemeName))
+    assert set(ANY_GRID) == set(get_args(SchemeName))

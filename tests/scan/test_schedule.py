@@ -3,7 +3,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from zigma_pl.errors import UserError
-from zigma_pl.scan import ScanConfig, visit_order
+from zigma_pl.scan import ScanConfig, inverse, visit_order
 
 DEFAULT = ScanConfig()
 
@@ -13,7 +13,7 @@ class Model:
         self.scan = scan
 
 
-@pytest.mark.parametrize("scheme", ["sweep", "zigzag", "hilbert", "legacy_hilbert", "random"])
+@pytest.mark.parametrize("scheme", ["sweep", "zigzag", "hilbert", "random"])
 def test_k_orders_are_the_first_k_of_the_scheme(scheme: str) -> None:
     for num_orders in (1, 2, 3, 8):
         orders = ScanConfig(scheme, num_orders, seed=5).orders(4, 4)
@@ -53,6 +53,7 @@ def test_random_takes_any_number_of_orders_from_its_seed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"legacy_inverse": True}, "scan.legacy_inverse: .* hilbert orders alone, not zigzag"),
         ({"num_orders": 0}, "scan.num_orders: zigzag allows 1 to 8 orders, not 0"),
         ({"scheme": "sweep", "num_orders": 9}, "scan.num_orders: sweep allows 1 to 8 orders, not 9"),
         ({"scheme": "hilbert", "num_orders": -1}, "scan.num_orders: hilbert allows 1 to 8"),
@@ -64,6 +65,14 @@ def test_random_takes_any_number_of_orders_from_its_seed() -> None:
 def test_bad_options_get_one_clear_line(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ScanConfig(**options)
+
+
+def test_inverted_hilbert_orders_are_for_pictures() -> None:
+    config = ScanConfig("hilbert", num_orders=2, legacy_inverse=True)
+    for index, order in enumerate(config.orders(4, 4)):
+        np.testing.assert_array_equal(order, inverse(visit_order("hilbert", 4, 4, index=index)))
+    with pytest.raises(UserError, match=r"scan\.legacy_inverse .* not for clips"):
+        config.orders(4, 4, num_frames=2)
 
 
 def test_nested_option_group_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

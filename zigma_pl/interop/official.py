@@ -9,7 +9,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -102,8 +102,8 @@ def scan_config(scan_type: str) -> ScanConfig:
     """Translate an official scan_type of one direction in each layer, such as "zigzagN8" or "hilbertN8"."""
     match = re.fullmatch(r"(zigzag|hilbert)N([1-8])", scan_type)
     if match:
-        schemes = {"zigzag": "zigzag", "hilbert": "legacy_hilbert"}
-        return ScanConfig(scheme=schemes[match[1]], num_orders=int(match[2]))  # type: ignore[arg-type]
+        scheme: Literal["zigzag", "hilbert"] = match[1]  # type: ignore[assignment]
+        return ScanConfig(scheme, num_orders=int(match[2]), legacy_inverse=scheme == "hilbert")
     reason = "it is unknown"
     if scan_type.startswith("randomN"):
         reason = "the release did not save its random orders, so they cannot be rebuilt"

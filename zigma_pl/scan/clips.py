@@ -30,12 +30,10 @@ def clip_order(
         index, seed: as of `zigma_pl.scan.paths.visit_order`.
 
     Raises:
-        UserError: a size, index or seed out of range; legacy_hilbert, which no clip was ever scanned along.
+        UserError: a size, index or seed out of range.
     """
     if num_frames < 1:
         raise UserError(f"a clip needs at least 1 frame, not {num_frames}")
-    if name == "legacy_hilbert":
-        raise UserError("scan.scheme: legacy_hilbert is for the image checkpoints of the official release; use hilbert")
     if name == "random":
         return visit_order(name, num_frames * height, width, index=index, seed=seed)
     steps = np.tile(visit_order(name, height, width, index=index, seed=seed), (num_frames, 1))

@@ -11,7 +11,7 @@ import numpy as np
 from zigma_pl.errors import UserError
 from zigma_pl.scan.hilbert import curve_along
 
-SchemeName = Literal["sweep", "zigzag", "hilbert", "legacy_hilbert", "random"]
+SchemeName = Literal["sweep", "zigzag", "hilbert", "random"]
 
 # (corner, direction) of the eight sweeps and zigzags, in the sequence of released checkpoints.
 CORNER_DIRECTIONS = tuple(
@@ -22,28 +22,31 @@ CORNER_DIRECTIONS = tuple(
 NUM_SYMMETRIES = 8  # rotations and reflections of a rectangle, the transposed ones included
 
 
-def visit_order(name: SchemeName, height: int, width: int, *, index: int = 0, seed: int = 0) -> np.ndarray:
+def visit_order(
+    name: SchemeName, height: int, width: int, *, index: int = 0, seed: int = 0, legacy_inverse: bool = False
+) -> np.ndarray:
     """Return one visit order of a scheme, (height * width,) int32.
 
     Args:
         name: sweep: straight rows (or columns), each begun at the same edge. zigzag: rows (or columns) walked to and
-            fro. hilbert: a Hilbert curve made to fit the rectangle. legacy_hilbert: the scrambled Hilbert orders of
-            the official ZigMa release, for its checkpoints only. random: a random permutation.
+            fro. hilbert: a Hilbert curve made to fit the rectangle. random: a random permutation.
         height, width: size of the token grid, at least 1 each.
         index: which of the scheme's orders: 0 to 7; any from 0 on for random.
         seed: seed of the random orders, at least 0; the others ignore it.
+        legacy_inverse: of hilbert, the inverse permutation, which the official ZigMa release takes for the curve.
 
     Raises:
-        UserError: a size, index or seed out of range; an unknown name; legacy_hilbert on anything but a square whose
-            side is a power of two.
+        UserError: a size, index or seed out of range; an unknown name; legacy_inverse of another scheme, or on anything
+            but a square whose side is a power of two.
     """
     _check(name, height, width, index, seed)
+    if legacy_inverse:
+        check_legacy_inverse(name)
+        return _inverted_hilbert(height, width, index)
     if name == "random":
         return _random(height * width, index, seed)
     if name == "hilbert":
         return _hilbert(height, width, index)
-    if name == "legacy_hilbert":
-        return _legacy_hilbert(height, width, index)
     return _line_by_line(height, width, index, serpentine=name == "zigzag")
 
 
@@ -91,11 +94,12 @@ def _check(name: str, height: int, width: int, index: int, seed: int) -> None:
         raise UserError(f"{name} order {index} does not exist; the index must be 0 to {NUM_SYMMETRIES - 1}")
     if seed < 0:
         raise UserError(f"the scan seed must be 0 or more, not {seed}")
-    if name == "legacy_hilbert" and (height != width or height & (height - 1)):
-        raise UserError(
-            f"legacy_hilbert exists only for squares whose side is a power of two, not {height} x {width}; "
-            "use hilbert, unless an official checkpoint needs the legacy orders"
-        )
+
+
+def check_legacy_inverse(name: SchemeName) -> None:
+    """Raise UserError unless the scheme is one that the official release inverts."""
+    if name != "hilbert":
+        raise UserError(f"scan.legacy_inverse: the official release inverts its hilbert orders alone, not {name}")
 
 
 def _line_by_line(height: int, width: int, index: int, *, serpentine: bool) -> np.ndarray:
@@ -125,12 +129,17 @@ def _hilbert(height: int, width: int, index: int) -> np.ndarray:
     return inverse((steps.T if mirrored else steps).reshape(-1))
 
 
-def _legacy_hilbert(height: int, width: int, index: int) -> np.ndarray:
+def _inverted_hilbert(height: int, width: int, index: int) -> np.ndarray:
     """Return the release's order: the curve's step numbers, used as if they were the tokens to visit.
 
     So it is the inverse permutation of the true curve, and consecutive tokens are seldom neighbours. The release undoes
     this order properly (its outputs return to their own rows); it is only the walk that is scrambled.
     """
+    if height != width or height & (height - 1):
+        raise UserError(
+            f"scan.legacy_inverse exists only for squares whose side is a power of two, not {height} x {width}; "
+            "leave it out, unless an official checkpoint needs it"
+        )
     return inverse(_hilbert(height, width, index))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from zigma_pl.errors import UserError
 from zigma_pl.scan.clips import clip_order
-from zigma_pl.scan.paths import NUM_SYMMETRIES, SchemeName, visit_order
+from zigma_pl.scan.paths import NUM_SYMMETRIES, SchemeName, check_legacy_inverse, visit_order
 
 VideoScan = Literal["3d", "factorized"]
 Axis = Literal["space", "time"]
@@ -19,8 +19,7 @@ class ScanConfig:
 
     Args:
         scheme: sweep (straight rows and columns), zigzag (rows and columns to and fro), hilbert (a Hilbert curve for
-            any rectangle), legacy_hilbert (the official release's scrambled Hilbert orders, for its checkpoints) or
-            random.
+            any rectangle) or random.
         num_orders: k, how many of the scheme's orders the layers take in turn: 1 to 8, in the sequence of
             zigma_pl.scan.paths; for random any number from 1 on. One raster order is sweep with num_orders 1.
         seed: seed of the random orders, 0 or more; the other schemes ignore it.
@@ -29,6 +28,8 @@ class ScanConfig:
             either each frame by itself (space) or each place of the grid over the frames (time), as `plan` says.
         plan: what the layers of a factorized scan do, over and over; by default the paper's s, s, t. Layers of space
             take the k orders in turn, layers of time go forward and backward in turn.
+        legacy_inverse: of hilbert on pictures, the scrambled orders of the official release, for its checkpoints: the
+            inverse permutations of the curves.
     """
 
     scheme: SchemeName = "zigzag"
@@ -36,6 +37,7 @@ class ScanConfig:
     seed: int = 0
     video: VideoScan = "3d"
     plan: tuple[Axis, ...] = ("space", "space", "time")
+    legacy_inverse: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", tuple(self.plan))  # a list comes from JSON
@@ -50,6 +52,8 @@ class ScanConfig:
             raise UserError(f"scan.video: unknown {self.video!r}; choose one of {', '.join(get_args(VideoScan))}")
         if not self.plan or not set(self.plan) <= set(get_args(Axis)):
             raise UserError(f"scan.plan: give a list of space and time, such as [space, time], not {list(self.plan)}")
+        if self.legacy_inverse:
+            check_legacy_inverse(self.scheme)
 
     def orders(self, height: int, width: int, num_frames: int | None = None) -> list[np.ndarray]:
         """Return the k visit orders of a height x width token grid, each (height * width,) int32.
@@ -98,5 +102,9 @@ class ScanConfig:
 
     def _order(self, index: int, height: int, width: int, num_frames: int | None = None) -> np.ndarray:
         if num_frames is None:
-            return visit_order(self.scheme, height, width, index=index, seed=self.seed)
+            return visit_order(
+                self.scheme, height, width, index=index, seed=self.seed, legacy_inverse=self.legacy_inverse
+            )
+        if self.legacy_inverse:
+            raise UserError("scan.legacy_inverse is for the image checkpoints of the official release, not for clips")
         return clip_order(self.scheme, num_frames, height, width, index=index, seed=self.seed)

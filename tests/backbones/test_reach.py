@@ -1,0 +1,55 @@
+"""Which tokens of a picture reach which others through one layer, in every backbone."""
+
+import pytest
+import torch
+from backbones import tiny
+
+from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.scan import visit_order
+from zigma_pl.scan.schedule import ScanConfig
+
+NUM_TOKENS = 6  # 2 x 3
+EVERYTHING = set(range(NUM_TOKENS))
+CLASSES, CAPTIONS = ({"num_classes": 4}, torch.tensor([2])), ({"caption_dim": 5}, torch.ones(1, 7, 5))
+
+
+def reached(backbone, token, condition=None):
+    """Perturb one token: the set of those whose prediction is no longer bit for bit the same."""
+    x, t = tiny.draw(1)
+    changed = x.clone()
+    row, column = divmod(token, 3)
+    changed[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
+    with torch.no_grad():
+        moved = (backbone(changed, t, condition) - backbone(x, t, condition)).abs()[0].amax(0)  # (H, W)
+    tokens = moved.reshape(2, 2, 3, 2).amax((1, 3)).flatten()
+    return set(tokens.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize(("options", "condition"), [({}, None), CLASSES, CAPTIONS], ids=["none", "classes", "captions"])
+@pytest.mark.parametrize("scheme", ["sweep", "zigzag", "hilbert", "random"])
+def test_a_layer_of_zigma_reaches_what_its_order_visits_later(scheme, options, condition):
+    for index in range(8):
+        backbone = tiny.build(ZigMa, depth=1, scan=ScanConfig(scheme), **options)
+        backbone.layer_orders = [index]
+        order = visit_order(scheme, 2, 3, index=index).tolist()
+        for step, token in enumerate(order):
+            assert reached(backbone, token, condition) == set(order[step:])
+
+
+@pytest.mark.parametrize("depth", range(1, 9))
+def test_layers_of_zigma_reach_further_together(depth):
+    """A token reaches through each further layer what that layer's order visits after anything reached before."""
+    backbone = tiny.build(ZigMa, depth=depth)
+    expected = {4}
+    for index in range(depth):
+        order = visit_order("zigzag", 2, 3, index=index).tolist()
+        expected = set(order[min(map(order.index, expected)) :])
+    assert reached(backbone, 4) == expected
+
+
+@pytest.mark.parametrize(("options", "condition"), [({}, None), CLASSES, CAPTIONS], ids=["none", "classes", "captions"])
+@pytest.mark.parametrize("backbone_class", [VisionMamba, ParallelMamba, DiT, UViT])
+def test_one_layer_of_the_baselines_reaches_everything(backbone_class, options, condition):
+    backbone = tiny.build(backbone_class, depth=1, **options)
+    for token in range(NUM_TOKENS):
+        assert reached(backbone, token, condition) == EVERYTHING
