@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from zigma_pl.errors import UserError
 from zigma_pl.ops import nvrtc
 
 
@@ -64,3 +65,16 @@ def test_an_interrupted_write_leaves_nothing_that_is_read(compiled, monkeypatch)
             nvrtc.compile_cached("abc", (), "sm_90")
     assert nvrtc.compile_cached("abc", (), "sm_90") == b"cba"
     assert len(compiled) == 2
+
+
+def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):
+    class Driver:
+        cuLaunchKernel = staticmethod(lambda *_: 1)
+
+    monkeypatch.setattr(nvrtc, "_driver", Driver)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
+    kernel = nvrtc.Kernel(None, None, threads=32, shared_bytes=0, num_fields=1, device=0)
+    with pytest.raises(UserError, match="66000 sequences at once .* smaller batch"):
+        kernel((1, 66_000, 1), [0])
+    with pytest.raises(RuntimeError, match="cuLaunchKernel failed with CUDA error 1"):
+        kernel((70_000, 1, 1), [0])

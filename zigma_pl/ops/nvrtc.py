@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
+from zigma_pl.errors import UserError
+
 MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and tf32 matrix products
 
 READY = "CUDA C++ compiled at run time"
 
 _CUDA_ERROR_INVALID_CONTEXT = 201
+_LARGEST_GRID = 65_535  # blocks along the second and third axis, of every GPU there is
 _MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction_attribute
 
 
@@ -80,13 +83,22 @@ class Kernel:
         self._current_stream = torch._C._cuda_getCurrentRawStream
 
     def __call__(self, grid: tuple[int, int, int], fields: Sequence[int]) -> None:
-        """Launches grid blocks with the struct's fields in their order: integers, or addresses of device memory."""
+        """Launches grid blocks with the struct's fields in their order: integers, or addresses of device memory.
+
+        Raises:
+            UserError: more sequences, which lie along the second or third axis of the grid, than a GPU takes at once.
+        """
         arguments = _Arguments(self._pack(*fields))  # the address of the struct, which is copied at launch
         stream = self._current_stream(self._device)
         error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
         if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, as autograd has its own
             _make_context_current(self._device)
             error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
+        if error and max(grid[1:]) > _LARGEST_GRID:
+            raise UserError(
+                f"{max(grid[1:])} sequences at once are more than the {_LARGEST_GRID} of a kernel on this GPU: use a "
+                "smaller batch (a temporal layer has a sequence for every place of every clip)"
+            )
         if error:
             _check(error, "cuLaunchKernel")
 
