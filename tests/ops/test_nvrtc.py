@@ -74,7 +74,7 @@ def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):
     monkeypatch.setattr(nvrtc, "_driver", Driver)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     kernel = nvrtc.Kernel(None, None, threads=32, shared_bytes=0, num_fields=1, device=0)
-    with pytest.raises(UserError, match="66000 sequences at once .* smaller batch"):
+    with pytest.raises(UserError, match=r"66000 sequences at once .* smaller batch"):
         kernel((1, 66_000, 1), [0])
     with pytest.raises(RuntimeError, match="cuLaunchKernel failed with CUDA error 1"):
         kernel((70_000, 1, 1), [0])
