@@ -47,9 +47,9 @@ tables: $(CORE) ## experiments/README.md and docs/results.md from rows and recor
 report: $(CORE) ## one page of tables, curves and samples: report/index.html
 	$(BIN)/python -m zigma_pl report
 
-bench: $(DEV) ## check, then time: scan, forward pass, training step, number of orders
+bench: $(DEV) ## check, then time: scan, forward pass, training step, number of orders, the five backbones
 	@mkdir -p results/bench
-	set -e; for subject in scan forward train order; do \
+	set -e; for subject in scan forward train order efficiency flops; do \
 	    $(BIN)/python -m zigma_pl bench $$subject --json results/bench/$$subject.json --plot results/bench/$$subject.png; \
 	done
 

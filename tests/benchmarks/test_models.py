@@ -77,7 +77,8 @@ def test_weights_are_the_same_in_every_execution():
 
 def test_transformers_have_half_the_layers():
     depths = {name: len(build(contestant, (4, 4), OPTIONS).blocks) for name, contestant in EAGER.items()}
-    assert depths == {"zigzag8": 3, "sweep": 3, "zigzag8-fast": 3, "sweep-fast": 3, "dit": 2, "uvit": 2}
+    assert {name: depth for name, depth in depths.items() if name in ("dit", "uvit")} == {"dit": 2, "uvit": 2}
+    assert {depth for name, depth in depths.items() if name not in ("dit", "uvit")} == {3}
 
 
 def test_compiling_reaches_the_model_or_each_block(monkeypatch):

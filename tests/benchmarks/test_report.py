@@ -140,7 +140,7 @@ def test_bars_of_training_and_of_the_scan():
     speed, memory = figure.axes
     assert [bar.get_width() for bar in speed.patches] == [2, 0]
     assert [text.get_text() for text in speed.texts] == ["2.00", "out of memory"]
-    assert [text.get_text() for text in memory.texts] == ["8.00", ""]
+    assert [text.get_text() for text in memory.texts] == ["8.00", "out of memory"]
     time = measured(Measurement(Spread(0.001, 0.001, 0.001, 1), None)) | {"limit_seconds": 0.0005}
     record = {"shape": [1, 2, 3, 4], "contestant": "cuda", "forward": time, "backward": time, "both": time}
     figure = plots.draw_scan(Result("scan", MACHINE, ["a note"], (), plots.draw_scan, [], [record]))

@@ -27,6 +27,7 @@ from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.record import read_record
+from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
 from zigma_pl.metrics.clip_score import ClipScore
 from zigma_pl.module import GenerativeModule, Samples
@@ -111,6 +112,7 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     assert training["seconds"] > 0
     assert training["log_folder"] == str(trained["digits"])
     assert training["parameters"] == build().backbone.num_parameters()
+    assert training["gflops"] == count_flops(build().backbone).total / 1e9
     assert record.machine["torch"] == torch.__version__
     with Image.open(record.pictures["grid"]) as grid:
         assert grid.size == (8 * 50 + 2, 3 * 50 + 2)

@@ -109,6 +109,19 @@ def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):
     assert cells(view, "zigzag-8")["FID lite ↓ ours"] == "not scored"
 
 
+def test_operations_that_a_record_tells_stand_beside_the_published_ones(repository):
+    table6 = by_table(load_rows(repository / "experiments"))["table 6"]
+    counted = result("table6_dit", training={"samples_seen": 640, "gflops": 228.62})
+    (view,) = views(table6, Results([counted, result("table6_uvit")]))
+    assert [cells(view, label)["GFLOPs ↓ ours"] for label in ("DiT", "U-ViT", "ZigMa")] == [
+        "228.6",
+        "not scored",
+        "not run",
+    ]
+    assert "memory GB ↓ ours" not in cells(view, "DiT")
+    assert any("a multiply-add as two" in remark for remark in view.remarks)
+
+
 @pytest.mark.parametrize(
     ("protocol", "data"),
     [

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benchmarks on a GPU machine, in at most 400 seconds: tools/device/bench.sh [COMMIT]
+# All benchmarks on a GPU machine, in at most 560 seconds: tools/device/bench.sh [COMMIT]
 # Tables go to stdout; tables, JSON files, pictures and logs to $OUT/bench.tar.gz, made anew after each benchmark.
 # Needs only torch, numpy, einops and matplotlib there. What matters most comes first, and a benchmark that takes too
 # long is interrupted and keeps the settings that it has timed.
@@ -22,5 +22,6 @@ bench() { # seconds subject
 
 bench 140 train
 bench 140 forward
+bench 190 efficiency
 bench 45 order
 bench 45 scan

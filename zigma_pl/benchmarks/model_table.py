@@ -1,14 +1,15 @@
 """What the model benchmarks share: time contestants setting by setting, and make rows and records of it."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import WrongNumbersError
-from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, build, execute
+from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, build, execute, outline
 from zigma_pl.benchmarks.report import (
     Result,
     figure_cell,
@@ -21,6 +22,7 @@ from zigma_pl.benchmarks.report import (
 from zigma_pl.benchmarks.timing import Measurement, Prepared, clock_for, measure, progress
 
 RATIO_NOTE = "medians of samples taken in turns; ratios of speeds turn by turn, ± half the distance of their quartiles"
+MATCHED_GRID = (8, 8)  # of no influence on the layers, and little on the parameters
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,45 @@ class Setting:
     batch_size: int
 
 
+# (backbone, network, setting) -> what is timed and the number that must come out finite.
+Prepare = Callable[[Backbone, Network, Setting], tuple[Callable[[int], None], Tensor]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What contestants are timed at.
+
+    Args:
+        subject: name of the benchmark, and what part of it.
+        prepare: gets a contestant ready.
+        min_calls: calls of a sample at least; see `Prepared`.
+    """
+
+    subject: str
+    prepare: Prepare
+    min_calls: int = 1
+
+    def measure(
+        self, entrants: Mapping[str, tuple[Contestant, ModelOptions]], setting: Setting
+    ) -> dict[str, Measurement]:
+        """Time the contestants in turns, each built with its own options, all of one device and number of repeats.
+
+        Raises: WrongNumbersError when a contestant's numbers are not finite.
+        """
+        progress(f"{self.subject}, grid {setting.grid}, batch {setting.batch_size}")
+        makers = {name: partial(self._make, *entrant, setting) for name, entrant in entrants.items()}
+        options = next(options for _, options in entrants.values())
+        return measure(makers, repeats=options.repeats, clock=clock_for(options.device), device=options.device)
+
+    def _make(self, contestant: Contestant, options: ModelOptions, setting: Setting) -> Prepared:
+        backbone = build(contestant, (setting.grid, setting.grid), options)
+        network = execute(backbone, contestant.execution, options.compile_scope)
+        run, outcome = self.prepare(backbone, network, setting)
+        if not outcome.isfinite().all():
+            raise WrongNumbersError(f"bench {self.subject}: {contestant.label} is not finite at {setting}")
+        return Prepared(run, "graph" in contestant.execution, self.min_calls)
+
+
 @dataclass(frozen=True)
 class ModelTable:
     """A benchmark of backbones.
@@ -39,7 +80,7 @@ class ModelTable:
         result: to be filled; its columns come from `columns`.
         options: device, dtype, size.
         contestants: by name.
-        prepare: (backbone, network, setting) -> what is timed and the number that must come out finite.
+        prepare: gets a contestant ready.
         rivals: column of ratios -> {name of a contestant: name of the one it is compared with}.
         min_calls: calls of a sample at least; see `Prepared`.
     """
@@ -47,7 +88,7 @@ class ModelTable:
     result: Result
     options: ModelOptions
     contestants: Mapping[str, Contestant]
-    prepare: Callable[[Backbone, Network, Setting], tuple[Callable[[int], None], Tensor]]
+    prepare: Prepare
     rivals: Mapping[str, Mapping[str, str]]
     min_calls: int = 1
 
@@ -56,27 +97,14 @@ class ModelTable:
 
         Raises: WrongNumbersError when a contestant's numbers are not finite.
         """
+        entrants = {name: (contestant, self.options) for name, contestant in self.contestants.items()}
+        workload = Workload(self.result.subject, self.prepare, self.min_calls)
         for setting in settings:
-            progress(f"{self.result.subject}, grid {setting.grid}, batch {setting.batch_size}")
-            num_parameters: dict[str, int] = {}
-            makers = {name: partial(self._make, name, setting, num_parameters) for name in self.contestants}
-            clock = clock_for(self.options.device)
-            measurements = measure(makers, repeats=self.options.repeats, clock=clock, device=self.options.device)
-            self._add(setting, measurements, num_parameters)
+            self._add(setting, workload.measure(entrants, setting))
             save(self.result)
         return self.result
 
-    def _make(self, name: str, setting: Setting, num_parameters: dict[str, int]) -> Prepared:
-        contestant = self.contestants[name]
-        backbone = build(contestant, (setting.grid, setting.grid), self.options)
-        num_parameters[name] = backbone.num_parameters()
-        network = execute(backbone, contestant.execution, self.options.compile_scope)
-        run, outcome = self.prepare(backbone, network, setting)
-        if not outcome.isfinite().all():
-            raise WrongNumbersError(f"bench {self.result.subject}: {contestant.label} is not finite at {setting}")
-        return Prepared(run, "graph" in contestant.execution, self.min_calls)
-
-    def _add(self, setting: Setting, measurements: Mapping[str, Measurement], num_parameters: dict[str, int]) -> None:
+    def _add(self, setting: Setting, measurements: Mapping[str, Measurement]) -> None:
         rates = {name: per_second(measurement, setting.batch_size) for name, measurement in measurements.items()}
         for name, measurement in measurements.items():
             contestant = self.contestants[name]
@@ -91,15 +119,29 @@ class ModelTable:
                 "num_tokens": setting.grid**2,
                 "contestant": name,
                 **contestant.describe(),
-                "num_parameters": num_parameters.get(name),
+                "num_parameters": outline(contestant, (setting.grid, setting.grid), self.options).num_parameters(),
                 **measured(measurement, setting.batch_size),
                 "ratios": {column: spread and asdict(spread) for column, spread in ratios.items()},
             }
             self.result.records.append(record)
-            millions = None if record["num_parameters"] is None else record["num_parameters"] / 1e6
-            cells = [figure_cell(millions), time_cell(measurement), figure_cell(rates[name])]
+            cells = [figure_cell(record["num_parameters"] / 1e6), time_cell(measurement), figure_cell(rates[name])]
             cells += [*map(ratio_cell, ratios.values()), memory_cell(measurement)]
             self.result.rows.append((str(setting.grid), str(setting.batch_size), contestant.label, *cells))
+
+
+def match_parameters(contestant: Contestant, options: ModelOptions) -> ModelOptions:
+    """Return the options with the depth that gives a contestant ZigMa's number of parameters, as presets have it."""
+    if options.depth is None:
+        return options
+    goal = outline(FAMILIES["zigzag8"], MATCHED_GRID, options).num_parameters()
+
+    def num_parameters(depth: int) -> int:
+        return outline(contestant, MATCHED_GRID, replace(options, depth=depth)).num_parameters()
+
+    depths = range(1, 2 * options.depth + 1)
+    place = bisect_left(depths, goal, key=num_parameters)
+    nearest = min(depths[max(0, place - 1) : place + 1], key=lambda depth: abs(num_parameters(depth) - goal))
+    return replace(options, depth=nearest)
 
 
 def columns(rate: str, rivals: Iterable[str]) -> tuple[str, ...]:
@@ -114,6 +156,11 @@ def rivals_among(names: Iterable[str]) -> dict[str, dict[str, str]]:
     to_dit = dict.fromkeys(names, dit)
     to_sweep = {name: name.replace("zigzag8", "sweep") for name in names if name.startswith(("zigzag8", "sweep"))}
     return {f"to {FAMILIES[dit].label}": to_dit, "to sweep": to_sweep}
+
+
+def dit_among(names: Collection[str]) -> str | None:
+    """Return the DiT that others are compared with, the compiled one if both are there; None without any."""
+    return next((name for name in ("dit-compiled", "dit") if name in names), None)
 
 
 def compile_notes(contestants: Mapping[str, Contestant], options: ModelOptions) -> list[str]:

@@ -17,7 +17,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.samplers.graphed import GraphedBackbone
 from zigma_pl.scan.schedule import ScanConfig
 
-Architecture = Literal["ZigMa", "ParallelMamba", "DiT", "UViT"]
+Architecture = Literal["ZigMa", "VisionMamba", "ParallelMamba", "DiT", "UViT"]
 Execution = Literal["eager", "compiled", "graph", "compiled-graph"]
 CompileScope = Literal["model", "blocks"]
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -35,11 +35,12 @@ TOLERANCE = {
 }
 _HOMES: dict[Architecture, str] = {
     "ZigMa": "zigma_pl.backbones.zigma",
+    "VisionMamba": "zigma_pl.backbones.vision_mamba",
     "ParallelMamba": "zigma_pl.backbones.parallel_mamba",
     "DiT": "zigma_pl.backbones.dit",
     "UViT": "zigma_pl.backbones.uvit",
 }
-_SCANNED: tuple[Architecture, ...] = ("ZigMa", "ParallelMamba")
+_SCANNED: tuple[Architecture, ...] = ("ZigMa", "VisionMamba", "ParallelMamba")
 EXECUTION_LABELS: dict[Execution, str] = {
     "eager": "",
     "compiled": ", compiled",
@@ -105,15 +106,22 @@ class ModelOptions:
     depth: int | None = None
     compile_scope: CompileScope = "blocks"
 
-    def describe(self) -> str:
-        """Return the size and precision in words, and that a model is tiny where it is smaller than every preset."""
+    def describe(self, matched: bool = False) -> str:
+        """Return the size and precision in words; see `describe_size`."""
         precision = "float32" if self.dtype == torch.float32 else f"{dtype_name(self.dtype)} autocast"
+        return f"{self.describe_size(matched)}, {precision}"
+
+    def describe_size(self, matched: bool = False) -> str:
+        """Return the size in words, and that a model is tiny where it is smaller than every preset.
+
+        matched: whether depths are those of `model_table.match_parameters`.
+        """
         sizes = {"size": self.size, "width": self.width, "depth": self.depth}
         size = ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
         if self.depth is not None:
-            size += " (transformers half of it)"
+            size += " (ZigMa's, the others' as its parameters want it)" if matched else " (transformers half of it)"
         tiny = "TINY MODELS, not the paper's: " if self.width is not None and self.width < SMALLEST_WIDTH else ""
-        return f"{tiny}{size}, {NUM_CHANNELS} channels, patch 1, unconditional, {precision}"
+        return f"{tiny}{size}, {NUM_CHANNELS} channels, patch 1, unconditional"
 
 
 def contestants_named(
@@ -149,6 +157,8 @@ FAMILIES: dict[str, Contestant] = {
     **executions_of("sweep", "ZigMa", "ZigMa sweep", ScanConfig("sweep", 1)),
     **executions_of("zigzag8-fast", "ZigMa", "ZigMa zigzag-8, fast", ScanConfig("zigzag", 8), activation_memory="fast"),
     **executions_of("sweep-fast", "ZigMa", "ZigMa sweep, fast", ScanConfig("sweep", 1), activation_memory="fast"),
+    **executions_of("vision_mamba", "VisionMamba", "VisionMamba"),
+    **executions_of("parallel8", "ParallelMamba", "parallel Mamba-8", ScanConfig("zigzag", 8)),
     **executions_of("dit", "DiT", "DiT"),
     **executions_of("uvit", "UViT", "U-ViT"),
 }
@@ -157,6 +167,20 @@ FAMILIES: dict[str, Contestant] = {
 # ------------------------------------------------------------------------------------------------------- building
 def build(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, **more: Any) -> Backbone:
     """Build a backbone on the device with fixed random weights, none of them zero, as nothing is timed on zeros."""
+    torch.manual_seed(0)
+    with options.device:
+        backbone = _construct(contestant, grid, options, **more)
+    fill_zeros(backbone)
+    return backbone
+
+
+def outline(contestant: Contestant, grid: tuple[int, int], options: ModelOptions) -> Backbone:
+    """Build a backbone without memory, to count its parameters and operations."""
+    with torch.device("meta"):
+        return _construct(contestant, grid, options)
+
+
+def _construct(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, **more: Any) -> Backbone:
     architecture = contestant.architecture
     backbone_class = getattr(import_module(_HOMES[architecture]), architecture)
     more |= dict(contestant.options)
@@ -166,11 +190,7 @@ def build(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, 
     if depth is not None and architecture not in _SCANNED:
         depth = -(-depth // 2)
     size = {"size": options.size, "width": options.width, "depth": depth}
-    torch.manual_seed(0)
-    with options.device:
-        backbone = backbone_class(NUM_CHANNELS, *grid, patch_size=1, **size, **more)
-    fill_zeros(backbone)
-    return backbone
+    return backbone_class(NUM_CHANNELS, *grid, patch_size=1, **size, **more)
 
 
 def fill_zeros(backbone: nn.Module, std: float = 0.2) -> None:

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from zigma_pl.benchmarks.report import Result
 
 Record = dict[str, Any]
+Value = Callable[[Record], float | None]
 
 INK, MUTED, FAINT = "#26263a", "#6b6b80", "#d9d9e3"
 FAMILY_COLOURS = {
     "ZigMa zigzag-8": "#5b3fa8",
     "ZigMa zigzag": "#5b3fa8",
     "ZigMa sweep": "#c2489a",
+    "VisionMamba": "#e0b13a",
+    "parallel Mamba-8": "#d9772b",
     "DiT": "#1f7aa8",
     "U-ViT": "#7f8c1f",
     "parallel Mamba": "#d9772b",
@@ -35,6 +38,13 @@ EXECUTION_STYLES: dict[str, dict[str, Any]] = {
 }
 EXECUTION_ALPHAS = {"eager": 0.55, "compiled": 0.8, "graph": 1.0, "compiled-graph": 1.0}
 PASS_COLOURS = {"forward": "#5b3fa8", "backward": "#b9a7e6"}
+KIND_COLOURS = {
+    "matrix_products": "#5b3fa8",
+    "attention": "#1f7aa8",
+    "convolution": "#e0b13a",
+    "scan": "#c2489a",
+    "elementwise": "#b5b5c3",
+}
 
 
 def draw_forward(result: "Result") -> "Figure":
@@ -72,21 +82,47 @@ def draw_order(result: "Result") -> "Figure":
 
 def draw_train(result: "Result") -> "Figure":
     """Draw images per second and peak memory of training steps as bars, a column for each setting."""
-    settings = sorted({(record["grid"], record["batch_size"]) for record in result.records})
-    counted = any(record["peak_memory_bytes"] is not None for record in result.records)
-    height = 0.32 * _most_bars(result, settings) + 0.9
-    figure, panels = _figure(result, "Training step", 1 + counted, len(settings), height)
-    for column, (grid, batch_size) in enumerate(settings):
-        records = [r for r in result.records if (r["grid"], r["batch_size"]) == (grid, batch_size)]
-        labels = [record["label"] for record in records]
-        colours = [(FAMILY_COLOURS.get(r["family"], MUTED), EXECUTION_ALPHAS[r["execution"]]) for r in records]
-        rates = [record["per_second"] for record in records]
-        _bars(panels[0][column], labels, rates, colours, "images/s", [r["out_of_memory"] for r in records])
-        panels[0][column].set_title(f"{grid**2:,} tokens, batch {batch_size}", fontsize=10, color=INK)
-        if counted:
-            _bars(panels[1][column], labels, [_gigabytes(r) for r in records], colours, "peak memory (GB)", [])
-        for row in panels:
-            row[column].tick_params(labelleft=column == 0)
+    return _draw_bars(
+        result,
+        "Training step",
+        {"images/s": lambda record: record["per_second"], "peak memory (GB)": _gigabytes},
+    )
+
+
+def draw_efficiency(result: "Result") -> "Figure":
+    """Draw speed and memory of training, speed of the forward pass, and operations as bars, a column for a setting."""
+    return _draw_bars(
+        result,
+        "Efficiency",
+        {
+            "training images/s": lambda record: record["train"]["per_second"],
+            "peak memory of training (GB)": lambda record: _gigabytes(record["train"]),
+            "forward frames/s": lambda record: record["forward"]["per_second"],
+            "GFLOPs of a frame": lambda record: record["flops"]["total"] / 1e9,
+        },
+    )
+
+
+def draw_flops(result: "Result") -> "Figure":
+    """Draw the operations of a call as stacked bars, a part for each kind and a column for each grid."""
+    grids = sorted({record["grid"] for record in result.records})
+    figure, (panels,) = _figure(result, "Operations", 1, len(grids), 0.4 * _most_bars(result, grids) + 1.2)
+    for axes, grid in zip(panels, grids, strict=True):
+        records = [record for record in result.records if record["grid"] == grid]
+        starts = np.zeros(len(records))
+        for kind, colour in KIND_COLOURS.items():
+            lengths = np.array([record["flops"][kind] / 1e9 for record in records])
+            bars = axes.barh(range(len(records)), lengths, left=starts, color=colour, height=0.6, label=kind)
+            starts += lengths
+        axes.bar_label(bars, [f"{total:,.0f}" for total in starts], padding=3, fontsize=8, color=INK)
+        axes.set_yticks(range(len(records)), [record["label"] for record in records])
+        axes.tick_params(labelleft=axes is panels[0])
+        axes.set_title(f"{grid**2:,} tokens", fontsize=10, color=INK)
+        axes.set_xlabel("GFLOPs", color=MUTED)
+        axes.set_xlim(0, 1.25 * max(starts))
+        axes.invert_yaxis()
+    handles, labels = panels[0].get_legend_handles_labels()
+    _legend(figure, handles, [label.replace("_", " ") for label in labels])
     return figure
 
 
@@ -120,8 +156,8 @@ def _figure(result: "Result", heading: str, num_rows: int, num_columns: int, row
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=size, dpi=160, layout=layout, facecolor="white")
     machine = result.machine
-    title = f"{heading} on {machine['device']}, {machine['date']}"
-    figure.suptitle(f"{title}\n", fontsize=13, color=INK, weight="bold")
+    where = f" on {machine['device']}" if "device" in machine else ""
+    figure.suptitle(f"{heading}{where}, {machine['date']}\n", fontsize=13, color=INK, weight="bold")
     subtitle = result.notes[0].partition(": ")[2] or result.notes[0]
     figure.text(0.5, 1 - 0.42 / size[1], subtitle, ha="center", va="top", fontsize=8.5, color=MUTED)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).tolist()
@@ -131,6 +167,27 @@ def _figure(result: "Result", heading: str, num_rows: int, num_columns: int, row
         axes.tick_params(colors=MUTED, labelsize=8.5)
         axes.set_axisbelow(True)
     return figure, panels
+
+
+def _draw_bars(result: "Result", heading: str, values: dict[str, Value]) -> "Figure":
+    """Draw a row of panels for each label and value, a column for each setting; a value that is missing did not fit.
+
+    A value that all records lack, as that of memory on a CPU, is left out.
+    """
+    settings = sorted({(record["grid"], record["batch_size"]) for record in result.records})
+    drawn = [row for row in values.items() if any(row[1](record) is not None for record in result.records)]
+    drawn = drawn or list(values.items())[:1]
+    height = 0.32 * _most_bars(result, settings) + 0.9
+    figure, panels = _figure(result, heading, len(drawn), len(settings), height)
+    for column, (grid, batch_size) in enumerate(settings):
+        records = [r for r in result.records if (r["grid"], r["batch_size"]) == (grid, batch_size)]
+        labels = [record["label"] for record in records]
+        colours = [(FAMILY_COLOURS.get(r["family"], MUTED), EXECUTION_ALPHAS[r["execution"]]) for r in records]
+        for axes, (x_label, value) in zip((row[column] for row in panels), drawn, strict=True):
+            _bars(axes, labels, list(map(value, records)), colours, x_label)
+            axes.tick_params(labelleft=column == 0)
+        panels[0][column].set_title(f"{grid**2:,} tokens, batch {batch_size}", fontsize=10, color=INK)
+    return figure
 
 
 def _draw_lines(
@@ -143,7 +200,7 @@ def _draw_lines(
     for record in result.records:
         groups.setdefault(series(record), []).append(record)
     ticks = sorted({position(record) for record in result.records})
-    values: list[Callable[[Record], float | None]] = [lambda record: record["per_second"], _gigabytes]
+    values: list[Value] = [lambda record: record["per_second"], _gigabytes]
     for axes, value, y_label in zip(panels, values, ("frames/s", "peak memory (GB)"), strict=False):
         for name, records in groups.items():
             _line(axes, name, records, position, value)
@@ -162,7 +219,7 @@ def _line(
     name: str,
     records: list[Record],
     position: Callable[[Record], int],
-    value: Callable[[Record], float | None],
+    value: Value,
 ) -> None:
     records = sorted(records, key=position)
     missing = [str(position(record)) for record in records if record["out_of_memory"]]
@@ -196,20 +253,14 @@ def _legend(figure: "Figure", handles: Iterable[Any], labels: Iterable[str]) -> 
 
 
 def _bars(
-    axes: "Axes",
-    labels: list[str],
-    values: list[float | None],
-    colours: list[tuple[str, float]],
-    x_label: str,
-    out_of_memory: list[bool],
+    axes: "Axes", labels: list[str], values: list[float | None], colours: list[tuple[str, float]], x_label: str
 ) -> None:
     """Draw horizontal bars, the first on top, each with its value."""
-    from zigma_pl.benchmarks.report import NOTHING, OUT_OF_MEMORY, figure_cell
+    from zigma_pl.benchmarks.report import OUT_OF_MEMORY, figure_cell
 
     bars = axes.barh(range(len(labels)), [value or 0.0 for value in values], color=colours, height=0.7)
-    too_large = out_of_memory or [False] * len(labels)
-    texts = [OUT_OF_MEMORY if is_out else figure_cell(v) for v, is_out in zip(values, too_large, strict=True)]
-    axes.bar_label(bars, [text if text != NOTHING else "" for text in texts], padding=3, fontsize=8, color=INK)
+    texts = [OUT_OF_MEMORY if value is None else figure_cell(value) for value in values]
+    axes.bar_label(bars, texts, padding=3, fontsize=8, color=INK)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlim(0, 1.25 * max([value for value in values if value is not None], default=1.0))
     axes.set_xlabel(x_label, color=MUTED)

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from zigma_pl.flops import STATE_UPDATE, STATE_UPDATE_BACKWARD, StateUpdate
+
 Pass = Literal["forward", "backward", "both"]
 
 EXPONENTIALS_PER_CLOCK = 16  # special-function results of one multiprocessor, compute capability 7.0 to 10.0
@@ -70,14 +72,17 @@ class Work:
 def scan_work(shape: tuple[int, int, int, int], bytes_per_element: int, gated: bool) -> dict[Pass, Work]:
     """Count the scan of (B, L, E, N): every input read once, every output written once, no recomputation but exp.
 
-    A state update is delta A, exp, delta u B, h, C h: 4 multiply-adds and an exponential. Backward repeats all but C h
-    and adds the adjoint and what it passes on (2), dC, dB, d(delta u) (3), d(delta A) and its parts in ddelta, dA (4).
+    Of the arithmetic only that of the state updates counts, as `zigma_pl.flops` has it.
     """
     num_rows, num_tokens, num_channels, num_states = shape
     rows = num_rows * num_tokens * num_channels * bytes_per_element
     matrices = 2 * num_rows * num_tokens * num_states * bytes_per_element
-    updates = num_rows * num_tokens * num_channels * num_states
+    num_updates = num_rows * num_tokens * num_channels * num_states
     # u, delta, out and the gate; backward u, delta, dout, du, ddelta, the gate and its gradient.
-    forward = Work((3 + gated) * rows + matrices, updates, 4 * updates)
-    backward = Work((5 + 2 * gated) * rows + 2 * matrices, updates, (3 + 9) * updates)
+    forward = _work((3 + gated) * rows + matrices, num_updates, STATE_UPDATE)
+    backward = _work((5 + 2 * gated) * rows + 2 * matrices, num_updates, STATE_UPDATE_BACKWARD)
     return {"forward": forward, "backward": backward, "both": forward + backward}
+
+
+def _work(num_bytes: int, num_updates: int, update: StateUpdate) -> Work:
+    return Work(num_bytes, num_updates * update.exponentials, num_updates * update.instructions)

@@ -1,4 +1,4 @@
-"""python -m zigma_pl bench {scan,forward,train,order}: check, then time, ours beside its peers on this machine."""
+"""python -m zigma_pl bench SUBJECT: check, then time, ours beside its peers on this machine; or count operations."""
 
 import argparse
 import sys
@@ -19,12 +19,19 @@ MODEL_SUBJECTS = {
     "forward": "frames per second and memory of one network call, by the size of the grid",
     "train": "images per second and memory of training steps: forward, backward, AdamW",
     "order": "frames per second and memory by the number of scan orders, zigzag against parallel Mamba",
+    "efficiency": "operations, memory and speed of training and forward pass: the five backbones, parameters matched",
+    "flops": "operations of a forward pass by kind, counted in seconds on any machine; nothing is timed",
 }
+PAIRED = ("train", "efficiency")  # a batch size for each grid
+MATCHED = ("efficiency", "flops")  # all backbones with ZigMa's number of parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
 DEFAULT_REPEATS = {"cuda": 15, "cpu": 7}
 DEFAULT_SCAN_REPEATS = {"cuda": 50, "cpu": 7}
+# What is counted and not timed has no such options.
+NOT_TIMED = {"device": "cpu", "dtype": None, "repeats": None, "threads": None, "batches": None, "compile": "blocks"}
 TINY_WIDTH, TINY_DEPTH = 64, 6
+TINY_DEPTH_OF = {"efficiency": 12}  # enough layers for numbers of parameters that match
 
 
 def main(argv: list[str]) -> int:
@@ -107,9 +114,9 @@ def _run_models(options: argparse.Namespace, save: Callable[[Result], None]) -> 
 
 
 def _model_size(options: argparse.Namespace, device: torch.device) -> tuple[str | None, int | None, int | None]:
-    """Return size, width and depth: as given, else the paper's on a GPU and tiny on a CPU."""
-    if options.size is None and device.type == "cpu":
-        return None, options.width or TINY_WIDTH, options.depth or TINY_DEPTH
+    """Return size, width and depth: as given, else the paper's on a GPU, tiny on a CPU; to count always the paper's."""
+    if options.size is None and device.type == "cpu" and options.subject != "flops":
+        return None, options.width or TINY_WIDTH, options.depth or TINY_DEPTH_OF.get(options.subject, TINY_DEPTH)
     preset = None if options.size is None and options.width and options.depth else options.size or "B"
     return preset, options.width, options.depth
 
@@ -117,13 +124,13 @@ def _model_size(options: argparse.Namespace, device: torch.device) -> tuple[str 
 def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
     """Return grids and batches as settings: each with each, in training pairwise; defaults for what is not given.
 
-    Raises: UserError when training has not as many grids as batches.
+    Raises: UserError when there are not as many grids as batches where they go in pairs.
     """
     from zigma_pl.benchmarks.model_table import Setting
 
     if options.grids is None and options.batches is None:
         return defaults
-    if options.subject == "train":
+    if options.subject in PAIRED:
         grids = options.grids or [setting.grid for setting in defaults]
         batches = options.batches or [setting.batch_size for setting in defaults]
         if len(grids) != len(batches):
@@ -141,42 +148,61 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         description="Measure speed and memory on this machine. Every contestant is first compared with a float64 "
         "reference; where one is wrong, nothing but that is printed.",
     )
-    subjects = parser.add_subparsers(dest="subject", required=True, metavar="{scan,forward,train,order}")
+    names = ",".join(("scan", *MODEL_SUBJECTS))
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar=f"{{{names}}}")
     scan = subjects.add_parser("scan", help="the selective scan against mamba-ssm's kernels or mambapy, and the limit")
     scan.add_argument("--shapes", nargs="+", type=_shape, metavar="B,L,E,N", help="batch, tokens, channels, states")
     scan.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: what a copy reaches)")
     _add_common_options(scan, "backends of ours, mamba_ssm, mamba_ssm+gathers, mambapy")
     for name, summary in MODEL_SUBJECTS.items():
         subject = subjects.add_parser(name, help=summary)
-        _add_model_options(subject)
-        _add_common_options(subject, _contestants_in_words(name))
+        _add_size_options(subject, name)
+        if name == "flops":
+            _add_output_options(subject, _contestants_in_words(name))
+            subject.set_defaults(**NOT_TIMED)
+        else:
+            _add_model_options(subject, name)
+            _add_common_options(subject, _contestants_in_words(name))
     return parser.parse_args(argv)
 
 
 def _contestants_in_words(subject: str) -> str:
     if subject == "order":
         return "zigzag or parallel, as such or with -graph"
-    executions = "-compiled" if subject == "train" else "-compiled, -graph or -compiled-graph"
-    return f"zigzag8, zigzag8-fast, sweep, sweep-fast, dit or uvit, as such or with {executions}"
+    families = "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, dit or uvit"
+    if subject == "flops":
+        return families
+    executions = "-compiled" if subject in PAIRED else "-compiled, -graph or -compiled-graph"
+    return f"{families}, as such or with {executions}"
 
 
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=("S", "B", "L", "XL"), help="preset (default: B on a GPU, tiny on a CPU)")
+def _add_size_options(parser: argparse.ArgumentParser, subject: str) -> None:
+    default = "B" if subject == "flops" else "B on a GPU, tiny on a CPU"
+    parser.add_argument("--size", choices=("S", "B", "L", "XL"), help=f"preset (default: {default})")
     parser.add_argument("--width", type=_positive, help="width of the tokens, in place of the preset's")
-    parser.add_argument("--depth", type=_positive, help="Mamba layers; transformers get half as many")
+    matched = "layers of ZigMa; the others get as many as make up its parameters"
+    depth = matched if subject in MATCHED else "Mamba layers; transformers get half as many"
+    parser.add_argument("--depth", type=_positive, help=depth)
     parser.add_argument("--grids", nargs="+", type=_positive, metavar="TOKENS", help="sides of the square grids")
-    together = "one for each grid" if parser.prog.endswith("train") else "each with every grid"
+
+
+def _add_model_options(parser: argparse.ArgumentParser, subject: str) -> None:
+    together = "one for each grid" if subject in PAIRED else "each with every grid"
     parser.add_argument("--batches", nargs="+", type=_positive, metavar="SIZE", help=f"batch sizes, {together}")
     scope = "what torch.compile gets at a time: each block, in seconds, or the model, in minutes (default: %(default)s)"
     parser.add_argument("--compile", choices=("blocks", "model"), default="blocks", help=scope)
 
 
 def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:
-    parser.add_argument("--contestants", nargs="+", metavar="NAME", help=contestants)
+    _add_output_options(parser, contestants)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--repeats", type=_positive, help="timed samples of each contestant")
     parser.add_argument("--threads", type=_positive, help="threads of PyTorch on the CPU (default: PyTorch's choice)")
+
+
+def _add_output_options(parser: argparse.ArgumentParser, contestants: str) -> None:
+    parser.add_argument("--contestants", nargs="+", metavar="NAME", help=contestants)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with quartiles")
     parser.add_argument("--plot", type=_picture, metavar="FILE.png", help="also draw them (.png, .pdf or .svg)")
     parser.add_argument("--commit", help="what to write into the header where this is no git checkout")

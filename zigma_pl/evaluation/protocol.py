@@ -1,5 +1,6 @@
 """What a record says beside the scores: the checkpoint and its training, and the machine."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,11 +10,14 @@ from typing import Any, Literal
 import lightning as L
 
 from zigma_pl import __version__
+from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.machine import describe_machine
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256
 from zigma_pl.module import GenerativeModule
+
+log = logging.getLogger(__name__)
 
 Weights = Literal["average", "raw"]
 CHECKPOINT_FOLDER = "checkpoints"  # of a log folder, as Lightning names it
@@ -70,7 +74,19 @@ def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: 
         "checkpoint_sha256": checkpoint.sha256,
         "log_folder": None if log_folder is None else str(log_folder),
         "parameters": module.backbone.num_parameters(),
+        "gflops": _gflops(module.backbone),
     }
+
+
+def _gflops(backbone: Backbone) -> float | None:
+    """Return the operations of one call for one sample, in 10^9; None for somebody's backbone with an unknown op."""
+    from zigma_pl.flops import count_flops  # builds tables of ops
+
+    try:
+        return count_flops(backbone).total / 1e9
+    except UserError as error:  # a record is worth more than this number of it
+        log.warning(f"no GFLOPs in the record: {error}")
+        return None
 
 
 def describe_machine_and_versions(trainer: L.Trainer, module: GenerativeModule) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from zigma_pl.report.results import Results
 from zigma_pl.report.rows import HEADER_FORM, Row, by_table
@@ -16,6 +16,20 @@ A file is a row of a table: it names everything in which it differs from configs
 (configs/scale/*.yaml) is laid over it. `python -m zigma_pl ablations` runs all of them, or the rows of one table.
 "Ours" is at the scale that says most; smoke says only that a row runs. Scores called lite are on lite features, not
 comparable with published FID. [docs/results.md]({results}) has all numbers."""
+
+_INDEX_BENCHMARKS = """\
+## What needs no training
+
+Memory, GFLOPs and speed of the backbones, on the machine at hand. [docs/performance.md]({performance}) has what
+came out on ours; `--plot FILE.png` draws it.
+
+"""
+_BENCHMARKS = (
+    ("table 6", "GFLOPs, memory and images/s of five backbones, parameters matched", "efficiency"),
+    ("table 6", "GFLOPs alone, by kind of operation, in seconds on any machine", "flops"),
+    ("figure 4 a, b", "frames/s and memory of a forward pass by the side of the grid", "forward"),
+    ("figure 4 c, d", "frames/s and memory by the number of scan orders, against parallel Mamba", "order"),
+)
 
 _INDEX_FORM = """\
 ## A new row
@@ -59,9 +73,15 @@ def experiments_index(rows: Sequence[Row], results: Results, address: str) -> st
                 for row in rows
             ],
         ),
+        _benchmarks(PurePosixPath(address).with_name("performance.md")),
         _INDEX_FORM.format(form=HEADER_FORM, scores=", ".join(PUBLISHED_NAMES)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _benchmarks(performance: PurePosixPath) -> str:
+    lines = [(table, what, f"`python -m zigma_pl bench {subject}`") for table, what, subject in _BENCHMARKS]
+    return _INDEX_BENCHMARKS.format(performance=performance) + _markdown_table(("table", "what", "command"), lines)
 
 
 def results_page(rows: Sequence[Row], results: Results, page: Path, folder: Path) -> str:

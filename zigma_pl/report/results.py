@@ -43,8 +43,8 @@ class Result:
         return next((candidate for candidate in candidates if candidate.exists()), Path(path))
 
     def value(self, score: str) -> float | None:
-        """Value of a score, None where it was not computed."""
-        return self.record.scores[score].value if score in self.record.scores else None
+        """Value of a score, or of what else a column is made of; None where it was not computed."""
+        return self.record.scores[score].value if score in self.record.scores else self.record.training.get(score)
 
 
 def load_results(folder: Path) -> list[Result]:

@@ -14,6 +14,10 @@ _COMPARED = (
     *("num_fake", "num_real", "resize", "reference_sha256", "extractors"),
     *("kid_num_subsets", "kid_subset_size", "num_neighbours"),
 )
+_ON_GFLOPS = (
+    "Our GFLOPs are all operations of one call, those of the scan too, a multiply-add as two; the published ones were "
+    "counted otherwise: docs/performance.md, Efficiency."
+)
 
 Source = Literal["published", "ours", "training"]
 
@@ -96,6 +100,7 @@ def _columns(rows: Sequence[Row], results: Sequence[Result]) -> tuple[Column, ..
     """Return for each score the published column, ours, and ours on lite features, as far as there are such numbers."""
     published = {name for row in rows for name in row.published}
     ours = {name for result in results for name in result.record.scores}
+    ours |= {name for name in published if any(result.value(name) is not None for result in results)}
     columns: list[Column] = []
     for name in in_order([*published, *ours]):
         if name in published:
@@ -136,6 +141,8 @@ def _remarks(rows: Sequence[Row], results: Sequence[Result]) -> tuple[str, ...]:
     others = {name for result in results for name, score in result.record.scores.items() if score.comparable is False}
     for name in in_order([name for name in others if not name.endswith(LITE)]):
         remarks.append(f"Our {score_of(name).label} is not comparable with published ones: other weights or settings.")
+    if any("gflops" in row.published for row in rows):
+        remarks.append(_ON_GFLOPS)
     seen = {result.samples_seen for result in results}
     if len(seen) > 1:
         remarks.append("Not all rows have seen the same number of samples.")

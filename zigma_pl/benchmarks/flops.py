@@ -1,0 +1,91 @@
+"""bench flops: operations of one call of the network by kind, counted and not timed (ZigMa, table 6)."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.benchmarks.machine import Machine
+from zigma_pl.benchmarks.model_table import Setting, dit_among, match_parameters
+from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, outline
+from zigma_pl.benchmarks.plots import draw_flops
+from zigma_pl.benchmarks.report import Result, figure_cell
+from zigma_pl.flops import Flops, count_flops
+
+# How a network is executed changes nothing.
+CONTESTANTS = {name: contestant for name, contestant in FAMILIES.items() if contestant.execution == "eager"}
+DEFAULT_CONTESTANTS = {"cpu": ["zigzag8", "vision_mamba", "parallel8", "dit", "uvit"]}
+DEFAULT_SETTINGS = {"cpu": [Setting(32, 1), Setting(64, 1)]}
+GIGA = 1e9
+COUNTED = "every operation of one call for one picture, a multiply-add as two"
+COLUMNS = (
+    *("grid", "backbone", "M parameters", "GFLOPs", "to DiT"),
+    *("linear", "attention", "convolution", "scan", "elementwise", "G multiply-adds", "to DiT"),
+)
+
+
+def run(
+    options: ModelOptions,
+    contestants: Mapping[str, Contestant],
+    settings: Iterable[Setting],
+    machine: Machine,
+    save: Callable[[Result], None],
+) -> Result:
+    """Count setting by setting; `save` gets the result after each."""
+    sizes = {name: match_parameters(contestant, options) for name, contestant in contestants.items()}
+    notes = [
+        f"GFLOPs are {COUNTED}: {options.describe_size(matched=True)}",
+        "elementwise: norms, softmax, activations, sums; multiply-adds: those of linear, attention and convolution",
+    ]
+    anywhere = {key: value for key, value in machine.items() if key not in ("device", "threads")}
+    result = Result("flops", anywhere, notes, COLUMNS, draw_flops)
+    for setting in settings:
+        grid = (setting.grid, setting.grid)
+        backbones = {name: outline(contestant, grid, sizes[name]) for name, contestant in contestants.items()}
+        counts = {name: count_flops(backbone) for name, backbone in backbones.items()}
+        rival = dit_among(contestants)
+        for name, contestant in contestants.items():
+            to_dit = ratios(counts[name], None if rival is None else counts[rival])
+            _add(result, setting, {"contestant": name, **contestant.describe()}, backbones[name], counts[name], to_dit)
+        save(result)
+    return result
+
+
+def ratios(flops: Flops, rival: Flops | None) -> dict[str, float | None]:
+    """Return how many times the rival's operations and multiply-adds these are."""
+    return {
+        "total": None if rival is None else flops.total / rival.total,
+        "multiply_adds": None if rival is None else flops.multiply_adds / rival.multiply_adds,
+    }
+
+
+def _add(
+    result: Result,
+    setting: Setting,
+    contestant: dict[str, object],
+    backbone: Backbone,
+    flops: Flops,
+    to_dit: dict[str, float | None],
+) -> None:
+    result.records.append(
+        {
+            "grid": setting.grid,
+            "num_tokens": setting.grid**2,
+            **contestant,
+            "num_parameters": backbone.num_parameters(),
+            "flops": describe(flops),
+            "ratios": to_dit,
+        }
+    )
+    kinds = [figure_cell(count / GIGA) for count in asdict(flops).values()]
+    result.rows.append(
+        (
+            *(str(setting.grid), str(contestant["label"]), figure_cell(backbone.num_parameters() / 1e6)),
+            *(figure_cell(flops.total / GIGA), figure_cell(to_dit["total"]), *kinds),
+            *(figure_cell(flops.multiply_adds / GIGA), figure_cell(to_dit["multiply_adds"])),
+        )
+    )
+
+
+def describe(flops: Flops) -> dict[str, int]:
+    """Return what a JSON record says of a count."""
+    return {"total": flops.total, "multiply_adds": flops.multiply_adds, **asdict(flops)}
