@@ -9,7 +9,7 @@ CORE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format ci ablations tables report bench paths doctor tensorboard clean
+.PHONY: help setup demo test test-slow lint types format ci ablations tables report bench paths doctor tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ demo: $(CORE) ## train on handwritten digits, sample 500, name the picture (abou
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-slow: $(DEV) ## run the long twins of some tests: 20 kills, 2,000 steps
+	$(BIN)/python -m pytest -m slow
 
 lint: $(DEV) ## ruff: rules and format
 	$(BIN)/ruff check .

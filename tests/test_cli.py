@@ -1,9 +1,6 @@
 import errno
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -213,19 +210,3 @@ def test_worker_errors_lose_their_traceback():
         "Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nUserError: 3.jpg is bad"
     )
     assert command_line.one_line(error) == "3.jpg is bad"
-
-
-def test_two_processes_train_as_one_with_the_same_global_batch(digits, in_tmp):
-    common = [*digits, *TINY, "--preview.num_samples=10", "--trainer.accelerator=cpu"]
-    sizes = {"one": ["--data.init_args.batch_size=8"], "two": ["--data.init_args.batch_size=4"]}
-    sizes["two"] += ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    for name, options in sizes.items():
-        arguments = ["fit", *common, *options, f"--trainer.logger.init_args.name={name}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", "zigma_pl", *arguments], check=True, timeout=180, env=environment)
-    one, two = (
-        torch.load(in_tmp / "logs" / name / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in sizes
-    )
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)

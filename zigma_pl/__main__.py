@@ -29,6 +29,7 @@ COMMANDS = {
     "tables": ("zigma_pl.commands.tables", "experiments/README.md and docs/results.md from the result records"),
     "report": ("zigma_pl.commands.report", "one static HTML page: tables, curves, samples, scan paths"),
     "weights": ("zigma_pl.commands.weights", "files of frozen networks: list, check, fetch"),
+    "export": ("zigma_pl.commands.export", "checkpoint -> safetensors + config.json: --ckpt_path CKPT --out FOLDER"),
     "import-zigma": (
         "zigma_pl.commands.import_zigma",
         "convert an official ZigMa checkpoint to safetensors + config.json",
@@ -70,7 +71,10 @@ def expected_error(error: BaseException | None) -> BaseException | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 failed with a message, 2 wrong usage, 130 interrupted."""
+    """Run one command; returns the exit status.
+
+    0 done, 1 failed with a message, 2 wrong usage, 75 preempted and to be run again, 130 interrupted.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())

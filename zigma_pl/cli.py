@@ -6,23 +6,29 @@ Later layers win: constructor defaults, configs/base.yaml, each --config in turn
 import logging
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.callbacks.ema import EMA
+from zigma_pl.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.callbacks.preemption import EXIT_STATUS, Preempted, Preemption
 from zigma_pl.callbacks.preview import PreviewGrid
 from zigma_pl.callbacks.progress import Progress
 from zigma_pl.callbacks.sample_writer import SampleWriter
 from zigma_pl.callbacks.scorer import NO_CHECKPOINT, Scorer
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.callbacks.training_totals import TrainingTotals
+from zigma_pl.checkpoints.io import WholeFileIO, check_readable, read_step
+from zigma_pl.checkpoints.last import last_run
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
@@ -63,7 +69,9 @@ class ZigmaCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and hand the seed to the module and the data."""
         parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(NonFiniteGuard, "non_finite")
+        parser.add_lightning_class_args(Preemption, "preemption")
         parser.add_lightning_class_args(PreviewGrid, "preview")
         parser.add_lightning_class_args(SampleWriter, "samples")
         parser.add_lightning_class_args(Scorer, "scorer")
@@ -77,20 +85,48 @@ class ZigmaCLI(LightningCLI):
         if self._get(self.config, "trainer").enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [Progress()]
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""
+        given = self._get(self.config_init, "trainer").plugins
+        plugins = given if isinstance(given, list) else [] if given is None else [given]
+        trainer = super().instantiate_trainer(plugins=[*plugins, WholeFileIO()], **kwargs)
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False  # its checkpoints would be found by no `last`, and be loaded unasked
+        return trainer
+
     def _parse_ckpt_path(self) -> None:
         """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
         command = self.config["subcommand"]
         path = self.config[command].get("ckpt_path")
         if path is None and command == "test":
             raise UserError(NO_CHECKPOINT)
-        if path is None or path in ("last", "best", "hpc", "registry"):
-            return
-        if not Path(path).is_file():
-            raise UserError(
-                f"checkpoint {path} does not exist: give the path of a .ckpt file (see logs/*/*/checkpoints)"
-            )
-        if not zipfile.is_zipfile(path):  # the index of the archive is at its end, so a truncated file has none
-            raise UserError(f"checkpoint {path} is truncated or no checkpoint: use the one saved before it")
+        if path == "last":
+            self._go_on_from_last(command)
+        elif path is not None:
+            check_readable(Path(path))
+
+    def _go_on_from_last(self, command: str) -> None:
+        """Put the newest checkpoint in the place of "last"; training goes on in its log folder."""
+        options = self.config[command]
+        run = last_run(options.trainer.as_dict(), options.checkpoint.dirpath)
+        for line in run.passed_over:
+            _warn(line)
+        options.ckpt_path = str(run.checkpoint)
+        logger = options.trainer.logger
+        if command == "fit" and run.version is not None and "TensorBoardLogger" in str(logger.get("class_path")):
+            logger.init_args.version = run.version
+            logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it will be logged again
+
+
+@rank_zero_only
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+@rank_zero_only
+def _say_how_to_go_on(preempted: Preempted) -> None:
+    print(f"{preempted}: the same command with --ckpt_path last goes on from there", file=sys.stderr, flush=True)
 
 
 CLI = TypeVar("CLI", bound=ZigmaCLI)
@@ -100,9 +136,7 @@ def quieten() -> None:
     """Silence advertisements, and warnings about the insides of the libraries that a user can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings(
-        "ignore", message=".*The dirpath has changed from.*"
-    )  # a resumed run has a folder of its own
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # `--ckpt_path last` goes on in its folder
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
@@ -145,14 +179,21 @@ def parser_of(command: str, description: str, options: str = "--config ROW.yaml 
 
 
 def main(argv: list[str]) -> int:
-    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
+    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status, 75 to be run again."""
     parsers = {name: parser_of(name, text) for name, text in DESCRIPTIONS.items()}
-    run_cli(
-        ZigmaCLI,
-        argv[0],
-        argv,
-        {"prog": "python -m zigma_pl", **parsers},
-        save_config_callback=SaveConfigOnFit,
-        save_config_kwargs={"overwrite": True},
-    )
+    try:
+        run_cli(
+            ZigmaCLI,
+            argv[0],
+            argv,
+            {"prog": "python -m zigma_pl", **parsers},
+            save_config_callback=SaveConfigOnFit,
+            save_config_kwargs={"overwrite": True},
+        )
+    except Preempted as preempted:
+        _say_how_to_go_on(preempted)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # no process is gone, and taken for a failure, while others end
+            torch.distributed.destroy_process_group()
+        return EXIT_STATUS
     return 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
+from zigma_pl.backbones.sharding import made_whole, shard
 from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
@@ -93,6 +94,8 @@ class GenerativeModule(L.LightningModule):
         self.seed = seed
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
+        self._losses: list[Tensor] = []  # of the micro-batches of this optimiser step
+        self._gradient_norm: Tensor | None = None  # of this optimiser step, once it is known
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -108,12 +111,18 @@ class GenerativeModule(L.LightningModule):
         constants = [name for name, _ in self.named_buffers()]
         nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constants)
 
+    def configure_model(self) -> None:
+        """Spread the backbone over the processes of the strategy's mesh, if it has one."""
+        if self.device_mesh is not None:
+            shard(self.backbone, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with decayed and undecayed parameters apart, and linear warm-up counted in optimiser steps."""
         decayed, undecayed = split_decay_groups(self.backbone)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-        # One kernel for all parameters on a GPU; with float16's loss scaling Lightning cannot clip before it.
-        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        # One kernel for all parameters, which a flag on the device can tell to skip a step (`callbacks/non_finite.py`).
+        # Not with float16's loss scaling: it would undo the scaling itself, after the gradients have been clipped.
+        fused = self._trainer is None or self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
@@ -123,19 +132,27 @@ class GenerativeModule(L.LightningModule):
     # --- training and validation --------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch; one that is not finite makes all gradients NaN.
+
+        There are losses that are not finite and have finite gradients. So the gradients alone, once they are reduced,
+        tell every process of it.
+        """
+        loss = self.training_loss(batch)
+        self._losses.append(loss.detach())
+        return loss * (1 + 0 * loss.detach())  # loss * 1, or loss * NaN
+
+    def training_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, with time, noise and dropped conditions drawn for each sample id."""
         generators = sample_generators(self.seed, "train", batch.sample_ids)
         t = self.objective.sample_time(generators).to(self.device)
-        loss = self.loss_per_sample(batch, t, generators).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.sample_ids))
-        return loss
+        return self.loss_per_sample(batch, t, generators).mean()
 
     def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return the objective of each sample, (B,), at times t, (B,)."""
         assert batch.latents is not None
         x_noise = randn_per_sample(generators, tuple(batch.latents.shape[1:]), device=self.device)
         dropped = None
-        if self.training and self.condition_dropout > 0:
+        if self.training and self.backbone.has_null_condition:  # also without dropout, for a gradient of zero, not none
             dropped = rand_per_sample(generators, device=self.device) < self.condition_dropout
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -171,12 +188,51 @@ class GenerativeModule(L.LightningModule):
                 self.log(f"{stage}/loss_by_time/{bin_name(number)}", value, sync_dist=True)
         return loss
 
+    def on_train_start(self) -> None:
+        """Forget what a run that was interrupted has left."""
+        self._losses, self._gradient_norm = [], None
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient norm before clipping, and the learning rate, on the steps that are logged."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            gradients = [parameter.grad for parameter in self.backbone.parameters() if parameter.grad is not None]
-            self.log("train/gradient_norm", nn.utils.get_total_norm(gradients))
+        """Log, on the steps that are logged: mean loss of the whole batch, its gradient norm before clipping, and rate.
+
+        The whole batch is that of all processes and accumulated micro-batches, however it is split among them.
+        """
+        if self.logs_this_step():
+            loss = torch.stack(self._losses).mean()
+            self.log("train/loss", self.trainer.strategy.reduce(loss, reduce_op="mean"), prog_bar=True)
+            self.log("train/gradient_norm", self.gradient_norm())
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self._losses = []
+
+    def logs_this_step(self) -> bool:
+        """Whether what is logged in the optimiser step that is under way will be written."""
+        every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every_n_steps > 0 and (self.trainer.global_step + 1) % every_n_steps == 0
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of the whole gradient, before clipping, on the device; computed once in a step.
+
+        To be asked for between the end of the backward pass and clipping. Gradients that are spread over processes are
+        seen whole.
+        """
+        if self._gradient_norm is None:
+            norm = nn.utils.get_total_norm([p.grad for p in self.backbone.parameters() if p.grad is not None])
+            self._gradient_norm = made_whole(norm)
+        return self._gradient_norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by value, or by the norm that is known already; Lightning's own does neither fused nor sharded AdamW."""
+        parameters = [parameter for parameter in self.backbone.parameters() if parameter.grad is not None]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.gradient_norm())
+        self._gradient_norm = None
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 

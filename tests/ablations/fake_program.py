@@ -1,6 +1,6 @@
 """Stands in for `python -m zigma_pl`: `fit` copies a checkpoint, `test` writes a record, as behaviour.json says.
 
-behaviour.json: row -> {"fit": ..., "test": ...}, each "fail", "hang", "no_record" or absent.
+behaviour.json: row -> {"fit": ..., "test": ...}, each "fail", "hang", "preempted", "no_record" or absent.
 """
 
 import json
@@ -18,7 +18,7 @@ ROW = ARGUMENTS["--trainer.logger.init_args.name"]
 
 def fit():
     FOLDER.mkdir(parents=True, exist_ok=True)
-    name = "middle" if BEHAVIOUR == "hang" else "end"
+    name = "middle" if BEHAVIOUR in ("hang", "preempted") else "end"
     shutil.copy(f"{name}.pt", FOLDER / f"{name}.ckpt")
 
 
@@ -46,6 +46,8 @@ if BEHAVIOUR == "fail":
     sys.exit("error: the picture 3.jpg is broken")
 if BEHAVIOUR != "no_record":
     {"fit": fit, "test": test}[COMMAND]()
+if BEHAVIOUR == "preempted":
+    sys.exit(75)
 if BEHAVIOUR == "hang":
     Path("hangs").touch()
     time.sleep(60)

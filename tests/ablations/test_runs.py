@@ -81,19 +81,32 @@ def interrupt_when(path, number):
     threading.Thread(target=wait).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_row_goes_on_from_its_last_checkpoint(fakes, capsys, number):
     fakes.behave(table1_a={"fit": "hang"})
     interrupt_when("hangs", number)
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        fakes.run(*TABLE1)
+    if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            fakes.run(*TABLE1)
+    else:
+        assert fakes.run(*TABLE1) == 75
     assert time.monotonic() - started < 15  # the process was told to stop
     assert "table1_a  stopped" in capsys.readouterr().out
     assert fakes.calls() == ["fit table1_a"]
     fakes.behave()
     assert fakes.run(*TABLE1) == 0
-    assert fakes.calls()[:2] == ["fit table1_a from middle.ckpt", "test table1_a from end.ckpt"]
+    assert fakes.calls()[:2] == ["fit table1_a from last", "test table1_a from end.ckpt"]
+
+
+def test_a_preempted_row_is_no_failure(fakes, capsys):
+    fakes.behave(table1_a={"fit": "preempted"})
+    assert fakes.run(*TABLE1) == 75
+    assert fakes.calls() == ["fit table1_a", "fit table1_b", "test table1_b from end.ckpt"]
+    assert "failed" not in capsys.readouterr().err
+    fakes.behave()
+    assert fakes.run(*TABLE1) == 0
+    assert fakes.calls() == ["fit table1_a from last", "test table1_a from end.ckpt"]
 
 
 def test_a_cut_off_checkpoint_is_passed_over(fakes):
@@ -169,9 +182,9 @@ def test_a_further_file_is_laid_over_all(fakes):
     assert mine.log_folder != plain.log_folder
 
 
-def test_a_last_step_that_is_not_saved_is_refused(fakes):
-    fakes.write("scales/smoke.yaml", "trainer: {max_steps: 7}\ncheckpoint: {every_n_train_steps: 5}\n")
-    with pytest.raises(UserError, match="no multiple of"):
+def test_a_row_without_an_end_is_refused(fakes):
+    fakes.write("scales/smoke.yaml", "trainer: {max_steps: -1}\n")
+    with pytest.raises(UserError, match="has no end"):
         table1_runs()
 
 

@@ -1,7 +1,10 @@
 import os
 import re
 import shlex
+import signal
 import stat
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -68,8 +71,29 @@ def test_without_template_or_slurm_there_is_one_line(fakes, sbatch, monkeypatch)
         fakes.run(*sbatch)
 
 
-def test_the_template_is_a_shell_script_that_puts_the_job_back_when_its_time_is_up():
-    assert os.system(f"bash -n {TEMPLATE}") == 0
-    text = TEMPLATE.read_text()
-    for part in ("#SBATCH --requeue", "#SBATCH --signal=B:USR1", "trap requeue USR1", 'zigma_pl ablations "$@"'):
-        assert part in text
+PREEMPTED_PYTHON = """#!/bin/sh
+trap 'exit 75' USR1
+echo "$@" > arguments.txt
+while :; do sleep 0.02; done
+"""
+
+
+def test_the_template_puts_the_job_back_when_its_time_is_up(in_tmp, monkeypatch):
+    scripts = {"python": PREEMPTED_PYTHON, "scontrol": '#!/bin/sh\necho "$@" > scontrol.txt\n'}
+    Path("bin").mkdir()
+    for name, text in scripts.items():
+        Path("bin", name).write_text(text)
+        Path("bin", name).chmod(stat.S_IRWXU)
+    Path(".venv/bin").mkdir(parents=True)
+    Path(".venv/bin/activate").touch()
+    monkeypatch.setenv("PATH", str(Path("bin").resolve()), prepend=os.pathsep)
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(in_tmp), "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(["bash", TEMPLATE, "--rows=a"], env=environment)
+    while not Path("arguments.txt").exists():
+        time.sleep(0.02)
+    time.sleep(0.1)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=10) == 75
+    assert Path("scontrol.txt").read_text() == "requeue 7\n"
+    assert Path("arguments.txt").read_text().startswith("-m zigma_pl ablations --rows=a --launch local")
+    assert "#SBATCH --signal=B:USR1" in TEMPLATE.read_text()

@@ -44,6 +44,7 @@ def trainer_for(folder, callbacks, logger=False):
         enable_model_summary=False,
         enable_checkpointing=False,
         num_sanity_val_steps=0,
+        log_every_n_steps=1,
         val_check_interval=2,
         check_val_every_n_epoch=None,
     )

@@ -18,7 +18,6 @@ scorer: {num_samples: 16, metrics: []}  # the lite network takes its time
 """
 
 
-@pytest.mark.slow
 def test_a_row_is_trained_scored_continued_and_reported(in_tmp, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))

@@ -254,7 +254,6 @@ def test_other_options_are_other_samples(score):
     assert len(list(Path("samples/row").iterdir())) == 5
 
 
-@pytest.mark.slow
 def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository):
     tiny = {"width": 16, "depth": 1, "patch_size": 4, "state_size": 4}
     common = ["--config", str(repository / "experiments" / "digits.yaml"), "--trainer.enable_progress_bar=false"]

@@ -19,7 +19,9 @@ from zigma_pl.ablations.plan import Run
 from zigma_pl.errors import UserError
 
 _LINES_SHOWN = 6  # of the output of a failed run
+PREEMPTED = 75  # status of a run that has saved and wants to be run again
 _SECONDS_TO_STOP = 30.0
+_SECONDS_TO_SAVE = 110.0  # of the 120 that configs/slurm/row.sbatch asks for
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -95,12 +97,13 @@ class LocalRunner:
             self._environments.put(environments[index] if environments else {})
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._stopped = threading.Event()
+        self.stop_signal = signal.SIGINT
 
     def run(self) -> Generator[None]:
         """Run all jobs; yields now and then, so that the caller can show how they do.
 
         When the caller is interrupted meanwhile, or stops looking, running jobs are stopped, and go on from their last
-        checkpoint next time.
+        checkpoint next time. With `stop_signal` SIGUSR1 training saves another one before it ends.
         """
         futures = [self._pool.submit(self._work, job) for job in self.jobs if job.state is State.WAITING]
         try:
@@ -158,22 +161,24 @@ class LocalRunner:
             )
         self._processes.add(process)
         if self._stopped.is_set():  # meanwhile
-            self._signal(signal.SIGINT)
+            self._signal(self.stop_signal)
         status = process.wait()
         self._processes.discard(process)
         if status == 0:
             return True
-        job.state = State.STOPPED if self._stopped.is_set() else State.FAILED
-        job.note = "" if self._stopped.is_set() else _end_of(job.run.output, begin, status)
+        was_asked_to = self._stopped.is_set() or status == PREEMPTED
+        job.state = State.STOPPED if was_asked_to else State.FAILED
+        job.note = "" if was_asked_to else _end_of(job.run.output, begin, status)
         return False
 
     def _stop(self, futures: Sequence[Future[None]]) -> None:
         """Have every process end, by asking first."""
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        seconds = _SECONDS_TO_SAVE if self.stop_signal == signal.SIGUSR1 else _SECONDS_TO_STOP
         try:
-            self._signal(signal.SIGINT)
-            wait([future for future in futures if not future.cancelled()], timeout=_SECONDS_TO_STOP)
+            self._signal(self.stop_signal)
+            wait([future for future in futures if not future.cancelled()], timeout=seconds)
         finally:  # also at a second Ctrl-C
             self._signal(signal.SIGKILL)
             self._pool.shutdown()

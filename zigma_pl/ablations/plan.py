@@ -1,7 +1,6 @@
 """One row at one scale with one seed: where its files are, what is done of it, and the commands that do the rest."""
 
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import yaml
 
 from zigma_pl.ablations.composed import compose, differences, fingerprint, option, without
 from zigma_pl.ablations.rows import Row, overlay_of
+from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER, LAST_LINK, newest_checkpoint
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.record import ResultRecord, read_record, record_path
 from zigma_pl.files import whole_file
@@ -94,11 +94,12 @@ class Run:
         return int(option(self.config, "trainer.max_steps"))
 
     def checkpoint(self) -> Path | None:
-        """Return the newest whole checkpoint; one that a kill cut off is passed over."""
-        found = (self.log_folder / "checkpoints").glob("*.ckpt")
-        whole = [path for path in found if path.is_file() and zipfile.is_zipfile(path)]
-        # last.ckpt is a link to the newest: the file itself is named, which goes on being what it is.
-        return max(whole, key=lambda path: (path.stat().st_mtime, not path.is_symlink()), default=None)
+        """Return the newest whole checkpoint; a damaged one is passed over."""
+        return newest_checkpoint(self._checkpoints).path
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.log_folder / CHECKPOINT_FOLDER
 
     def is_trained(self) -> bool:
         """Whether there is a checkpoint of the last step."""
@@ -139,15 +140,15 @@ class Run:
         return record.scale == self.scale and log_folder.parts[-2:] == self.log_folder.parts[-2:]
 
     def fit_command(self) -> list[str]:
-        """Return the command that trains to the end, from the last checkpoint if there is one."""
-        checkpoint = self.checkpoint()
-        return self._command("fit") if checkpoint is None else [*self._command("fit"), "--ckpt_path", str(checkpoint)]
+        """Return the command that trains to the end, from the newest whole checkpoint if there is one."""
+        go_on = [] if self.checkpoint() is None else ["--ckpt_path", "last"]
+        return [*self._command("fit"), *go_on]
 
     def test_command(self) -> list[str]:
         """Return the command that scores the trained row and writes the record."""
         scorer = {"row": self.name, "scale": self.scale, "results_dir": self.places.results}
         options = [f"--scorer.{name}={value}" for name, value in scorer.items()]
-        checkpoint = self.checkpoint() or self.log_folder / "checkpoints" / "last.ckpt"  # the latter to be shown only
+        checkpoint = self.checkpoint() or self._checkpoints / LAST_LINK  # the latter to be shown only
         return [*self._command("test"), *options, "--ckpt_path", str(checkpoint)]
 
     def _command(self, subcommand: str) -> list[str]:
@@ -159,7 +160,6 @@ class Run:
             "--trainer.enable_progress_bar=false",
             "--trainer.callbacks+=zigma_pl.callbacks.progress_file.ProgressFile",
             f"--trainer.callbacks.path={self.progress}",
-            "--checkpoint.enable_version_counter=false",  # a run that goes on replaces last.ckpt: no last-v1.ckpt
         ]
 
 
@@ -205,21 +205,12 @@ def plan(
         for seed in seeds
     ]
     for run in runs:
-        _check_last_step_is_saved(run)
+        if run.num_steps < 1:
+            raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} has no end; set it in {run.files[1]}")
     return runs
 
 
-def _check_last_step_is_saved(run: Run) -> None:
-    every = option(run.config, "checkpoint.every_n_train_steps")
-    if run.num_steps < 1 or not every or run.num_steps % every:
-        raise UserError(
-            f"{run.name}: trainer.max_steps {run.num_steps} is no multiple of checkpoint.every_n_train_steps {every}, "
-            f"so that its last step would not be saved; change one of them in {run.files[1]}"
-        )
-
-
 def _steps_of(checkpoint: Path) -> int:
-    import torch
+    from zigma_pl.checkpoints.io import read_step  # and torch with it, only where there is a checkpoint
 
-    # Mapped, not read: the weights are not looked at.
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    return read_step(checkpoint)

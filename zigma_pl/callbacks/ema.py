@@ -4,6 +4,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from zigma_pl.backbones.sharding import gathered, load_whole, shard
 
 
 class EMA(EMAWeightAveraging):
@@ -19,7 +22,22 @@ class EMA(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.9999, starting_at_step: int = 0) -> None:
         super().__init__(decay=decay, use_buffers=False, update_starting_at_step=starting_at_step)
+        self._decay = decay
         self._swapped = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Copy the module before it is moved, or sharded, to its devices."""
+        if stage == "fit":
+            average = get_ema_multi_avg_fn(self._decay)  # one kernel for all parameters
+            self._average_model = AveragedModel(pl_module, multi_avg_fn=average, use_buffers=False)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the average where the weights are; the count of its updates, which is asked for often, stays here."""
+        assert self._average_model is not None
+        self._average_model.module.to(pl_module.device)
+        if pl_module.device_mesh is not None:
+            average: Any = self._average_model.module
+            shard(average.backbone, pl_module.device_mesh["data_parallel"])
 
     @property
     def has_average(self) -> bool:
@@ -50,8 +68,15 @@ class EMA(EMAWeightAveraging):
         """Store the average as "state_dict" and the weights as "current_model_state"; without average, only those."""
         if self.has_average:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
+            checkpoint["state_dict"] = gathered(checkpoint["state_dict"])
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the average up again when training goes on; evaluation and sampling read "state_dict" as it is."""
-        if self._average_model is not None and "averaging_state" in checkpoint:
+        if self._average_model is None or "averaging_state" not in checkpoint:
+            return
+        if pl_module.device_mesh is None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        else:
+            load_whole(self._average_model.module, checkpoint["state_dict"])
+            load_whole(pl_module, checkpoint["current_model_state"])
+            self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from zigma_pl.commands.tables import add_sources
@@ -67,8 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0 when every row is done, 1 when one failed or something is missing."""
-    from zigma_pl.ablations.local import State, job_of
+    """Run the command; returns 0 when every row is done, 1 when one failed or something is missing, 75 preempted."""
+    from zigma_pl.ablations.local import PREEMPTED, State, job_of
 
     options = build_parser().parse_args(argv)
     if options.jobs is not None and options.jobs < 1:
@@ -87,6 +88,9 @@ def main(argv: list[str]) -> int:
     if options.launch == "slurm":
         return _submit(waiting, options)
     _run_here(jobs, options)
+    if any(job.state is State.STOPPED for job in jobs):
+        print("preempted: the same command goes on from here")
+        return PREEMPTED
     is_reported = options.no_report or _make_tables_and_report(options)
     return 0 if _all_done(jobs) and is_reported else 1
 
@@ -147,16 +151,25 @@ def _run_here(jobs: "Sequence[Job]", options: argparse.Namespace) -> None:
     num_workers = options.jobs or (max(1, min(cores, num_waiting)) if options.scale == "smoke" else 1)
     overview = Overview(jobs, sys.stdout)
     runner = LocalRunner(jobs, num_workers, options.through, environments(num_workers))
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops what runs, as Ctrl-C does
+
+    def preempt(number: int, frame: FrameType | None) -> None:
+        runner.stop_signal = signal.SIGUSR1  # which srun passes on, as it does not SIGTERM
+        raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, preempt) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with closing(runner.run()) as looks:
             for _ in looks:
                 overview.show()
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from here")
-        raise
+        if runner.stop_signal != signal.SIGUSR1:
+            print("stopped: the same command goes on from here")
+            raise
+        for job in jobs:  # those that were to come
+            job.state = State.STOPPED if job.state is State.WAITING else job.state
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         overview.show()
 
 

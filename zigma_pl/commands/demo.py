@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from zigma_pl.errors import UserError
 from zigma_pl.shipped import shipped_file
 
 if TYPE_CHECKING:
@@ -41,10 +40,9 @@ def main(argv: list[str]) -> int:
     config = options.config or str(shipped_file(EXPERIMENT))
     steps = [] if options.max_steps is None else [f"--trainer.max_steps={options.max_steps}"]
     run("fit", "--config", config, *steps)
-    checkpoint = newest_checkpoint(Path("logs/digits"))
     count = f"--data.init_args.num_predict_samples={options.num_samples}"
     sampling = [count, "--data.init_args.batch_size=250", f"--samples.folder={options.out}"]
-    run("predict", "--config", config, "--ckpt_path", str(checkpoint), *sampling)
+    run("predict", "--config", config, "--ckpt_path", "last", *sampling)
     report(Path(options.out))
     return 0
 
@@ -55,14 +53,6 @@ def run(*arguments: str) -> None:
 
     print("\n$ python -m zigma_pl " + " ".join(arguments), flush=True)
     run_cli(list(arguments))
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """Return the last checkpoint of the newest run below `folder`."""
-    checkpoints = sorted(folder.glob("version_*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise UserError(f"no checkpoint below {folder}: the training before this step did not finish")
-    return checkpoints[-1]
 
 
 def report(folder: Path) -> None:

@@ -4,6 +4,8 @@ Whatever is drawn at random here (mirroring, which caption) is a function of (se
 on the number of workers nor on the batch size nor on the number of ranks.
 """
 
+import multiprocessing.connection
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from zigma_pl.data.images import PixelDataset, PixelItem
 from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
+
+SECONDS_AFTER_SIGTERM = 180  # as configs/slurm/fit.sbatch asks for
 
 
 class Sample(NamedTuple):
@@ -117,6 +121,30 @@ def collate(samples: list[Sample] | RawBatch) -> RawBatch:
     )
 
 
+def _death_of_worker(batches: Any) -> RuntimeError | None:
+    """Return what to say where a worker is dead; the errors by which one finds out are many, and say little."""
+    workers = getattr(batches, "_workers", [])
+    ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)  # or about to end
+    for number, worker in enumerate(workers):
+        if worker.sentinel in ended:
+            worker.join()
+        if status := worker.exitcode:
+            end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+            return RuntimeError(
+                f"worker {number} of the data loader (process {worker.pid}) {end}: if memory ran out, lower "
+                "data.num_workers or data.batch_size"
+            )
+    return None
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Have a worker end only a while after SIGTERM, which a whole group of processes may get.
+
+    Until then the main process has finished its step and saved; it ends its workers in another way.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
+
+
 class SampleLoader:
     """Loads the batches of an order in worker processes.
 
@@ -138,6 +166,7 @@ class SampleLoader:
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            worker_init_fn=_outlive_sigterm,
             # An own generator: otherwise each new iterator would advance the process's random state by one draw.
             generator=torch.Generator(),
         )
@@ -151,6 +180,8 @@ class SampleLoader:
             yield from batches
         except UserError as error:  # a worker's error arrives with its traceback as the message
             message = str(error).rsplit("UserError: ", 1)[-1].strip()
+        except (OSError, EOFError, RuntimeError) as error:
+            raise _death_of_worker(batches) or error from error
         else:
             return
         if isinstance(batches, _MultiProcessingDataLoaderIter):

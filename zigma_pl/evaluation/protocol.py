@@ -13,6 +13,7 @@ from zigma_pl import __version__
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.machine import describe_machine
 from zigma_pl.callbacks.training_totals import TrainingTotals
+from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256
 from zigma_pl.module import GenerativeModule
@@ -20,7 +21,6 @@ from zigma_pl.module import GenerativeModule
 log = logging.getLogger(__name__)
 
 Weights = Literal["average", "raw"]
-CHECKPOINT_FOLDER = "checkpoints"  # of a log folder, as Lightning names it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""Two processes and two nodes do what one process does; a bad number on one of them is skipped by both."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed.training_run import train
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "digits.json"
+PYTHON = [sys.executable, "-m"]
+OPTIONS = {
+    "model.backbone.init_args.width": 16,
+    "model.backbone.init_args.depth": 2,
+    "model.sampler.init_args.num_steps": 2,
+    "trainer.max_steps": 20,
+    "trainer.val_check_interval": 20,
+    "trainer.limit_val_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.enable_progress_bar": "false",
+    "trainer.logger.class_path": "lightning.pytorch.loggers.CSVLogger",
+    "checkpoint.every_n_train_steps": 20,
+    "preview.num_samples": 10,
+}
+
+
+def fit(repository, strategy=None, **options):
+    """The arguments of a training run on digits."""
+    configs = [repository / "experiments" / "digits.yaml"]
+    if strategy:
+        configs.append(repository / "configs" / "strategy" / f"{strategy}.yaml")
+    given = OPTIONS | {name.replace("__", ".init_args."): value for name, value in options.items()}
+    return ["zigma_pl", "fit", *(f"--config={path}" for path in configs), *(f"--{n}={v}" for n, v in given.items())]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder in which one process, two processes and two nodes have trained, all through the command line."""
+    folder, repository = tmp_path_factory.mktemp("runs"), Path(__file__).parents[2]
+
+    def start(*command):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        return subprocess.Popen([*PYTHON, *map(str, command)], cwd=folder, env=environment)
+
+    def arguments(name, batch_size, strategy=None, **trainer):
+        sizes = {"data__batch_size": batch_size, "trainer.logger__name": name}
+        return fit(repository, strategy, **sizes, **{f"trainer.{key}": value for key, value in trainer.items()})
+
+    one = start(*arguments("one", 8))
+    two = start(*arguments("two", 2, "ddp", devices=2, accumulate_grad_batches=2))
+    nodes = arguments("nodes", 4, "ddp", devices=1, num_nodes=2)
+    place = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    launches = [start("torch.distributed.run", *place, f"--node_rank={rank}", "-m", *nodes) for rank in range(2)]
+    assert [process.wait(timeout=400) for process in [one, two, *launches]] == [0, 0, 0, 0]
+    return folder
+
+
+def trace(folder, name):
+    """Loss and gradient norm of each step."""
+    with (folder / "logs" / name / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return torch.tensor([[float(row[f"train/{column}"]) for column in ("loss", "gradient_norm")] for row in rows])
+
+
+@pytest.mark.parametrize("name", ["two", "nodes"])
+def test_losses_do_not_depend_on_how_the_batch_is_split(runs, name):
+    one = trace(runs, "one")
+    assert one.shape == (20, 2)
+    torch.testing.assert_close(trace(runs, name), one, rtol=0, atol=1e-6)
+
+
+def test_losses_are_the_golden_ones(runs):
+    golden = json.loads(GOLDEN.read_text())
+    expected = torch.tensor([golden["loss"], golden["gradient_norm"]]).T
+    torch.testing.assert_close(trace(runs, "one"), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["two", "nodes"])
+def test_weights_do_not_depend_on_how_the_batch_is_split(runs, name):
+    one, other = (
+        torch.load(runs / "logs" / run / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in ("one", name)
+    )
+    for key in ("state_dict", "current_model_state"):
+        for weight in one[key]:
+            torch.testing.assert_close(other[key][weight], one[key][weight], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The folder in which two processes have run `two_processes.py`, and what each has found."""
+    folder = tmp_path_factory.mktemp("pair")
+    script = Path(__file__).with_name("two_processes.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    launch = [
+        *PYTHON,
+        "torch.distributed.run",
+        "--standalone",
+        "--local_addr=127.0.0.1",
+        "--nproc_per_node=2",
+        str(script),
+        str(folder),
+    ]
+    subprocess.run(launch, check=True, timeout=400, env=environment, cwd=folder)
+    return folder, [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The trace of one process with the same batches."""
+    return torch.tensor(train(tmp_path_factory.mktemp("alone"))[1].trace())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_both_processes_log_the_whole_loss_and_gradient(pair, alone, strategy):
+    for found in pair[1]:
+        torch.testing.assert_close(torch.tensor(found[strategy]), alone, rtol=0, atol=1e-6)
+
+
+def test_sharded_average_is_validated_as_any_other(pair):
+    ddp, fsdp = (pair[1][0][f"validation of {strategy}"] for strategy in ("ddp", "fsdp"))
+    assert fsdp == pytest.approx(ddp, rel=1e-6)
+
+
+def test_sharded_parameters_are_nowhere_whole(pair, alone):
+    whole = torch.load(pair[0] / "fsdp" / "last.ckpt", weights_only=True)["state_dict"]
+    sizes = [found["local_parameters"] for found in pair[1]]
+    assert sum(sizes) == sum(weight.numel() for weight in whole.values())
+    assert max(sizes) < 0.6 * sum(sizes)
+
+
+def test_sharded_checkpoint_is_that_of_one_process(pair, alone, tmp_path):
+    folder, found = pair
+    resumed = torch.tensor(found[0]["fsdp-resumed"])
+    torch.testing.assert_close(resumed, alone[3:], rtol=0, atol=1e-6)
+    _, remember = train(tmp_path, ckpt_path=folder / "fsdp" / "step=3.ckpt")
+    torch.testing.assert_close(torch.tensor(remember.trace()), alone[3:], rtol=0, atol=1e-6)
+    ends = [torch.load(path / "last.ckpt", weights_only=True) for path in (tmp_path, folder / "fsdp-resumed")]
+    for key in ("state_dict", "current_model_state"):
+        for name, weight in ends[0][key].items():
+            torch.testing.assert_close(ends[1][key][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bad_number_on_one_process_is_skipped_by_both(pair):
+    folder, found = pair
+    assert [process["skipped"] for process in found] == [[0, 0, 1, 1, 2, 2]] * 2
+    first, second = (torch.load(folder / f"weights{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) and first[name].isfinite().all() for name in first)
+    average = torch.load(folder / "spoiled" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(weight.isfinite().all() for weight in average.values())
+
+
+def test_too_many_bad_numbers_stop_both_with_what_reproduces_them(pair):
+    folder, found = pair
+    dump = folder / "stopped" / "non_finite_step_00000004"
+    for process in found:
+        for part in ("in 2 steps in a row, up to step 4 (process 1, first in patch_embedding.projection)", str(dump)):
+            assert part in process["error"]
+    good, bad = (json.loads((dump / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert (good["sample_ids"], bad["sample_ids"]) == ([[24, 25, 26, 27]], [[28, 29, 30, 31]])
+    assert good["first_non_finite_output"] is None
+    assert "blocks.0.mixer.A_log" in bad["non_finite_gradients"]
+    assert all(row["share_not_finite"] == 0 and row["min"] <= row["max"] for row in good["outputs"])

@@ -1,0 +1,72 @@
+"""One of two processes, which train together in several ways and write down what came of it.
+
+Usage: torchrun --nproc_per_node 2 two_processes.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+from training_run import GLOBAL_BATCH_SIZE, NUM_STEPS, OddDigits, build, train
+
+from zigma_pl.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.errors import UserError
+from zigma_pl.module import GenerativeModule
+from zigma_pl.strategies import FullySharded
+
+HALF = GLOBAL_BATCH_SIZE // 2
+
+
+class Spoiled(GenerativeModule):
+    """In step 2 process 1 has data that are NaN; in step 4 process 0 has an infinite loss with finite gradients."""
+
+    never_recovers = False
+
+    def training_loss(self, batch):
+        step, rank = self.trainer.global_step, self.trainer.global_rank
+        if rank == 1 and (step == 2 or (self.never_recovers and step >= 2)):
+            batch = batch._replace(latents=batch.latents * torch.nan)
+        loss = super().training_loss(batch)
+        return loss + torch.inf if (rank, step) == (0, 4) else loss
+
+
+class StaysSpoiled(Spoiled):
+    never_recovers = True
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    found = {}
+    two = {"devices": 2, "batch_size": HALF}
+    # The last validation batch, of one picture, has process 0 alone.
+    validated = two | {"limit_val_batches": 1.0, "val_check_interval": NUM_STEPS}
+    for name, strategy in (("ddp", "ddp"), ("fsdp", FullySharded())):
+        trainer, remember = train(folder / name, **validated, data=OddDigits(batch_size=HALF), strategy=strategy)
+        found[name] = remember.trace()
+        found[f"validation of {name}"] = float(trainer.callback_metrics["validation/loss"])
+    found["local_parameters"] = sum(p.to_local().numel() for p in trainer.lightning_module.parameters())
+    resumed = train(folder / "fsdp-resumed", ckpt_path=folder / "fsdp" / "step=3.ckpt", **two, strategy=FullySharded())
+    found["fsdp-resumed"] = resumed[1].trace()
+
+    trainer, remember = train(folder / "spoiled", build(Spoiled), [NonFiniteGuard()], **two, strategy="ddp")
+    found["skipped"] = [row["train/skipped_steps"] for row in remember.logged]
+    moments = [state[name] for state in trainer.optimizers[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
+    weights = dict(trainer.lightning_module.named_parameters()) | {f"moment {i}": m for i, m in enumerate(moments)}
+    rank = distributed.get_rank()
+    torch.save({name: value.detach() for name, value in weights.items()}, folder / f"weights{rank}.pt")
+
+    guard = NonFiniteGuard(max_in_a_row=2, check_every_n_steps=2)
+    try:
+        train(folder / "stopped", build(StaysSpoiled), [guard], **two, strategy="ddp")
+    except UserError as error:
+        found["error"] = str(error)
+    (folder / f"found{rank}.json").write_text(json.dumps(found))
+    # Without these, the threads of gloo can outlive the interpreter, which then aborts.
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

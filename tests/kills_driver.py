@@ -1,0 +1,170 @@
+"""Trains as often as it is asked to, each time in a process of its own that can be killed.
+
+Forked from this one, which has loaded everything, so that a run takes a second. A line of JSON on the standard input
+asks for a run; the answer is the process's number. Another line, after which it is not killed any more, asks how it
+ends.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+
+from zigma_pl.backbones import ZigMa
+from zigma_pl.callbacks import checkpoint as checkpoint_module
+from zigma_pl.callbacks.checkpoint import Checkpoint
+from zigma_pl.callbacks.ema import EMA
+from zigma_pl.callbacks.training_totals import TrainingTotals
+from zigma_pl.checkpoints.io import WholeFileIO
+from zigma_pl.checkpoints.last import last_run
+from zigma_pl.checkpoints.newest import LAST_LINK, checkpoints_in
+from zigma_pl.data import Digits
+from zigma_pl.interpolant import Objective
+from zigma_pl.module import GenerativeModule
+
+
+class Noisy(GenerativeModule):
+    """Scales its loss by what it draws from every source of random numbers, as a network with dropout would."""
+
+    def training_step(self, batch, batch_idx):
+        of_numpy = float(np.random.rand())  # noqa: NPY002  the global numbers are what is tested
+        return super().training_step(batch, batch_idx) * (random.random() + of_numpy + torch.rand(()))
+
+    def validation_step(self, batch, batch_idx):
+        torch.rand(batch_idx + 1)
+        super().validation_step(batch, batch_idx)
+
+
+def build():
+    L.seed_everything(0, verbose=False)
+    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
+    return Noisy(backbone, Objective(), learning_rate=1e-2, warmup_steps=3)
+
+
+def trainer_for(folder, max_steps, *callbacks, **options):
+    return L.Trainer(
+        default_root_dir=folder,
+        max_steps=max_steps,
+        max_epochs=options.pop("max_epochs", -1),
+        accelerator="cpu",
+        logger=False,
+        callbacks=[EMA(decay=0.5), TrainingTotals(), Checkpoint(every_n_train_steps=2), *callbacks],
+        plugins=[WholeFileIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **{"val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 2, **options},
+    )
+
+
+def train(folder, max_steps, *callbacks, **options):
+    """Train, from the newest checkpoint if there is one."""
+    trainer = trainer_for(folder, max_steps, *callbacks, **options)
+    last = None
+    if checkpoints_in(Path(folder, "checkpoints")):
+        last = last_run({"logger": False, "default_root_dir": folder}, None).checkpoint
+    trainer.fit(build(), datamodule=Digits(batch_size=4), ckpt_path=last)
+    return trainer
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(function):
+    def dying(*arguments, **options):
+        die()
+
+    return dying
+
+
+def after(function):
+    def dying(*arguments, **options):
+        function(*arguments, **options)
+        die()
+
+    return dying
+
+
+def half_written(save):
+    def dying(content, file):
+        save(content, file)
+        file.flush()
+        os.ftruncate(file.fileno(), file.tell() // 2)
+        die()
+
+    return dying
+
+
+def of_names(wanted, wrapper):
+    """Wrap a method of paths for those targets alone whose name is wanted."""
+
+    def wrap(function):
+        return lambda path, target: (wrapper(function) if wanted(Path(target).name) else function)(path, target)
+
+    return wrap
+
+
+def is_checkpoint(name):
+    return name.endswith(".ckpt") and name != LAST_LINK
+
+
+STAGES = {
+    "before writing": (torch, "save", before),
+    "half written": (torch, "save", half_written),
+    "before the rename": (Path, "replace", of_names(is_checkpoint, before)),
+    "after the rename": (Path, "replace", of_names(is_checkpoint, after)),
+    "before the link": (checkpoint_module, "point_last_to", before),
+    "within the link": (Path, "replace", of_names(LAST_LINK.__eq__, before)),
+    "after the link": (checkpoint_module, "point_last_to", after),
+    "before the pruning": (WholeFileIO, "remove_checkpoint", before),
+    "after the pruning": (WholeFileIO, "remove_checkpoint", after),
+}
+
+
+class DieWhileSaving(L.Callback):
+    """Dies in the stage of saving that is asked for, after so many steps."""
+
+    def __init__(self, stage, step):
+        self.stage, self.step = stage, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            owner, name, wrap = STAGES[self.stage]
+            setattr(owner, name, wrap(getattr(owner, name)))
+
+
+def run(request):
+    callbacks = [DieWhileSaving(request["stage"], request["step"])] if request.get("stage") else []
+    train(request["folder"], request["max_steps"], *callbacks)
+
+
+def main():
+    torch.set_num_threads(1)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.dup2(2, 1)  # what Lightning prints is none of the answers
+                run(json.loads(line))
+                os._exit(0)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            os._exit(1)
+        print(child, flush=True)
+        sys.stdin.readline()  # until then the number is the child's, even when it has ended
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

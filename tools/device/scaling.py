@@ -1,0 +1,129 @@
+"""Training on 1, 2, 4 GPUs of one host: images a second, and the share of n times one GPU's that n GPUs reach.
+
+python tools/device/scaling.py RESULTS.json [--num_devices 1 2 4] [--batch_size 32] [--bucket_cap_mb 50] [--eager]
+
+ZigMa-B on 1,024 tokens under bf16 autocast, blocks compiled, DDP as in configs/strategy/ddp.yaml, the same batch on
+every GPU. Numbers of GPUs take turns, and medians are taken over the turns. Needs only torch, numpy and einops. To try
+it where there is no GPU: --device cpu, a tiny model with gloo.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from zigma_pl.backbones.compiling import compile_regions
+from zigma_pl.backbones.zigma import ZigMa
+from zigma_pl.benchmarks.model_table import Setting
+from zigma_pl.benchmarks.models import ModelOptions
+from zigma_pl.benchmarks.train import prepare
+
+GOAL = {2: 0.92, 4: 0.88}
+
+
+def build(options, device):
+    """Return the backbone that is trained, and the setting: grid and batch size of a device."""
+    torch.manual_seed(0)
+    if device.type == "cpu":
+        return ZigMa(4, 8, 8, width=32, depth=2), Setting(8, options.batch_size)
+    backbone = ZigMa(4, 32, 32, size="B", activation_memory=options.activation_memory).to(device)
+    if not options.eager:
+        compile_regions(backbone)
+    return backbone, Setting(32, options.batch_size)
+
+
+def measure(rank, world_size, options, folder):
+    """Train in one of the processes; the first writes the seconds of a step, which all wait for."""
+    device = torch.device(options.device, rank) if options.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, f"file://{folder}/store", rank=rank, world_size=world_size)
+    backbone, setting = build(options, device)
+    network = backbone
+    if world_size > 1:
+        devices = [rank] if device.type == "cuda" else None
+        settings = {"gradient_as_bucket_view": True, "bucket_cap_mb": options.bucket_cap_mb}
+        constants = [name for name, _ in backbone.named_buffers()]  # as in GenerativeModule.setup
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(backbone, constants)
+        network = DistributedDataParallel(backbone, device_ids=devices, **settings)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    train, loss = prepare(ModelOptions(device, dtype, repeats=1), backbone, network, setting)
+    train(options.num_warmup_steps)
+    seconds = [timed(train, options.num_steps, device) for _ in range(options.num_repeats)]
+    assert torch.isfinite(loss), "the loss is not finite"
+    if rank == 0:
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def timed(train, num_steps, device):
+    """Return the seconds of a step, from when all processes have begun to when all have ended."""
+    wait_for_all(device)
+    began = time.perf_counter()
+    train(num_steps)
+    wait_for_all(device)
+    return (time.perf_counter() - began) / num_steps
+
+
+def wait_for_all(device):
+    """Wait until every process has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    distributed.barrier()
+
+
+def seconds_of_a_step(world_size, options):
+    """Return the median over the repeats of one turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(measure, (world_size, options, Path(folder)), nprocs=world_size)
+        return statistics.median(json.loads(Path(folder, "seconds.json").read_text()))
+
+
+def read_options():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--num_devices", type=int, nargs="+", default=[1, 2, 4], help="begins with 1")
+    parser.add_argument("--batch_size", type=int, default=32, help="images of a step and device")
+    parser.add_argument("--bucket_cap_mb", type=int, default=50)
+    parser.add_argument("--activation_memory", choices=["lean", "fast"], default="lean")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--num_turns", type=int, default=2)
+    parser.add_argument("--num_repeats", type=int, default=3)
+    parser.add_argument("--num_steps", type=int, default=20, help="timed at a time")
+    parser.add_argument("--num_warmup_steps", type=int, default=10)
+    return parser.parse_args()
+
+
+def main():
+    """Measure, print a line for each number of devices, and write the record."""
+    options = read_options()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    turns = [{n: seconds_of_a_step(n, options) for n in options.num_devices} for _ in range(options.num_turns)]
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, a tiny model: no measurement"
+    rows = []
+    print(f"{name}, torch {torch.__version__}, batch {options.batch_size} a device")
+    for n in options.num_devices:
+        rate = statistics.median(n * options.batch_size / turn[n] for turn in turns)
+        efficiency = statistics.median(turn[1] / turn[n] for turn in turns)
+        rows.append({"num_devices": n, "images_per_second": rate, "efficiency": efficiency, "goal": GOAL.get(n)})
+        print(f"{n} devices: {rate:8.1f} images/s, efficiency {efficiency:.3f}, goal {GOAL.get(n, 1)}")
+    record = {"device": name, "torch": torch.__version__, "rows": rows, "seconds_of_a_step": turns}
+    record["options"] = {key: str(value) for key, value in vars(options).items()}
+    options.results.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""How the trainer writes and reads checkpoints: whole or not at all, verified, and never executing anything."""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from zigma_pl.checkpoints.newest import damage_of
+from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
+
+FORMAT_KEY = "zigma_format_version"
+FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # which torch.compile and FSDP put into names
+
+
+class WholeFileIO(CheckpointIO):
+    """One file, that appears under its name only when all of it is safely on disk.
+
+    A file from before there were format versions is read as it is: it lacks only the states of random numbers.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises: UserError when it cannot be written, as on a full disk; there is then no file of this name, or still the
+            one that was there before.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with written_whole(path) as file:
+                torch.save({FORMAT_KEY: FORMAT_VERSION, **checkpoint}, file)
+        except (OSError, RuntimeError) as error:
+            reason = _system_error_in(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"checkpoint {path} cannot be written ({reason.strerror}): make room there, or set checkpoint.dirpath "
+                "to another place; the checkpoint before it is whole, and `fit --ckpt_path last` goes on from it"
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint as `read_checkpoint` does, with `weights_only=True` whatever is asked for."""
+        return read_checkpoint(Path(path), map_location or "cpu")
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint's file."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _system_error_in(error: BaseException | None) -> OSError | None:
+    """Return the system's own error: torch's writer raises another one while it clears up after it."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a training checkpoint; nothing in it executes.
+
+    Returns: its content, with names of parameters as in a run that was neither compiled nor distributed.
+
+    Raises: UserError, of one line, when it is missing, damaged, no training checkpoint, holds more than tensors and
+        plain values, or was written by a newer zigma_pl.
+    """
+    check_readable(path)
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"{named[1]}, which could run code" if named else "more than tensors and plain values"
+        raise UserError(f"checkpoint {path} holds {what}, and is not loaded: use one that zigma_pl wrote") from error
+    except (RuntimeError, UnicodeDecodeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("PytorchStreamReader|inline_container", str(error)):
+            raise
+        raise UserError(
+            f"checkpoint {path} is damaged, or no checkpoint of zigma_pl: use the one saved before it"
+        ) from error
+    _check_format(checkpoint, path)
+    for name in ("state_dict", "current_model_state"):
+        if name in checkpoint:
+            checkpoint[name] = _plain_names(checkpoint[name])
+    return checkpoint
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError where a checkpoint is missing or damaged; all of the file is read."""
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist: give the path of a .ckpt file (see logs/*/*/checkpoints)")
+    damage = damage_of(path)
+    if damage is not None:
+        raise UserError(f"checkpoint {path} {damage}: use the one saved before it, as --ckpt_path last does")
+
+
+def read_step(path: Path) -> int:
+    """Return how many optimiser steps a checkpoint has seen; its weights are not read."""
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _check_format(checkpoint: Any, path: Path) -> None:
+    if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= checkpoint.keys():
+        raise UserError(
+            f"checkpoint {path} is not of a training run of zigma_pl: convert official ZigMa weights by `import-zigma`"
+        )
+    version = checkpoint.get(FORMAT_KEY, 0)
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"checkpoint {path} has format {version}, written by a newer zigma_pl; this one reads up to "
+            f"{FORMAT_VERSION}: update it"
+        )
+
+
+def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without the names of wrappers: a compiled part, or the whole module in a distributed one."""
+    distributed = bool(weights) and all(name.startswith("module.") for name in weights)
+    plain = {name.removeprefix("module.") if distributed else name: value for name, value in weights.items()}
+    for wrapper in WRAPPERS:
+        plain = {name.replace(wrapper, ""): value for name, value in plain.items()}
+    return plain

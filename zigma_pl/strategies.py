@@ -1,0 +1,100 @@
+"""Fully sharded training: parameters, gradients, AdamW's moments and the average are spread over all processes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim import Optimizer
+
+from zigma_pl.backbones.sharding import gathered, load_whole, scattered
+from zigma_pl.batch import Batch
+from zigma_pl.module import GenerativeModule
+
+
+class FullySharded(ModelParallelStrategy):
+    """FSDP2 over all processes of all nodes; checkpoints are those of one process, and load with any strategy.
+
+    `GenerativeModule.configure_model` does the sharding. Of Lightning's strategies this is the one for FSDP2; its own
+    default is to split tensors within a node, its checkpoints are its own, and it restores no average.
+    """
+
+    lightning_restore_optimizer = True
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Spread over all processes; how many there are is known now."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Make all processes call the network equally often in validation too."""
+        if not any(isinstance(callback, EqualCalls) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            # First of all: before the average, which others still gather, is taken away again.
+            trainer.callbacks.insert(0, EqualCalls())  # type: ignore[attr-defined]
+        super().setup(trainer)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the whole weights."""
+        assert self.lightning_module is not None
+        return gathered(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the whole moments."""
+        state = optimizer.state_dict()
+        return state | {"state": {number: gathered(moments) for number, moments in state["state"].items()}}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint whole, as other strategies do."""
+        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Keep this process's part of the weights."""
+        assert self.lightning_module is not None
+        load_whole(self.lightning_module, checkpoint["state_dict"])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Keep this process's part of the moments."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            moments = {
+                number: {name: scattered(value, parameters[number]) for name, value in of_parameter.items()}
+                for number, of_parameter in state["state"].items()
+            }
+            optimizer.load_state_dict(state | {"state": moments})
+
+
+class EqualCalls(L.Callback):
+    """In validation, calls the network for nothing where other processes have a batch more: they gather its weights."""
+
+    def __init__(self) -> None:
+        self._num_missing = 0
+        self._batch: Batch | None = None
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Ask who has most batches."""
+        own = torch.tensor(sum(trainer.num_val_batches), device=pl_module.device)
+        self._num_missing = int(trainer.strategy.reduce(own.clone(), reduce_op="max") - own)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch to call it with."""
+        self._batch = batch
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Catch up."""
+        assert isinstance(pl_module, GenerativeModule)
+        for _ in range(self._num_missing):
+            assert self._batch is not None
+            pl_module.training_loss(self._batch)
+        self._batch = None
