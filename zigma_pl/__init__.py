@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zigma_pl.backbones.zigma import ZigMa
-    from zigma_pl.interop.folder import from_pretrained, save_pretrained
+    from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
     from zigma_pl.module import GenerativeModule
     from zigma_pl.nn.zigzag_mamba import ZigzagMamba
     from zigma_pl.ops.selective_scan import selective_scan
 
 __version__ = "0.1.0"
-__all__ = ["GenerativeModule", "ZigMa", "ZigzagMamba", "from_pretrained", "save_pretrained", "selective_scan"]
+__all__ = [
+    "GenerativeModule",
+    "ZigMa",
+    "ZigzagMamba",
+    "from_pretrained",
+    "load_backbone",
+    "save_pretrained",
+    "selective_scan",
+]
 
 # Public names are loaded on first use, so that `python -m zigma_pl --help` does not wait for torch.
 _HOMES = {
@@ -19,6 +27,7 @@ _HOMES = {
     "ZigMa": "zigma_pl.backbones.zigma",
     "ZigzagMamba": "zigma_pl.nn.zigzag_mamba",
     "from_pretrained": "zigma_pl.interop.folder",
+    "load_backbone": "zigma_pl.interop.folder",
     "save_pretrained": "zigma_pl.interop.folder",
     "selective_scan": "zigma_pl.ops.selective_scan",
 }

@@ -120,7 +120,7 @@ def test_bf16_autocast_stays_close_to_float32(build, draw):
 def test_folder_gives_the_same_backbone_back(build, draw, kind, tmp_path):
     options, condition = tiny.CONDITIONS[kind]
     backbone = build(**options, position_embedding="cosine")
-    loaded = zigma_pl.from_pretrained(zigma_pl.save_pretrained(backbone, tmp_path))
+    loaded = zigma_pl.load_backbone(zigma_pl.save_pretrained(backbone, tmp_path))
     assert type(loaded) is type(backbone)
     assert loaded.config == backbone.config
     with torch.no_grad():

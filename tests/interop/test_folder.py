@@ -2,23 +2,37 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import zigma_pl
+from zigma_pl.backbones import ZigMa
+from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
+from zigma_pl.interpolant import Objective
+from zigma_pl.samplers import Guidance, SDESampler
+from zigma_pl.scan.schedule import ScanConfig
 
 
 @pytest.fixture
 def backbone():
     torch.manual_seed(0)
-    scan = zigma_pl.backbones.zigma.ScanConfig(scheme="hilbert", num_orders=2)
+    scan = ScanConfig(scheme="hilbert", num_orders=2)
     backbone = zigma_pl.ZigMa(2, 4, 6, patch_size=2, width=16, depth=3, scan=scan, num_classes=3)
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return backbone.eval()
 
 
-def test_round_trip(backbone, tmp_path):
-    loaded = zigma_pl.from_pretrained(zigma_pl.save_pretrained(backbone, tmp_path / "model"))
+@pytest.fixture
+def model(backbone):
+    objective = Objective("gvp", "noise", "velocity", "logit_normal", logit_mean=0.2)
+    return zigma_pl.GenerativeModule(
+        backbone, objective, SDESampler(num_steps=3, last_step="euler"), Guidance(2.0, (0.1, 0.8)), seed=7
+    ).eval()
+
+
+def test_backbone_round_trip(backbone, tmp_path):
+    loaded = zigma_pl.load_backbone(zigma_pl.save_pretrained(backbone, tmp_path / "a" / "model"))
     x, t, y = torch.randn(2, 2, 4, 6), torch.tensor([0.1, 0.9]), torch.tensor([0, 2])
     with torch.no_grad():
         assert torch.equal(loaded(x, t, y), backbone(x, t, y))
@@ -26,25 +40,93 @@ def test_round_trip(backbone, tmp_path):
     assert loaded.config == backbone.config
 
 
+def test_model_samples_as_it_did_in_one_line(model, tmp_path):
+    zigma_pl.save_pretrained(model, tmp_path, {"training": {"step": 5}})
+    loaded = zigma_pl.from_pretrained(tmp_path)
+    batch = Batch(None, torch.arange(4), torch.tensor([0, 1, 2, 0]))
+    assert torch.equal(loaded.sample(batch).latents, model.sample(batch).latents)
+    assert not loaded.training
+    assert vars(loaded.sampler) == vars(model.sampler)
+    assert (loaded.guidance, loaded.objective.logit_mean) == (model.guidance, 0.2)
+    assert json.loads((tmp_path / "config.json").read_text())["training"] == {"step": 5}
+
+
 def test_visit_orders_are_not_stored(backbone, tmp_path):
     zigma_pl.save_pretrained(backbone, tmp_path)
-    assert not [name for name in backbone.state_dict() if "visit_order" in name]
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "visit_order" in name]
 
 
-@pytest.mark.parametrize("damage", ["no weights", "cut weights", "no config", "cut config", "version", "other width"])
-def test_damage_is_named(backbone, tmp_path, damage):
+def test_backbone_alone_has_nothing_to_sample_by(backbone, tmp_path):
     zigma_pl.save_pretrained(backbone, tmp_path)
-    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    with pytest.raises(UserError, match=r"config\.json describes a backbone alone.*load_backbone"):
+        zigma_pl.from_pretrained(tmp_path)
+
+
+def test_other_classes_are_not_saved(tmp_path):
+    class Mine(ZigMa):
+        pass
+
+    with pytest.raises(UserError, match="Mine cannot be saved"):
+        zigma_pl.save_pretrained(Mine(2, 4, 6, width=16, depth=1), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["no weights", "cut weights", "no config", "cut config", "flipped weights"])
+def test_damaged_files_are_named(model, tmp_path, damage):
+    zigma_pl.save_pretrained(model, tmp_path)
+    path = tmp_path / ("model.safetensors" if "weights" in damage else "config.json")
+    content = bytearray(path.read_bytes())
     if damage.startswith("no"):
-        (weights if "weights" in damage else config).unlink()
+        path.unlink()
     elif damage.startswith("cut"):
-        path = weights if "weights" in damage else config
-        path.write_bytes(path.read_bytes()[:100])
+        path.write_bytes(content[: len(content) // 2])
     else:
-        description = json.loads(config.read_text())
-        description |= {"format_version": 99} if damage == "version" else {}
-        description["config"] |= {"width": 32} if damage == "other width" else {}
-        config.write_text(json.dumps(description))
-    expected = "config.json" if "config" in damage or damage == "version" else "model.safetensors"
-    with pytest.raises(UserError, match=expected):
+        content[-1] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name):
+        zigma_pl.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format_version 99, this release reads 1: update zigma_pl"),
+        ({"format_version": None}, "format_version None"),
+        ({"backbone": "Mamba9"}, "the class Mamba9, known are ZigMa"),
+        ({"config": {"size": "S"}}, "config of ZigMa cannot be used.*in_channels"),
+        ({"config": {"in_channels": 2, "latent_height": 4, "latent_width": 6, "width": 16, "depth": 3}}, "not of the"),
+        ({"objective": {"prediction": "speed"}}, "objective cannot be used.*speed"),
+        ({"sampler": {"class": "Magic", "options": {}}}, "the class Magic"),
+        ({"sampler": {}}, "sampler cannot be used"),
+        ({"guidance": {"scale": -1.0, "interval": [0, 1]}}, r"guidance\.scale"),
+    ],
+)
+def test_config_of_something_else_is_refused_in_one_line(model, tmp_path, change, message):
+    zigma_pl.save_pretrained(model, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message) as caught:
+        zigma_pl.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_sections_are_named(model, tmp_path):
+    zigma_pl.save_pretrained(model, tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    del description["guidance"]
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="lacks guidance"):
+        zigma_pl.from_pretrained(tmp_path)
+
+
+def test_interrupted_export_over_an_older_one_is_noticed(model, backbone, tmp_path, monkeypatch):
+    """Killed between the two files: new weights beside the old description."""
+    zigma_pl.save_pretrained(model, tmp_path)
+    backbone.final_layer.projection.weight.data.add_(1)
+    monkeypatch.setattr("zigma_pl.interop.folder.json.dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        zigma_pl.save_pretrained(model, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"not what config\.json was written with"):
         zigma_pl.from_pretrained(tmp_path)

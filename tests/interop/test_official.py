@@ -102,7 +102,7 @@ def test_command_round_trip(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "assuming scan_type zigzagN8" in printed
     assert "wrote" in printed
-    backbone = zigma_pl.from_pretrained(tmp_path / "out")
+    backbone = zigma_pl.from_pretrained(tmp_path / "out").backbone
     direct = load_zigma_checkpoint(as_tensors(arrays), infer_config(as_tensors(arrays)) | {"scan_type": "zigzagN8"})
     x, t, _ = draw_inputs("plain", 4)
     with torch.no_grad():

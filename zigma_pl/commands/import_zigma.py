@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     from zigma_pl.interop.folder import save_pretrained
     from zigma_pl.interop.official import infer_config, load_zigma_checkpoint, read_state_dict
+    from zigma_pl.interpolant import Objective
+    from zigma_pl.module import GenerativeModule
 
     options = build_parser().parse_args(argv)
     state_dict = read_state_dict(options.file, options.weights)
@@ -46,7 +48,8 @@ def main(argv: list[str]) -> int:
     if "img_dim" not in config:
         raise UserError(f"{options.file} has no position embedding to tell its grid: give --img-dim")
     backbone = load_zigma_checkpoint(state_dict, config)
-    folder = save_pretrained(backbone, options.out)
+    # The release was trained on the linear path to predict the velocity, which is our default too.
+    folder = save_pretrained(GenerativeModule(backbone, Objective()), options.out)
     print(f"{backbone.num_parameters() / 1e6:.1f} M parameters, {config}")
     print(f"wrote {folder}/model.safetensors and {folder}/config.json")
     print(f'load it with: zigma_pl.from_pretrained("{folder}")')

@@ -1,6 +1,6 @@
 """Models in and out: released ZigMa checkpoints, and folders of safetensors + config.json."""
 
-from zigma_pl.interop.folder import from_pretrained, save_pretrained
+from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
 from zigma_pl.interop.official import load_zigma_checkpoint
 
-__all__ = ["from_pretrained", "load_zigma_checkpoint", "save_pretrained"]
+__all__ = ["from_pretrained", "load_backbone", "load_zigma_checkpoint", "save_pretrained"]

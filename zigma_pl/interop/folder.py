@@ -1,13 +1,23 @@
-"""A backbone as a folder: model.safetensors (weights) and config.json (how to build it). Nothing in it executes."""
+"""A model as a folder: model.safetensors (weights) and config.json (how to build and sample it). Nothing executes."""
 
+import hashlib
+import inspect
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.errors import UserError
+from zigma_pl.files import sha256, written_whole
+from zigma_pl.interpolant import Objective
+from zigma_pl.module import GenerativeModule
+from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -15,53 +25,171 @@ CONFIG_NAME = "config.json"
 BACKBONES: dict[str, type[Backbone]] = {
     backbone.__name__: backbone for backbone in (ZigMa, VisionMamba, ParallelMamba, DiT, UViT)
 }
+SAMPLERS: dict[str, type[Sampler]] = {sampler.__name__: sampler for sampler in (ODESampler, SDESampler)}
+Built = TypeVar("Built")
 
 
-def save_pretrained(backbone: Backbone, folder: str | Path) -> Path:
-    """Write the backbone's weights and config to `folder`, made when missing; return the folder."""
+def save_pretrained(
+    model: GenerativeModule | Backbone, folder: str | Path, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a model's weights and config to `folder`, made when missing; return the folder.
+
+    config.json is written last and holds the hash of the weights, so that half of an interrupted export, or weights
+    and config of two of them, are refused when they are read.
+
+    Args:
+        model: of a GenerativeModule, objective, sampler, guidance and seed are kept too; of a backbone, itself alone.
+        folder: where to write; files of these names are replaced.
+        about: more to keep in config.json, which nothing reads back: plain values by name.
+
+    Raises: UserError for a backbone or sampler of a class that is not this package's.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    backbone = model.backbone if isinstance(model, GenerativeModule) else model
     description = {
         "format_version": FORMAT_VERSION,
-        "backbone": type(backbone).__name__,
+        "backbone": _known_name(backbone, BACKBONES),
         "config": backbone.config,
+        **(describe_sampling(model) if isinstance(model, GenerativeModule) else {}),
+        **(about or {}),
     }
-    (folder / CONFIG_NAME).write_text(json.dumps(description, indent=2) + "\n")
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    content = save(weights, metadata={"format": "pt"})
+    description["weights_sha256"] = hashlib.sha256(content).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / WEIGHTS_NAME) as file:
+        file.write(content)
+    with written_whole(folder / CONFIG_NAME) as file:
+        file.write((json.dumps(description, indent=2) + "\n").encode())
     return folder
 
 
-def from_pretrained(folder: str | Path) -> Backbone:
-    """Build the backbone that `save_pretrained` wrote, on the CPU and in evaluation mode.
+def from_pretrained(folder: str | Path) -> GenerativeModule:
+    """Build the model that `save_pretrained` or `python -m zigma_pl export` wrote, on the CPU and in evaluation mode.
 
-    Raises: UserError when a file is missing, unreadable, truncated, or of an unknown format version.
+    `model.sample(Batch(None, sample_ids, condition)).latents` draws from it as the run it comes from did.
+
+    Raises: UserError when a file is missing, unreadable, truncated, of an unknown format version or another class,
+        when weights and config do not fit, or when the folder holds a backbone alone; see `load_backbone`.
     """
-    folder = Path(folder)
-    description = _read_config(folder / CONFIG_NAME)
-    backbone = BACKBONES[description["backbone"]].from_config(description["config"])
-    path = folder / WEIGHTS_NAME
+    path = Path(folder) / CONFIG_NAME
+    description = _read_config(path)
+    if "objective" not in description:
+        raise UserError(
+            f"{path} describes a backbone alone, without an objective to sample by: zigma_pl.load_backbone(folder) "
+            "gives it, for a GenerativeModule with the objective it was trained on"
+        )
+    sampling = read_sampling(description, path)
+    return GenerativeModule(load_backbone(folder), **sampling).eval()
+
+
+def load_backbone(folder: str | Path) -> Backbone:
+    """Build the backbone of a folder alone, on the CPU and in evaluation mode.
+
+    Raises: UserError as `from_pretrained`.
+    """
+    path, config_path = Path(folder) / WEIGHTS_NAME, Path(folder) / CONFIG_NAME
+    description = _read_config(config_path)
+    backbone = build_backbone(description.get("backbone"), description.get("config"), config_path)
     try:
         weights = load_file(path)
-        backbone.load_state_dict(weights)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the folder needs {WEIGHTS_NAME} and {CONFIG_NAME}") from None
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be loaded ({reason}): it is truncated or not of this {CONFIG_NAME}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}): it is truncated or damaged, export it again") from error
+    fit_weights(backbone, weights, path)
+    if description.get("weights_sha256", digest := sha256(path)) != digest:
+        raise UserError(f"{path} is damaged, or not what {CONFIG_NAME} was written with: export the model again")
     return backbone.eval()
 
 
-def _read_config(path: Path) -> dict:
+def build_backbone(name: Any, config: Any, source: Path) -> Backbone:
+    """Build a backbone of this package by its class's name; `source` is the file that an error names."""
+    backbone_class = _known_class(name, BACKBONES, source)
+    return _build(lambda: backbone_class.from_config(config), f"{source}: config of {name}")
+
+
+def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights into a backbone.
+
+    Raises: UserError that names the first parameters that are missing, unknown or of another shape.
+    """
+    expected = backbone.state_dict()
+    shapes_differ = {name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape}
+    wrong = sorted(expected.keys() ^ weights.keys() | shapes_differ)
+    if wrong:
+        raise UserError(
+            f"{source} is not of the {type(backbone).__name__} that is described with it: {len(wrong)} parameters are "
+            f"missing, unknown or of other shape, such as {', '.join(wrong[:3])}: export it again"
+        )
+    backbone.load_state_dict(weights)
+
+
+def describe_sampling(model: GenerativeModule) -> dict[str, Any]:
+    """Return as plain values what sampling from a module needs beside its backbone."""
+    return {
+        "objective": _options_of(model.objective),
+        "sampler": {"class": _known_name(model.sampler, SAMPLERS), "options": _options_of(model.sampler)},
+        "guidance": asdict(model.guidance),
+        "seed": model.seed,
+    }
+
+
+def read_sampling(description: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Return GenerativeModule's options from what `describe_sampling` gave; errors name the file `source`."""
+    missing = {"objective", "sampler", "guidance", "seed"} - description.keys()
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(sorted(missing))}: export the model again")
+
+    def sampler() -> Sampler:
+        given = description["sampler"]
+        return _known_class(given["class"], SAMPLERS, source)(**given["options"])
+
+    guidance = description["guidance"]
+    return {
+        "objective": _build(lambda: Objective(**description["objective"]), f"{source}: objective"),
+        "sampler": _build(sampler, f"{source}: sampler"),
+        "guidance": _build(lambda: Guidance(guidance["scale"], tuple(guidance["interval"])), f"{source}: guidance"),
+        "seed": _build(lambda: int(description["seed"]), f"{source}: seed"),
+    }
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the folder needs {WEIGHTS_NAME} and {CONFIG_NAME}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): export the model again") from error
-    if description.get("format_version") != FORMAT_VERSION:
-        version = description.get("format_version")
-        raise UserError(f"{path} has format_version {version}, this release reads {FORMAT_VERSION}: export it again")
-    if description["backbone"] not in BACKBONES:
-        raise UserError(f"{path} names the backbone {description['backbone']}, known are {', '.join(BACKBONES)}")
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        remedy = "update zigma_pl" if newer else "export the model again"
+        raise UserError(f"{path} has format_version {version}, this release reads {FORMAT_VERSION}: {remedy}")
     return description
+
+
+def _known_name(instance: object, known: Mapping[str, type]) -> str:
+    name = type(instance).__name__
+    if known.get(name) is not type(instance):
+        raise UserError(f"{name} cannot be saved to a folder: it is not one of {', '.join(known)}")
+    return name
+
+
+def _known_class(name: Any, known: Mapping[str, type[Built]], source: Path) -> type[Built]:
+    if name not in known:
+        raise UserError(f"{source} names the class {name}, known are {', '.join(known)}: it is of another program")
+    return known[name]
+
+
+def _options_of(instance: object) -> dict[str, Any]:
+    """Return the constructor's options of an object that keeps each under its own name."""
+    return {name: getattr(instance, name) for name in inspect.signature(type(instance)).parameters}
+
+
+def _build(constructor: Callable[[], Built], what: str) -> Built:
+    """Call a constructor with options from a file; one that does not fit them is a user's error."""
+    try:
+        return constructor()
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise UserError(f"{what} cannot be used ({' '.join(str(error).split())}): export the model again") from error

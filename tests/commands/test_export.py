@@ -1,0 +1,124 @@
+"""`export`: what it writes is what was trained, from plain, compiled and distributed runs alike."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import zigma_pl
+from zigma_pl.__main__ import main
+from zigma_pl.batch import Batch
+
+OPTIONS = [
+    "--model.backbone.init_args.width=16",
+    "--model.backbone.init_args.depth=2",
+    "--model.sampler.init_args.num_steps=2",
+    "--model.objective.prediction=noise",
+    "--trainer.max_steps=3",
+    "--trainer.val_check_interval=3",
+    "--trainer.limit_val_batches=0",
+    "--trainer.enable_progress_bar=false",
+    "--checkpoint.every_n_train_steps=1",
+    "--data.init_args.batch_size=4",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run's last checkpoint."""
+    repository = Path(__file__).parents[2]
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", str(repository / "experiments" / "digits.yaml"), *OPTIONS]) == 0
+    return folder / "logs" / "digits" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def stored(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(("weights", "key"), [("average", "state_dict"), ("raw", "current_model_state")])
+def test_model_is_the_one_of_the_checkpoint(checkpoint, tmp_path, weights, key, capsys):
+    options = ["--ckpt_path", str(checkpoint), "--out", str(tmp_path / "a" / "model"), "--weights", weights]
+    assert main(["export", *options]) == 0
+    model = zigma_pl.from_pretrained(tmp_path / "a" / "model")
+    expected = stored(checkpoint)[key]
+    assert {name: value for name, value in model.state_dict().items() if not torch.equal(value, expected[name])} == {}
+    assert model.state_dict().keys() == expected.keys()
+    assert model.objective.prediction == "noise"
+    assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("heun", 2, 1.5)
+    assert model.sample(Batch(None, torch.arange(3), torch.arange(3))).latents.shape == (3, 1, 8, 8)
+    about = json.loads((tmp_path / "a" / "model" / "config.json").read_text())
+    assert about["training"] == {"step": 3, "weights": weights}
+    assert about["data"] == {"class": "zigma_pl.data.Digits"}
+    assert 'zigma_pl.from_pretrained("' in capsys.readouterr().out
+
+
+def test_checkpoint_away_from_its_run_is_enough(checkpoint, in_tmp):
+    torch.save(stored(checkpoint), "moved.ckpt")
+    assert main(["export", "--ckpt_path", "moved.ckpt", "--out", "model"]) == 0
+    assert "data" not in json.loads((in_tmp / "model" / "config.json").read_text())
+    zigma_pl.from_pretrained("model")
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hyper_parameters": {"learning_rate": 1.0}}, "started from Python.*save_pretrained"),
+        ({"callbacks": {"Hostile": Hostile()}}, "print, which could run code"),
+        ({"current_model_state": None}, "no average of the weights.*--weights raw"),
+        ({"state_dict": {"backbone.blocks.9.norm.weight": torch.ones(3)}}, "parameters are missing.*such as blocks"),
+        ({"zigma_format_version": 99}, "newer zigma_pl"),
+        ({"global_step": None}, "not of a training run"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(checkpoint, in_tmp, change, message, capsys):
+    content = {name: value for name, value in (stored(checkpoint) | change).items() if value is not None}
+    torch.save(content, "changed.ckpt")
+    refused(["--ckpt_path", "changed.ckpt"], message, capsys)
+
+
+def test_other_backbones_are_refused_by_name(checkpoint, in_tmp, capsys):
+    content = stored(checkpoint)
+    content["hyper_parameters"]["backbone"]["class_path"] = "mine.ZigMa"
+    torch.save(content, "mine.ckpt")
+    refused(["--ckpt_path", "mine.ckpt"], r"names the class mine\.ZigMa, known are", capsys)
+
+
+def test_files_that_are_no_checkpoints_are_refused(checkpoint, in_tmp, capsys):
+    refused(["--ckpt_path", "nowhere.ckpt"], "does not exist", capsys)
+    content = checkpoint.read_bytes()
+    (in_tmp / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    refused(["--ckpt_path", "cut.ckpt"], r"cut\.ckpt|empty\.ckpt", capsys)
+    (in_tmp / "empty.ckpt").touch()
+    refused(["--ckpt_path", "empty.ckpt"], r"cut\.ckpt|empty\.ckpt", capsys)
+    torch.save([1], "list.ckpt")
+    refused(["--ckpt_path", "list.ckpt"], "not of a training run", capsys)
+
+
+def refused(options, message, capsys):
+    """Check for one line with the message, and that nothing was written or executed."""
+    capsys.readouterr()
+    assert main(["export", *options, "--out", "model"]) == 1
+    captured = capsys.readouterr()
+    assert "executed" not in captured.out
+    (line,) = captured.err.splitlines()
+    assert re.search(message, line)
+    assert not Path("model").exists()
+
+
+def test_average_that_never_began_is_not_made_up(checkpoint, in_tmp):
+    content = stored(checkpoint)
+    del content["current_model_state"], content["averaging_state"]
+    torch.save(content, "early.ckpt")
+    assert main(["export", "--ckpt_path", "early.ckpt", "--out", "model", "--weights", "raw"]) == 0
+    exported = zigma_pl.from_pretrained("model").state_dict()
+    assert all(torch.equal(exported[name], value) for name, value in content["state_dict"].items())

@@ -1,0 +1,78 @@
+"""What training on one image costs, and what a GPU can do in a second."""
+
+import logging
+import math
+import re
+
+import torch
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.backbones.token_backbone import TokenBackbone
+from zigma_pl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Dense matrix products of bfloat16 with float32 sums, in 10^12 operations a second, from the makers' data sheets.
+# A name is looked for, as whole words, in the one that the device gives itself; the first that is found counts.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "GH200": 989.4,
+    "H200 NVL": 835.0,
+    "H200": 989.4,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "RTX 6000 Ada": 364.2,
+    "RTX A6000": 154.8,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+_OTHER_CHIP = re.compile(r"\b(Laptop|MIG|Ti|D)\b")  # behind a known name: less or more than the whole of that chip
+
+
+def peak_flops_per_second(device: torch.device) -> float | None:
+    """Return the dense bfloat16 peak of a GPU that is known by name, None for any other device."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def peak_of(device_name: str) -> float | None:
+    """Return the peak of the GPU that calls itself so, None if it is not known."""
+    if _OTHER_CHIP.search(device_name):
+        return None
+    known = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name))
+    peak_tflops = next(known, None)
+    return None if peak_tflops is None else peak_tflops * 1e12
+
+
+def training_flops_per_image(backbone: Backbone, num_caption_tokens: int | None = None) -> float | None:
+    """Return three times the forward pass, the usual count of a training step; None where an op is not known.
+
+    Args:
+        backbone: counted from its configuration.
+        num_caption_tokens: T of the captions it is trained on; None for as many as CLIP's.
+    """
+    from zigma_pl.flops import (
+        NUM_CAPTION_TOKENS,
+        count_flops,
+    )  # builds tables of ops, which only those who count should wait for
+
+    try:
+        return 3 * count_flops(backbone, num_caption_tokens=num_caption_tokens or NUM_CAPTION_TOKENS).total
+    except UserError as error:  # of somebody else's backbone; it can train without this number
+        log.warning(f"no train/model_flops_utilization: {error}")
+        return None
+
+
+def tokens_per_image(backbone: Backbone) -> int | None:
+    """Return the patches of an image, of a clip those of all frames; None for a backbone that does not cut patches."""
+    if not isinstance(backbone, TokenBackbone):
+        return None
+    return math.prod(backbone.grid) * (backbone.num_frames or 1)

@@ -1,0 +1,59 @@
+"""`python -m zigma_pl export`: turn a training checkpoint into model.safetensors + config.json."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+# What sampling from the model may need to know of the data: how latents become pictures, what a condition is.
+DATA_OPTIONS = ("autoencoder", "autoencoder_subfolder", "image_size_px", "text_encoder", "max_caption_tokens")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zigma_pl export",
+        description="Write the model of a training checkpoint to a folder: model.safetensors and config.json (backbone,"
+        " objective, sampler, guidance, step). Needs no data set and no configuration.",
+    )
+    parser.add_argument("--ckpt_path", required=True, type=Path, help="the .ckpt file")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument(
+        "--weights",
+        choices=("average", "raw"),
+        default="average",
+        help="the moving average of the weights, or those that training goes on from (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    options = build_parser().parse_args(argv)
+    from zigma_pl.checkpoints.io import read_checkpoint
+    from zigma_pl.interop.folder import save_pretrained
+    from zigma_pl.interop.training_checkpoint import model_of
+
+    checkpoint = read_checkpoint(options.ckpt_path)
+    model = model_of(checkpoint, options.weights, options.ckpt_path)
+    step = int(checkpoint["global_step"])
+    about = {"training": {"step": step, "weights": options.weights}}
+    data = data_options(options.ckpt_path)
+    folder = save_pretrained(model, options.out, about | ({"data": data} if data else {}))
+    print(f"{type(model.backbone).__name__}, {model.backbone.num_parameters() / 1e6:.1f} M parameters, step {step}")
+    print(f"wrote {folder}/model.safetensors and {folder}/config.json, the {options.weights} weights")
+    print(f'load it with: zigma_pl.from_pretrained("{folder}")')
+    return 0
+
+
+def data_options(ckpt_path: Path) -> dict[str, Any]:
+    """Return the run's data module and encoders, from the config.yaml that it left beside its checkpoints, if any."""
+    import yaml
+
+    from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER
+
+    config_path = ckpt_path.parent.parent / "config.yaml"
+    if ckpt_path.parent.name != CHECKPOINT_FOLDER or not config_path.is_file():
+        return {}
+    data = (yaml.safe_load(config_path.read_text()) or {}).get("data", {})
+    given = data.get("init_args", {})
+    return {"class": data.get("class_path"), **{name: given[name] for name in DATA_OPTIONS if given.get(name)}}
