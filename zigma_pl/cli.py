@@ -113,10 +113,13 @@ class ZigmaCLI(LightningCLI):
         for line in run.passed_over:
             _warn(line)
         options.ckpt_path = str(run.checkpoint)
-        logger = options.trainer.logger
-        if command == "fit" and run.version is not None and "TensorBoardLogger" in str(logger.get("class_path")):
-            logger.init_args.version = run.version
-            logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it will be logged again
+        if command != "fit" or run.version is None:
+            return
+        given = options.trainer.logger
+        for logger in given if isinstance(given, list) else [given]:
+            if "TensorBoardLogger" in str(logger.get("class_path")):
+                logger.init_args.version = run.version
+                logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it is logged again
 
 
 @rank_zero_only

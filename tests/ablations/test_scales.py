@@ -48,3 +48,18 @@ def test_no_file_of_a_scale_is_for_nothing():
     assert special
     assert all(name in {*rows, *rows.values()} for name in special)
     assert all(re.fullmatch(r"[a-z0-9]+", path.stem) for path in SCALES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("data", "prefix"), [("portraits", "table1"), ("emoji_coco", "table3"), ("emoji_ucf101", "table4")]
+)
+def test_data_overlays_name_their_drawings_and_the_pilot_goes_over_all(data, prefix):
+    rows = [row for row in find_rows(REPOSITORY / "experiments") if row.prefix == prefix]
+    overlays = [SCALES.parent / "data" / f"{data}.yaml", SCALES.parent / "pilot.yaml"]
+    places = Places(Path("logs"), Path("results"))
+    for run in plan(rows, "h100", [0], scales=SCALES, places=places, extra_files=overlays):
+        assert run.config["data"]["init_args"]["root"].startswith("data/standins/")
+        assert run.config["scorer"]["data_note"]
+        assert run.config["trainer"]["max_steps"] == run.num_steps == 1000
+        seen = differences(compose([run.row.path]), run.config)
+        assert not [change for change in seen if "class_path" in change and " absent -> " not in change]
