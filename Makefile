@@ -9,7 +9,7 @@ CORE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types format ci ablations tables report bench paths doctor tensorboard clean
+.PHONY: help setup demo sample test test-slow lint types format ci ablations tables report bench paths doctor tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,12 @@ setup: $(CORE) ## make .venv and install the package
 
 demo: $(CORE) ## train on handwritten digits, sample 500, name the picture (about five minutes on two cores)
 	$(BIN)/python -m zigma_pl demo
+
+MODEL ?= models/portraits
+# The shell takes the prompt from the environment, so quotes and brackets in it mean nothing.
+sample: $(CORE) ## draw pictures from an exported model: PROMPT="a person with red hair" or CLASS=3, NUM=8, MODEL=models/portraits
+	$(BIN)/python -m zigma_pl sample --model "$(MODEL)" \
+	    $(if $(PROMPT),--prompt "$$PROMPT") $(if $(CLASS),--class-id $(CLASS)) $(if $(NUM),--num $(NUM))
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n 2

@@ -13,6 +13,7 @@ COMMANDS = {
     "validate": ("zigma_pl.cli", "fixed validation loss of a checkpoint: --config ROW --ckpt_path CKPT"),
     "test": ("zigma_pl.cli", "score a checkpoint: loss, samples, results/ROW.json: --config ROW --ckpt_path CKPT"),
     "predict": ("zigma_pl.cli", "sample images from a checkpoint (no data set needed)"),
+    "sample": ("zigma_pl.commands.sample", "draw pictures from an exported model: --model FOLDER --prompt TEXT"),
     "prepare": ("zigma_pl.commands.prepare", "encode a data set once: latents and caption features, to train from"),
     "show-batch": ("zigma_pl.commands.show_batch", "draw a batch as the model gets it: --config ROW --out batch.png"),
     "demo": ("zigma_pl.commands.demo", "train on handwritten digits, sample 500, say how many are recognised"),

@@ -1,0 +1,270 @@
+"""`sample`: the pictures are those of the exported model, under what was asked for; the rest is one line."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from data.prepared.tiny import save_tiny_kl
+from PIL import Image
+
+import zigma_pl
+from zigma_pl.__main__ import main
+from zigma_pl.backbones import ZigMa
+from zigma_pl.batch import Batch
+from zigma_pl.callbacks import sampling_bar
+from zigma_pl.callbacks.clips import clip_suffix
+from zigma_pl.commands.export import data_options
+from zigma_pl.encoders import HashingTextEncoder, KLAutoencoder
+from zigma_pl.interpolant import Objective
+from zigma_pl.samplers import Guidance, ODESampler
+
+# The second is longer than the 16 tokens that the model was trained with.
+CAPTIONS = ["A smiling person with red hair.", "A hat, " * 8 + "and a beard, and glasses."]
+REPOSITORY = Path(__file__).parents[2]
+TINY = [
+    "--model.backbone.init_args.width=16",
+    "--model.backbone.init_args.depth=2",
+    "--model.sampler.init_args.num_steps=2",
+    "--trainer.max_steps=1",
+    "--trainer.limit_val_batches=0",
+    "--trainer.enable_progress_bar=false",
+    "--data.init_args.batch_size=4",
+]
+CAPTIONED = [
+    "--model.backbone.init_args.in_channels=4",
+    "--model.backbone.init_args.latent_height=8",
+    "--model.backbone.init_args.latent_width=8",
+    "--model.backbone.init_args.caption_dim=24",
+    "--model.guidance.scale=3",
+    "--data.init_args.caption_dim=24",
+    "--data.init_args.image_size_px=16",
+    "--data.init_args.standin_num_items=8",
+]
+
+
+def trained(folder, row, *options):
+    """Train a row for a step, give its checkpoint weights that react to conditions, and export it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", str(REPOSITORY / "experiments" / f"{row}.yaml"), *options, *TINY]) == 0
+        path = next(Path("logs").glob("*/version_0/checkpoints/last.ckpt"))
+        checkpoint = torch.load(path, weights_only=True)
+        torch.manual_seed(0)
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point():
+                std = 1.0 if "caption" in name or "class" in name else 0.2
+                checkpoint["state_dict"][name] = torch.randn_like(value) * std
+        torch.save(checkpoint, path.with_name("random.ckpt"))
+        assert main(["export", "--ckpt_path", str(path.with_name("random.ckpt")), "--out", "model"]) == 0
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("class"), "digits")
+
+
+@pytest.fixture(scope="module")
+def unconditional(tmp_path_factory):
+    options = ["--model.backbone.init_args.num_classes=null", "--model.guidance.scale=1"]
+    return trained(tmp_path_factory.mktemp("unconditional"), "digits", *options)
+
+
+@pytest.fixture(scope="module")
+def by_caption(tmp_path_factory):
+    """Of latents of an autoencoder, too."""
+    folder = tmp_path_factory.mktemp("caption")
+    smoke = ["--config", str(REPOSITORY / "configs" / "scale" / "smoke.yaml")]
+    latents = f"--data.init_args.autoencoder={save_tiny_kl(folder / 'kl')}"
+    return trained(folder, "table1_zigzag8", *smoke, *CAPTIONED, latents)
+
+
+def sample(model, *options, out="out"):
+    """Draw, and return the pictures as arrays, and what samples.json says."""
+    assert main(["sample", "--model", str(model), "--device", "cpu", "--out", str(out), *options]) == 0
+    table = json.loads((Path(out) / "samples.json").read_text())
+    return [np.asarray(Image.open(Path(out) / row["file"])) for row in table["samples"]], table
+
+
+def as_pictures(pixels):
+    """What is written of pixels (B, C, H, W) in [-1, 1]."""
+    scaled = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().movedim(1, -1)
+    return [picture.squeeze(-1).numpy() for picture in scaled]
+
+
+def assert_same(pictures, expected):
+    """Equal but for rounding, of which the size of a batch may change the last bit."""
+    assert len(pictures) == len(expected)
+    for picture, other in zip(pictures, expected, strict=True):
+        np.testing.assert_allclose(picture.astype(int), other.astype(int), atol=1)
+
+
+def test_each_prompt_is_drawn_under_its_own_features(by_caption, in_tmp, capsys):
+    options = ["--prompt", CAPTIONS[0], "--prompt", CAPTIONS[1], "--num", "3", "--batch-size", "4"]
+    pictures, table = sample(by_caption, *options, "--seed", "5", "--guidance", "2", "--num-steps", "3")
+    assert capsys.readouterr().out.rstrip().endswith("out/grid.png")
+
+    model = zigma_pl.from_pretrained(by_caption)
+    assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("euler", 2, 3.0)
+    model.seed, model.sampler, model.guidance = 5, ODESampler(num_steps=3), Guidance(2.0)
+    features, mask = HashingTextEncoder(24, 16)([caption for caption in CAPTIONS for _ in range(3)])
+    latents = model.sample(Batch(None, torch.arange(6), features, mask)).latents
+    assert_same(pictures, as_pictures(KLAutoencoder(str(by_caption.parent / "kl")).decode(latents)))
+    assert pictures[0].shape == (16, 16, 3)
+
+    assert [row["caption"] for row in table["samples"]] == [CAPTIONS[0]] * 3 + [CAPTIONS[1]] * 3
+    assert (table["seed"], table["sampler"]["num_steps"], table["guidance"]["scale"]) == (5, 3, 2.0)
+    assert Image.open("out/grid.png").size == (3 * 50 + 2, 2 * 50 + 2)  # a row for each prompt
+
+
+def test_classes_are_drawn_as_the_model_itself_does(by_class, in_tmp):
+    pictures, table = sample(by_class, "--class-id", "3", "--class-id", "0", "--num", "2")
+    model = zigma_pl.from_pretrained(by_class)
+    assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("heun", 2, 1.5)
+    assert_same(pictures, as_pictures(model.sample(Batch(None, torch.arange(4), torch.tensor([3, 3, 0, 0]))).latents))
+    assert [row["class_id"] for row in table["samples"]] == [3, 3, 0, 0]
+
+
+def test_without_a_condition_it_goes_to_a_folder_of_the_models_name(unconditional, in_tmp):
+    assert main(["sample", "--model", str(unconditional), "--num", "9", "--device", "cpu"]) == 0
+    pictures = [np.asarray(Image.open(f"samples/model/{number:08d}.png")) for number in range(9)]
+    model = zigma_pl.from_pretrained(unconditional)
+    assert_same(pictures, as_pictures(model.sample(Batch(None, torch.arange(9))).latents))
+    assert Image.open("samples/model/grid.png").size == (8 * 50 + 2, 2 * 50 + 2)
+
+
+def test_pictures_follow_the_seed_and_not_the_batch_size(by_class, in_tmp):
+    options = ["--class-id", "7", "--num", "5"]
+    one_by_one, _ = sample(by_class, *options, "--batch-size", "1")
+    assert_same(one_by_one, sample(by_class, *options, "--batch-size", "5")[0])
+    assert_same(one_by_one[:2], sample(by_class, "--class-id", "7", "--num", "2")[0])
+    other_seed, _ = sample(by_class, *options, "--seed", "1")
+    assert all((picture != other).any() for picture, other in zip(one_by_one, other_seed, strict=True))
+
+
+def test_bar_moves_with_every_network_call(by_class, in_tmp, monkeypatch):
+    places = []
+
+    class Bar:
+        n = 0.0
+
+        def __init__(self, **options):
+            assert options["total"] == 4
+
+        def update(self, distance):
+            self.n += distance
+            places.append(self.n)
+
+        def close(self):
+            places.append("closed")
+
+    monkeypatch.setattr(sampling_bar, "tqdm", Bar)
+    sample(by_class, "--class-id", "0", "--num", "4", "--batch-size", "2")
+    first = [0, 1, 1, 2]  # Heun in two steps: called at t = 1, 1/2, 1/2, 0
+    assert places == [*first, 2, *(2 + place for place in first), 4, "closed"]
+
+
+def test_clips_are_written_as_clips(in_tmp):
+    torch.manual_seed(0)
+    backbone = ZigMa(3, 4, 6, latent_frames=2, patch_size=2, width=16, depth=2)
+    zigma_pl.save_pretrained(zigma_pl.GenerativeModule(backbone, Objective(), ODESampler(num_steps=1)), "clips")
+    options = ["--autoencoder", "identity", "--num", "1", "--device", "cpu"]
+    assert main(["sample", "--model", "clips", *options]) == 0
+    assert Path(f"samples/clips/00000000{clip_suffix()}").is_file()
+
+
+def refused(options, message, capsys, out="out"):
+    """Check for one line with the message, and that nothing was written."""
+    capsys.readouterr()
+    assert main(["sample", "--device", "cpu", "--out", out, *map(str, options)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not list(Path(out).glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("by_class", [], "draws classes: give --class-id, 0 to 9, and no --prompt"),
+        ("by_class", ["--prompt", "a seven"], "draws classes: give --class-id"),
+        ("by_class", ["--class-id", "1", "--prompt", "a seven"], "draws classes: give --class-id"),
+        ("by_class", ["--class-id", "1", "--class-id", "10"], "--class-id 10: the classes .* are 0 to 9"),
+        ("by_class", ["--class-id", "-1"], "--class-id -1"),
+        ("by_class", ["--class-id", "1", "--num", "0"], "--num must be at least 1, got 0"),
+        ("by_class", ["--class-id", "1", "--batch-size", "0"], "--batch-size must be at least 1"),
+        ("by_class", ["--class-id", "1", "--num-steps", "0"], "ODESampler.num_steps"),
+        ("by_class", ["--class-id", "1", "--guidance", "-1"], "guidance.scale"),
+        ("by_class", ["--class-id", "1", "--autoencoder", "nowhere"], "autoencoder: no folder 'nowhere'"),
+        ("unconditional", ["--prompt", "a seven"], "no condition: leave --prompt and --class-id out"),
+        ("unconditional", ["--class-id", "0"], "no condition: leave --prompt"),
+        ("unconditional", ["--guidance", "2"], "needs a backbone trained with a null condition"),
+        ("by_caption", [], "in words: give --prompt, and no --class-id"),
+        ("by_caption", ["--class-id", "0"], "in words: give --prompt"),
+        ("by_caption", ["--prompt", "a", "--autoencoder", "identity"], "4 channels, .* give the folder of the Auto"),
+        ("by_caption", ["--prompt", "a", "--text-encoder", "clip"], "'clip' needs data.text_encoder_path"),
+        ("by_caption", ["--prompt", "a", "--text-encoder", "clip", "--text-encoder-path", "no"], "cannot load 'no'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(kind, options, message, request, in_tmp, capsys):
+    refused(["--model", request.getfixturevalue(kind), *options], message, capsys)
+
+
+def test_folders_that_are_not_there_or_not_whole_are_one_line(by_class, in_tmp, capsys):
+    refused(["--model", "models/none"], r"no folder 'models/none'.*zigma_pl export .*--out models/none", capsys)
+    shutil.copytree(by_class, "cut")
+    content = (by_class / "model.safetensors").read_bytes()
+    Path("cut/model.safetensors").write_bytes(content[: len(content) // 2])
+    refused(["--model", "cut", "--class-id", "1"], r"cut/model\.safetensors cannot be read.*truncated", capsys)
+
+
+def test_autoencoder_of_other_latents_is_refused(by_class, by_caption, in_tmp, capsys):
+    options = ["--model", by_class, "--class-id", "1", "--autoencoder", by_caption.parent / "kl"]
+    refused(options, "has latents of 4 channels, the model's have 1", capsys)
+
+
+def test_adaptive_sampler_takes_no_number_of_steps(by_class, in_tmp, capsys):
+    model = zigma_pl.from_pretrained(by_class)
+    model.sampler = ODESampler("dopri5", atol=0.1, rtol=0.1)
+    zigma_pl.save_pretrained(model, "model", {"data": {"class": "zigma_pl.data.Digits"}})
+    refused(["--model", "model", "--class-id", "1", "--num-steps", "3"], "dopri5, chooses its steps itself", capsys)
+    assert len(sample("model", "--class-id", "1", "--num", "1")[0]) == 1
+
+
+def test_encoders_that_config_does_not_tell_have_to_be_given(by_caption, in_tmp, capsys):
+    zigma_pl.save_pretrained(zigma_pl.from_pretrained(by_caption), "model")  # as of a checkpoint away from its run
+    autoencoder = ["--autoencoder", by_caption.parent / "kl"]
+    refused(["--model", "model", "--prompt", "a"], "does not tell how latents .*: give --autoencoder", capsys)
+    refused(["--model", "model", "--prompt", "a", *autoencoder], "which text encoder .*: give --text-encoder", capsys)
+    given = [*map(str, autoencoder), "--text-encoder", "hashing"]
+    known, _ = sample(by_caption, "--prompt", "a hat", "--num", "2")
+    assert_same(sample("model", "--prompt", "a hat", "--num", "2", *given)[0], known)
+
+
+def test_another_encoder_than_that_of_config_does_not_get_its_path(by_caption, in_tmp):
+    model, kl = zigma_pl.from_pretrained(by_caption), str(by_caption.parent / "kl")
+    elsewhere = {"class": "MMCelebAHQ", "autoencoder": "gone", "autoencoder_subfolder": "vae"}
+    zigma_pl.save_pretrained(model, "model", {"data": elsewhere | {"text_encoder": "clip", "text_encoder_path": "no"}})
+    options = ["--prompt", "a hat", "--num", "1"]
+    pictures, _ = sample("model", *options, "--autoencoder", kl, "--text-encoder", "hashing")
+    assert_same(pictures, sample(by_caption, *options)[0])
+
+
+def test_export_keeps_the_encoders_that_sampling_needs(by_caption, in_tmp):
+    data = json.loads((by_caption / "config.json").read_text())["data"]
+    assert (data["text_encoder"], data["max_caption_tokens"], data["image_size_px"]) == ("hashing", 16, 16)
+    init_args = {"autoencoder": "kl", "text_encoder": "clip", "text_encoder_path": "weights/clip"}
+    assert exported("MMCelebAHQ", init_args) == {"class": "MMCelebAHQ", **init_args}
+    stored = {**init_args, "latents": "img_feature256.npy"}  # caption features lie beside them
+    assert exported("OfficialShards", stored) == {"class": "OfficialShards", "autoencoder": "kl"}
+
+
+def exported(class_path, init_args):
+    """What `export` keeps of a run with this data set."""
+    Path("run/checkpoints").mkdir(parents=True, exist_ok=True)
+    Path("run/config.yaml").write_text(yaml.safe_dump({"data": {"class_path": class_path, "init_args": init_args}}))
+    return data_options(Path("run/checkpoints/last.ckpt"))

@@ -1,0 +1,78 @@
+"""What a user asks to have drawn, in the place of a data set."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NoReturn
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.samples import ConditionSamples, Sample
+from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder
+from zigma_pl.errors import UserError
+
+
+class RequestedSamples(ConditionSamples):
+    """Sample i is drawn under the class or caption of `requests[i]`."""
+
+    def __init__(self, requests: Sequence[Sample]) -> None:
+        self.requests = requests
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        sample_id, _ = key
+        return self.requests[sample_id]
+
+
+class RequestedData(ImageDataModule):
+    """Requests to draw from a model, and the frozen encoders it was trained with; it has no splits.
+
+    Args:
+        backbone: of the model, which tells what a condition is, and the shape of the latents.
+        requests: what to draw; `sample_id` counts from 0, and is what the noise is drawn from.
+        batch_size: samples drawn at a time.
+        encoders: the options of the autoencoder and the text encoder; see `ImageDataModule`.
+
+    Raises:
+        UserError: the text encoder cannot be used, or is not of the model's `caption_dim`; at `setup`, the autoencoder
+            cannot be, or its latents are not the model's.
+    """
+
+    def __init__(self, backbone: Backbone, requests: Sequence[Sample], batch_size: int, **encoders: Any) -> None:
+        self.has_captions = backbone.caption_dim is not None
+        super().__init__(
+            batch_size=batch_size, num_predict_samples=len(requests), caption_dim=backbone.caption_dim, **encoders
+        )
+        self.num_classes = backbone.num_classes
+        self.num_frames = backbone.latent_shape[0] if len(backbone.latent_shape) == 4 else None
+        self._latent_shape = backbone.latent_shape
+        self._requests = requests
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The model's, which need not be square."""
+        assert self._encoder  # one that does not fit is found before anything is drawn
+        return self._latent_shape
+
+    def load_split(self, split: Split) -> NoReturn:
+        """Refuse: there is nothing to train on."""
+        raise AssertionError("requests have no splits")
+
+    def _conditions(self) -> RequestedSamples:
+        return RequestedSamples(self._requests)
+
+    @cached_property
+    def _encoder(self) -> Autoencoder:
+        channels = self._latent_shape[-3]
+        if self.autoencoder == "identity":
+            if channels not in (1, 3):
+                raise UserError(
+                    f"autoencoder: the model draws latents of {channels} channels, which are no pictures by "
+                    "themselves; give the folder of the AutoencoderKL that it was trained with"
+                )
+            return IdentityAutoencoder(channels)
+        autoencoder = KLAutoencoder(self.autoencoder, self.autoencoder_subfolder)
+        if autoencoder.channels != channels:
+            raise UserError(
+                f"autoencoder: '{self.autoencoder}' has latents of {autoencoder.channels} channels, the model's have "
+                f"{channels}; give the one that it was trained with"
+            )
+        return autoencoder
