@@ -1,20 +1,17 @@
 """A tiny checkpoint of the digits, and of clips, scored with features that need no weights."""
 
-import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from callbacks.moving_bars import MovingBars
 from data.prepared.tiny import faces, write_faces
 from evaluation import scored_run
-from evaluation.fake_extractor import build_fake
+from evaluation.tiny_run import SIZE, build, chunks, trainer_for
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
@@ -22,73 +19,13 @@ from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
 from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.scorer import Scorer
-from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation.record import read_record
 from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
 from zigma_pl.metrics.clip_score import ClipScore
-from zigma_pl.module import GenerativeModule, Samples
+from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import Guidance, ODESampler, SDESampler
-
-SIZE = {"patch_size": 4, "width": 16, "depth": 1, "state_size": 4}
-
-
-def build(clips=False, **options):
-    torch.manual_seed(0)
-    shape = {"in_channels": 3, "latent_frames": 3, "num_classes": 2} if clips else {"in_channels": 1, "num_classes": 10}
-    backbone = ZigMa(latent_height=8, latent_width=8, **shape, **SIZE)
-    for parameter in backbone.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    given = {"sampler": ODESampler(num_steps=2), "guidance": Guidance(scale=2.0), "learning_rate": 1e-2} | options
-    return GenerativeModule(backbone, Objective(), **given)
-
-
-def trainer_for(folder, callbacks):
-    return L.Trainer(
-        default_root_dir=folder, max_steps=2, max_epochs=-1, accelerator="cpu", callbacks=callbacks, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Folders of two-step runs: of digits, and of clips."""
-    folders = {}
-    for name, data in (("digits", Digits(batch_size=8)), ("clips", MovingBars())):
-        folder = folders[name] = tmp_path_factory.mktemp(name)
-        saving = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=2, save_last=True)
-        trainer_for(folder, [EMA(decay=0.5), TrainingTotals(), saving]).fit(build(name == "clips"), datamodule=data)
-    return folders
-
-
-@pytest.fixture(autouse=True)
-def fake_features(monkeypatch):
-    monkeypatch.setattr(scorer_module, "build_extractor", build_fake)
-
-
-@pytest.fixture
-def score(trained, in_tmp):
-    """Score a checkpoint with the given options of the scorer; returns the record."""
-
-    def run(module=None, data=None, of="digits", ckpt_path="last.ckpt", **options):
-        given = {"num_samples": 24, "kid_subset_size": 5, "row": "row", "reference_folder": "reference"} | options
-        datamodule = data or (Digits() if of == "digits" else MovingBars())
-        module = module or build(of == "clips")
-        trainer = trainer_for(in_tmp, [EMA(), TrainingTotals(), Scorer(**given)])
-        checkpoint = None if ckpt_path is None else trained[of] / "checkpoints" / ckpt_path
-        trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        return read_record(Path("results") / "row.json")
-
-    return run
-
-
-def chunks(folder):
-    """Bytes of every chunk below a folder of samples, by name."""
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("chunk-*.npz"))}
-
 
 # --- the record -------------------------------------------------------------------------------------------------------
 
@@ -254,7 +191,7 @@ def test_other_options_are_other_samples(score):
     assert len(list(Path("samples/row").iterdir())) == 5
 
 
-def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository):
+def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository, fake_features):
     tiny = {"width": 16, "depth": 1, "patch_size": 4, "state_size": 4}
     common = ["--config", str(repository / "experiments" / "digits.yaml"), "--trainer.enable_progress_bar=false"]
     common += [f"--model.backbone.init_args.{name}={value}" for name, value in tiny.items()]
@@ -281,95 +218,3 @@ def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository):
     for name, score in one.scores.items():
         assert two.scores[name].value == pytest.approx(score.value, rel=1e-9, abs=1e-9), name
     assert len(list(Path("two-reference_folder").iterdir())) == 3
-
-
-# --- faults -----------------------------------------------------------------------------------------------------------
-
-
-def one_line(caught):
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def test_missing_checkpoint_is_one_line(score, capsys, repository):
-    with pytest.raises(UserError, match="give --ckpt_path"):
-        score(ckpt_path=None)
-    assert main(["test", "--config", str(repository / "experiments" / "digits.yaml")]) == 1
-    assert "error: test scores a checkpoint: give --ckpt_path" in capsys.readouterr().err
-
-
-def test_checkpoint_without_an_average_is_refused(trained, score):
-    checkpoint = torch.load(trained["digits"] / "checkpoints" / "last.ckpt", weights_only=True)
-    raw = checkpoint.pop("current_model_state")
-    torch.save(checkpoint | {"state_dict": raw}, trained["digits"] / "checkpoints" / "early.ckpt")
-    with pytest.raises(UserError, match=r"early\.ckpt holds no average.*--scorer.weights raw"):
-        score(ckpt_path="early.ckpt", num_samples=0)
-    assert score(ckpt_path="early.ckpt", num_samples=0, weights="raw").protocol["weights"] == "raw"
-
-
-def test_missing_weights_are_found_before_anything_is_computed(score, monkeypatch):
-    def missing(name, weights=None):
-        raise UserError(f"{name}: there is no file {weights}")
-
-    monkeypatch.setattr(scorer_module, "build_extractor", missing)
-    monkeypatch.setattr(GenerativeModule, "on_load_checkpoint", missing)
-    with pytest.raises(UserError, match=r"inception: there is no file nowhere\.pth"):
-        score(metrics=["fid"], extractor_weights={"inception": "nowhere.pth"})
-
-
-@pytest.mark.parametrize("fault", ["not finite", "one colour"])
-def test_failed_sampling_stops_the_run(fault, score, monkeypatch):
-    def failing(self, batch, guidance=None):
-        latents = torch.rand(len(batch.sample_ids), 1, 8, 8)
-        latents[1] = torch.nan if fault == "not finite" else 0.5
-        return Samples(latents, batch.sample_ids, 2)
-
-    monkeypatch.setattr(GenerativeModule, "sample", failing)
-    with pytest.raises(UserError, match=f"sampling has failed: samples 1 are .*{fault}") as caught:
-        score()
-    one_line(caught)
-    assert not Path("results/row.json").exists()
-    assert not chunks("samples")
-
-
-def test_damaged_chunk_is_named(score):
-    score(metrics=[])
-    path = next(Path("samples/row").rglob("chunk-00000016.npz"))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"chunk-00000016\.npz: is damaged"):
-        score(metrics=[])
-
-
-def test_full_disk_leaves_whole_files_only(score, monkeypatch):
-    savez = np.savez
-
-    def full(file, **arrays):
-        if arrays["sample_ids"][0] == 16:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        savez(file, **arrays)
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
-        score(metrics=[])
-    assert {path.name for path in Path("samples").rglob("*.*")} == {"chunk-00000000.npz", "sampling.json"}
-
-
-def test_subsets_larger_than_the_set_are_found_first(score):
-    with pytest.raises(UserError, match=r"scorer\.kid_subset_size to at most 24"):
-        score(kid_subset_size=1000)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"metrics": ["fidd"]}, "unknown score 'fidd'"),
-        ({"num_samples": -1}, "num_samples >= 0"),
-        ({"batch_size": 0}, "scorer.batch_size"),
-        ({"frames_per_second": 99}, "scorer.frames_per_second"),
-    ],
-)
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(UserError, match=message):
-        Scorer(**options)
