@@ -57,6 +57,15 @@ def test_model_is_the_one_of_the_checkpoint(checkpoint, tmp_path, weights, key, 
     assert 'zigma_pl.from_pretrained("' in capsys.readouterr().out
 
 
+def test_float16_takes_half_the_room(checkpoint, tmp_path):
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / dtype), "--dtype", dtype]) == 0
+        sizes[dtype] = (tmp_path / dtype / "model.safetensors").stat().st_size
+    assert sizes["float16"] < 0.65 * sizes["float32"]  # the network is tiny: much of it is no matrix
+    zigma_pl.from_pretrained(tmp_path / "float16")
+
+
 def test_checkpoint_away_from_its_run_is_enough(checkpoint, in_tmp):
     torch.save(stored(checkpoint), "moved.ckpt")
     assert main(["export", "--ckpt_path", "moved.ckpt", "--out", "model"]) == 0

@@ -51,6 +51,20 @@ def test_model_samples_as_it_did_in_one_line(model, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["training"] == {"step": 5}
 
 
+def test_matrices_may_take_half_the_room(backbone, tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    zigma_pl.save_pretrained(backbone, whole)
+    zigma_pl.save_pretrained(backbone, half, matrix_dtype=torch.float16)
+    stored = load_file(half / "model.safetensors")
+    assert stored["blocks.0.mixer.in_proj.weight"].dtype == torch.float16
+    for name in ("blocks.0.mixer.A_log", "blocks.0.mixer.D", "blocks.0.norm.weight", "position_embedding.table"):
+        assert stored[name].dtype == torch.float32
+    loaded = zigma_pl.load_backbone(half)
+    for name, weight in zigma_pl.load_backbone(whole).state_dict().items():
+        assert loaded.state_dict()[name].dtype == torch.float32
+        torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=2**-11, atol=2**-25)
+
+
 def test_visit_orders_are_not_stored(backbone, tmp_path):
     zigma_pl.save_pretrained(backbone, tmp_path)
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "visit_order" in name]

@@ -24,12 +24,20 @@ def build_parser() -> argparse.ArgumentParser:
         default="average",
         help="the moving average of the weights, or those that training goes on from (default: %(default)s)",
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="in which matrices are stored; float16 makes half of the file (default: %(default)s)",
+    )
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     options = build_parser().parse_args(argv)
+    import torch
+
     from zigma_pl.checkpoints.io import read_checkpoint
     from zigma_pl.interop.folder import save_pretrained
     from zigma_pl.interop.training_checkpoint import model_of
@@ -39,7 +47,8 @@ def main(argv: list[str]) -> int:
     step = int(checkpoint["global_step"])
     about = {"training": {"step": step, "weights": options.weights}}
     data = data_options(options.ckpt_path)
-    folder = save_pretrained(model, options.out, about | ({"data": data} if data else {}))
+    matrix_dtype = getattr(torch, options.dtype)
+    folder = save_pretrained(model, options.out, about | ({"data": data} if data else {}), matrix_dtype=matrix_dtype)
     print(f"{type(model.backbone).__name__}, {model.backbone.num_parameters() / 1e6:.1f} M parameters, step {step}")
     print(f"wrote {folder}/model.safetensors and {folder}/config.json, the {options.weights} weights")
     print(f'load it with: zigma_pl.from_pretrained("{folder}")')
