@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.non_finite import NonFiniteGuard
-from zigma_pl.callbacks.preemption import EXIT_STATUS, Preempted, Preemption
+from zigma_pl.callbacks.preemption import Preempted, Preemption
 from zigma_pl.callbacks.preview import PreviewGrid
 from zigma_pl.callbacks.progress import Progress
 from zigma_pl.callbacks.sample_writer import SampleWriter
@@ -30,7 +30,7 @@ from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.io import WholeFileIO, check_readable, read_step
 from zigma_pl.checkpoints.last import last_run
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.errors import UserError
+from zigma_pl.errors import PREEMPTED_STATUS, UserError
 from zigma_pl.module import GenerativeModule
 from zigma_pl.shipped import shipped_file
 
@@ -198,5 +198,5 @@ def main(argv: list[str]) -> int:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # no process is gone, and taken for a failure, while others end
             torch.distributed.destroy_process_group()
-        return EXIT_STATUS
+        return PREEMPTED_STATUS
     return 0

@@ -1,4 +1,9 @@
-"""The two errors a user can put right; the command line prints them as one line instead of a traceback."""
+"""The two errors a user can put right; the command line prints them as one line instead of a traceback.
+
+And the status of what ends without an error of anybody.
+"""
+
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL, of a run that was asked to end and has saved: nothing is wrong, run it again
 
 
 class UserError(ValueError):

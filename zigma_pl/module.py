@@ -4,6 +4,7 @@ Axes: B batch, C channels, H W latent grid.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -259,14 +260,21 @@ class GenerativeModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose parameters are not this backbone's, in one line that names them."""
-        expected, found = self.state_dict(), checkpoint["state_dict"]
-        shapes_differ = {name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape}
-        wrong = sorted(expected.keys() ^ found.keys() | shapes_differ)
-        if wrong:
+        wrong = mismatch(self.state_dict(), checkpoint["state_dict"])
+        if wrong is not None:
             raise UserError(
-                f"the checkpoint is of another model: {len(wrong)} parameters are missing, unknown or of other shape, "
-                f"such as {', '.join(wrong[:3])}: give the --config files and options that it was trained with"
+                f"the checkpoint is of another model: {wrong}: give the --config files and options that it was trained "
+                "with"
             )
+
+
+def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Return in words how many weights do not fit a network's, and the first of them by name; None where all fit."""
+    shapes_differ = {name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape}
+    wrong = sorted(expected.keys() ^ found.keys() | shapes_differ)
+    if not wrong:
+        return None
+    return f"{len(wrong)} parameters are missing, unknown or of other shape, such as {', '.join(wrong[:3])}"
 
 
 def split_decay_groups(backbone: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backbones import tiny
+from backbones.tiny import reached
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.scan import visit_order
@@ -11,18 +12,6 @@ from zigma_pl.scan.schedule import ScanConfig
 NUM_TOKENS = 6  # 2 x 3
 EVERYTHING = set(range(NUM_TOKENS))
 CLASSES, CAPTIONS = ({"num_classes": 4}, torch.tensor([2])), ({"caption_dim": 5}, torch.ones(1, 7, 5))
-
-
-def reached(backbone, token, condition=None):
-    """Perturb one token: the set of those whose prediction is no longer bit for bit the same."""
-    x, t = tiny.draw(1)
-    changed = x.clone()
-    row, column = divmod(token, 3)
-    changed[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
-    with torch.no_grad():
-        moved = (backbone(changed, t, condition) - backbone(x, t, condition)).abs()[0].amax(0)  # (H, W)
-    tokens = moved.reshape(2, 2, 3, 2).amax((1, 3)).flatten()
-    return set(tokens.nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize(("options", "condition"), [({}, None), CLASSES, CAPTIONS], ids=["none", "classes", "captions"])

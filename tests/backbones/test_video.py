@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backbones import tiny
+from backbones.tiny import reached
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.errors import UserError
@@ -20,19 +21,6 @@ def build(backbone_class=ZigMa, **options):
 
 def factorized(*plan, **options):
     return build(depth=len(plan), scan=ScanConfig(video="factorized", plan=plan), **options)
-
-
-def reached(backbone, token, condition=None):
-    """Perturb one token: the set of those whose prediction is no longer bit for bit the same."""
-    x, t = tiny.draw(1, latent_frames=F)
-    changed = x.clone()
-    frame, place = divmod(token, L)
-    row, column = divmod(place, 3)
-    changed[:, frame, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
-    with torch.no_grad():
-        moved = (backbone(changed, t, condition) - backbone(x, t, condition)).abs()[0].amax(1)  # (F, H, W)
-    tokens = moved.reshape(F, 2, 2, 3, 2).amax((2, 4)).flatten()
-    return set(tokens.nonzero().flatten().tolist())
 
 
 def of_frame(frame):

@@ -25,3 +25,18 @@ def draw(batch_size=3, latent_frames=None):
     generator = torch.Generator().manual_seed(1)
     frames = () if latent_frames is None else (latent_frames,)
     return torch.randn(batch_size, *frames, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)
+
+
+def reached(backbone, token, condition=None):
+    """Perturb one token (of 2 x 3 in a frame): the set of those whose prediction is no longer bit for bit the same."""
+    frame, place = divmod(token, 6)
+    row, column = divmod(place, 3)
+    of_clip = len(backbone.latent_shape) == 4
+    x, t = draw(1, latent_frames=backbone.latent_shape[0] if of_clip else None)
+    changed = x.clone()
+    picture = changed[:, frame] if of_clip else changed
+    picture[..., 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
+    with torch.no_grad():
+        moved = (backbone(changed, t, condition) - backbone(x, t, condition)).abs()[0].amax(-3)  # (H, W) or (F, H, W)
+    tokens = moved.reshape(-1, 2, 2, 3, 2).amax((2, 4)).flatten()
+    return set(tokens.nonzero().flatten().tolist())

@@ -16,10 +16,9 @@ from queue import SimpleQueue
 from typing import IO
 
 from zigma_pl.ablations.plan import Run
-from zigma_pl.errors import UserError
+from zigma_pl.errors import PREEMPTED_STATUS, UserError
 
 _LINES_SHOWN = 6  # of the output of a failed run
-PREEMPTED = 75  # status of a run that has saved and wants to be run again
 _SECONDS_TO_STOP = 30.0
 _SECONDS_TO_SAVE = 110.0  # of the 120 that configs/slurm/row.sbatch asks for
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -166,7 +165,7 @@ class LocalRunner:
         self._processes.discard(process)
         if status == 0:
             return True
-        was_asked_to = self._stopped.is_set() or status == PREEMPTED
+        was_asked_to = self._stopped.is_set() or status == PREEMPTED_STATUS
         job.state = State.STOPPED if was_asked_to else State.FAILED
         job.note = "" if was_asked_to else _end_of(job.run.output, begin, status)
         return False

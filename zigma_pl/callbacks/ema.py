@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from zigma_pl.backbones.sharding import gathered, load_whole, shard
+from zigma_pl.checkpoints.io import RAW_WEIGHTS
 
 
 class EMA(EMAWeightAveraging):
@@ -78,5 +79,5 @@ class EMA(EMAWeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
         else:
             load_whole(self._average_model.module, checkpoint["state_dict"])
-            load_whole(pl_module, checkpoint["current_model_state"])
+            load_whole(pl_module, checkpoint[RAW_WEIGHTS])
             self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

@@ -59,10 +59,8 @@ def training_flops_per_image(backbone: Backbone, num_caption_tokens: int | None 
         backbone: counted from its configuration.
         num_caption_tokens: T of the captions it is trained on; None for as many as CLIP's.
     """
-    from zigma_pl.flops import (
-        NUM_CAPTION_TOKENS,
-        count_flops,
-    )  # builds tables of ops, which only those who count should wait for
+    # It builds tables of ops, which only those who count should wait for.
+    from zigma_pl.flops import NUM_CAPTION_TOKENS, count_flops
 
     try:
         return 3 * count_flops(backbone, num_caption_tokens=num_caption_tokens or NUM_CAPTION_TOKENS).total

@@ -13,7 +13,6 @@ from lightning.pytorch import callbacks
 from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.errors import UserError
 
-EXIT_STATUS = 75  # EX_TEMPFAIL: nothing is wrong, run it again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SECONDS_OF_ONE_SIGNAL = 2.0  # one signal may come twice: to all processes of a group, and passed on by their parent
 

@@ -2,8 +2,9 @@
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -13,6 +14,8 @@ from zigma_pl.checkpoints.newest import damage_of
 from zigma_pl.errors import UserError
 from zigma_pl.files import written_whole
 
+Weights = Literal["average", "raw"]
+RAW_WEIGHTS = "current_model_state"  # beside the average, which is in "state_dict" then
 FORMAT_KEY = "zigma_format_version"
 FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # which torch.compile and FSDP put into names
@@ -84,10 +87,30 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             f"checkpoint {path} is damaged, or no checkpoint of zigma_pl: use the one saved before it"
         ) from error
     _check_format(checkpoint, path)
-    for name in ("state_dict", "current_model_state"):
+    for name in ("state_dict", RAW_WEIGHTS):
         if name in checkpoint:
             checkpoint[name] = _plain_names(checkpoint[name])
     return checkpoint
+
+
+def weights_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path | str, otherwise: str) -> dict[str, Tensor]:
+    """Return the averaged weights of a checkpoint or the raw ones; without an average, `state_dict` holds the latter.
+
+    Args:
+        checkpoint: what `read_checkpoint` gave.
+        weights: which.
+        path: the file, for the error.
+        otherwise: how to ask for the raw ones, for the error.
+
+    Raises: UserError where there is no average to give.
+    """
+    has_average = RAW_WEIGHTS in checkpoint
+    if weights == "average" and not has_average:
+        raise UserError(
+            f"checkpoint {path} holds no average of the weights (it was saved before ema.starting_at_step, or without "
+            f"averaging): take a later one, or {otherwise}"
+        )
+    return checkpoint[RAW_WEIGHTS if weights == "raw" and has_average else "state_dict"]
 
 
 def check_readable(path: Path) -> None:

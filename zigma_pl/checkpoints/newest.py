@@ -23,6 +23,11 @@ class Newest:
     passed_over: tuple[str, ...] = ()
 
 
+def log_folder_of(checkpoint: Path) -> Path | None:
+    """Return the log folder of the run that a checkpoint lies with, None for one that was put elsewhere."""
+    return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINT_FOLDER else None
+
+
 def newest_checkpoint(folder: Path) -> Newest:
     """Return the newest checkpoint of a folder that is whole; damaged ones that are newer are passed over, and told."""
     passed_over: list[str] = []

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from zigma_pl.commands.tables import add_sources
-from zigma_pl.errors import UserError
+from zigma_pl.errors import PREEMPTED_STATUS, UserError
 from zigma_pl.shipped import shipped_file
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns 0 when every row is done, 1 when one failed or something is missing, 75 preempted."""
-    from zigma_pl.ablations.local import PREEMPTED, State, job_of
+    from zigma_pl.ablations.local import State, job_of
 
     options = build_parser().parse_args(argv)
     if options.jobs is not None and options.jobs < 1:
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     _run_here(jobs, options)
     if any(job.state is State.STOPPED for job in jobs):
         print("preempted: the same command goes on from here")
-        return PREEMPTED
+        return PREEMPTED_STATUS
     is_reported = options.no_report or _make_tables_and_report(options)
     return 0 if _all_done(jobs) and is_reported else 1
 

@@ -59,12 +59,12 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
     """Return the run's data module and encoders, from the config.yaml that it left beside its checkpoints, if any."""
     import yaml
 
-    from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER
+    from zigma_pl.checkpoints.newest import log_folder_of
 
-    config_path = ckpt_path.parent.parent / "config.yaml"
-    if ckpt_path.parent.name != CHECKPOINT_FOLDER or not config_path.is_file():
+    log_folder = log_folder_of(ckpt_path)
+    if log_folder is None or not (log_folder / "config.yaml").is_file():
         return {}
-    data = (yaml.safe_load(config_path.read_text()) or {}).get("data", {})
+    data = (yaml.safe_load((log_folder / "config.yaml").read_text()) or {}).get("data", {})
     given = data.get("init_args", {})
     stores_features = given.get("latents", "image") != "image"  # the text encoder then was another than the options say
     names = DATA_OPTIONS if stores_features else DATA_OPTIONS + TEXT_OPTIONS

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 
@@ -13,14 +13,13 @@ from zigma_pl import __version__
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.machine import describe_machine
 from zigma_pl.callbacks.training_totals import TrainingTotals
-from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER
+from zigma_pl.checkpoints.io import Weights, weights_of
+from zigma_pl.checkpoints.newest import log_folder_of
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256
 from zigma_pl.module import GenerativeModule
 
 log = logging.getLogger(__name__)
-
-Weights = Literal["average", "raw"]
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,15 @@ def take_weights(
         UserError: the checkpoint has no average.
     """
     path = str(trainer.ckpt_path)
-    has_average = "current_model_state" in checkpoint
-    if weights == "average" and not has_average:
-        raise UserError(
-            f"checkpoint {path} holds no average of the weights (it was saved before ema.starting_at_step, or without "
-            "averaging): take a later one, or score the weights themselves: --scorer.weights raw"
-        )
-    if weights == "raw" and has_average:
-        module.load_state_dict(checkpoint["current_model_state"])
+    stored = weights_of(checkpoint, weights, path, "score the weights themselves: --scorer.weights raw")
+    if stored is not checkpoint["state_dict"]:
+        module.load_state_dict(stored)
     return LoadedCheckpoint(path, sha256(Path(path)), int(checkpoint["global_step"]))
 
 
 def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: LoadedCheckpoint) -> dict[str, Any]:
     """Return what is known of the training; None for what the checkpoint does not tell."""
-    folder = Path(checkpoint.path).parent
-    log_folder = folder.parent if folder.name == CHECKPOINT_FOLDER else None
+    log_folder = log_folder_of(Path(checkpoint.path))
     config = None if log_folder is None else log_folder / "config.yaml"
     callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
     totals = next((callback for callback in callbacks if isinstance(callback, TrainingTotals)), None)

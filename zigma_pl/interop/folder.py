@@ -17,7 +17,7 @@ from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, 
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256, written_whole
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule, split_decay_groups
+from zigma_pl.module import GenerativeModule, mismatch, split_decay_groups
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 
 FORMAT_VERSION = 1
@@ -126,13 +126,10 @@ def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path)
 
     Raises: UserError that names the first parameters that are missing, unknown or of another shape.
     """
-    expected = backbone.state_dict()
-    shapes_differ = {name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape}
-    wrong = sorted(expected.keys() ^ weights.keys() | shapes_differ)
-    if wrong:
+    wrong = mismatch(backbone.state_dict(), weights)
+    if wrong is not None:
         raise UserError(
-            f"{source} is not of the {type(backbone).__name__} that is described with it: {len(wrong)} parameters are "
-            f"missing, unknown or of other shape, such as {', '.join(wrong[:3])}: export it again"
+            f"{source} is not of the {type(backbone).__name__} that is described with it: {wrong}: export it again"
         )
     backbone.load_state_dict(weights)
 

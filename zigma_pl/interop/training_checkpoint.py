@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from zigma_pl.checkpoints.io import Weights, weights_of
 from zigma_pl.errors import UserError
-from zigma_pl.evaluation.protocol import Weights
 from zigma_pl.interop.folder import build_backbone, fit_weights, read_sampling
 from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import ODESampler
@@ -43,7 +41,8 @@ def model_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path) -> Gen
     )
     given = _as_described(options["backbone"])
     backbone = build_backbone(given["class"], given["options"], path)
-    fit_weights(backbone, _backbone_weights(checkpoint, weights, path), path)
+    stored = weights_of(checkpoint, weights, path, "--weights raw")
+    fit_weights(backbone, {name.removeprefix(PREFIX): value for name, value in stored.items()}, path)
     return GenerativeModule(backbone, **sampling).eval()
 
 
@@ -52,15 +51,3 @@ def _as_described(given: Mapping[str, Any]) -> dict[str, Any]:
     package, _, name = str(given.get("class_path")).rpartition(".")
     own = package in ("", "zigma_pl") or package.startswith("zigma_pl.")
     return {"class": name if own else given.get("class_path"), "options": dict(given.get("init_args") or {})}
-
-
-def _backbone_weights(checkpoint: Mapping[str, Any], weights: Weights, path: Path) -> dict[str, Tensor]:
-    """Take the average or the raw weights; without an average, `state_dict` holds the raw ones."""
-    has_average = "current_model_state" in checkpoint
-    if weights == "average" and not has_average:
-        raise UserError(
-            f"checkpoint {path} holds no average of the weights (it was saved before ema.starting_at_step, or without "
-            "averaging): take a later one, or --weights raw"
-        )
-    stored = checkpoint["current_model_state" if weights == "raw" and has_average else "state_dict"]
-    return {name.removeprefix(PREFIX): value for name, value in stored.items()}
