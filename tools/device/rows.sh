@@ -5,9 +5,9 @@
 #
 # WHEELS is a folder with the packages that the machine lacks. The archive is what tools/standins/portraits.py packs. The
 # rest is for `python -m zigma_pl ablations`, which goes on where a call before this one was interrupted, as long as the
-# machine is the same. Records, pictures, curves and output go to $OUT/rows.tar.gz; checkpoints stay on the machine, but for
-# the models of the rows in $EXPORT (names with a space between), which are exported to $OUT/models.tar. $OVERLAYS may name
-# more configuration files, such as configs/pilot.yaml.
+# machine is the same. Records and their pictures go to $OUT/results.tar.gz, curves and output to $OUT/logs.tar.gz;
+# checkpoints stay on the machine, but for the models of the rows in $EXPORT (names with a space between), which are exported
+# to $OUT/models.tar. $OVERLAYS may name more configuration files, such as configs/pilot.yaml.
 set -u
 cd "$(dirname "$0")/../.."
 : "${OUT:?set OUT to the folder for the results}"
@@ -36,5 +36,7 @@ for row in ${EXPORT:-}; do
     [ -n "$checkpoint" ] && "$python" -m zigma_pl export --ckpt_path "$checkpoint" --out "build/models/$row"
 done
 [ -n "${EXPORT:-}" ] && tar -cf "$OUT/models.tar" -C build models
-find results logs -type f ! -path '*/checkpoints/*' -print0 2>/dev/null |
-    tar -czf "$OUT/rows.tar.gz" --null --files-from - && ls -l "$OUT"
+tar -czf "$OUT/results.tar.gz" results
+find logs -type f ! -path '*/checkpoints/*' ! -path '*/previews/*' -print0 |
+    tar -czf "$OUT/logs.tar.gz" --null --files-from -
+ls -l "$OUT"
