@@ -268,8 +268,11 @@ def test_replay_follows_inputs_and_weights(dtype, compile_backbone):
     graphed_backbone = GraphedBackbone(backbone, compile_backbone)
     for seed, batch_size in enumerate((2, 2, 1, 2)):
         inputs = [tensor.cuda() for tensor in draw(batch_size, seed)]
-        with torch.no_grad(), torch.autocast("cuda", dtype) if dtype else nullcontext():
-            torch.testing.assert_close(graphed_backbone(*inputs), backbone(*inputs), rtol=0.1, atol=0.1)
+        with torch.no_grad():
+            exact = backbone(*inputs)
+            with torch.autocast("cuda", dtype) if dtype else nullcontext():
+                error, usual_error = ((network(*inputs) - exact).norm() for network in (graphed_backbone, backbone))
+        assert error <= 2 * usual_error + 1e-4 * exact.norm()  # of 16-bit rounding, 0.4 % to 5 % with these weights
         with torch.no_grad():
             backbone.final_layer.projection.weight.mul_(1.5)  # in place: the same graph must see it
             backbone.blocks[0].mixer.in_proj.weight.data.mul_(1.5)
