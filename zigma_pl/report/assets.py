@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 from zigma_pl.errors import UserError
 
 _MARK = ".written_by_zigma_pl_report"
+_LARGE_BYTES = 64 * 1024
+_WEBP_QUALITY = 90  # of 100; a grid of pictures then takes a sixth of its PNG
 
 
 class Assets:
@@ -32,18 +34,36 @@ class Assets:
 
     def copy(self, source: Path, name: str) -> str:
         """Copy a file to `name` in the folder, or a name like it that is free yet; returns its address."""
+        target = self._free(name)
+        shutil.copyfile(source, target)
+        return self._address(target)
+
+    def copy_picture(self, source: Path, stem: str) -> tuple[str, tuple[int, int]] | None:
+        """Copy a still picture, a large PNG as WebP.
+
+        Args:
+            source: the picture.
+            stem: its name in the folder without the suffix.
+
+        Returns: its address, and its width and height; None for what is no picture.
+        """
+        try:
+            with Image.open(source) as opened:
+                is_png, picture = opened.format == "PNG", opened.convert("RGB")
+        except (OSError, UnidentifiedImageError):
+            return None
+        if not is_png or source.stat().st_size < _LARGE_BYTES:
+            return self.copy(source, stem + source.suffix), picture.size
+        target = self._free(f"{stem}.webp")
+        picture.save(target, quality=_WEBP_QUALITY, method=6)
+        return self._address(target), picture.size
+
+    def _free(self, name: str) -> Path:
         target = self.folder / name
         while target.exists():
             target = target.with_name(f"_{target.name}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        return target
+
+    def _address(self, target: Path) -> str:
         return quote(target.relative_to(self.folder.parent).as_posix())
-
-
-def picture_size(path: Path) -> tuple[int, int] | None:
-    """Return width and height, None for what is no picture."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except (OSError, UnidentifiedImageError):
-        return None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zigma_pl.report.assets import Assets, picture_size
+from zigma_pl.report.assets import Assets
 from zigma_pl.report.charts import swatch
 from zigma_pl.report.markup import Markup, tag
 from zigma_pl.report.results import Result
@@ -66,10 +66,11 @@ def _shown(file: Path, stem: str, text: str, assets: Assets) -> Markup | list[Ma
         return tag("p", f"{file} is not there", class_="absent")
     if file.suffix in _VIDEO_TYPES:
         return _video(file, stem, text, assets)
-    size = picture_size(file)
-    if size is None:
+    copied = assets.copy_picture(file, stem)
+    if copied is None:
         return tag("p", f"{file} is no picture", class_="absent")
-    return tag("img", src=assets.copy(file, stem + file.suffix), alt=text, width=size[0], height=size[1])
+    address, (width, height) = copied
+    return tag("img", src=address, alt=text, width=width, height=height)
 
 
 def _video(file: Path, stem: str, text: str, assets: Assets) -> list[Markup]:
