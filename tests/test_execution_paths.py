@@ -37,7 +37,16 @@ class Watch(L.Callback):
 
 
 def train(
-    folder, name="ZigMa", *, precision="32-true", deterministic=None, accelerator="cpu", compiled=False, **options
+    folder,
+    name="ZigMa",
+    *,
+    precision="32-true",
+    deterministic=None,
+    accelerator="cpu",
+    compiled=False,
+    graphed=False,
+    micro_batches=1,
+    **options,
 ):
     """Train a few steps; returns the losses, the gradients of the first step, and the average of the weights."""
     torch.manual_seed(0)
@@ -46,7 +55,9 @@ def train(
     for parameter in backbone.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
-    module = GenerativeModule(backbone, Objective(), learning_rate=1e-3, compile_backbone=compiled)
+    module = GenerativeModule(
+        backbone, Objective(), learning_rate=1e-3, compile_backbone=compiled, graph_training=graphed
+    )
     watch = Watch()
     trainer = L.Trainer(
         default_root_dir=folder,
@@ -57,6 +68,7 @@ def train(
         precision=precision,
         deterministic=deterministic,
         gradient_clip_val=1.0,
+        accumulate_grad_batches=micro_batches,
         callbacks=[EMA(decay=0.5), watch],
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -191,6 +203,19 @@ class TestGPU:
 
     def test_bf16_is_close(self, default, tmp_path):
         assert_close(train(tmp_path, accelerator="gpu", precision="bf16-mixed"), default, loss=5e-3, gradient=2e-2)
+
+    @pytest.mark.parametrize("name", BACKBONES)
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+    @pytest.mark.parametrize("micro_batches", [1, 2])
+    def test_replayed_steps_give_the_same_bits(self, name, precision, micro_batches, tmp_path, undetermined):
+        options = {"accelerator": "gpu", "deterministic": True, "precision": precision, "micro_batches": micro_batches}
+        found, expected = (train(tmp_path, name, graphed=graphed, **options) for graphed in (True, False))
+        assert found[0] == expected[0]
+        assert all(torch.equal(a, b) for a, b in zip(found[2], expected[2], strict=True))
+
+    def test_replayed_steps_may_be_compiled(self, default, tmp_path):
+        torch.compiler.reset()
+        assert_close(train(tmp_path, accelerator="gpu", compiled=True, graphed=True), default, loss=1e-4, gradient=1e-4)
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_compiled_is_close(self, default, tmp_path, checkpointing):

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
@@ -12,6 +13,16 @@ def test_rows_belong_to_their_ids():
     assert together.shape == (3, 2, 3)
     assert torch.equal(together[1:2], draw(0, "sample", torch.tensor([1])))
     assert torch.equal(together.flip(0), draw(0, "sample", [2, 1, 3]))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (17,), (3, 5, 7), (3, 16, 16)])
+def test_rows_are_what_each_generator_gives_alone(shape):
+    """One after the other, whatever was drawn before: vectorised and not, aligned and not."""
+    together, alone = (sample_generators(0, "train", range(4)) for _ in range(2))
+    for _ in range(2):
+        assert torch.equal(rand_per_sample(together), torch.cat([torch.rand(1, generator=one) for one in alone]))
+        expected = torch.stack([torch.randn(shape, generator=one) for one in alone])
+        assert torch.equal(randn_per_sample(together, shape), expected)
 
 
 def test_seed_stream_and_id_each_matter():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
+from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.backbones.sharding import made_whole, shard
 from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
@@ -23,6 +24,7 @@ from zigma_pl.interpolant.objective import Objective
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
 from zigma_pl.samplers.graphed import GraphedBackbone
+from zigma_pl.transfer import to_device
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class GenerativeModule(L.LightningModule):
         condition_dropout: share of training samples whose condition is replaced by the null entry.
         compile_backbone: run the backbone's blocks and other parts through torch.compile, in training and in sampling.
         graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
+        graph_training: on a CUDA device, replay the backbone's two passes as CUDA graphs in training: for networks and
+            batches so small that the GPU waits for the host. Not with sharded parameters.
         seed: root of all random draws; the command line sets it to seed_everything.
     """
 
@@ -74,6 +78,7 @@ class GenerativeModule(L.LightningModule):
         condition_dropout: float = 0.1,
         compile_backbone: bool = False,
         graph_sampling: bool = True,
+        graph_training: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -92,6 +97,8 @@ class GenerativeModule(L.LightningModule):
         self.compile_backbone = compile_backbone
         self.graph_sampling = graph_sampling
         self._graphed_backbone = GraphedBackbone(backbone, compile_backbone)
+        self.graph_training = graph_training
+        self._graphed_training = GraphedTraining(backbone)
         self.seed = seed
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
@@ -145,7 +152,7 @@ class GenerativeModule(L.LightningModule):
     def training_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch, with time, noise and dropped conditions drawn for each sample id."""
         generators = sample_generators(self.seed, "train", batch.sample_ids)
-        t = self.objective.sample_time(generators).to(self.device)
+        t = self.objective.sample_time(generators, device=self.device)
         return self.loss_per_sample(batch, t, generators).mean()
 
     def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -156,15 +163,17 @@ class GenerativeModule(L.LightningModule):
         if self.training and self.backbone.has_null_condition:  # also without dropout, for a gradient of zero, not none
             dropped = rand_per_sample(generators, device=self.device) < self.condition_dropout
 
+        backbone = self._graphed_training if self.graph_training and self.device_mesh is None else self.backbone
+
         def network(x_t: Tensor, t: Tensor) -> Tensor:
-            return self.backbone(x_t, t, *self._condition(batch), dropped)
+            return backbone(x_t, t, *self._condition(batch), dropped)
 
         return self.objective.training_loss(network, batch.latents, x_noise, t)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids alone."""
         generators = sample_generators(EVALUATION_SEED, "validation", batch.sample_ids)
-        t = self.objective.validation_times(batch.sample_ids).to(self.device)
+        t = to_device(self.objective.validation_times(batch.sample_ids), self.device)
         self.evaluation_loss.update(self.loss_per_sample(batch, t, generators), t)
 
     def on_validation_epoch_end(self) -> None:
@@ -200,7 +209,8 @@ class GenerativeModule(L.LightningModule):
         """
         if self.logs_this_step():
             loss = torch.stack(self._losses).mean()
-            self.log("train/loss", self.trainer.strategy.reduce(loss, reduce_op="mean"), prog_bar=True)
+            # What the progress bar shows is read by Lightning in each step that follows: off the device, at once.
+            self.log("train/loss", self.trainer.strategy.reduce(loss, reduce_op="mean").cpu(), prog_bar=True)
             self.log("train/gradient_norm", self.gradient_norm())
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         self._losses = []

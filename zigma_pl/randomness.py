@@ -5,10 +5,12 @@ every device, as in EDM's per-image seeds.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+
+from zigma_pl.transfer import to_device
 
 
 def sample_generator(seed: int, stream: str, sample_id: int) -> torch.Generator:
@@ -27,9 +29,22 @@ def randn_per_sample(
     generators: list[torch.Generator], shape: tuple[int, ...], *, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draw float32 standard normals of (B, *shape), row i from generator i, and move them to `device`."""
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    return _draw_per_sample(torch.randn, generators, shape, device)
 
 
 def rand_per_sample(generators: list[torch.Generator], *, device: torch.device | str = "cpu") -> Tensor:
     """Draw float32 uniforms in [0, 1) of (B,), element i from generator i, and move them to `device`."""
-    return torch.cat([torch.rand(1, generator=generator) for generator in generators]).to(device)
+    return _draw_per_sample(torch.rand, generators, (), device)
+
+
+def _draw_per_sample(
+    draw: Callable[..., Tensor],
+    generators: list[torch.Generator],
+    shape: tuple[int, ...],
+    device: torch.device | str,
+) -> Tensor:
+    in_pinned_memory = torch.device(device).type == "cuda"  # from where `to_device` can copy without one more copy
+    numbers = torch.empty(len(generators), *shape, pin_memory=in_pinned_memory)
+    for row, generator in zip(numbers, generators, strict=True):
+        draw(shape, generator=generator, out=row)
+    return to_device(numbers, device)

@@ -60,6 +60,6 @@ def test_data_overlays_name_their_drawings_and_the_pilot_goes_over_all(data, pre
     for run in plan(rows, "h100", [0], scales=SCALES, places=places, extra_files=overlays):
         assert run.config["data"]["init_args"]["root"].startswith("data/standins/")
         assert run.config["scorer"]["data_note"]
-        assert run.config["trainer"]["max_steps"] == run.num_steps == 1000
+        assert run.config["trainer"]["max_steps"] == run.num_steps == 2000
         seen = differences(compose([run.row.path]), run.config)
         assert not [change for change in seen if "class_path" in change and " absent -> " not in change]

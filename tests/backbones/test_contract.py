@@ -108,6 +108,14 @@ def test_gradient_checkpointing_changes_nothing(build, draw):
     assert num_kept[1] < num_kept[0]
 
 
+def test_a_training_pass_draws_no_random_numbers(build, draw):
+    """Gradient checkpointing does not put the generators back before it runs a block again."""
+    backbone = build().train()
+    state = torch.get_rng_state()
+    backbone(*draw()).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_bf16_autocast_stays_close_to_float32(build, draw):
     backbone = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zigma_pl.backbones.compiling import regions
+from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.benchmarks.models import (
     FAMILIES,
     Contestant,
@@ -12,6 +13,7 @@ from zigma_pl.benchmarks.models import (
     contestants_named,
     execute,
     findings,
+    in_training,
 )
 from zigma_pl.errors import UserError
 from zigma_pl.ops import selective_scan as scan_op
@@ -97,7 +99,12 @@ def test_compiling_reaches_the_model_or_each_block(monkeypatch):
         graphed = execute(backbone, execution, "model")
         assert graphed.backbone is backbone
         assert graphed.compile_backbone == (execution == "compiled-graph")
-    assert not compiled  # the backbone itself stays as it is
+        assert not compiled  # the backbone itself stays as it is
+        trained = in_training(graphed)
+        assert isinstance(trained, GraphedTraining)
+        assert trained.backbone is backbone
+        assert len(compiled) == (len(regions(backbone)) if execution == "compiled-graph" else 0)
+    assert in_training(backbone) is backbone
 
 
 def test_labels():

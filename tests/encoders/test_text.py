@@ -1,3 +1,5 @@
+import pickle
+import re
 import subprocess
 import sys
 
@@ -5,8 +7,30 @@ import pytest
 import torch
 
 from zigma_pl.encoders import HashingTextEncoder, build_text_encoder
-from zigma_pl.encoders.text import word_vector
+from zigma_pl.encoders import text as text_module
+from zigma_pl.encoders.text import sinusoidal_positions, word_vector
 from zigma_pl.errors import UserError
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
+
+
+def plainly_encoded(captions, dim, max_tokens):
+    """What the docstring says, word by word."""
+    features, mask = torch.zeros(len(captions), max_tokens, dim), torch.zeros(len(captions), max_tokens).bool()
+    for row, caption in enumerate(captions):
+        for place, word in enumerate(re.findall(r"\w+", caption.lower())[:max_tokens] or ["<empty>"]):
+            position = sinusoidal_positions(max_tokens, dim)[place]
+            features[row, place] = dim**0.5 * word_vector(word, dim) + position
+            mask[row, place] = True
+    return features, mask
+
+
+def assert_encodes_as_defined(encoder, captions, device="cpu"):
+    features, mask = encoder(captions, device)
+    assert features.device.type == mask.device.type == device
+    plain, plain_mask = plainly_encoded(captions, encoder.dim, encoder.max_tokens)
+    assert torch.equal(features.cpu().view(torch.int32), plain.view(torch.int32))  # the bits: -0 is not 0
+    assert torch.equal(mask.cpu(), plain_mask)
 
 
 def test_shapes_mask_and_padding():
@@ -70,6 +94,43 @@ def test_features_are_the_same_in_another_process():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(result.stdout) == HashingTextEncoder(dim=8)(["red hair"])[0].double().sum().item()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dim", [7, 48])
+def test_bits_are_those_of_the_definition_while_the_table_grows(dim, device):
+    encoder = HashingTextEncoder(dim, max_tokens=5)
+    for first in range(0, 3000, 500):  # past 1,024 and 2,048, where the table is made anew; half the words are known
+        words = [f"word{number}" for number in range(first // 2, first + 500)]
+        captions = [" ".join(words[start : start + 1 + start % 7]) for start in range(0, len(words), 5)]
+        assert_encodes_as_defined(encoder, [*captions, "", "hat hat HAT", captions[0]], device)
+    assert encoder([], device)[0].shape == (0, 5, dim)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_words_of_evaluation_and_training_share_a_table(device):
+    encoder = HashingTextEncoder(dim=6, max_tokens=3)
+    with torch.inference_mode():
+        assert_encodes_as_defined(encoder, ["red hair"], device)
+    assert_encodes_as_defined(encoder, ["red hat", "blue hair"], device)
+    with torch.inference_mode():
+        assert_encodes_as_defined(encoder, ["green hat"], device)
+
+
+def test_forgets_all_words_when_they_are_too_many(monkeypatch):
+    monkeypatch.setattr(text_module, "_WORDS_KEPT", 10)
+    encoder = HashingTextEncoder(dim=6, max_tokens=3)
+    for start in range(0, 60, 3):
+        assert_encodes_as_defined(encoder, [f"{start} {start + 1} {start + 2}", "always the same"])
+        assert len(encoder._words) <= 10 + 6
+
+
+def test_pickles_without_the_words():
+    encoder = HashingTextEncoder(dim=64, max_tokens=5)
+    encoder(["red hair and a hat"])
+    pickled = pickle.dumps(encoder)
+    assert len(pickled) < 200
+    assert_encodes_as_defined(pickle.loads(pickled), ["a red hat", ""])
 
 
 def test_wrong_options_are_refused():

@@ -48,9 +48,10 @@ def repeated(monkeypatch):
 
     def record(call):
         calls.append(call)
-        output = call().clone()
-        return (lambda: output.copy_(call())), output
+        output = call()[0].clone()
+        return [((lambda: output.copy_(call()[0])), (output,))]
 
+    monkeypatch.setattr(graphed, "warm_up", lambda call: None)
     monkeypatch.setattr(graphed, "record", record)
     monkeypatch.setattr(graphed.GraphedBackbone, "device_type", "cpu")
     return calls
@@ -63,9 +64,10 @@ def recorded(monkeypatch):
 
     def record(call):
         recordings.append(make_fx(call)())
-        output = recordings[-1]()
-        return (lambda replay=recordings[-1]: output.copy_(replay())), output
+        (output,) = recordings[-1]()
+        return [((lambda replay=recordings[-1]: output.copy_(replay()[0])), (output,))]
 
+    monkeypatch.setattr(graphed, "warm_up", lambda call: None)
     monkeypatch.setattr(graphed, "record", record)
     monkeypatch.setattr(graphed.GraphedBackbone, "device_type", "cpu")
     return recordings

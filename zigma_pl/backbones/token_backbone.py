@@ -101,9 +101,12 @@ class TokenBackbone(Backbone):
         """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features); of videos F L for L."""
 
     def run_block(self, block: nn.Module, *arguments: Tensor | None) -> Any:
-        """Call the block; with gradient checkpointing, keep its inputs only and run it again in the backward pass."""
+        """Call the block; with gradient checkpointing, keep its inputs only and run it again in the backward pass.
+
+        A block draws no random numbers: the state of the generators is not kept for the second run.
+        """
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
         return block(*arguments)
 
     def embed_conditioning(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
+from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.benchmarks.checks import dtype_name, relative_error
 from zigma_pl.benchmarks.memory import forget_compiled_code
 from zigma_pl.errors import UserError
@@ -212,6 +213,15 @@ def execute(backbone: Backbone, execution: Execution, scope: CompileScope) -> Ne
     return backbone
 
 
+def in_training(network: Network) -> Network:
+    """Return what trains in the way that the network is executed; compiling changes the backbone in place."""
+    if not isinstance(network, GraphedBackbone):
+        return network
+    if network.compile_backbone:
+        compile_regions(network.backbone, fullgraph=True, dynamic=False)
+    return GraphedTraining(network.backbone)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Return autocast to dtype; nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
@@ -281,6 +291,7 @@ def _output_and_gradients(
     device, own_dtype = parameters[0].device, parameters[0].dtype
     x_t, t, target = (tensor.to(own_dtype) for tensor in make_inputs(2, CHECKED_GRID, device))
     network = execute(backbone, execution, small.compile_scope)
+    network = in_training(network) if training else network
     casting = nullcontext() if dtype == torch.float64 else autocast(device, dtype)
     with torch.set_grad_enabled(training), casting:
         output = network(x_t, t)

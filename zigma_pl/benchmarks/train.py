@@ -11,12 +11,20 @@ from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
-from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
+from zigma_pl.benchmarks.models import (
+    FAMILIES,
+    Contestant,
+    ModelOptions,
+    Network,
+    autocast,
+    findings,
+    in_training,
+    make_inputs,
+)
 from zigma_pl.benchmarks.plots import draw_train
 from zigma_pl.benchmarks.report import Result
 
-# Steps change the weights and want gradients: not for CUDA graphs.
-CONTESTANTS = {name: contestant for name, contestant in FAMILIES.items() if "graph" not in contestant.execution}
+CONTESTANTS = FAMILIES
 DEFAULT_CONTESTANTS = {
     "cuda": ["zigzag8", "sweep", "zigzag8-fast", "sweep-fast", "dit-compiled", "dit", "uvit", "zigzag8-compiled"],
     "cpu": ["zigzag8", "sweep", "dit", "uvit"],
@@ -57,6 +65,7 @@ def prepare(
 ) -> tuple[Callable[[int], None], Tensor]:
     """Return the steps to time, and the loss of the first."""
     backbone.train()
+    network = in_training(network)
     x_t, t, velocity = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 

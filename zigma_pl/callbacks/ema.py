@@ -3,11 +3,30 @@
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from zigma_pl.backbones.sharding import gathered, load_whole, shard
 from zigma_pl.checkpoints.io import RAW_WEIGHTS
+
+
+class _Average(AveragedModel):
+    """The averaged weights. Buffers are constants, and no step copies them."""
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average as inherited, which would also copy the count to the GPU and so wait for all that is queued there."""
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        if self.n_averaged == 0:
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+        else:
+            assert self.multi_avg_fn is not None
+            self.multi_avg_fn(averages, weights, self.n_averaged)
+        self.n_averaged += 1
 
 
 class EMA(EMAWeightAveraging):
@@ -30,7 +49,7 @@ class EMA(EMAWeightAveraging):
         """Copy the module before it is moved, or sharded, to its devices."""
         if stage == "fit":
             average = get_ema_multi_avg_fn(self._decay)  # one kernel for all parameters
-            self._average_model = AveragedModel(pl_module, multi_avg_fn=average, use_buffers=False)
+            self._average_model = _Average(pl_module, multi_avg_fn=average, use_buffers=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average where the weights are; the count of its updates, which is asked for often, stays here."""

@@ -130,7 +130,8 @@ class Throughput(L.Callback):
         if self._seconds == 0:
             return
         rate = self._num_images / self._seconds
-        module.log(IMAGES_PER_SECOND, rate, prog_bar=True)
+        # A plain number would be put on the device, and Lightning reads it for the bar in each step that follows.
+        module.log(IMAGES_PER_SECOND, torch.tensor(rate), prog_bar=True)
         if self._tokens_per_image is not None:
             module.log("train/tokens_per_second", rate * self._tokens_per_image)
         if self._utilization_per_image is not None:

@@ -21,6 +21,7 @@ from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
+from zigma_pl.transfer import to_device
 
 Split = Literal["train", "validation", "test"]
 
@@ -332,7 +333,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
 def _move(raw: RawBatch, device: torch.device) -> RawBatch:
     moved: dict[str, Any] = {
-        name: value.to(device, non_blocking=True)
+        name: to_device(value, device)
         for name, value in raw._asdict().items()
         if isinstance(value, Tensor) and name != "sample_ids"
     }

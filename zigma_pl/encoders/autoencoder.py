@@ -17,6 +17,7 @@ from torch import Tensor
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import randn_per_sample
+from zigma_pl.transfer import to_device
 
 _PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at 256 px, 2 at 1024 px
 
@@ -129,7 +130,7 @@ class KLAutoencoder(Autoencoder):
         """Sample the posterior with each sample's own generator, then shift and scale."""
         mean, std = moments.chunk(2, dim=-3)
         noise = randn_per_sample(generators, tuple(mean.shape[1:]), device=mean.device)
-        shift, scale = (value.to(mean.device) for value in self._shift_and_scale)
+        shift, scale = (to_device(value, mean.device) for value in self._shift_and_scale)
         return (mean + std * noise - shift) * scale
 
     @torch.no_grad()

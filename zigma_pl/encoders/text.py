@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zigma_pl.errors import UserError
+from zigma_pl.transfer import to_device
 
 TextEncoderName = Literal["hashing", "clip", "minilm"]
 
 _EMPTY_CAPTION = "<empty>"  # cannot be a word: the word pattern has no brackets
+
+_WORDS_KEPT = _CAPTIONS_KEPT = 65_536
 
 
 class TextEncoder(ABC):
@@ -49,6 +53,10 @@ class HashingTextEncoder(TextEncoder):
     of order one. Words are lower-cased runs of letters and digits. It knows no meaning: two words are as different as
     any other two. An empty caption is one token of its own.
 
+    The host turns words into numbers, and the device looks their vectors up. Memory: the vectors of the words seen, of
+    4 dim bytes, are kept on the host and on every device in use, with room for at most as many again. A call that finds
+    more than 65,536 of them, 200 MB at 768 features, forgets them first. The host also keeps the last 65,536 captions.
+
     Args:
         dim: width of a token's features, at least 2.
         max_tokens: words kept of a caption, at least 1.
@@ -60,24 +68,71 @@ class HashingTextEncoder(TextEncoder):
         self.dim = dim
         self.max_tokens = max_tokens
         self._positions = sinusoidal_positions(max_tokens, dim)
+        self._words = _WordTable(dim)
+        self._rows_of = lru_cache(maxsize=_CAPTIONS_KEPT)(self._find_rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the options alone; the words come again."""
+        return type(self), (self.dim, self.max_tokens)
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Encode B captions; see `TextEncoder`."""
-        features = torch.zeros(len(captions), self.max_tokens, self.dim)
-        mask = torch.zeros(len(captions), self.max_tokens, dtype=torch.bool)
-        for row, caption in enumerate(captions):
-            words = re.findall(r"\w+", caption.lower())[: self.max_tokens] or [_EMPTY_CAPTION]
-            vectors = torch.stack([word_vector(word, self.dim) for word in words])
-            features[row, : len(words)] = self.dim**0.5 * vectors + self._positions[: len(words)]
-            mask[row, : len(words)] = True
-        return features.to(device), mask.to(device)
+        if len(self._words) > _WORDS_KEPT:
+            self._words = _WordTable(self.dim)
+            self._rows_of.cache_clear()
+        found = np.array([self._rows_of(caption) for caption in captions], np.int64)
+        rows = to_device(torch.from_numpy(found.reshape(-1, self.max_tokens)), device)
+        mask = rows != 0
+        features = nn.functional.embedding(rows, self._words.on(rows.device))
+        # One pass. Products with 0 and 1 are exact, so it is the sum on real tokens, and row 0, zeros, on the others.
+        return features.addcmul_(mask[..., None].float(), to_device(self._positions, device)), mask
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the name and the options."""
         return {"name": "hashing", "dim": self.dim, "max_tokens": self.max_tokens}
 
+    def _find_rows(self, caption: str) -> np.ndarray:
+        """Return which rows of the table a caption's words have, (max_tokens,), 0 on padding."""
+        words = re.findall(r"\w+", caption.lower())[: self.max_tokens] or [_EMPTY_CAPTION]
+        rows = np.zeros(self.max_tokens, np.int32)
+        rows[: len(words)] = [self._words.row(word) for word in words]
+        return rows
 
-@lru_cache(maxsize=65536)
+
+class _WordTable:
+    """The words seen, each with a row of sqrt(dim) times its vector; row 0, all zeros, is of no word."""
+
+    def __init__(self, dim: int) -> None:
+        self._row_of: dict[str, int] = {}
+        self._table = np.zeros((1024, dim), np.float32)
+        self._copies: dict[torch.device, tuple[Tensor, int]] = {}  # and how many rows of it are filled
+
+    def __len__(self) -> int:
+        return len(self._row_of) + 1
+
+    def row(self, word: str) -> int:
+        """Return the row of a word, a new one if it has none yet."""
+        row = self._row_of.get(word)
+        if row is None:
+            row, (num_rows, dim) = len(self), self._table.shape
+            if row == num_rows:
+                self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+            self._table[row] = (dim**0.5 * word_vector(word, dim)).numpy()
+            self._row_of[word] = row
+        return row
+
+    @torch.inference_mode(False)  # a table made in evaluation could not be added to in training
+    def on(self, device: torch.device) -> Tensor:
+        """Return a device's copy of the table, with room for more rows; only those that are new to it are copied."""
+        copy, num_filled = self._copies.get(device, (torch.empty(0), 0))
+        if len(copy) != len(self._table):
+            copy, num_filled = torch.empty(self._table.shape, device=device), 0
+        if num_filled < len(self):
+            copy[num_filled : len(self)] = to_device(torch.from_numpy(self._table[num_filled : len(self)]), device)
+            self._copies[device] = copy, len(self)
+        return copy
+
+
 def word_vector(word: str, dim: int) -> Tensor:
     """Return the (dim,) unit vector of a word, drawn from a generator seeded by the word's hash."""
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()

@@ -10,6 +10,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.interpolant.conversions import Quantity, coefficients_like, convert, interpolate
 from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
 from zigma_pl.randomness import rand_per_sample, randn_per_sample
+from zigma_pl.transfer import to_device
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(x_t (B, ...), t (B,)) -> raw output in the shape of x_t."""
@@ -102,9 +103,9 @@ class Objective:
     def sample_time(self, generators: list[torch.Generator], *, device: torch.device | str = "cpu") -> Tensor:
         """Draw (B,) float32 training times in (0, 1) and in `time_range`, element i from generator i alone."""
         if self.time_sampling == "uniform":
-            return self._stretch(rand_per_sample(generators)).to(device)
+            return to_device(self._stretch(rand_per_sample(generators)), device)
         normal = randn_per_sample(generators, ())
-        return self._stretch(torch.sigmoid(self.logit_mean + self.logit_std * normal)).to(device)
+        return to_device(self._stretch(torch.sigmoid(self.logit_mean + self.logit_std * normal)), device)
 
     def validation_times(self, sample_ids: Tensor) -> Tensor:
         """Return (B,) float32 times for sample ids, (B,) int64: a function of each id alone, even over `time_range`.

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.backbones.cuda_graphs import autocast_dtype, lasting_autocast, record, warm_up
 from zigma_pl.samplers.sampling_twin import SamplingTwin
-
-NUM_WARMUP_CALLS = 3
 
 Inputs = tuple[Tensor | None, ...]
 
@@ -84,8 +83,7 @@ class GraphedBackbone:
         return capture.output.clone()
 
     def _capture_for(self, inputs: Inputs) -> _Capture:
-        autocast = torch.is_autocast_enabled(self.device_type)
-        dtype = torch.get_autocast_dtype(self.device_type) if autocast else None
+        dtype = autocast_dtype(self.device_type)
         twin = self._twin(dtype)
         key = (dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs))
         if key not in self._captures:
@@ -105,21 +103,11 @@ class GraphedBackbone:
 
     def _capture(self, network: Backbone, inputs: Inputs, dtype: torch.dtype | None) -> _Capture:
         static = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
-        # Casts that autocast remembers, of biases, would be freed while the graph still reads them.
-        with torch.autocast(self.device_type, dtype, enabled=dtype is not None, cache_enabled=False):
-            replay, output = record(lambda: network(*static))
+
+        def call() -> tuple[Tensor, ...]:
+            return (network(*static),)
+
+        with lasting_autocast(self.device_type, dtype):
+            warm_up(call)
+            ((replay, (output,)),) = record(call)
         return _Capture(static, output, replay)
-
-
-def record(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Record what the call does on the CUDA device; returns what does it again, and the output that it then writes."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(NUM_WARMUP_CALLS):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call()
-    return graph.replay, output

@@ -1,0 +1,167 @@
+"""Replayed training steps give the gradients of the backbone itself; CUDA graphs are played on the CPU."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from backbones import tiny
+
+from zigma_pl.backbones import graphed_training
+from zigma_pl.backbones.graphed_training import GraphedTraining
+from zigma_pl.interop.folder import BACKBONES
+
+
+@pytest.fixture(autouse=True)
+def num_recorded(monkeypatch):
+    """Recordings played on the CPU by calling again, with results in fixed memory; returns how many there are."""
+    recorded = []
+
+    def record(*calls):
+        recordings = []
+        for call in calls:
+            results = tuple(result.detach().clone() for result in call())
+
+            def replay(call=call, results=results):
+                with torch.enable_grad():
+                    found = call()
+                for static, result in zip(results, found, strict=True):
+                    static.copy_(result.detach())
+
+            recordings.append((replay, results))
+        recorded.append(recordings)
+        return recordings
+
+    monkeypatch.setattr(graphed_training, "warm_up", lambda call: call())
+    monkeypatch.setattr(graphed_training, "record", record)
+    monkeypatch.setattr(GraphedTraining, "device_type", "cpu")
+    return recorded
+
+
+def build(name="ZigMa", **options):
+    return tiny.build(BACKBONES[name], **options).train()
+
+
+def draw(seed=0, batch_size=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch_size, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)
+
+
+def step(network, backbone, *inputs, dtype=None):
+    """Return the loss and the gradients of one micro-batch, which are added to what the parameters hold."""
+    with torch.autocast("cpu", dtype) if dtype else nullcontext():
+        loss = network(*inputs).float().square().mean()
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in backbone.parameters())]
+
+
+def assert_follows(graphed, *inputs, **options):
+    """The replay gives the bits that the backbone gives now."""
+    results = []
+    for network in (graphed, graphed.backbone):
+        graphed.backbone.zero_grad()
+        results.append(step(network, graphed.backbone, *inputs, **options))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kind", tiny.CONDITIONS)
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_every_backbone_is_replayed_right(name, kind, dtype, num_recorded):
+    options, condition = tiny.CONDITIONS[kind]
+    graphed = GraphedTraining(build(name, **options))
+    mask = torch.arange(7) < torch.tensor([[7], [3], [1]]) if kind == "captions" else None
+    for seed in range(2):
+        dropped = None if condition is None else torch.arange(3) == seed
+        assert_follows(graphed, *draw(seed), condition, mask, dropped, dtype=dtype)
+    assert len(num_recorded) == 1
+
+
+def test_optimiser_steps_are_seen(num_recorded):
+    graphed = GraphedTraining(build())
+    optimizer = torch.optim.AdamW(graphed.backbone.parameters(), lr=0.1, fused=True)
+    for seed in range(3):
+        assert_follows(graphed, *draw(seed))
+        optimizer.step()
+    assert len(num_recorded) == 1
+
+
+def test_gradients_of_micro_batches_add_up():
+    graphed = GraphedTraining(build())
+    sums = []
+    for network in (graphed, graphed.backbone):
+        graphed.backbone.zero_grad()
+        for seed in range(3):
+            sums.append(step(network, graphed.backbone, *draw(seed))[1:])
+    assert all(torch.equal(a, b) for a, b in zip(sums[2], sums[5], strict=True))
+
+
+def test_gradients_that_autograd_took_as_they_were_add_up_too():
+    graphed = GraphedTraining(build())
+    expected, found = [], []
+    for network, gradients in ((graphed.backbone, expected), (graphed, found)):
+        graphed.backbone.zero_grad()
+        for seed in range(2):
+            step(network, graphed.backbone, *draw(seed))
+            if network is graphed and seed == 0:  # whether autograd takes or copies them is its own affair
+                recording = graphed._recording
+                for parameter, gradient in zip(recording.parameters, recording._gradients, strict=True):
+                    parameter.grad = gradient.detach()
+        gradients.extend(parameter.grad for parameter in graphed.backbone.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_forward_pass_in_between_is_an_error():
+    graphed = GraphedTraining(build())
+    prediction = graphed(*draw())
+    graphed(*draw(1))
+    with pytest.raises(AssertionError, match="another forward pass"):
+        prediction.sum().backward()
+
+
+def test_an_earlier_prediction_is_the_callers_own():
+    graphed = GraphedTraining(build())
+    first = graphed(*draw())
+    kept = first.detach().clone()
+    graphed(*draw(1))
+    assert torch.equal(first, kept)
+
+
+def test_the_backbone_itself_is_called_where_a_replay_would_not_do(num_recorded):
+    graphed = GraphedTraining(build())
+    backbone = graphed.backbone
+    with torch.no_grad():
+        assert torch.equal(graphed(*draw()), backbone(*draw()))
+    backbone.eval()
+    assert_follows(graphed, *draw())
+    backbone.train()
+    assert not num_recorded
+    assert_follows(graphed, *draw())
+    assert_follows(graphed, *draw(batch_size=2))
+    seen = []
+    backbone.register_forward_hook(lambda *_: seen.append(1))
+    graphed(*draw())
+    assert seen == [1]
+    assert len(num_recorded) == 1
+
+
+def test_moved_parameters_are_recorded_anew(num_recorded):
+    graphed = GraphedTraining(build())
+    assert_follows(graphed, *draw())
+    parameter = graphed.backbone.final_layer.projection.weight
+    parameter.data = 2 * parameter.data
+    assert_follows(graphed, *draw())
+    assert len(num_recorded) == 2
+
+
+def test_a_copy_replays_its_own_backbone(num_recorded):
+    graphed = GraphedTraining(build())
+    assert_follows(graphed, *draw())
+    other = copy.deepcopy(graphed)
+    assert other.backbone is not graphed.backbone
+    assert_follows(other, *draw())
+    assert len(num_recorded) == 2
+
+
+def test_gradient_checkpointing_is_replayed_too():
+    assert_follows(GraphedTraining(build(gradient_checkpointing=True)), *draw())

@@ -1,0 +1,48 @@
+"""CUDA graphs: what a call launches on the device, recorded once, and launched again as one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NUM_WARMUP_CALLS = 3
+
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+def warm_up(call: Callable[[], Any]) -> None:
+    """Call a few times beside the main stream, so that what is only set up once is no part of a recording."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(NUM_WARMUP_CALLS):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def record(*calls: Call) -> list[tuple[Callable[[], None], tuple[Tensor, ...]]]:
+    """Record what each of the calls, warmed up, launches.
+
+    Returns: of each what launches it again, and the results, which are then written anew. The recordings share memory:
+    they are to be replayed one after the other in this order.
+    """
+    pool = torch.cuda.graph_pool_handle()
+    recordings = []
+    for call in calls:
+        graph = torch.cuda.CUDAGraph()
+        # Meanwhile other threads, which pin the memory of the next batch, may do what this one may not.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            results = call()
+        recordings.append((graph.replay, results))
+    return recordings
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype of the autocast that is on, None where it is off."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def lasting_autocast(device_type: str, dtype: torch.dtype | None) -> torch.autocast:
+    """Return an autocast that remembers no casts: a recording would go on reading them after they are freed."""
+    return torch.autocast(device_type, dtype, enabled=dtype is not None, cache_enabled=False)

@@ -1,0 +1,140 @@
+"""A backbone whose training step is replayed: the host may take longer to launch kernels than the GPU to run them."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from zigma_pl.backbones.base import Backbone
+from zigma_pl.backbones.cuda_graphs import autocast_dtype, lasting_autocast, record, warm_up
+
+Inputs = tuple[Tensor | None, ...]
+
+
+class GraphedTraining:
+    """Calls like the backbone it is given; in training on a CUDA device it replays the two passes as CUDA graphs.
+
+    They are recorded at the first call, for its shapes and dtypes, and anew when parameters have moved in memory. The
+    gradients are those of the parameters alone, and every call's backward pass has to come before the next call.
+    The backbone itself is called on other devices, without gradients, in evaluation, with inputs of other shapes, and
+    while something watches it through hooks, which a replay would not call.
+
+    Args:
+        backbone: the network. Nothing in it may wait for the device.
+    """
+
+    device_type = "cuda"
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self._recording: _Recording | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedTraining":
+        """Go with the copied backbone, whose parameters lie elsewhere, and record anew."""
+        return type(self)(copy.deepcopy(self.backbone, memo))
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        condition_dropped: Tensor | None = None,
+    ) -> Tensor:
+        """Predict (B, C, H, W); see Backbone.forward for the arguments."""
+        inputs = (x_t, t, condition, caption_mask, condition_dropped)
+        if not self._is_training_on(x_t.device):
+            return self.backbone(*inputs)
+        dtype = autocast_dtype(self.device_type)
+        if self._recording is None or not self._recording.is_of(self.backbone):
+            self._recording = None  # its memory first
+            self._recording = _Recording(self.backbone, inputs, dtype, self.device_type)
+        if not self._recording.takes(inputs, dtype):
+            return self.backbone(*inputs)
+        return _Replay.apply(self._recording, inputs, *self._recording.parameters)
+
+    def _is_training_on(self, device: torch.device) -> bool:
+        trains = self.backbone.training and torch.is_grad_enabled()
+        return trains and device.type == self.device_type and not self.backbone._forward_hooks
+
+
+class _Recording:
+    """Both passes of a backbone at one batch size."""
+
+    def __init__(self, backbone: Backbone, inputs: Inputs, dtype: torch.dtype | None, device_type: str) -> None:
+        self.parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        self.num_forward_passes = 0
+        self._addresses = _addresses(backbone)
+        self._given = _signature(inputs, dtype)
+        self._inputs = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+
+        def forward() -> tuple[Tensor, ...]:
+            with lasting_autocast(device_type, dtype):
+                self._output = backbone(*self._inputs)
+            return (self._output,)
+
+        def backward() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(self._output, self.parameters, self._doutput)
+
+        def both() -> None:
+            forward()
+            self._doutput = torch.zeros_like(self._output)
+            backward()
+
+        warm_up(both)
+        passes = record(forward, backward)
+        (self._replay_forward, (self._prediction,)), (self._replay_backward, self._gradients) = passes
+
+    def is_of(self, backbone: Backbone) -> bool:
+        """Whether the backbone's parameters and buffers still lie where they lay."""
+        return self._addresses == _addresses(backbone)
+
+    def takes(self, inputs: Inputs, dtype: torch.dtype | None) -> bool:
+        """Whether these are inputs of the shapes and dtypes that were recorded, under the same autocast."""
+        return self._given == _signature(inputs, dtype)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Return the prediction, the caller's own."""
+        for static, given in zip(self._inputs, inputs, strict=True):
+            if static is not None:
+                assert given is not None
+                static.copy_(given)
+        self._replay_forward()
+        self.num_forward_passes += 1
+        return self._prediction.detach().clone()
+
+    def backward(self, doutput: Tensor) -> list[Tensor]:
+        """Return the gradients of the parameters, in memory that the next backward pass writes to."""
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            # Of the micro-batch before, which autograd took as it was: it is to be added to.
+            if parameter.grad is not None and parameter.grad.data_ptr() == gradient.data_ptr():
+                parameter.grad = parameter.grad.clone()
+        self._doutput.copy_(doutput)
+        self._replay_backward()
+        return [gradient.detach() for gradient in self._gradients]
+
+
+class _Replay(torch.autograd.Function):
+    """A recording as a function of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, recording: _Recording, inputs: Inputs, *parameters: Tensor) -> Tensor:
+        prediction = recording.forward(inputs)
+        ctx.recording, ctx.number = recording, recording.num_forward_passes
+        return prediction
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, doutput: Tensor) -> tuple[Tensor | None, ...]:
+        assert ctx.number == ctx.recording.num_forward_passes, "another forward pass came before the backward pass"
+        return None, None, *ctx.recording.backward(doutput)
+
+
+def _signature(inputs: Inputs, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    return dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
+
+
+def _addresses(backbone: Backbone) -> list[int]:
+    return [tensor.data_ptr() for tensor in (*backbone.parameters(), *backbone.buffers())]
