@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[2]
 SCALES = REPOSITORY / "configs" / "scale"
 
 
-@pytest.fixture(params=["smoke", "h100", "paper"])
+@pytest.fixture(params=["smoke", "pilot", "pilot4096", "h100", "paper"])
 def runs(request):
     rows = find_rows(REPOSITORY / "experiments")
     return plan(rows, request.param, [0], scales=SCALES, places=Places(Path("logs"), Path("results")))
@@ -53,13 +53,24 @@ def test_no_file_of_a_scale_is_for_nothing():
 @pytest.mark.parametrize(
     ("data", "prefix"), [("portraits", "table1"), ("emoji_coco", "table3"), ("emoji_ucf101", "table4")]
 )
-def test_data_overlays_name_their_drawings_and_the_pilot_goes_over_all(data, prefix):
+def test_data_overlays_name_their_drawings(data, prefix):
     rows = [row for row in find_rows(REPOSITORY / "experiments") if row.prefix == prefix]
-    overlays = [SCALES.parent / "data" / f"{data}.yaml", SCALES.parent / "pilot.yaml"]
+    overlays = [SCALES.parent / "data" / f"{data}.yaml"]
     places = Places(Path("logs"), Path("results"))
-    for run in plan(rows, "h100", [0], scales=SCALES, places=places, extra_files=overlays):
+    for run in plan(rows, "pilot", [0], scales=SCALES, places=places, extra_files=overlays):
         assert run.config["data"]["init_args"]["root"].startswith("data/standins/")
         assert run.config["scorer"]["data_note"]
-        assert run.config["trainer"]["max_steps"] == run.num_steps == 2000
         seen = differences(compose([run.row.path]), run.config)
         assert not [change for change in seen if "class_path" in change and " absent -> " not in change]
+
+
+@pytest.mark.parametrize(
+    ("scale", "differs_in"),
+    [("pilot4096", {"patch_size", "batch_size", "num_samples"}), ("pilotemoji", {"root", "data_note"})],
+)
+def test_pilots_have_the_model_of_the_pilot(scale, differs_in):
+    pilot, other = (compose([SCALES / f"{name}.yaml"]) for name in ("pilot", scale))
+    changed = {change.split()[0].rsplit(".", 1)[-1] for change in differences(pilot, other)}
+    assert differs_in < changed
+    training = {"max_steps", "every_n_train_steps", "every_n_validations"} if scale == "pilot4096" else set()
+    assert changed - differs_in == {"scale"} | training

@@ -17,13 +17,13 @@ Avatar Illustration System and Lisa Wischofsky's Adventurer are CC BY 4.0.
 import argparse
 import io
 import json
-import pickle
 import random
 import tarfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from mm_celeba_hq_layout import write_caption_files, write_lists
 from PIL import Image
 from portrait_captions import VALUES, write_captions
 from tqdm import tqdm
@@ -123,20 +123,17 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def write(folder: Path, drawn: Drawn, seed: int) -> None:
     """Fill an empty folder."""
-    for name in ("images", "celeba-caption", "train", "test"):
-        (folder / name).mkdir()
+    (folder / "images").mkdir()
     for name, content in drawn.texts.items():
         (folder / name).write_bytes(content)
     for image_id, picture in tqdm(drawn.pictures(), "portraits", len(drawn.attributes), unit="images"):
         # Less, or colour at half the resolution, shows at the edges of flat colours.
         picture.save(folder / "images" / f"{image_id}.jpg", quality=95, subsampling=0)
         captions = write_captions(drawn.attributes[image_id], random.Random(f"{seed}/{image_id}"))
-        text = "".join(f"{caption}\n" for caption in captions)
-        (folder / "celeba-caption" / f"{image_id}.txt").write_text(text, encoding="utf-8", newline="\n")
+        write_caption_files(folder, {image_id: captions})
     image_ids = sorted(drawn.attributes)
     num_train = len(image_ids) * 4 // 5
-    for name, part in {"train": image_ids[:num_train], "test": image_ids[num_train:]}.items():
-        (folder / name / "filenames.pickle").write_bytes(pickle.dumps([str(image_id) for image_id in part], protocol=2))
+    write_lists(folder, {"train": image_ids[:num_train], "test": image_ids[num_train:]})
 
 
 if __name__ == "__main__":

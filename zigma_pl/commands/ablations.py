@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from zigma_pl.ablations.plan import Run
 
 DESCRIPTION = """\
-Train each row of experiments/ to its end and score it, at a scale: smoke (stand-ins, minutes on a CPU), h100 (64 x 64
-pixels, one GPU), paper (as published). A scale is a file configs/scale/SCALE.yaml laid over the row; a row or table
+Train each row of experiments/ to its end and score it, at a scale: smoke (stand-ins, minutes on a CPU), pilot (64 x 64
+pixels, a small model, two minutes of a GPU a row; pilot4096 on four times as many tokens), h100 (a larger model, 25
+minutes), paper (as published). A scale is a file configs/scale/SCALE.yaml laid over the row; a row or table
 that needs another has configs/scale/SCALE/ROW.yaml or configs/scale/SCALE/table4.yaml instead. Rows that are done are
 not repeated, interrupted ones go on from their last checkpoint. Records are in results/SCALE/ROW.json (with another
 seed than 0: ROW_seed1.json), checkpoints, curves and output in logs/SCALE/ROW/config_<hash>/.
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
     which = parser.add_argument_group("which rows")
-    which.add_argument("--scale", default="smoke", help="smoke, h100, paper or one of your own (default: %(default)s)")
+    which.add_argument("--scale", default="smoke", help="smoke, pilot, h100, paper or one of your own (default: %(default)s)")
     which.add_argument("--table", help="rows of this table only: 1, 1x, 2, ...")
     which.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB", help="rows of these names only")
     which.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="each row once for each seed")

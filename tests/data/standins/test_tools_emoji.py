@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zigma_pl.data import COCO, UCF101
+from zigma_pl.data import COCO, UCF101, MMCelebAHQ
 from zigma_pl.data.video_files import open_video
 
 NUM_FRUITS = 12
@@ -121,3 +121,24 @@ def test_animations_are_read_as_ucf101(tmp_path, package, run):
     assert sorted(lengths) == [16, 17, 18, *[20] * 6]
     train = (tmp_path / "ucf101/ucfTrainTestlist/trainlist01.txt").read_text().splitlines()
     assert {line.split("/")[0] + line.split(" ")[1] for line in train} == {"Drink1", "Hand2"}
+
+
+def test_emoji_as_faces_keep_pictures_captions_and_split(run, package, tmp_path):
+    run("emoji_coco", package, tmp_path / "coco", "--size-px", 16)
+    run("emoji_faces", tmp_path / "coco", tmp_path / "faces")
+    as_coco, as_faces = (
+        data(str(tmp_path / name), image_size_px=16) for data, name in ((COCO, "coco"), (MMCelebAHQ, "faces"))
+    )
+    for split in ("train", "test"):
+        listed = splits_of(tmp_path / "coco", 2014)["train" if split == "train" else "val"]
+        given, found = (data.load_split(split) for data in (as_coco, as_faces))
+        assert len(found) == len(given) == len(listed) / 5 > 0
+        for number in range(len(found)):
+            assert found[number].captions == given[number].captions
+            assert np.array_equal(np.asarray(found[number].image), np.asarray(given[number].image))
+
+
+def test_emoji_as_faces_want_the_emoji_first(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("emoji_faces", tmp_path, tmp_path / "faces")
+    assert "is missing: give the folder" in capsys.readouterr().err
