@@ -1,6 +1,7 @@
 """The scales as shipped, laid over the rows as shipped."""
 
 import re
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,11 @@ def test_pilots_have_the_model_of_the_pilot(scale, differs_in):
     assert differs_in < changed
     training = {"max_steps", "every_n_train_steps", "every_n_validations"} if scale == "pilot4096" else set()
     assert changed - differs_in == {"scale"} | training
+
+
+def test_every_configuration_is_installed():
+    setup = ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    patterns = [pattern for pattern in setup["options.data_files"].values() if pattern.startswith("configs/")]
+    installed = {path for pattern in patterns for path in REPOSITORY.glob(pattern) if path.is_file()}
+    assert installed == {path for path in (REPOSITORY / "configs").rglob("*") if path.is_file()}

@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
     which = parser.add_argument_group("which rows")
-    which.add_argument("--scale", default="smoke", help="smoke, pilot, h100, paper or one of your own (default: %(default)s)")
+    which.add_argument(
+        "--scale", default="smoke", help="a file of configs/scale, or one of your own (default: %(default)s)"
+    )
     which.add_argument("--table", help="rows of this table only: 1, 1x, 2, ...")
     which.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB", help="rows of these names only")
     which.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="each row once for each seed")
