@@ -6,10 +6,11 @@
 # WHEELS is a folder with the packages that the machine lacks. An archive is what tools/standins/portraits.py packs, named
 # portraits-*, or the folder of another data set; what is in it goes to data/standins/. The rest is for `python -m zigma_pl ablations`, which
 # leaves out rows whose records are here, and goes on where a call before this one was interrupted as long as the machine is
-# the same. Records and their pictures go to $OUT/results.tar.gz, curves and output to $OUT/logs.tar.gz; checkpoints stay on
-# the machine, but for the models of the rows in $EXPORT (names with a space between), which are exported, with 16 bits a
-# weight, to $OUT/models.tar. For the rows in $ATTRIBUTES, $CLASSIFIER, which tools/standins/attribute_classifier.py has
-# trained, tells how often the portraits show what their captions say: results/SCALE/ROW/attributes.json.
+# the same. New records and their pictures, curves and output go to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts
+# together). Checkpoints stay on the machine, but for the models of the rows in $EXPORT (pilot/table1_zigzag8 ..., a space
+# between), which are exported, with 16 bits a weight, to $OUT/models.tar. For the rows in $ATTRIBUTES, $CLASSIFIER, which
+# tools/standins/attribute_classifier.py has trained, tells how often the portraits show what their captions say:
+# results/SCALE/ROW/attributes.json.
 set -u
 cd "$(dirname "$0")/../.."
 : "${OUT:?set OUT to the folder for the results}"
@@ -19,6 +20,7 @@ python=${PYTHON:-python3}
 site=$PWD/build/site
 export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 started=$SECONDS
+begun=$(mktemp)
 
 if [ ! -d "$site" ]; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
@@ -40,20 +42,18 @@ timeout --signal=USR1 --kill-after=60 "$((seconds - (SECONDS - started)))" \
 echo "ablations: exit status $?, after $((SECONDS - started)) s"
 tail -n 40 "$OUT/ablations.log"
 
-for row in ${ATTRIBUTES:-}; do
-    samples=$(find samples -path "*/$row/*" -name sampling.json | head -n 1)
-    record=$(find results -name "$row.json" | head -n 1)
-    [ -n "$samples" ] && [ -n "$record" ] && "$python" tools/standins/attribute_classifier.py data/standins/portraits \
-        --classifier "$CLASSIFIER" --samples "$(dirname "$samples")" --out "${record%.json}/attributes.json" \
+for run in ${ATTRIBUTES:-}; do
+    samples=$(find "samples/${run#*/}" -name sampling.json | head -n 1)
+    [ -n "$samples" ] && "$python" tools/standins/attribute_classifier.py data/standins/portraits \
+        --classifier "$CLASSIFIER" --samples "$(dirname "$samples")" --out "results/$run/attributes.json" \
         >>"$OUT/attributes.log" 2>&1
 done
-for row in ${EXPORT:-}; do
-    checkpoint=$(find logs -path "*/$row/*/checkpoints/last.ckpt" | head -n 1)
+for run in ${EXPORT:-}; do
+    checkpoint=$(find "logs/$run" -name last.ckpt | head -n 1)
     [ -n "$checkpoint" ] &&
-        "$python" -m zigma_pl export --ckpt_path "$checkpoint" --dtype float16 --out "build/models/$row"
+        "$python" -m zigma_pl export --ckpt_path "$checkpoint" --dtype float16 --out "build/models/${run#*/}"
 done
 [ -n "${EXPORT:-}" ] && tar -cf "$OUT/models.tar" -C build models
-tar -czf "$OUT/results.tar.gz" results
-find logs -type f ! -path '*/checkpoints/*' ! -path '*/previews/*' -print0 |
-    tar -czf "$OUT/logs.tar.gz" --null --files-from -
+find results logs -type f -newer "$begun" ! -path '*/checkpoints/*' ! -path '*/previews/*' -print0 |
+    tar -cz --null --files-from - | split -b 15m - "$OUT/rows.tar.gz."
 ls -l "$OUT"
