@@ -37,6 +37,8 @@ def test_a_scale_changes_no_class_and_names_itself(runs):
 def test_rows_of_a_table_see_the_same_number_of_samples(runs):
     seen = {}
     for run in runs:
+        if run.row.prefix is None:
+            continue
         batch_size = run.config["data"]["init_args"]["batch_size"]
         seen.setdefault(run.row.prefix, set()).add(run.num_steps * batch_size)
     if runs[0].scale != "paper":

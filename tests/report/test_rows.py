@@ -93,7 +93,7 @@ def test_the_shipped_rows_have_the_header_and_are_in_the_order_of_the_paper(repo
     tables = by_table(rows)
     assert [row.label for row in tables["table 1"]] == ["sweep", "zigzag-1", "zigzag-2", "zigzag-8"]
     assert tables["table 1"][0].published == {"fid": "158.1", "fdd": "75.9", "kid": "0.169"}
-    assert [row.name for row in tables[None]] == ["digits"]
+    assert [row.name for row in tables[None]] == ["digits", "portraits"]
     for row in rows:
         name = yaml.safe_load(row.file.read_text())["trainer"]["logger"]["init_args"]["name"]
         assert name == row.name  # the record of a run takes its name from the logger
