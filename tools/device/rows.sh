@@ -6,7 +6,7 @@
 # WHEELS is a folder with the packages that the machine lacks. An archive is what tools/standins/portraits.py packs, named
 # portraits-*, or the folder of another data set; what is in it goes to data/standins/. The rest is for `python -m zigma_pl ablations`, which
 # leaves out rows whose records are here, and goes on where a call before this one was interrupted as long as the machine is
-# the same. New records and their pictures, curves and output go to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts
+# the same. Records that were made there and their pictures, curves and output go to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts
 # together). Checkpoints stay on the machine, but for the models of the rows in $EXPORT (pilot/table1_zigzag8 ..., a space
 # between), which are exported, with 16 bits a weight, to $OUT/models.tar. For the rows in $ATTRIBUTES, $CLASSIFIER, which
 # tools/standins/attribute_classifier.py has trained, tells how often the portraits show what their captions say:
@@ -20,8 +20,10 @@ python=${PYTHON:-python3}
 site=$PWD/build/site
 export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 started=$SECONDS
-begun=$(mktemp)
+begun=build/begun # with the first call on this machine
 
+mkdir -p build
+[ -f "$begun" ] || touch "$begun"
 if [ ! -d "$site" ]; then
     "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
 fi
