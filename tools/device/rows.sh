@@ -4,13 +4,13 @@
 #     tools/device/rows.sh SECONDS WHEELS 'ARCHIVE...' --scale h100 --rows 'table1_*' --seeds 0 --jobs 4 --config FILE...
 #
 # WHEELS is a folder with the packages that the machine lacks. An archive is what tools/standins/portraits.py packs, named
-# portraits-*, or the folder of another data set; what is in it goes to data/standins/. The rest is for `python -m zigma_pl ablations`, which
-# leaves out rows whose records are here, and goes on where a call before this one was interrupted as long as the machine is
-# the same. Records that were made there and their pictures, curves and output go to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts
-# together). Checkpoints stay on the machine, but for the models of the rows in $EXPORT (pilot/table1_zigzag8 ..., a space
-# between), which are exported, with 16 bits a weight, to $OUT/models.tar. For the rows in $ATTRIBUTES, $CLASSIFIER, which
-# tools/standins/attribute_classifier.py has trained, tells how often the portraits show what their captions say:
-# results/SCALE/ROW/attributes.json.
+# portraits-*, or the folder of another data set; what is in it goes to data/standins/. The rest is for
+# `python -m zigma_pl ablations`, which leaves out rows whose records are here, and goes on where a call before this one was
+# interrupted as long as the machine is the same. Records that were made there, their pictures, curves and output go to
+# $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts together). Checkpoints stay on the machine, but for the models of the
+# rows in $EXPORT (pilot/table1_zigzag8 ..., a space between), which are exported, with 16 bits a weight, to $OUT/models.tar.
+# For the rows in $ATTRIBUTES, $CLASSIFIER, which tools/standins/attribute_classifier.py has trained, tells how often the
+# portraits show what their captions say: results/SCALE/ROW/attributes.json.
 set -u
 cd "$(dirname "$0")/../.."
 : "${OUT:?set OUT to the folder for the results}"
