@@ -45,6 +45,16 @@ def test_rows_of_a_table_see_the_same_number_of_samples(runs):
         assert all(len(numbers) == 1 for numbers in seen.values())
 
 
+def test_subsets_of_samples_fit_into_stand_ins():
+    smoke = plan(
+        find_rows(REPOSITORY / "experiments"), "smoke", [0], scales=SCALES, places=Places(Path("logs"), Path("results"))
+    )
+    on_standins = [run.config["scorer"] for run in smoke if run.config["data"]["init_args"].get("standin")]
+    assert len(on_standins) > 30
+    num_drawn = 40  # held-out pictures of the smallest stand-in
+    assert all(scorer["kid_subset_size"] <= min(scorer["num_samples"], num_drawn) for scorer in on_standins)
+
+
 def test_no_file_of_a_scale_is_for_nothing():
     rows = {row.name: row.prefix for row in find_rows(REPOSITORY / "experiments")}
     special = [path.stem for path in SCALES.glob("*/*.yaml")]
