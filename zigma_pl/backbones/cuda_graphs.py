@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 NUM_WARMUP_CALLS = 3
 
 Call = Callable[[], tuple[Tensor, ...]]
+Inputs = tuple[Tensor | None, ...]
 
 
 def warm_up(call: Callable[[], Any]) -> None:
@@ -36,6 +37,29 @@ def record(*calls: Call) -> list[tuple[Callable[[], None], tuple[Tensor, ...]]]:
             results = call()
         recordings.append((graph.replay, results))
     return recordings
+
+
+def held(inputs: Inputs) -> Inputs:
+    """Return copies of the inputs, for a recording to read whenever it is replayed."""
+    return tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+
+
+def fill(held_inputs: Inputs, inputs: Inputs) -> None:
+    """Write inputs of the same signature to where a recording reads them."""
+    for static, given in zip(held_inputs, inputs, strict=True):
+        if static is not None:
+            assert given is not None
+            static.copy_(given)
+
+
+def signature(inputs: Inputs, dtype: torch.dtype | None) -> tuple[Any, ...]:
+    """Return what a recording is for: the dtype of autocast, and the shapes and dtypes of the inputs."""
+    return dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
+
+
+def addresses(module: nn.Module) -> list[int]:
+    """Return where parameters and buffers lie, which recordings read and write; lists differ once any has moved."""
+    return [tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())]
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:

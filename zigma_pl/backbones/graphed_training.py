@@ -8,9 +8,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zigma_pl.backbones.base import Backbone
-from zigma_pl.backbones.cuda_graphs import autocast_dtype, lasting_autocast, record, warm_up
-
-Inputs = tuple[Tensor | None, ...]
+from zigma_pl.backbones.cuda_graphs import (
+    Inputs,
+    addresses,
+    autocast_dtype,
+    fill,
+    held,
+    lasting_autocast,
+    record,
+    signature,
+    warm_up,
+)
 
 
 class GraphedTraining:
@@ -66,9 +74,8 @@ class _Recording:
     def __init__(self, backbone: Backbone, inputs: Inputs, dtype: torch.dtype | None, device_type: str) -> None:
         self.parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         self.num_forward_passes = 0
-        self._addresses = _addresses(backbone)
-        self._given = _signature(inputs, dtype)
-        self._inputs = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+        self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
+        self._inputs = held(inputs)
 
         def forward() -> tuple[Tensor, ...]:
             with lasting_autocast(device_type, dtype):
@@ -89,18 +96,15 @@ class _Recording:
 
     def is_of(self, backbone: Backbone) -> bool:
         """Whether the backbone's parameters and buffers still lie where they lay."""
-        return self._addresses == _addresses(backbone)
+        return self._addresses == addresses(backbone)
 
     def takes(self, inputs: Inputs, dtype: torch.dtype | None) -> bool:
         """Whether these are inputs of the shapes and dtypes that were recorded, under the same autocast."""
-        return self._given == _signature(inputs, dtype)
+        return self._signature == signature(inputs, dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the prediction, the caller's own."""
-        for static, given in zip(self._inputs, inputs, strict=True):
-            if static is not None:
-                assert given is not None
-                static.copy_(given)
+        fill(self._inputs, inputs)
         self._replay_forward()
         self.num_forward_passes += 1
         return self._prediction.detach().clone()
@@ -130,11 +134,3 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, doutput: Tensor) -> tuple[Tensor | None, ...]:
         assert ctx.number == ctx.recording.num_forward_passes, "another forward pass came before the backward pass"
         return None, None, *ctx.recording.backward(doutput)
-
-
-def _signature(inputs: Inputs, dtype: torch.dtype | None) -> tuple[Any, ...]:
-    return dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
-
-
-def _addresses(backbone: Backbone) -> list[int]:
-    return [tensor.data_ptr() for tensor in (*backbone.parameters(), *backbone.buffers())]

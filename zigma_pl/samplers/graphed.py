@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from zigma_pl.backbones.base import Backbone
-from zigma_pl.backbones.cuda_graphs import autocast_dtype, lasting_autocast, record, warm_up
+from zigma_pl.backbones.cuda_graphs import (
+    Inputs,
+    autocast_dtype,
+    fill,
+    held,
+    lasting_autocast,
+    record,
+    signature,
+    warm_up,
+)
 from zigma_pl.samplers.sampling_twin import SamplingTwin
-
-Inputs = tuple[Tensor | None, ...]
 
 
 class _Capture(NamedTuple):
@@ -75,17 +82,14 @@ class GraphedBackbone:
         # What is kept may be read, and written, in inference mode and outside of it.
         with torch.inference_mode(False), torch.no_grad():
             capture = self._capture_for(inputs)
-            for static, given in zip(capture.inputs, inputs, strict=True):
-                if static is not None:
-                    assert given is not None
-                    static.copy_(given)
+            fill(capture.inputs, inputs)
             capture.replay()
         return capture.output.clone()
 
     def _capture_for(self, inputs: Inputs) -> _Capture:
         dtype = autocast_dtype(self.device_type)
         twin = self._twin(dtype)
-        key = (dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs))
+        key = signature(inputs, dtype)
         if key not in self._captures:
             self._captures[key] = self._capture(twin.network, inputs, dtype)
         return self._captures[key]
@@ -102,7 +106,7 @@ class GraphedBackbone:
         return self._twins.setdefault(dtype, SamplingTwin(self.backbone, dtype, self.compile_backbone))
 
     def _capture(self, network: Backbone, inputs: Inputs, dtype: torch.dtype | None) -> _Capture:
-        static = tuple(None if tensor is None else tensor.clone() for tensor in inputs)
+        static = held(inputs)
 
         def call() -> tuple[Tensor, ...]:
             return (network(*static),)

@@ -12,6 +12,7 @@ from torch.nn.functional import linear, silu
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
+from zigma_pl.backbones.cuda_graphs import addresses
 from zigma_pl.backbones.token_backbone import TokenBackbone
 
 
@@ -34,7 +35,7 @@ class SamplingTwin:
         self._copies: list[tuple[Tensor, Tensor]] = []  # each with what it is a copy of
         with torch.inference_mode(False), torch.no_grad():  # else the copies could not be written outside of it
             self.network = self._plain_twin() if dtype is None else self._lean_twin(dtype)
-        self._addresses = self._current_addresses()
+        self._addresses = addresses(backbone)
         if compile_backbone:
             compile_regions(self.network)
 
@@ -81,7 +82,7 @@ class SamplingTwin:
 
     def is_of(self, backbone: Backbone) -> bool:
         """Whether the backbone's parameters and buffers still lie where they lay, and it is in the same mode."""
-        return self._addresses == self._current_addresses() and self.network.training == backbone.training
+        return self._addresses == addresses(backbone) and self.network.training == backbone.training
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -89,9 +90,6 @@ class SamplingTwin:
         if self._copies:
             held, weights = zip(*self._copies, strict=True)
             torch._foreach_copy_(held, weights)
-
-    def _current_addresses(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in _tensors(self._backbone)]
 
 
 class ModulationPart(nn.Module):
