@@ -47,8 +47,8 @@ ci: lint types test ## what continuous integration runs
 
 SCALE  ?= smoke
 LAUNCH ?= local
-ablations: $(DEV) ## train and score every row, go on where it was interrupted: TABLE=1 SCALE=smoke|h100|paper LAUNCH=local|slurm
-	$(BIN)/python -m zigma_pl ablations --scale $(SCALE) --launch $(LAUNCH) $(if $(TABLE),--table $(TABLE))
+ablations: $(DEV) ## train and score every row, go on where it was interrupted: TABLE=1 SCALE=smoke|pilot|h100|paper CONFIG=FILES LAUNCH=local|slurm
+	$(BIN)/python -m zigma_pl ablations --scale $(SCALE) --launch $(LAUNCH) $(if $(TABLE),--table $(TABLE)) $(if $(CONFIG),--config $(CONFIG))
 
 tables: $(CORE) ## experiments/README.md and docs/results.md from rows and records
 	$(BIN)/python -m zigma_pl tables
