@@ -14,6 +14,8 @@ from torch import distributed
 
 from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.callbacks.ema import EMA
+from zigma_pl.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import Digits
 from zigma_pl.interop.folder import BACKBONES
 from zigma_pl.interpolant import Objective
@@ -36,6 +38,16 @@ class Watch(L.Callback):
         self.losses.append(outputs["loss"].item())
 
 
+class WaitingIsAnError(L.Callback):
+    """Once two steps are done, has PyTorch stop where the host waits for the GPU."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        torch.cuda.set_sync_debug_mode("error" if trainer.global_step >= 2 else "default")
+
+    def on_train_batch_end(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def train(
     folder,
     name="ZigMa",
@@ -46,6 +58,7 @@ def train(
     compiled=False,
     graphed=False,
     micro_batches=1,
+    callbacks=(),
     **options,
 ):
     """Train a few steps; returns the losses, the gradients of the first step, and the average of the weights."""
@@ -69,7 +82,7 @@ def train(
         deterministic=deterministic,
         gradient_clip_val=1.0,
         accumulate_grad_batches=micro_batches,
-        callbacks=[EMA(decay=0.5), watch],
+        callbacks=[EMA(decay=0.5), *(callbacks or [watch])],
         use_distributed_sampler=False,
         limit_val_batches=0,
         enable_progress_bar=False,
@@ -212,6 +225,11 @@ class TestGPU:
         found, expected = (train(tmp_path, name, graphed=graphed, **options) for graphed in (True, False))
         assert found[0] == expected[0]
         assert all(torch.equal(a, b) for a, b in zip(found[2], expected[2], strict=True))
+
+    @pytest.mark.parametrize("graphed", [False, True])
+    def test_a_step_waits_for_nothing(self, graphed, tmp_path):
+        callbacks = [NonFiniteGuard(check_every_n_steps=STEPS + 1), Throughput(), WaitingIsAnError()]
+        train(tmp_path, accelerator="gpu", precision="bf16-mixed", graphed=graphed, callbacks=callbacks)
 
     def test_replayed_steps_may_be_compiled(self, default, tmp_path):
         torch.compiler.reset()
