@@ -73,6 +73,7 @@ def test_data_overlays_name_their_drawings(data, prefix):
     for run in plan(rows, "pilot", [0], scales=SCALES, places=places, extra_files=overlays):
         assert run.config["data"]["init_args"]["root"].startswith("data/standins/")
         assert run.config["scorer"]["data_note"]
+        assert run.config["trainer"]["max_steps"] == run.num_steps == (1500 if prefix == "table4" else 2000)
         seen = differences(compose([run.row.path]), run.config)
         assert not [change for change in seen if "class_path" in change and " absent -> " not in change]
 

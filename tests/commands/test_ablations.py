@@ -79,7 +79,11 @@ def test_dry_run_shows_the_commands_of_each_row(in_tmp, capsys):
 
 @pytest.mark.parametrize(
     ("options", "part"),
-    [(["--jobs", "0"], "--jobs"), (["--scale", "huge"], "h100, paper, pilot"), (["--rows", "zag*"], "zag*")],
+    [
+        (["--jobs", "0"], "--jobs"),
+        (["--scale", "huge"], "h100, paper, pilot, pilot4096, pilotemoji, smoke"),
+        (["--rows", "zag*"], "zag*"),
+    ],
 )
 def test_wrong_options_give_one_line(in_tmp, options, part):
     with pytest.raises(UserError) as caught:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Train each row of experiments/ to its end and score it, at a scale: smoke (stand-ins, minutes on a CPU), pilot (64 x 64
-pixels, a small model, two minutes of a GPU a row; pilot4096 on four times as many tokens), h100 (a larger model, 25
-minutes), paper (as published). A scale is a file configs/scale/SCALE.yaml laid over the row; a row or table
-that needs another has configs/scale/SCALE/ROW.yaml or configs/scale/SCALE/table4.yaml instead. Rows that are done are
-not repeated, interrupted ones go on from their last checkpoint. Records are in results/SCALE/ROW.json (with another
+pixels, a small model on one GPU; pilot4096 on four times as many tokens, pilotemoji on another data set), h100 (64 x 64
+pixels, a larger model), paper (as published). A scale is a file configs/scale/SCALE.yaml laid over the row; a row or
+table that needs another has configs/scale/SCALE/ROW.yaml or configs/scale/SCALE/table4.yaml instead. Rows that are done
+are not repeated, interrupted ones go on from their last checkpoint. Records are in results/SCALE/ROW.json (with another
 seed than 0: ROW_seed1.json), checkpoints, curves and output in logs/SCALE/ROW/config_<hash>/.
 """
 

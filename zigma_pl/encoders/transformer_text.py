@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zigma_pl.encoders.text import TextEncoder
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
+from zigma_pl.transfer import to_device
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
@@ -53,10 +54,11 @@ class TransformerTextEncoder(TextEncoder):
         """Encode captions; what is described at `TextEncoder`."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        ).to(device)
+        )
+        input_ids, attention_mask = (to_device(tokens[name], device) for name in ("input_ids", "attention_mask"))
         network = self._network.to(device)
-        states = network(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-        mask = tokens["attention_mask"].bool()
+        states = network(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.bool()
         return states.float() * mask[..., None], mask
 
     def fingerprint(self) -> dict[str, Any]:

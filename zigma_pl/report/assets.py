@@ -49,14 +49,15 @@ class Assets:
         """
         try:
             with Image.open(source) as opened:
-                is_png, picture = opened.format == "PNG", opened.convert("RGB")
+                is_large = opened.format == "PNG" and source.stat().st_size >= _LARGE_BYTES
+                size, picture = opened.size, opened.convert("RGB") if is_large else None
         except (OSError, UnidentifiedImageError):
             return None
-        if not is_png or source.stat().st_size < _LARGE_BYTES:
-            return self.copy(source, stem + source.suffix), picture.size
+        if picture is None:
+            return self.copy(source, stem + source.suffix), size
         target = self._free(f"{stem}.webp")
         picture.save(target, quality=_WEBP_QUALITY, method=6)
-        return self._address(target), picture.size
+        return self._address(target), size
 
     def _free(self, name: str) -> Path:
         target = self.folder / name
