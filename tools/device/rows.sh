@@ -1,61 +1,76 @@
 #!/usr/bin/env bash
-# Rows of the tables on a GPU machine without a network, as many as the time allows:
+# Rows of the tables on a GPU machine without a network, which is lent for some minutes at a time:
 #
-#     tools/device/rows.sh SECONDS WHEELS 'ARCHIVE...' --scale h100 --rows 'table1_*' --seeds 0 --jobs 4 --config FILE...
+#     tools/device/rows.sh begin FOLDER WHEELS PLAN ROWS_PER_GPU ARCHIVE...
+#     tools/device/rows.sh collect FOLDER SECONDS ARCHIVE...
 #
-# WHEELS is a folder with the packages that the machine lacks. An archive is what tools/standins/portraits.py packs, named
-# portraits-*, or the folder of another data set; what is in it goes to data/standins/. The rest is for
-# `python -m zigma_pl ablations`, which leaves out rows whose records are here, and goes on where a call before this one was
-# interrupted as long as the machine is the same. Records that were made there, their pictures, curves and output go to
-# $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts together). Checkpoints stay on the machine, but for the models of the
-# rows in $EXPORT (pilot/table1_zigzag8 ..., a space between), which are exported, with 16 bits a weight, to $OUT/models.tar.
-# For the rows in $ATTRIBUTES, $CLASSIFIER, which tools/standins/attribute_classifier.py has trained, tells how often the
-# portraits show what their captions say: results/SCALE/ROW/attributes.json.
+# `begin` copies the repository to FOLDER, installs the packages in WHEELS that the machine lacks, unpacks the archives of data
+# (what tools/standins/portraits.py packs, named portraits-*, or the packed folder of another set) to data/standins/, and starts
+# to run the commands in PLAN, one in a line, in their order and so many on each GPU at a time. They go on when it has returned.
+# `collect` waits until all are done or the seconds are over, tells how they do, and packs what they have made so far, without
+# checkpoints, to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts together). Archives given to it are unpacked first.
 set -u
-cd "$(dirname "$0")/../.."
 : "${OUT:?set OUT to the folder for the results}"
-seconds=$1 wheels=$2 archives=$3
-shift 3
+verb=$1 folder=$2
+shift 2
 python=${PYTHON:-python3}
-site=$PWD/build/site
-export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
-started=$SECONDS
-begun=build/begun # with the first call on this machine
 
-mkdir -p build
-[ -f "$begun" ] || touch "$begun"
-if [ ! -d "$site" ]; then
-    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl
-fi
-for archive in $archives; do
-    name=$(basename "${archive%%.tar*}")
-    case $name in portraits-*) name=portraits ;; esac
-    [ -d "data/standins/$name" ] && continue
-    if [ "$name" = portraits ]; then
-        "$python" tools/standins/portraits.py "$archive" data/standins/portraits >"$OUT/portraits.log" 2>&1
-    else
-        tar -xf "$archive" -C data/standins
-    fi
-done
-echo "ready after $((SECONDS - started)) s"
+unpack() {
+    for archive; do
+        local name
+        name=$(basename "${archive%%.tar*}")
+        case $name in
+        portraits-*) "$python" tools/standins/portraits.py "$archive" "$folder/data/standins/portraits" 2>&1 | tail -n 1 ;;
+        *) tar -xf "$archive" -C "$folder/data/standins" ;;
+        esac
+    done
+}
 
-timeout --signal=USR1 --kill-after=60 "$((seconds - (SECONDS - started)))" \
-    "$python" -m zigma_pl ablations "$@" --no-report >"$OUT/ablations.log" 2>&1
-echo "ablations: exit status $?, after $((SECONDS - started)) s"
-tail -n 40 "$OUT/ablations.log"
-
-for run in ${ATTRIBUTES:-}; do
-    samples=$(find "samples/${run#*/}" -name sampling.json | head -n 1)
-    [ -n "$samples" ] && "$python" tools/standins/attribute_classifier.py data/standins/portraits \
-        --classifier "$CLASSIFIER" --samples "$(dirname "$samples")" --out "results/$run/attributes.json" \
-        >>"$OUT/attributes.log" 2>&1
-done
-for run in ${EXPORT:-}; do
-    checkpoint=$(find "logs/$run" -name last.ckpt | head -n 1)
-    [ -n "$checkpoint" ] &&
-        "$python" -m zigma_pl export --ckpt_path "$checkpoint" --dtype float16 --out "build/models/${run#*/}"
-done
-[ -n "${EXPORT:-}" ] && tar -cf "$OUT/models.tar" -C build models
-find results logs -type f -newer "$begun" ! -path '*/checkpoints/*' ! -path '*/previews/*' -print0 |
-    tar -cz --null --files-from - | split -b 15m - "$OUT/rows.tar.gz."
-ls -l "$OUT"
+case $verb in
+begin)
+    wheels=$1 plan=$2 rows_per_gpu=$3
+    shift 3
+    mkdir -p "$folder/data/standins"
+    cp -r configs experiments tools tests zigma_pl setup.cfg "$folder/"
+    cp "$plan" "$folder/plan"
+    [ -d .git ] && cp -r .git "$folder/"
+    [ -d "$folder/site" ] || "$python" -m pip install -q --no-index --no-deps --no-compile --target "$folder/site" "$wheels"/*.whl
+    export PYTHONPATH="$folder/site:$folder"
+    unpack "$@"
+    num_gpus=$(nvidia-smi --list-gpus | wc -l)
+    cd "$folder" || exit
+    touch begun done
+    export NUM_GPUS=$num_gpus OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1
+    # A session of its own, which goes on when this call has returned.
+    setsid xargs --arg-file=plan --delimiter='\n' --max-args=1 --max-procs="$((rows_per_gpu * num_gpus))" \
+        --process-slot-var=SLOT bash -c '
+            export CUDA_VISIBLE_DEVICES=$((SLOT % NUM_GPUS))
+            log=output/$(date +%H%M%S)_$SLOT began=$(date +%s)
+            mkdir -p output
+            { echo "$0"; bash -c "$0"; } >"$log" 2>&1
+            echo "$? after $(($(date +%s) - began)) s on GPU $CUDA_VISIBLE_DEVICES: $0" >>done
+        ' </dev/null >/dev/null 2>&1 &
+    setsid nvidia-smi --query-gpu=index,utilization.gpu,memory.used --format=csv,noheader,nounits -l 5 \
+        </dev/null >utilization 2>/dev/null &
+    ;;
+collect)
+    seconds=$1
+    shift
+    export PYTHONPATH="$folder/site:$folder"
+    unpack "$@"
+    cd "$folder" || exit
+    while [ $SECONDS -lt "$seconds" ] && [ "$(wc -l <done)" -lt "$(wc -l <plan)" ]; do sleep 2; done
+    cat done
+    echo "the newest outputs:"
+    ls -t output/* | head -n 16 | while read -r log; do head -n 1 "$log" && tail -n 1 "$log"; done
+    echo "GPU, busy %, MiB over the last minutes:"
+    tail -n 480 utilization | awk -F', ' '{ n[$1]++; u[$1] += $2; m[$1] = $3 } END { for (i in n) print i, u[i] / n[i], m[i] }'
+    find results logs output build -type f -newer begun ! -path '*/checkpoints/*' ! -path '*/previews/*' \
+        ! -path 'build/cache/*' -print0 2>/dev/null | tar -cz --null --files-from - | split -b 15m - "$OUT/rows.tar.gz."
+    ls -l "$OUT"
+    ;;
+*)
+    echo "rows.sh: begin or collect, not $verb" >&2
+    exit 2
+    ;;
+esac
