@@ -26,7 +26,7 @@ def record(*calls: Call) -> list[tuple[Callable[[], None], tuple[Tensor, ...]]]:
     """Record what each of the calls, warmed up, launches.
 
     Returns: of each what launches it again, and the results, which are then written anew. The recordings share memory:
-    they are to be replayed one after the other in this order.
+    they are to be replayed one after the other in this order, and each may write to what those after it have left.
     """
     pool = torch.cuda.graph_pool_handle()
     recordings = []

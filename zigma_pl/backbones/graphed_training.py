@@ -104,20 +104,23 @@ class _Recording:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the prediction, the caller's own."""
+        self._keep_gradients()
         fill(self._inputs, inputs)
         self._replay_forward()
         self.num_forward_passes += 1
         return self._prediction.detach().clone()
 
     def backward(self, doutput: Tensor) -> list[Tensor]:
-        """Return the gradients of the parameters, in memory that the next backward pass writes to."""
-        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
-            # Of the micro-batch before, which autograd took as it was: it is to be added to.
-            if parameter.grad is not None and parameter.grad.data_ptr() == gradient.data_ptr():
-                parameter.grad = parameter.grad.clone()
+        """Return the gradients of the parameters, in memory that the next forward pass may write to."""
         self._doutput.copy_(doutput)
         self._replay_backward()
         return [gradient.detach() for gradient in self._gradients]
+
+    def _keep_gradients(self) -> None:
+        """Copy gradients of the micro-batch before, which are to be added to, where autograd took them as they were."""
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            if parameter.grad is not None and parameter.grad.data_ptr() == gradient.data_ptr():
+                parameter.grad = parameter.grad.clone()
 
 
 class _Replay(torch.autograd.Function):
