@@ -22,10 +22,10 @@ def num_recorded(monkeypatch):
 
     def record(*calls):
         recordings = []
-        for call in calls:
+        for number, call in enumerate(calls):
             results = tuple(result.detach().clone() for result in call())
 
-            def replay(call=call, results=results, number=len(recordings)):
+            def replay(call=call, results=results, number=number):
                 for _, later in recordings[number + 1 :]:
                     for static in later:
                         static.fill_(torch.nan)

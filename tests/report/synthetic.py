@@ -15,6 +15,13 @@ from zigma_pl.evaluation.record import ResultRecord, Score
 STEPS, BATCH_SIZE = 40, 16
 BETTER = {"sweep": 1.0, "zigzag1": 0.9, "zigzag2": 0.8, "zigzag8": 0.6}
 
+REMARK = """A remark by <hand> & eye: **bold**.
+
+| left | right |
+| --- | --- |
+| 0.1234 | `code` |
+"""
+
 
 def write_project(folder: Path, repository: Path) -> None:
     """Fill `folder`: table 1 with three of its four rows, zigzag-8 with two seeds, and clips for a row of table 4."""
@@ -24,7 +31,7 @@ def write_project(folder: Path, repository: Path) -> None:
     write_run(folder, "table4_sst", 0, 1.0, clips=True)
     (folder / "results" / "bench").mkdir()
     (folder / "results" / "bench" / "scan.json").write_text('{"subject": "scan", "records": []}')
-    (folder / "results" / "smoke" / "table1.md").write_text("A remark by <hand> & eye.\n")
+    (folder / "results" / "smoke" / "table1.md").write_text(REMARK)
 
 
 def write_run(folder: Path, row: str, seed: int, loss: float, clips: bool = False) -> Path:

@@ -92,7 +92,7 @@ def test_tables_rows_and_protocols_are_there(page):
         "Scale smoke: a drawn stand-in for MMCelebAHQ; 32 px; 64 samples; lite features",
         "not run",
         "45.5",
-        "A remark by <hand> & eye.",
+        "A remark by <hand> & eye:",
         "Training loss",
         "Validation loss by time",
         "FID lite ↓ by row",
@@ -101,6 +101,9 @@ def test_tables_rows_and_protocols_are_there(page):
         "zigzag 8: bottom-right, columns",
     ):
         assert part in page.text
+    assert "| left |" not in page.text
+    assert "**" not in page.text
+    assert page.all("strong")
     links = [attributes["href"] for attributes in page.all("a")]
     assert "assets/rows/table1_zigzag2.yaml" in links
     assert "assets/records/smoke/table1_zigzag8_seed1.json" in links

@@ -153,7 +153,7 @@ def test_files_are_written_checked_and_found_stale(project, tmp_path, capsys):
     for part in ("FID 45.5", "smoke: ", "(2 seeds)", "python -m zigma_pl fit --config experiments/table1_zigzag8.yaml"):
         assert part in line
     text = page.read_text()
-    assert "A remark by <hand> & eye." in text
+    assert "A remark by <hand> & eye: **bold**." in text
     assert "## Table 2: FacesHQ 1024\n\n### Not run at any scale" in text
     page.write_text(text.replace("45.5", "45.4"))
     assert command.main([*arguments, "--check"]) == 1

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from markdown_it import MarkdownIt
+
 from zigma_pl.report import gallery
 from zigma_pl.report.assets import Assets
 from zigma_pl.report.charts import swatch
@@ -86,12 +88,21 @@ def _table(table: str | None, rows: list[Row], results: Results, folder: Path, a
     for view in views(rows, results):
         parts += [tag("h3", view.title), _scores(view, addresses, assets)]
         parts += [tag("ul", [tag("li", remark) for remark in view.remarks], class_="remarks")] if view.remarks else []
-        note = note_on(folder, view.scale, table)
-        parts += [tag("p", paragraph) for paragraph in (note or "").split("\n\n") if paragraph.strip()]
+        if note := note_on(folder, view.scale, table):
+            parts.append(tag("div", _from_markdown(note), class_="note"))
         if view.scale is not None:
             parts += [*charts(view, results), tag("h4", "Samples"), gallery.samples(view, assets)]
         parts += [tag("h4", "Rows"), *(_details(line, assets) for line in view.lines)]
     return parts
+
+
+def _from_markdown(text: str) -> Markup:
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
 def _scores(view: View, addresses: dict[str, str], assets: Assets) -> Markup:

@@ -48,6 +48,10 @@ th:first-child, td:last-child, th:last-child {{ text-align: left; }}
 thead th {{ color: var(--muted); font-weight: 600; vertical-align: bottom; }}
 thead th span {{ display: block; font-weight: 400; }}
 tbody th {{ font-weight: 600; }}
+.note {{ overflow-x: auto; }}
+.note table {{ width: auto; }}
+.note td:first-child {{ text-align: left; }}
+.note td:last-child, .note th:last-child {{ text-align: right; }}
 @media (min-width: 40rem) {{ tr > th:first-child {{ position: sticky; left: 0; background: var(--panel); }} }}
 .ours {{ font-weight: 600; }}
 .absent {{ color: var(--muted); font-style: italic; font-weight: 400; }}
