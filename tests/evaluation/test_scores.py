@@ -68,17 +68,21 @@ def test_too_few_samples_are_found_before_sampling(name, num_fake, message):
     check_counts([name], OPTIONS, num_real=9, num_fake=9)
 
 
-def test_scores_are_those_of_the_metrics():
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_scores_are_those_of_the_metrics(device):
     generator = torch.Generator().manual_seed(0)
     real, fake = (shift + torch.randn(9, 3, generator=generator) for shift in (0.0, 0.5))
     statistics = [FeatureStatistics(3).update(features) for features in (real, fake)]
     reference = Reference(statistics[0], real, num_real=9, sha256="")
     names = ["fid_lite", "kid_lite", "precision_lite", "recall_lite"]
     assert by_features(names) == {Features("lite"): names}
-    scores = compute(names, reference, FeatureSet(statistics[1], fake), OPTIONS, comparable=False)
+    scores = compute(names, reference, FeatureSet(statistics[1], fake), OPTIONS, comparable=False, device=device)
     assert list(scores) == names
     assert scores["fid_lite"].value == frechet_distance(*statistics)
-    assert (scores["kid_lite"].value, scores["kid_lite"].std) == kernel_distance(real, fake, 3, 5)
+    assert (scores["kid_lite"].value, scores["kid_lite"].std) == pytest.approx(kernel_distance(real, fake, 3, 5))
     manifold = precision_recall(real, fake, 2)
     assert (scores["precision_lite"].value, scores["recall_lite"].value) == manifold
     assert not any(score.comparable for score in scores.values())

@@ -261,7 +261,15 @@ class Scorer(L.Callback):
         fake = self._extract(trainer, features, chunks, self.num_samples, "sampled")
         if not trainer.is_global_zero:
             return {}
-        return compute(names, self._references[features], fake, self.score_options, comparable=extractor.comparable)
+        device = trainer.strategy.root_device
+        return compute(
+            names,
+            self._references[features],
+            fake,
+            self.score_options,
+            comparable=extractor.comparable,
+            device=device if device.type == "cuda" else "cpu",  # others may lack float64
+        )
 
     def _share(self, trainer: L.Trainer, store: SampleStore) -> Iterator[Chunk]:
         for number in store.numbers(self.num_samples, trainer.global_rank, trainer.world_size):
