@@ -152,6 +152,17 @@ def test_gradients_are_clipped_before_the_step_and_the_average_follows_its_recur
     torch.testing.assert_close(watch.validated[1], watch.averages[3])
 
 
+def test_a_rising_decay_forgets_the_first_weights(tmp_path):
+    ema = EMA(decay=0.25, warmup=True)
+    watch = WatchUpdates(ema)
+    options = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+    trainer_for(tmp_path, 4, [ema, watch], **options).fit(build(), datamodule=Digits(batch_size=8))
+    expected = watch.weights[0]
+    for step, decay in ((1, 2 / 11), (2, 0.25), (3, 0.25)):  # 3 / 12 = 1 / 4
+        expected = decay * expected + (1 - decay) * watch.weights[step]
+        torch.testing.assert_close(watch.averages[step], expected)
+
+
 def test_checkpoint_is_plain_and_loads_without_the_command_line(tmp_path):
     trainer = trainer_for(tmp_path, 2, [EMA(), checkpointing(tmp_path)], logger=False)
     trainer.fit(build(), datamodule=Digits(batch_size=8))

@@ -34,6 +34,7 @@ from zigma_pl.files import whole_file
 
 SIZE_PX = 64
 BATCH_SIZE = 128
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NO_LABEL = -100  # what cross_entropy leaves out
 
 
@@ -139,14 +140,14 @@ def load_or_train(path: Path, root: Path, num_epochs: int) -> AttributeClassifie
         train(classifier, root, num_epochs)
         with whole_file(path) as temporary:
             torch.save(classifier.state_dict(), temporary)
-    classifier.load_state_dict(torch.load(path, weights_only=True))
-    return classifier.eval()
+    classifier.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return classifier.to(DEVICE).eval()
 
 
 def train(classifier: AttributeClassifier, root: Path, num_epochs: int) -> None:
     """Train on the training split."""
     torch.manual_seed(0)
-    classifier.to(memory_format=torch.channels_last).train()
+    classifier.to(DEVICE, memory_format=torch.channels_last).train()
     faces = FacesOnDisk(root).split("train")
     pictures, labels = pixels(faces), to_labels(attributes_of(root, faces.image_ids))
     num_steps = num_epochs * -(-len(pictures) // BATCH_SIZE)
@@ -155,8 +156,9 @@ def train(classifier: AttributeClassifier, root: Path, num_epochs: int) -> None:
     progress = tqdm(total=num_steps, desc="training", unit="steps")
     for _ in range(num_epochs):
         for batch in torch.randperm(len(pictures)).split(BATCH_SIZE):
-            logits = classifier(mirrored_at_random(pictures[batch]))
-            losses = [cross_entropy(logits[name], labels[name][batch], ignore_index=NO_LABEL) for name in VALUES]
+            logits = classifier(mirrored_at_random(pictures[batch]).to(DEVICE))
+            wanted = {name: labels[name][batch].to(DEVICE) for name in VALUES}
+            losses = [cross_entropy(logits[name], wanted[name], ignore_index=NO_LABEL) for name in VALUES]
             loss = torch.stack(losses).nansum()  # not a number where a batch has no label at all
             optimiser.zero_grad()
             loss.backward()
@@ -184,7 +186,7 @@ def to_labels(attributes: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
 @torch.no_grad()
 def see(classifier: AttributeClassifier, pictures: Tensor) -> list[dict[str, str]]:
     """Return the likeliest value of each attribute, for each picture."""
-    logits = [classifier(batch) for batch in pictures.split(BATCH_SIZE)]
+    logits = [classifier(batch.to(DEVICE)) for batch in pictures.split(BATCH_SIZE)]
     columns = {name: torch.cat([of_batch[name] for of_batch in logits]).argmax(1).tolist() for name in VALUES}
     return [{name: VALUES[name][columns[name][row]] for name in VALUES} for row in range(len(pictures))]
 

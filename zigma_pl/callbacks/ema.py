@@ -11,6 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from zigma_pl.backbones.sharding import gathered, load_whole, shard
 from zigma_pl.checkpoints.io import RAW_WEIGHTS
 
+_Weights = tuple[Tensor, ...] | list[Tensor]
+
 
 class _Average(AveragedModel):
     """The averaged weights. Buffers are constants, and no step copies them."""
@@ -38,18 +40,20 @@ class EMA(EMAWeightAveraging):
     Args:
         decay: weight of the old average.
         starting_at_step: optimiser step at which the average starts, from the weights of that moment.
+        warmup: let the decay rise, as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average does
+            not remember the weights it began with.
     """
 
-    def __init__(self, decay: float = 0.9999, starting_at_step: int = 0) -> None:
+    def __init__(self, decay: float = 0.9999, starting_at_step: int = 0, warmup: bool = False) -> None:
         super().__init__(decay=decay, use_buffers=False, update_starting_at_step=starting_at_step)
         self._decay = decay
+        self._warmup = warmup
         self._swapped = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Copy the module before it is moved, or sharded, to its devices."""
         if stage == "fit":
-            average = get_ema_multi_avg_fn(self._decay)  # one kernel for all parameters
-            self._average_model = _Average(pl_module, multi_avg_fn=average, use_buffers=False)
+            self._average_model = _Average(pl_module, multi_avg_fn=self._average, use_buffers=False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average where the weights are; the count of its updates, which is asked for often, stays here."""
@@ -58,6 +62,11 @@ class EMA(EMAWeightAveraging):
         if pl_module.device_mesh is not None:
             average: Any = self._average_model.module
             shard(average.backbone, pl_module.device_mesh["data_parallel"])
+
+    def _average(self, averages: _Weights, weights: _Weights, num_averaged: Tensor | int) -> None:
+        n = int(num_averaged)  # which is on the CPU
+        decay = min(self._decay, (1 + n) / (10 + n)) if self._warmup else self._decay
+        get_ema_multi_avg_fn(decay)(averages, weights, num_averaged)  # one kernel for all parameters
 
     @property
     def has_average(self) -> bool:
