@@ -40,8 +40,8 @@ class EMA(EMAWeightAveraging):
     Args:
         decay: weight of the old average.
         starting_at_step: optimiser step at which the average starts, from the weights of that moment.
-        warmup: let the decay rise, as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average does
-            not remember the weights it began with.
+        warmup: let the decay rise, as min(decay, (1 + n) / (10 + n)) after n updates, so that the average of a short
+            run does not remember the weights it began with.
     """
 
     def __init__(self, decay: float = 0.9999, starting_at_step: int = 0, warmup: bool = False) -> None:
