@@ -206,8 +206,10 @@ __device__ __forceinline__ void walk_back(const Params& p) {
     read_parameters(p, tiles);
     const Lane lane = prepare_sums(shared);
     read_decay_rates(p, log2_rate);
-    const Long carry_index = (Long)chunk * p.num_batch + batch;
-    load_states(ADJOINT_ONLY ? nullptr : states_at(p, p.carries, carry_index), carry);
+    if (ADJOINT_ONLY)
+        load_states(nullptr, carry);
+    else
+        chain_carries(p, true, log2_rate, carry);
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) dA[i] = 0.f;
 #pragma unroll
@@ -265,6 +267,7 @@ __device__ __forceinline__ void walk_back(const Params& p) {
     }
     const int channel = blockIdx.x * CHANNELS + lane_channel();
     if (ADJOINT_ONLY) {
+        const Long carry_index = (Long)chunk * p.num_batch + batch;
         store_states(states_at(p, p.carries, carry_index), carry);
         if (lane_quarter() == 0 && channel < p.num_channels)
             p.durations[carry_index * p.num_channels + channel] = duration;

@@ -1,4 +1,4 @@
-// The recurrence along the visit order, and the two kernels that let chunks of a long path run side by side.
+// The recurrence along the visit order, and the kernel that lets chunks of a long path run side by side.
 
 #define ARRAYS 3  // u, delta, gate
 constexpr int UNROLLED = STATES == 16 ? TILE / 4 : 1;
@@ -95,8 +95,10 @@ __device__ __forceinline__ void scan_tiles(const Params& p) {
     float log2_rate[THREAD_STATES], h[THREAD_STATES], duration = 0.f;
     read_parameters(p, tiles);
     read_decay_rates(p, log2_rate);
-    const Long carry_index = (Long)chunk * p.num_batch + batch;
-    load_states(STATES_ONLY ? nullptr : states_at(p, p.carries, carry_index), h);
+    if (STATES_ONLY)
+        load_states(nullptr, h);
+    else
+        chain_carries(p, false, log2_rate, h);
 
     auto fetch = [&](int tile, int buffer) {
         const int* order = tiles.order + ((tile - first) & 3) * TILE;
@@ -159,6 +161,7 @@ __device__ __forceinline__ void scan_tiles(const Params& p) {
         if (!STATES_ONLY) write_outputs(p, tiles, order, buffer, y_tile);
     }
     if (STATES_ONLY) {
+        const Long carry_index = (Long)chunk * p.num_batch + batch;
         store_states(states_at(p, p.carries, carry_index), h);
         const int channel = blockIdx.x * CHANNELS + lane_channel();
         if (lane_quarter() == 0 && channel < p.num_channels)
@@ -169,30 +172,3 @@ __device__ __forceinline__ void scan_tiles(const Params& p) {
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forward(const Params p) { scan_tiles<false>(p); }
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_chunk_states(const Params p) { scan_tiles<true>(p); }
-
-// Turns what each chunk adds by itself into what enters each chunk, from the first chunk on or, reversed, from the last.
-// One thread per (batch row, channel, state).
-__device__ __forceinline__ void chain_carries(const Params& p, bool reversed) {
-    const Long index = (Long)blockIdx.x * blockDim.x + threadIdx.x;
-    const Long num_pairs = p.num_batch * p.num_channels;
-    if (index >= num_pairs * STATES) return;
-    const Long pair = index / STATES;
-    const int state = index % STATES;
-    const float log2_rate = state < p.num_states ? p.A[pair % p.num_channels * p.num_states + state] * LOG2_E : 0.f;
-    float carry = 0.f;
-    for (int i = 0; i < p.num_chunks; ++i) {
-        const Long chunk = reversed ? p.num_chunks - 1 - i : i;
-        float* at = p.carries + chunk * num_pairs * STATES + index;
-        if (i + 1 == p.num_chunks) {  // what leaves the last chunk is used by none, and was not computed
-            *at = carry;
-            return;
-        }
-        const float own = *at, decay = exp2_fast(p.durations[chunk * num_pairs + pair] * log2_rate);
-        *at = carry;
-        carry = fmaf(decay, carry, own);
-    }
-}
-
-extern "C" __global__ void scan_chain_forward(const Params p) { chain_carries(p, false); }
-
-extern "C" __global__ void scan_chain_backward(const Params p) { chain_carries(p, true); }

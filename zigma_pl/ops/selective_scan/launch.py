@@ -126,7 +126,7 @@ def kernel(
     name: str, layout: Layout, row_kind: int, aligned: bool, gated: bool, biased: bool, keep: int, device: int
 ) -> nvrtc.Kernel:
     """Returns a kernel of forward.cu or backward.cu for one kind of call."""
-    backward = name in ("scan_backward", "scan_chunk_adjoints")  # both chains are in forward.cu
+    backward = name in ("scan_backward", "scan_chunk_adjoints")
     options = {
         "ROW_KIND": row_kind,
         "STATES": layout.states,
@@ -146,7 +146,7 @@ def kernel(
         name,
         tuple(options.items()),
         threads=layout.threads,
-        shared_bytes=0 if name.startswith("scan_chain") else layout.shared_bytes(4 if row_kind == 0 else 2, backward),
+        shared_bytes=layout.shared_bytes(4 if row_kind == 0 else 2, backward),
         num_fields=_NUM_FIELDS,
         device=device,
     )
@@ -175,7 +175,7 @@ def launch(
     keep: int = 0,
     deterministic: bool = False,
 ) -> None:
-    """Runs the kernels of one direction: the walk itself, after two that find what enters each chunk if there are many.
+    """Runs the kernels of one direction: the walk itself, after one that finds what each chunk leaves, if there are many.
 
     Args:
         call: the inputs.
@@ -195,7 +195,4 @@ def launch(
     fields = call.fields(results, cut, deterministic)
     if num_chunks > 1:
         kernel("scan_chunk_adjoints" if backward else "scan_chunk_states", *kinds)(grid, fields)
-        threads = num_rows * num_channels * layout.states
-        chain = kernel("scan_chain_backward" if backward else "scan_chain_forward", *kinds)
-        chain((-(-threads // layout.threads), 1, 1), fields)
     kernel("scan_backward" if backward else "scan_forward", *kinds)(grid, fields)

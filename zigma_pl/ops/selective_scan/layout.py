@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 
 MAX_STATES = 64
-MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than three kernels are launched
+MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than two kernels are launched
 
 
 @dataclass(frozen=True, eq=False)

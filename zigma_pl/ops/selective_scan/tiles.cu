@@ -43,7 +43,7 @@ struct Params {
     Element* dgate;
     Long dgate_batch, dgate_row;
     Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not kept
-    float* carries;                           // (chunks, B, E, STATES): state or adjoint that enters a chunk; null: zero
+    float* carries;                           // (chunks, B, E, STATES): what a chunk alone leaves behind; null: one chunk
     float* durations;                         // (chunks, B, E): sum of delta
     float* dBC;                               // (B, L, 2, N), zeros; deterministic: (channel blocks, B, L, 2, N)
     float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch row and chunk, part_stride apart
@@ -219,6 +219,25 @@ __device__ __forceinline__ void load_states(const float* from, float (&states)[T
     for (int i = 0; i < THREAD_STATES; i += 4) {
         const float4 v = from ? *(const float4*)(from + i) : make_float4(0.f, 0.f, 0.f, 0.f);
         states[i] = v.x, states[i + 1] = v.y, states[i + 2] = v.z, states[i + 3] = v.w;
+    }
+}
+
+// What enters this block's chunk: all that the chunks before it (reversed: after it) have left behind by themselves.
+__device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
+                                              float (&carry)[THREAD_STATES]) {
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; ++i) carry[i] = 0.f;
+    if (!p.carries) return;
+    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    const int last = (int)p.num_chunks - 1, num_chained = reversed ? last - (int)blockIdx.z : (int)blockIdx.z;
+#pragma unroll 4
+    for (int i = 0; i < num_chained; ++i) {
+        const Long index = (Long)(reversed ? last - i : i) * p.num_batch + blockIdx.y;
+        const float duration = channel < p.num_channels ? p.durations[index * p.num_channels + channel] : 0.f;
+        float own[THREAD_STATES];
+        load_states(states_at(p, p.carries, index), own);
+#pragma unroll
+        for (int j = 0; j < THREAD_STATES; ++j) carry[j] = fmaf(exp2_fast(duration * log2_rate[j]), carry[j], own[j]);
     }
 }
 
