@@ -70,7 +70,7 @@ def test_scan_along_an_order(emulator, dtype, deterministic):
 @pytest.mark.parametrize("num_states", [3, 16, 30, 64])
 def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
     monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (1, tiles))
-    errors = scan_errors(scan_arguments((1, 68, 11, num_states)), random_order(68))
+    errors = scan_errors(scan_arguments((2, 68, 11, num_states)), random_order(68))
     assert max(errors.values()) < TOLERANCES[torch.float32], errors
     assert emulator.launched == [
         *("scan_chunk_states", "scan_forward"),

@@ -12,8 +12,8 @@ struct Params {
     const float *weight, *bias;    // (E, TAPS), (E)
     const int* order;
     Element *out, *dx;             // out: contiguous (B, L, E)
-    float *dweight, *dbias;        // (B chunks, E, TAPS), (B chunks, E)
-    Long num_rows, num_channels, chunk_rows, silu;
+    float *dweight, *dbias;        // (E, TAPS), (E) for each chunk of each batch row, part_stride apart
+    Long num_rows, num_channels, chunk_rows, silu, part_stride;
 };
 
 #if VECTOR * ROW_BYTES == 16
@@ -200,9 +200,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params
     const Long part = (Long)blockIdx.z * ((p.num_rows + p.chunk_rows - 1) / p.chunk_rows) + blockIdx.y;
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
-        p.dbias[part * p.num_channels + c.first + j] = dbias[j];
+        p.dbias[part * p.part_stride + c.first + j] = dbias[j];
 #pragma unroll
         for (int tap = 0; tap < TAPS; ++tap)
-            p.dweight[(part * p.num_channels + c.first + j) * TAPS + tap] = dweight[tap][j];
+            p.dweight[part * p.part_stride + (c.first + j) * TAPS + tap] = dweight[tap][j];
     }
 }

@@ -17,7 +17,7 @@ THREADS = 64
 LONGEST_CHUNK = 64  # rows; a chunk's first taps read TAPS - 1 rows more
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 19  # of struct Params in causal_conv1d.cu
+_NUM_FIELDS = 20  # of struct Params in causal_conv1d.cu
 
 
 def available() -> tuple[bool, str]:
@@ -94,6 +94,7 @@ def _launch(
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     vector: int,
     chunk_rows: int,
+    part_stride: int = 0,
 ) -> None:
     weight, bias, visit_order, silu = parameters
     weight, bias, order = as_parameter(weight), as_parameter(bias), as_order(visit_order)
@@ -107,7 +108,7 @@ def _launch(
             *map(_address, (x, dout)),
             *strides,
             *map(_address, (weight, bias, order, *outputs)),
-            *(num_tokens, num_channels, chunk_rows, int(silu)),
+            *(num_tokens, num_channels, chunk_rows, int(silu), part_stride),
         ),
     )
 
@@ -135,7 +136,7 @@ def convolve_backward(
     silu: bool,
     dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of x, weight, (E, K), and bias, (E,), the last two float32, and there in any case.
+    """Returns the gradients of x, weight, (E, K), and bias, (E,), the last two float32 and in one piece of memory.
 
     Args:
         dout, x, weight, bias, visit_order, silu: as `convolve` got them, and the gradient of its output.
@@ -147,10 +148,12 @@ def convolve_backward(
     vector = _vector([x, dout, dx], 16 if x.dtype == torch.float32 else 8)
     chunk_rows = _chunk_rows(x, vector)
     num_parts = x.shape[0] * -(-x.shape[1] // chunk_rows)
-    dweight = torch.empty(num_parts, *weight.shape, dtype=torch.float32, device=x.device)
-    dbias = dweight.new_empty(num_parts, x.shape[2])
-    _launch("conv_backward", x, dout, (weight, bias, visit_order, silu), (None, dx, dweight, dbias), vector, chunk_rows)
-    return dx, dweight.sum(0), dbias.sum(0)
+    sizes = [weight.numel(), x.shape[2]]
+    parts = torch.empty(num_parts, sum(sizes), dtype=torch.float32, device=x.device)
+    outputs = (None, dx, *parts.split(sizes, 1))
+    _launch("conv_backward", x, dout, (weight, bias, visit_order, silu), outputs, vector, chunk_rows, sum(sizes))
+    dweight, dbias = parts.sum(0).split(sizes)
+    return dx, dweight.view(weight.shape), dbias
 
 
 @torch.library.custom_op("zigma_pl::causal_conv1d_cuda", mutates_args=())
@@ -170,7 +173,8 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op of `convolve_backward`: gradients of x, weight and bias, the last empty without bias."""
     dx, dweight, dbias = convolve_backward(dout, x, weight, bias, visit_order, silu)
-    return dx, dweight.to(weight.dtype), weight.new_empty(0) if bias is None else dbias.to(bias.dtype)
+    dbias = weight.new_empty(0) if bias is None else dbias.to(bias.dtype, copy=True)
+    return dx, dweight.to(weight.dtype, copy=True), dbias
 
 
 @conv_backward.register_fake

@@ -173,8 +173,10 @@ def mix_backward(
     """Returns the gradients of x, branch, gate, norm_weight, shift, scale (empty where absent), and of the weights."""
     inputs, given = (branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
     gradients, dweights = run_backward(dx_new, dout, Kept(*kept), inputs, given, visit_order, deterministic, stream)
-    # The scan's gradients of A, skip and bias lie in one piece of memory: an op returns nothing that shares it.
-    dweights = dweights._replace(dt_bias=dweights.dt_bias.clone(), D=dweights.D.clone())
+    # The scan's gradients of A, skip and bias lie in one piece of memory, as the convolution's two do: an op returns
+    # nothing that shares it.
+    shared = {"dt_bias": dweights.dt_bias, "D": dweights.D, "conv_bias": dweights.conv_bias}
+    dweights = dweights._replace(**{name: gradient.clone() for name, gradient in shared.items()})
     return (
         list(norms.like_inputs(gradients, (None, *inputs))),
         [gradient.to(weight.dtype) for gradient, weight in zip(dweights, weights, strict=True)],

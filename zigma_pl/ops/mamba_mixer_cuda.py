@@ -39,8 +39,12 @@ class MixerWeights(NamedTuple):
         """Returns what the passes take, with matrices of this dtype."""
         in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj = self
         A = torch.exp(A_log.float()).neg_()
-        matrices = (in_proj.to(dtype), x_proj.to(dtype), dt_proj.to(dtype), out_proj.to(dtype))
-        return CastWeights(*matrices, conv_weight, conv_bias, dt_bias, A, skip)
+        matrices = [in_proj, x_proj, dt_proj, out_proj]
+        if any(matrix.dtype != dtype for matrix in matrices):
+            given, matrices = matrices, [torch.empty_like(matrix, dtype=dtype) for matrix in matrices]
+            torch._foreach_copy_(matrices, given)  # one kernel
+        in_proj, x_proj, dt_proj, out_proj = matrices
+        return CastWeights(in_proj, x_proj, dt_proj, out_proj, conv_weight, conv_bias, dt_bias, A, skip)
 
 
 class CastWeights(NamedTuple):

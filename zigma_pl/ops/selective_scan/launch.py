@@ -175,7 +175,7 @@ def launch(
     keep: int = 0,
     deterministic: bool = False,
 ) -> None:
-    """Runs the kernels of one direction: the walk itself, after one that finds what each chunk leaves, if there are many.
+    """Runs the kernels of one direction: the walk itself, after one that finds what each of several chunks leaves.
 
     Args:
         call: the inputs.
