@@ -172,8 +172,7 @@ def _contestants_in_words(subject: str) -> str:
     families = "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, dit or uvit"
     if subject == "flops":
         return families
-    executions = "-compiled" if subject in PAIRED else "-compiled, -graph or -compiled-graph"
-    return f"{families}, as such or with {executions}"
+    return f"{families}, as such or with -compiled, -graph or -compiled-graph"
 
 
 def _add_size_options(parser: argparse.ArgumentParser, subject: str) -> None:
