@@ -1,6 +1,8 @@
 import json
 import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -200,3 +202,18 @@ def test_the_browser_test_sees_faults(report, tmp_path):
     assert state["pictures"][-1] == ["http://192.0.2.1/a.png", 0]
     assert asked_for == ["http://192.0.2.1/a.png"]
     assert '"oh"' in console[0]
+
+
+def test_the_committed_report_shows_the_committed_records(repository):
+    """It is made by hand, where curves and pictures lie: `python -m zigma_pl report --out docs/report/index.html`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "results/*.json"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("no git checkout, so it is not known which records are committed")
+    committed = [path.relative_to("results") for path in map(Path, listed.stdout.splitlines()) if len(path.parts) == 3]
+    shown = repository / "docs" / "report" / "assets" / "records"
+    assert committed
+    assert sorted(path.relative_to(shown) for path in shown.rglob("*.json")) == sorted(committed)
+    for path in committed:
+        assert (shown / path).read_bytes() == (repository / "results" / path).read_bytes(), path
