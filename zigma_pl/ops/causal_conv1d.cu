@@ -113,7 +113,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Params 
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
             unpack(next[i], window[REACH + i]);
-            next[i] = load_row(x, p.x_row, order[REACH + step + GROUP + i]);
+            const int ahead = step + GROUP + i;
+            next[i] = load_row(x, p.x_row, ahead < c.end - c.begin ? order[REACH + ahead] : -1);
         }
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
