@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
@@ -41,6 +43,18 @@ def test_layers_wrap_around() -> None:
         np.testing.assert_array_equal(orders[index], visit_order("zigzag", 4, 6, index=layer % 3))
 
 
+def test_layers_may_take_other_orders_than_the_first() -> None:
+    config = ScanConfig("sweep", indices=(0, 6))
+    assert config.num_orders == 2
+    forward = np.arange(12)
+    orders, indices = config.layer_orders(4, 3, 4)
+    assert indices == [0, 1, 0, 1]
+    np.testing.assert_array_equal(orders, [forward, forward[::-1]])
+    clip, _ = ScanConfig("sweep", indices=(6,), video="factorized", plan=("space",)).layer_orders(2, 3, 4, 2)
+    np.testing.assert_array_equal(clip[0], forward[::-1])
+    assert ScanConfig(**asdict(config)) == config
+
+
 def test_random_takes_any_number_of_orders_from_its_seed() -> None:
     nine, twelve, other = (
         [order.tolist() for order in ScanConfig("random", num_orders, seed).orders(5, 5)]
@@ -59,6 +73,9 @@ def test_random_takes_any_number_of_orders_from_its_seed() -> None:
         ({"scheme": "hilbert", "num_orders": -1}, "scan.num_orders: hilbert allows 1 to 8"),
         ({"scheme": "random", "num_orders": 0}, "scan.num_orders: random allows 1 or more"),
         ({"scheme": "random", "seed": -3}, "scan.seed: must be 0 or more"),
+        ({"indices": [0, 8]}, r"scan.indices: the orders of zigzag are 0 to 7, not \[0, 8\]"),
+        ({"scheme": "random", "indices": [-1]}, "scan.indices: the orders of random are 0 or more"),
+        ({"indices": []}, "scan.num_orders: zigzag allows 1 to 8 orders, not 0"),
         ({"scheme": "zigzagN8"}, "scan.scheme: unknown 'zigzagN8'"),
     ],
 )

@@ -22,6 +22,9 @@ class ScanConfig:
             any rectangle) or random.
         num_orders: k, how many of the scheme's orders the layers take in turn: 1 to 8, in the sequence of
             zigma_pl.scan.paths; for random any number from 1 on. One raster order is sweep with num_orders 1.
+        indices: which of the scheme's orders the layers take in turn, in place of the first k: each 0 to 7 or, for
+            random, 0 or more; k is then their number. Of sweep and zigzag, [0, 6] are the rows from the top left and
+            those from the bottom right.
         seed: seed of the random orders, 0 or more; the other schemes ignore it.
         video: how clips are scanned; pictures are not concerned. 3d: each layer visits all tokens of the clip along
             one of the k orders, each continued through the frames (zigma_pl.scan.clips). factorized: a layer scans
@@ -38,14 +41,21 @@ class ScanConfig:
     video: VideoScan = "3d"
     plan: tuple[Axis, ...] = ("space", "space", "time")
     legacy_inverse: bool = False
+    indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", tuple(self.plan))  # a list comes from JSON
+        if self.indices is not None:
+            object.__setattr__(self, "indices", tuple(self.indices))
+            object.__setattr__(self, "num_orders", len(self.indices))
         if self.scheme not in get_args(SchemeName):
             raise UserError(f"scan.scheme: unknown {self.scheme!r}; choose one of {', '.join(get_args(SchemeName))}")
         allowed = "1 or more" if self.scheme == "random" else f"1 to {NUM_SYMMETRIES}"
         if self.num_orders < 1 or (self.scheme != "random" and self.num_orders > NUM_SYMMETRIES):
             raise UserError(f"scan.num_orders: {self.scheme} allows {allowed} orders, not {self.num_orders}")
+        if any(index < 0 or (self.scheme != "random" and index >= NUM_SYMMETRIES) for index in self.indices or ()):
+            known = "0 or more" if self.scheme == "random" else f"0 to {NUM_SYMMETRIES - 1}"
+            raise UserError(f"scan.indices: the orders of {self.scheme} are {known}, not {list(self.indices or ())}")
         if self.seed < 0:
             raise UserError(f"scan.seed: must be 0 or more, not {self.seed}")
         if self.video not in get_args(VideoScan):
@@ -101,6 +111,7 @@ class ScanConfig:
         return [*self.orders(height, width), forward, forward[::-1].copy()], indices
 
     def _order(self, index: int, height: int, width: int, num_frames: int | None = None) -> np.ndarray:
+        index = index if self.indices is None else self.indices[index]
         if num_frames is None:
             return visit_order(
                 self.scheme, height, width, index=index, seed=self.seed, legacy_inverse=self.legacy_inverse
