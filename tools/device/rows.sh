@@ -60,9 +60,9 @@ collect)
     unpack "$@"
     cd "$folder" || exit
     while [ $SECONDS -lt "$seconds" ] && [ "$(wc -l <done)" -lt "$(wc -l <plan)" ]; do sleep 2; done
-    cat done
+    cut -c 1-120 done
     echo "the newest outputs:"
-    ls -t output/* | head -n 16 | while read -r log; do head -n 1 "$log" && tail -n 1 "$log"; done
+    ls -t output/* | head -n 16 | while read -r log; do head -n 1 "$log" | cut -c 1-100 && tail -c 90 "$log" && echo; done
     echo "GPU, busy %, MiB over the last minutes:"
     tail -n 480 utilization | awk -F', ' '{ n[$1]++; u[$1] += $2; m[$1] = $3 } END { for (i in n) print i, u[i] / n[i], m[i] }'
     find results logs output build -type f -newer begun ! -path '*/checkpoints/*' ! -path '*/previews/*' \
