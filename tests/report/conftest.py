@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 from report.synthetic import write_project
 
@@ -16,3 +18,13 @@ def project(tmp_path_factory):
 def elsewhere(tmp_path, monkeypatch):
     """Run in an empty folder: records and pictures of the repository itself are not those of the tests."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def committed_results(repository):
+    """Names of the files in results/ that are committed; others, of a smoke run say, do not count."""
+    command = ["git", "ls-files", "results"]
+    listed = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout, so it is not known which records are committed")
+    return listed.stdout.splitlines()

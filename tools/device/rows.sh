@@ -26,6 +26,14 @@ unpack() {
     done
 }
 
+run_one() {
+    export CUDA_VISIBLE_DEVICES=$((SLOT % NUM_GPUS))
+    local log began
+    log=output/$(date +%H%M%S)_$SLOT began=$(date +%s)
+    { echo "$1" && bash -c "$1"; } >"$log" 2>&1
+    echo "$? after $(($(date +%s) - began)) s on GPU $CUDA_VISIBLE_DEVICES: $1" >>done
+}
+
 case $verb in
 begin)
     wheels=$1 plan=$2 rows_per_gpu=$3
@@ -37,21 +45,19 @@ begin)
     [ -d "$folder/site" ] || "$python" -m pip install -q --no-index --no-deps --no-compile --target "$folder/site" "$wheels"/*.whl
     export PYTHONPATH="$folder/site:$folder"
     unpack "$@"
-    num_gpus=$(nvidia-smi --list-gpus | wc -l)
     cd "$folder" || exit
+    mkdir -p output
     touch begun done
-    export NUM_GPUS=$num_gpus OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1
+    NUM_GPUS=$(nvidia-smi --list-gpus | wc -l)
+    export NUM_GPUS OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1 max_rows=$((rows_per_gpu * NUM_GPUS))
+    export -f run_one
     # A session of its own, which goes on when this call has returned.
-    setsid xargs --arg-file=plan --delimiter='\n' --max-args=1 --max-procs="$((rows_per_gpu * num_gpus))" \
-        --process-slot-var=SLOT bash -c '
-            export CUDA_VISIBLE_DEVICES=$((SLOT % NUM_GPUS))
-            log=output/$(date +%H%M%S)_$SLOT began=$(date +%s)
-            mkdir -p output
-            { echo "$0"; bash -c "$0"; } >"$log" 2>&1
-            echo "$? after $(($(date +%s) - began)) s on GPU $CUDA_VISIBLE_DEVICES: $0" >>done
-        ' </dev/null >/dev/null 2>&1 &
-    setsid nvidia-smi --query-gpu=index,utilization.gpu,memory.used --format=csv,noheader,nounits -l 5 \
-        </dev/null >utilization 2>/dev/null &
+    setsid bash -c '
+        nvidia-smi --query-gpu=index,utilization.gpu,memory.used --format=csv,noheader,nounits -l 5 >utilization &
+        xargs --arg-file=plan --delimiter="\n" --max-args=1 --max-procs="$max_rows" --process-slot-var=SLOT \
+            bash -c "run_one \"\$0\""
+        kill $!
+    ' </dev/null >/dev/null 2>&1 &
     ;;
 collect)
     seconds=$1

@@ -150,18 +150,19 @@ def compute(
     """
     scores: dict[str, Score] = {}
     manifold: Mapping[str, float] | None = None
+    pair = (real.features, fake.features)
+    each_real, each_fake = (None if features is None else features.to(device) for features in pair)
     for name in names:
         distance, std = SCORES[name].distance, None
         if distance == "frechet":
             value = frechet_distance(real.statistics, fake.statistics)
         else:
-            assert real.features is not None
-            assert fake.features is not None
-            pair = real.features.to(device), fake.features.to(device)
+            assert each_real is not None
+            assert each_fake is not None
             if distance == "kernel":
-                value, std = kernel_distance(*pair, options.kid_num_subsets, options.kid_subset_size)
+                value, std = kernel_distance(each_real, each_fake, options.kid_num_subsets, options.kid_subset_size)
             else:
-                manifold = manifold or precision_recall(*pair, options.num_neighbours)._asdict()
+                manifold = manifold or precision_recall(each_real, each_fake, options.num_neighbours)._asdict()
                 value = manifold[distance]
         scores[name] = Score(value, comparable, std)
     return scores

@@ -265,14 +265,11 @@ __device__ __forceinline__ void walk_back(const Params& p) {
             write_term_gradients(p, shared, order);
         }
     }
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
     if (ADJOINT_ONLY) {
-        const Long carry_index = (Long)chunk * p.num_batch + batch;
-        store_states(states_at(p, p.carries, carry_index), carry);
-        if (lane_quarter() == 0 && channel < p.num_channels)
-            p.durations[carry_index * p.num_channels + channel] = duration;
+        leave_behind(p, carry, duration);
         return;
     }
+    const int channel = blockIdx.x * CHANNELS + lane_channel();
     const Long part = (Long)batch * p.num_chunks + chunk;
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i)

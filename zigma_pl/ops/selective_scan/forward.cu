@@ -160,13 +160,7 @@ __device__ __forceinline__ void scan_tiles(const Params& p) {
         __syncthreads();
         if (!STATES_ONLY) write_outputs(p, tiles, order, buffer, y_tile);
     }
-    if (STATES_ONLY) {
-        const Long carry_index = (Long)chunk * p.num_batch + batch;
-        store_states(states_at(p, p.carries, carry_index), h);
-        const int channel = blockIdx.x * CHANNELS + lane_channel();
-        if (lane_quarter() == 0 && channel < p.num_channels)
-            p.durations[carry_index * p.num_channels + channel] = duration;
-    }
+    if (STATES_ONLY) leave_behind(p, h, duration);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forward(const Params p) { scan_tiles<false>(p); }

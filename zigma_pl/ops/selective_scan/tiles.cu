@@ -222,11 +222,25 @@ __device__ __forceinline__ void load_states(const float* from, float (&states)[T
     }
 }
 
+__device__ __forceinline__ void store_states(float* to, const float (&states)[THREAD_STATES]) {
+    if (!to) return;
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; i += 4)
+        *(float4*)(to + i) = make_float4(states[i], states[i + 1], states[i + 2], states[i + 3]);
+}
+
+// Keeps what this block's chunk leaves behind by itself, for those after it (or before it).
+__device__ __forceinline__ void leave_behind(const Params& p, const float (&states)[THREAD_STATES], float duration) {
+    const Long index = (Long)blockIdx.z * p.num_batch + blockIdx.y;
+    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    store_states(states_at(p, p.carries, index), states);
+    if (lane_quarter() == 0 && channel < p.num_channels) p.durations[index * p.num_channels + channel] = duration;
+}
+
 // What enters this block's chunk: all that the chunks before it (reversed: after it) have left behind by themselves.
 __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
                                               float (&carry)[THREAD_STATES]) {
-#pragma unroll
-    for (int i = 0; i < THREAD_STATES; ++i) carry[i] = 0.f;
+    load_states(nullptr, carry);
     if (!p.carries) return;
     const int channel = blockIdx.x * CHANNELS + lane_channel();
     const int last = (int)p.num_chunks - 1, num_chained = reversed ? last - (int)blockIdx.z : (int)blockIdx.z;
@@ -239,13 +253,6 @@ __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, co
 #pragma unroll
         for (int j = 0; j < THREAD_STATES; ++j) carry[j] = fmaf(exp2_fast(duration * log2_rate[j]), carry[j], own[j]);
     }
-}
-
-__device__ __forceinline__ void store_states(float* to, const float (&states)[THREAD_STATES]) {
-    if (!to) return;
-#pragma unroll
-    for (int i = 0; i < THREAD_STATES; i += 4)
-        *(float4*)(to + i) = make_float4(states[i], states[i + 1], states[i + 2], states[i + 3]);
 }
 
 __device__ __forceinline__ void load_terms(const float* from, float (&out)[THREAD_STATES]) {
