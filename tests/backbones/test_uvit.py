@@ -55,6 +55,16 @@ def test_final_convolution_mixes_across_patch_borders():
     torch.testing.assert_close(shifted[..., :-1], plain[..., 1:])
 
 
+def test_prediction_starts_at_zero_and_the_convolution_as_the_identity():
+    """A convolution that starts at zero gives no other weight a gradient, and slows all down until it has grown."""
+    fresh, (x, t) = UViT(2, 4, 6, patch_size=2, width=16, depth=3, num_heads=2), tiny.draw()
+    prediction = fresh(x, t)
+    assert not prediction.any()
+    prediction.sum().backward()
+    assert fresh.projection.weight.grad.any()
+    torch.testing.assert_close(fresh.final_convolution(x), x)
+
+
 def test_size_b_is_the_papers_mid_size_with_its_perceptron():
     with torch.device("meta"):
         backbone = UViT(4, 32, 32, patch_size=2, size="B", num_classes=1000, mlp_ratio=4.0)

@@ -76,9 +76,9 @@ class UViT(TokenBackbone):
             UViTBlock(width, num_heads, mlp_ratio, takes_skip=layer >= depth - self.num_skips) for layer in range(depth)
         )
         self.norm = nn.LayerNorm(width)
-        # The prediction starts at zero, through whichever layer is last.
-        self.projection = (nn.Linear if final_convolution else zero_linear)(width, self.patch_features)
-        self.final_convolution = zero_convolution(in_channels) if final_convolution else nn.Identity()
+        # The prediction starts at zero, the convolution as the identity: its few weights, if zero, hold up all others.
+        self.projection = zero_linear(width, self.patch_features)
+        self.final_convolution = identity_convolution(in_channels) if final_convolution else nn.Identity()
 
     def forward(
         self,
@@ -158,10 +158,10 @@ class UViTBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-def zero_convolution(num_channels: int) -> nn.Conv2d:
-    """Return a 3 x 3 convolution that keeps the grid and starts at zero."""
+def identity_convolution(num_channels: int) -> nn.Conv2d:
+    """Return a 3 x 3 convolution that keeps the grid and starts as the identity."""
     layer = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
-    nn.init.zeros_(layer.weight)
+    nn.init.dirac_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer

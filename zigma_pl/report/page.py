@@ -92,7 +92,8 @@ def _table(table: str | None, rows: list[Row], results: Results, folder: Path, a
             parts.append(tag("div", _from_markdown(note), class_="note"))
         if view.scale is not None:
             parts += [*charts(view, results), tag("h4", "Samples"), gallery.samples(view, assets)]
-        parts += [tag("h4", "Rows"), *(_details(line, assets) for line in view.lines)]
+        parts.append(tag("h4", "Rows"))
+        parts += [_details(line, _earlier(line, view, results), assets) for line in view.lines]
     return parts
 
 
@@ -117,12 +118,24 @@ def _scores(view: View, addresses: dict[str, str], assets: Assets) -> Markup:
         links = [tag("a", "YAML", href=addresses[line.row.name])]
         for result in line.results:
             name = "record" if len(line.results) == 1 else f"seed {result.seed}"
-            address = assets.copy(result.file, f"records/{result.record.scale}/{result.file.name}")
-            links += [Markup(" "), tag("a", name, href=address)]
+            links += [Markup(" "), _link(name, result, assets)]
         lines.append(tag("tr", label, cells, tag("td", links)))
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", lines))
     # Focusable, so that it can be scrolled with the keys.
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"Scores, {view.title}")
+
+
+def _link(text: str, result: Result, assets: Assets, folder: str = "") -> Markup:
+    """Return a link to a copy of the record's file."""
+    return tag("a", text, href=assets.copy(result.file, f"records/{result.record.scale}/{folder}{result.file.name}"))
+
+
+def _earlier(line: Line, view: View, results: Results) -> list[Result]:
+    """Return the records from before a run's end, which charts show and the table does not."""
+    if view.scale is None:
+        return []
+    of_row = results.history(line.row.name, view.scale)
+    return [result for result in of_row if result not in line.results and result.samples_seen is not None]
 
 
 def _heading(column: Column) -> Markup:
@@ -136,7 +149,7 @@ def _class(cell: str, column: Column) -> str | None:
     return "ours" if column.source == "ours" else None
 
 
-def _details(line: Line, assets: Assets) -> Markup:
+def _details(line: Line, earlier: Sequence[Result], assets: Assets) -> Markup:
     """Return what is known of a row, folded: what its header says, and of each record protocol, training, machine."""
     row = line.row
     about = {"command": tag("code", row.command), "GPU hours": row.gpu_hours}
@@ -145,6 +158,11 @@ def _details(line: Line, assets: Assets) -> Markup:
     about |= {"note" if number == 0 else f"note {number + 1}": note for number, note in enumerate(row.notes)}
     summary = row.label if line.results else f"{row.label} ({NOT_RUN})"
     records = [_of_record(result, row, assets) for result in line.results]
+    if earlier:
+        links = [
+            _link(f"{of.samples_seen:,} samples, seed {of.seed}", of, assets, f"{of.samples_seen}/") for of in earlier
+        ]
+        records.append([tag("h4", "Scored earlier, after"), tag("ul", [tag("li", link) for link in links])])
     return tag("details", tag("summary", summary), _list(about), records)
 
 
