@@ -130,6 +130,16 @@ def test_classes_are_drawn_as_the_model_itself_does(by_class, in_tmp):
     assert [row["class_id"] for row in table["samples"]] == [3, 3, 0, 0]
 
 
+def test_the_model_that_comes_along_draws_what_it_is_told(repository, in_tmp):
+    colours = ("green", "pink")
+    prompts = [f"--prompt=a person in front of a {colour} background" for colour in colours]
+    pictures, _ = sample(repository / "models/portraits", *prompts, "--num=1", "--num-steps=3")
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 2
+    (green, pink) = ((picture[:6, -6:].mean((0, 1)) - picture[:6, -6:].mean())[1] for picture in pictures)
+    assert green > 15
+    assert pink < -15
+
+
 def test_without_a_condition_it_goes_to_a_folder_of_the_models_name(unconditional, in_tmp):
     assert main(["sample", "--model", str(unconditional), "--num", "9", "--device", "cpu"]) == 0
     pictures = [np.asarray(Image.open(f"samples/model/{number:08d}.png")) for number in range(9)]

@@ -139,11 +139,15 @@ def test_scores_at_several_moments_become_a_curve(project, tmp_path):
     record = copy / "results" / "smoke" / "table1_sweep.json"
     earlier = json.loads(record.read_text())
     earlier["training"]["samples_seen"] = 320
-    record.with_name("table1_sweep_early.json").write_text(json.dumps(earlier))
+    early = record.with_name("table1_sweep_early.json")
+    early.write_text(json.dumps(earlier))
     out = tmp_path / "out" / "index.html"
     assert command.main(arguments(copy, out)) == 0
-    svgs = [attributes.get("aria-label", "") for attributes in Page(out.read_text()).all("svg")]
+    page = Page(out.read_text())
+    svgs = [attributes.get("aria-label", "") for attributes in page.all("svg")]
     assert any(label.startswith("FID lite ↓. FID lite ↓ against samples seen: sweep ends at 800.0") for label in svgs)
+    assert "320 samples, seed 0" in page.text
+    assert (out.parent / "assets/records/smoke/320" / early.name).read_text() == early.read_text()
 
 
 def test_runs_of_the_same_name_do_not_replace_each_other(tmp_path, repository):
