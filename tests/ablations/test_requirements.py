@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ ROW = """
 data:
   class_path: zigma_pl.data.{data}
   init_args: {options}
-scorer: {{metrics: {metrics}}}
+scorer: {{metrics: {metrics}, kid_subset_size: 300}}
 trainer: {{max_steps: 1}}
 checkpoint: {{every_n_train_steps: 1}}
 """
 CAPTIONS = {"text_encoder": "clip", "text_encoder_path": "weights/clip-vit-large-patch14"}
 LATENTS = {"autoencoder": "weights/sd-vae-ft-ema"}
+TINY_STANDIN = {"standin": True, "standin_num_items": 10, "image_size_px": 8}
 
 
 @pytest.fixture
@@ -56,21 +58,19 @@ def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
 
 
 def test_nothing_is_missing_for_a_standin_with_lite_scores(needs):
-    assert needs(a=("MMCelebAHQ", {"standin": True, "standin_num_items": 10, "image_size_px": 8}, None)) == []
+    assert needs(a=("MMCelebAHQ", TINY_STANDIN, ["fid_lite"])) == []
     assert needs(a=("Digits", {}, ["fid_lite"])) == []
 
 
 def test_a_text_encoder_is_not_needed_without_captions(needs):
-    options = {"standin": True, "standin_num_items": 10, "image_size_px": 8, **CAPTIONS}
-    assert needs(a=("FacesHQ", options, ["fid_lite"])) == []
+    assert needs(a=("FacesHQ", TINY_STANDIN | CAPTIONS, ["fid_lite"])) == []
 
 
 def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
-    options = {"standin": True, "standin_num_items": 10, "image_size_px": 8}
-    (line,) = needs(a=("FacesHQ", {**options, "autoencoder": "stabilityai/sd-vae-ft-ema"}, None))
+    (line,) = needs(a=("FacesHQ", {**TINY_STANDIN, "autoencoder": "stabilityai/sd-vae-ft-ema"}, ["fid_lite"]))
     assert "data.autoencoder: there is no folder 'stabilityai/sd-vae-ft-ema'" in line
     Path("mine").mkdir()
-    assert needs(a=("FacesHQ", {**options, "autoencoder": "mine"}, None)) == []
+    assert needs(a=("FacesHQ", {**TINY_STANDIN, "autoencoder": "mine"}, ["fid_lite"])) == []
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,10 @@ def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
         (("Digitz", {}, None), "Digitz"),
         (("Digits", {"batch_sizes": 3}, None), "batch_sizes"),
         (("Digits", {}, ["fvd"]), "fvd is no score of pictures"),
+        (
+            ("FacesHQ", {**TINY_STANDIN}, ["kid_lite"]),
+            "kid_lite: subsets of 300 need as many samples, but there are 2 real",
+        ),
     ],
 )
 def test_what_cannot_be_looked_at_is_named(needs, row, part):
@@ -91,3 +95,11 @@ def test_damaged_weights_are_named(needs):
     (folder / "weights-inception-2015-12-05-6726825d.pth").write_bytes(b"half of it")
     (line,) = needs(a=("Digits", {}, ["fid"]))
     assert "6726825d.pth is wrong" in line
+
+
+def test_videos_need_what_decodes_them(needs, monkeypatch):
+    row = ("UCF101", {**TINY_STANDIN, "standin_num_items": 15}, ["frame_fid_lite"])
+    assert needs(a=row) == []
+    monkeypatch.setitem(sys.modules, "av", None)
+    (line,) = needs(a=row)
+    assert 'pip install "zigma_pl[video]"' in line

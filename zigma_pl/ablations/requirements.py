@@ -7,9 +7,10 @@ from typing import Any
 
 from zigma_pl.ablations.composed import fingerprint, option
 from zigma_pl.ablations.plan import Run
+from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
-from zigma_pl.evaluation.scores import CLIP_SCORE, SCORES, choose_scores
+from zigma_pl.evaluation.scores import CLIP_SCORE, SCORES
 from zigma_pl.metrics.extractors import EXTRACTORS
 from zigma_pl.metrics.extractors.clip import CLIPImage
 from zigma_pl.weights import DEFAULT_ROOT, WEIGHTS, check
@@ -25,7 +26,7 @@ def missing(runs: Sequence[Run]) -> list[str]:
     lines_of: dict[str, list[str]] = {}
     needed_by: dict[str, list[str]] = {}
     for run in runs:
-        needs = {"data": run.config["data"], "metrics": option(run.config, "scorer.metrics")}
+        needs = {"data": run.config["data"], "scoring": option(run.config, "scorer", {})}
         key = fingerprint(needs)
         if key not in lines_of:
             lines_of[key] = list(_missing(**needs))
@@ -34,7 +35,7 @@ def missing(runs: Sequence[Run]) -> list[str]:
     return [f"{line} (for {_some(names)})" for line, names in needed_by.items()]
 
 
-def _missing(data: dict[str, Any], metrics: Sequence[str] | None) -> Iterator[str]:
+def _missing(data: dict[str, Any], scoring: dict[str, Any]) -> Iterator[str]:
     options = data.get("init_args") or {}
     try:
         data_class = _class_of(data["class_path"])
@@ -50,10 +51,10 @@ def _missing(data: dict[str, Any], metrics: Sequence[str] | None) -> Iterator[st
         if Path(folder).name not in names and not Path(folder).is_dir():
             yield f"data.{name}: there is no folder '{folder}'"
     try:
-        names += _networks(metrics, _open(data_class, options))
+        names += _networks(Scorer(**scoring).scores_of(_open(data_class, options)))
     except (UserError, TypeError) as error:  # the latter for an option that there is none of
         yield " ".join(str(error).split())
-        names += _networks(metrics or (), None)
+        names += _networks(scoring.get("metrics") or ())
     yield from _missing_files(names)
 
 
@@ -96,12 +97,9 @@ def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDa
     return datamodule
 
 
-def _networks(metrics: Sequence[str] | None, datamodule: ImageDataModule | None) -> list[str]:
-    """Return the entries of the table of weights that scores need; without data module none is left out or added."""
-    if datamodule is not None:
-        of_clips = datamodule.num_frames is not None
-        metrics = choose_scores(metrics, of_clips=of_clips, has_captions=datamodule.has_captions)
-    extractors = [SCORES[name].features.extractor for name in metrics or () if name in SCORES]
+def _networks(scores: Sequence[str]) -> list[str]:
+    """Return the entries of the table of weights that these scores need."""
+    extractors = [SCORES[name].features.extractor for name in scores if name in SCORES]
     return [CLIPImage.weights_name if name == CLIP_SCORE else EXTRACTORS[name].weights_name for name in extractors]
 
 

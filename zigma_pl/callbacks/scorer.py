@@ -142,17 +142,25 @@ class Scorer(L.Callback):
             raise UserError(
                 f"scorer.results_dir {self.results_dir} cannot be made ({error.strerror}): choose another"
             ) from error
-        if self.num_samples:
-            self._prepare_scores(_datamodule(trainer))
+        self._prepare_scores(_datamodule(trainer))
+
+    def scores_of(self, datamodule: ImageDataModule) -> list[str]:
+        """Return the names of the scores that `test` computes on these data, none where nothing is sampled.
+
+        Raises:
+            UserError: a score does not suit the data, or there are too few real or generated samples for it.
+        """
+        if not self.num_samples:
+            return []
+        of_clips = datamodule.num_frames is not None
+        names = choose_scores(self.metrics, of_clips=of_clips, has_captions=datamodule.has_captions)
+        if any(SCORES[name].distance != "captions" for name in names):
+            check_counts(names, self.score_options, len(RealPictures(datamodule, self.split)), self.num_samples)
+        return names
 
     def _prepare_scores(self, datamodule: ImageDataModule) -> None:
-        of_clips = datamodule.num_frames is not None
-        self._names = choose_scores(self.metrics, of_clips=of_clips, has_captions=datamodule.has_captions)
-        groups = by_features(self._names)
-        self._extractors = {features: self._build(features.extractor) for features in groups}
-        if any(SCORES[name].distance != "captions" for name in self._names):
-            num_real = len(RealPictures(datamodule, self.split))
-            check_counts(self._names, self.score_options, num_real, self.num_samples)
+        self._names = self.scores_of(datamodule)
+        self._extractors = {features: self._build(features.extractor) for features in by_features(self._names)}
 
     def _build(self, name: str) -> FeatureExtractor | ClipScore:
         weights = self.extractor_weights.get(name)

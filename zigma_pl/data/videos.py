@@ -13,7 +13,7 @@ from zigma_pl.data.base import Split
 from zigma_pl.data.downloaded import DownloadedDataModule
 from zigma_pl.data.images import PixelDataset, PixelItem, resize_and_crop, to_uint8_tensor
 from zigma_pl.data.samples import PixelSamples, SplitSamples, draw
-from zigma_pl.data.video_files import Video, open_video
+from zigma_pl.data.video_files import Video, import_av, open_video
 from zigma_pl.errors import UserError
 
 ClipStart = Literal["random", "centre", "first"]
@@ -172,7 +172,8 @@ class VideoDataModule(DownloadedDataModule):
         """List one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
 
     def open_pixel_items(self, split: Split) -> FixedClips:
-        """Open one split as its fixed clips."""
+        """Open one split as its fixed clips. Raises `UserError`, before any is read, where PyAV is missing."""
+        import_av()
         return FixedClips(self.load_split(split), self.cutter, self.clips_per_video, self._within_part)
 
     def described(self) -> dict[str, Any]:
@@ -182,6 +183,7 @@ class VideoDataModule(DownloadedDataModule):
     def live_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
         """Open one split as the loader reads it: training clips from random places, if so asked, else fixed ones."""
         if split == "train" and self.clip_start == "random":
+            import_av()
             return VideoSamples(self.load_split(split), self.cutter, seed=self.seed, horizontal_flip=horizontal_flip)
         return super().live_samples(split, horizontal_flip=horizontal_flip)
 
