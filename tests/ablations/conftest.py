@@ -18,7 +18,7 @@ class Fakes:
         self.behave()
         for row in ("table1_a", "table1_b", "table1x_a", "toy"):
             self.write(f"experiments/{row}.yaml", ROW)
-        self.write("scales/smoke.yaml", "scorer: {num_samples: 16}\n")
+        self.write("scales/smoke.yaml", "scorer: {num_samples: 16, metrics: [fid_lite]}\n")
         torch.save({"global_step": 1}, "middle.pt")
         torch.save({"global_step": 2}, "end.pt")
 

@@ -129,7 +129,7 @@ def table1_runs(**options):
 def test_a_changed_configuration_is_said_and_run_only_when_asked(fakes, capsys):
     assert fakes.run("--rows", "table1_a") == 0
     fakes.calls()
-    fakes.write("scales/smoke.yaml", "scorer: {num_samples: 16}\nema: {decay: 0.5}\n")
+    fakes.write("scales/smoke.yaml", "scorer: {num_samples: 16, metrics: [fid_lite]}\nema: {decay: 0.5}\n")
     capsys.readouterr()
     assert fakes.run("--rows", "table1_a") == 0
     assert fakes.calls() == []
@@ -144,7 +144,7 @@ def test_a_changed_configuration_is_said_and_run_only_when_asked(fakes, capsys):
 def test_a_change_of_the_scoring_alone_does_not_train_again(fakes):
     assert fakes.run("--rows", "table1_a") == 0
     fakes.calls()
-    fakes.write("scales/smoke.yaml", "scorer: {num_samples: 32}\nmodel: {guidance: {scale: 2}}\n")
+    fakes.write("scales/smoke.yaml", "scorer: {num_samples: 32, metrics: [fid_lite]}\nmodel: {guidance: {scale: 2}}\n")
     assert fakes.run("--rows", "table1_a", "--again") == 0
     assert fakes.calls() == ["test table1_a from end.ckpt"]
 
