@@ -19,6 +19,8 @@ from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
 from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.ema import EMA
+from zigma_pl.callbacks.scorer import Scorer
+from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import Digits
 from zigma_pl.evaluation.record import read_record
 from zigma_pl.flops import count_flops
@@ -50,6 +52,7 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     assert training["log_folder"] == str(trained["digits"])
     assert training["parameters"] == build().backbone.num_parameters()
     assert training["gflops"] == count_flops(build().backbone).total / 1e9
+    assert training["memory_gb"] is None  # trained on the CPU
     assert record.machine["torch"] == torch.__version__
     with Image.open(record.pictures["grid"]) as grid:
         assert grid.size == (8 * 50 + 2, 3 * 50 + 2)
@@ -57,6 +60,17 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     assert "24 samples of the average weights, 2 network calls each, against 179 real ones (test)" in printed
     assert "lite, not comparable with published FID" in printed
     assert printed.rstrip().endswith("record: results/row.json")
+
+
+def test_record_tells_the_memory_that_training_took(in_tmp, fake_features, monkeypatch):
+    monkeypatch.setattr(Throughput, "_peak_bytes_until_now", lambda self, trainer: 3 * 10**9)
+    saving = ModelCheckpoint("checkpoints", every_n_train_steps=2, save_last=True)
+    training = trainer_for(".", [EMA(decay=0.5), Throughput(), saving])
+    training.log_every_n_steps = 1
+    training.fit(build(), datamodule=Digits(batch_size=8))
+    scoring = trainer_for(".", [EMA(), Throughput(), Scorer(num_samples=0, row="row")])
+    scoring.test(build(), datamodule=Digits(), ckpt_path="checkpoints/last.ckpt", weights_only=True)
+    assert read_record(Path("results/row.json")).training["memory_gb"] == 3.0
 
 
 def test_loss_alone_needs_neither_features_nor_samples(score):

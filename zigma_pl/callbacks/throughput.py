@@ -41,12 +41,16 @@ class Throughput(L.Callback):
     Args:
         peak_tflops: what one device can do at most, in 10^12 operations a second, for the utilization; None takes the
             data sheet's number for GPUs that are known by name, and logs no utilization on others and on the CPU.
+
+    Attributes:
+        peak_memory_gib: the largest train/peak_memory_gib so far, 0 without a GPU; checkpoints carry it.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
         if peak_tflops is not None and not peak_tflops > 0:
             raise UserError(f"throughput.peak_tflops must be > 0, got {peak_tflops}")
         self.peak_tflops = peak_tflops
+        self.peak_memory_gib = 0.0
         self._clock = DataClock(torch.device("cpu"))
         self._profiler: Profiler | None = None  # the trainer's own
         self._counted_until: float | None = None  # None while time does not count
@@ -120,6 +124,14 @@ class Throughput(L.Callback):
         """Leave the loader unwatched."""
         self.on_train_end(trainer, pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the largest peak."""
+        return {"peak_memory_gib": self.peak_memory_gib}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the largest peak of a checkpoint."""
+        self.peak_memory_gib = state_dict["peak_memory_gib"]
+
     # --- what it measures ---------------------------------------------------------------------------------------------
 
     def _begin(self, trainer: L.Trainer) -> None:
@@ -143,6 +155,7 @@ class Throughput(L.Callback):
         module.log_dict({"train/data_wait": loading, "train/encoding": encoding})
         if peak_gib > 0:
             module.log("train/peak_memory_gib", peak_gib)
+            self.peak_memory_gib = max(self.peak_memory_gib, peak_gib)
         self._num_reports += 1
         if self._num_reports > 1 and trainer.is_global_zero:
             self._warn(trainer, loading, encoding)

@@ -12,6 +12,7 @@ import lightning as L
 from zigma_pl import __version__
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.machine import describe_machine
+from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.io import Weights, weights_of
 from zigma_pl.checkpoints.newest import log_folder_of
@@ -58,6 +59,8 @@ def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: 
     callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
     totals = next((callback for callback in callbacks if isinstance(callback, TrainingTotals)), None)
     counted = totals is not None and totals.samples_seen > 0
+    measured = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
+    peak_gib = 0.0 if measured is None else measured.peak_memory_gib
     return {
         "steps": checkpoint.steps,
         "samples_seen": totals.samples_seen if totals is not None and counted else None,
@@ -68,6 +71,7 @@ def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: 
         "log_folder": None if log_folder is None else str(log_folder),
         "parameters": module.backbone.num_parameters(),
         "gflops": _gflops(module.backbone),
+        "memory_gb": round(peak_gib * 2**30 / 1e9, 3) if peak_gib else None,
     }
 
 
