@@ -81,6 +81,15 @@ def interrupt_when(path, number):
     threading.Thread(target=wait).start()
 
 
+@pytest.fixture
+def interruptible():
+    """Let an interrupt raise KeyboardInterrupt, also where the tests run in the background, whose jobs ignore it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_row_goes_on_from_its_last_checkpoint(fakes, capsys, number):
     fakes.behave(table1_a={"fit": "hang"})
