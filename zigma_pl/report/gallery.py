@@ -6,7 +6,6 @@ from zigma_pl.report.assets import Assets
 from zigma_pl.report.charts import swatch
 from zigma_pl.report.markup import Markup, tag
 from zigma_pl.report.results import Result
-from zigma_pl.report.scores import NOT_RUN
 from zigma_pl.report.tables import View
 
 NUM_PREVIEWS = 4
@@ -14,13 +13,13 @@ _VIDEO_TYPES = {".mp4": "video/mp4", ".webm": "video/webm"}
 
 
 def samples(view: View, assets: Assets) -> Markup:
-    """Return the sample grid, or the videos, of the first seed of each row, with a place for rows that were not run."""
+    """Return the sample grid, or the videos, of the first seed of each row that was run."""
     figures = []
     for place, line in enumerate(view.lines):
-        shown = [(_how(result), _pictures(result, line.row.label, assets)) for result in line.results[:1]]
-        how, pictures = shown[0] if shown else (NOT_RUN, [])
-        caption = tag("figcaption", swatch(place), f"{line.row.label}, {how}")
-        figures += [tag("figure", caption, picture) for picture in pictures] or [tag("figure", caption)]
+        for result in line.results[:1]:
+            caption = tag("figcaption", swatch(place), f"{line.row.label}, {_how(result)}")
+            pictures = _pictures(result, line.row.label, assets)
+            figures += [tag("figure", caption, picture) for picture in pictures] or [tag("figure", caption)]
     return tag("div", figures, class_="pictures")
 
 
