@@ -172,9 +172,8 @@ class VideoDataModule(DownloadedDataModule):
         """List one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
 
     def open_pixel_items(self, split: Split) -> FixedClips:
-        """Open one split as its fixed clips. Raises `UserError`, before any is read, where PyAV is missing."""
-        import_av()
-        return FixedClips(self.load_split(split), self.cutter, self.clips_per_video, self._within_part)
+        """Open one split as its fixed clips."""
+        return FixedClips(self._videos(split), self.cutter, self.clips_per_video, self._within_part)
 
     def described(self) -> dict[str, Any]:
         """Return as plain values what decides which items a split has: the fixed clips, alike for random and centre."""
@@ -183,9 +182,12 @@ class VideoDataModule(DownloadedDataModule):
     def live_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
         """Open one split as the loader reads it: training clips from random places, if so asked, else fixed ones."""
         if split == "train" and self.clip_start == "random":
-            import_av()
-            return VideoSamples(self.load_split(split), self.cutter, seed=self.seed, horizontal_flip=horizontal_flip)
+            return VideoSamples(self._videos(split), self.cutter, seed=self.seed, horizontal_flip=horizontal_flip)
         return super().live_samples(split, horizontal_flip=horizontal_flip)
+
+    def _videos(self, split: Split) -> Sequence[VideoItem]:
+        import_av()  # it is missed here, not at the first clip
+        return self.load_split(split)
 
     @property
     def _within_part(self) -> Literal["centre", "first"]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 
@@ -21,6 +21,8 @@ from zigma_pl.files import sha256
 from zigma_pl.module import GenerativeModule
 
 log = logging.getLogger(__name__)
+
+Found = TypeVar("Found", bound=L.Callback)
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,9 @@ def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: 
     """Return what is known of the training; None for what the checkpoint does not tell."""
     log_folder = log_folder_of(Path(checkpoint.path))
     config = None if log_folder is None else log_folder / "config.yaml"
-    callbacks: Sequence[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    totals = next((callback for callback in callbacks if isinstance(callback, TrainingTotals)), None)
+    totals, throughput = _callback(trainer, TrainingTotals), _callback(trainer, Throughput)
     counted = totals is not None and totals.samples_seen > 0
-    measured = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
-    peak_gib = 0.0 if measured is None else measured.peak_memory_gib
+    peak_gib = 0.0 if throughput is None else throughput.peak_memory_gib
     return {
         "steps": checkpoint.steps,
         "samples_seen": totals.samples_seen if totals is not None and counted else None,
@@ -73,6 +73,11 @@ def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: 
         "gflops": _gflops(module.backbone),
         "memory_gb": round(peak_gib * 2**30 / 1e9, 3) if peak_gib else None,
     }
+
+
+def _callback(trainer: L.Trainer, kind: type[Found]) -> Found | None:
+    callbacks: Sequence[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def _gflops(backbone: Backbone) -> float | None:
