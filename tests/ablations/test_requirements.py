@@ -13,13 +13,14 @@ ROW = """
 data:
   class_path: zigma_pl.data.{data}
   init_args: {options}
-scorer: {{metrics: {metrics}, kid_subset_size: 300}}
+scorer: {{metrics: {metrics}, kid_subset_size: 5}}
 trainer: {{max_steps: 1}}
 checkpoint: {{every_n_train_steps: 1}}
 """
 CAPTIONS = {"text_encoder": "clip", "text_encoder_path": "weights/clip-vit-large-patch14"}
 LATENTS = {"autoencoder": "weights/sd-vae-ft-ema"}
 TINY_STANDIN = {"standin": True, "standin_num_items": 10, "image_size_px": 8}
+SMALL_STANDIN = TINY_STANDIN | {"standin_num_items": 40}
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
 
 
 def test_nothing_is_missing_for_a_standin_with_lite_scores(needs):
-    assert needs(a=("MMCelebAHQ", TINY_STANDIN, ["fid_lite"])) == []
+    assert needs(a=("MMCelebAHQ", SMALL_STANDIN, None)) == []
     assert needs(a=("Digits", {}, ["fid_lite"])) == []
 
 
@@ -67,10 +68,10 @@ def test_a_text_encoder_is_not_needed_without_captions(needs):
 
 
 def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
-    (line,) = needs(a=("FacesHQ", {**TINY_STANDIN, "autoencoder": "stabilityai/sd-vae-ft-ema"}, ["fid_lite"]))
+    (line,) = needs(a=("FacesHQ", {**SMALL_STANDIN, "autoencoder": "stabilityai/sd-vae-ft-ema"}, None))
     assert "data.autoencoder: there is no folder 'stabilityai/sd-vae-ft-ema'" in line
     Path("mine").mkdir()
-    assert needs(a=("FacesHQ", {**TINY_STANDIN, "autoencoder": "mine"}, ["fid_lite"])) == []
+    assert needs(a=("FacesHQ", {**SMALL_STANDIN, "autoencoder": "mine"}, None)) == []
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
         (("Digits", {"batch_sizes": 3}, None), "batch_sizes"),
         (("Digits", {}, ["fvd"]), "fvd is no score of pictures"),
         (
-            ("FacesHQ", {**TINY_STANDIN}, ["kid_lite"]),
-            "kid_lite: subsets of 300 need as many samples, but there are 2 real",
+            ("FacesHQ", TINY_STANDIN, ["kid_lite"]),
+            "kid_lite: subsets of 5 need as many samples, but there are 2 real",
         ),
     ],
 )
