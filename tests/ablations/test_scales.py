@@ -63,6 +63,14 @@ def test_no_file_of_a_scale_is_for_nothing():
     assert all(re.fullmatch(r"[a-z0-9]+", path.stem) for path in SCALES.glob("*.yaml"))
 
 
+def test_the_deterministic_overlay_changes_that_alone():
+    row = REPOSITORY / "experiments" / "table1_zigzag8.yaml"
+    changed = differences(compose([row]), compose([row, SCALES.parent / "deterministic.yaml"]))
+    assert len(changed) == 1
+    assert "trainer.deterministic" in changed[0]
+    assert changed[0].endswith("-> warn")
+
+
 @pytest.mark.parametrize(
     ("data", "prefix"), [("portraits", "table1"), ("emoji_coco", "table3"), ("emoji_ucf101", "table4")]
 )

@@ -88,9 +88,9 @@ def test_each_scale_has_a_view_and_the_index_takes_the_best(table1):
 
 def test_of_a_seed_the_longest_training_counts(table1):
     short = result("table1_sweep", loss=2.0, training={"samples_seen": 10, "steps": 1})
-    found = Results([result("table1_sweep", loss=1.0), short])
+    found = Results([result("table1_sweep", loss=1.0), short, result("table1_sweep", loss=3.0)])
     assert [entry.value("fid_lite") for entry in found.of("table1_sweep", "smoke")] == [800.0]
-    assert [entry.samples_seen for entry in found.history("table1_sweep", "smoke")] == [10, 640]
+    assert [entry.samples_seen for entry in found.history("table1_sweep", "smoke")] == [10, 640, 640]
 
 
 def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):

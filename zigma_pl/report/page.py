@@ -93,7 +93,7 @@ def _table(table: str | None, rows: list[Row], results: Results, folder: Path, a
         if view.scale is not None:
             parts += [*charts(view, results), tag("h4", "Samples"), gallery.samples(view, assets)]
         parts.append(tag("h4", "Rows"))
-        parts += [_details(line, _earlier(line, view, results), assets) for line in view.lines]
+        parts += [_details(line, _others(line, view, results), assets) for line in view.lines]
     return parts
 
 
@@ -130,8 +130,8 @@ def _link(text: str, result: Result, assets: Assets, folder: str = "") -> Markup
     return tag("a", text, href=assets.copy(result.file, f"records/{result.record.scale}/{folder}{result.file.name}"))
 
 
-def _earlier(line: Line, view: View, results: Results) -> list[Result]:
-    """Return the records from before a run's end, which charts show and the table does not."""
+def _others(line: Line, view: View, results: Results) -> list[Result]:
+    """Return what the table leaves out: records from before the end of a run, which charts show, and of runs again."""
     if view.scale is None:
         return []
     of_row = results.history(line.row.name, view.scale)
@@ -149,7 +149,7 @@ def _class(cell: str, column: Column) -> str | None:
     return "ours" if column.source == "ours" else None
 
 
-def _details(line: Line, earlier: Sequence[Result], assets: Assets) -> Markup:
+def _details(line: Line, others: Sequence[Result], assets: Assets) -> Markup:
     """Return what is known of a row, folded: what its header says, and of each record protocol, training, machine."""
     row = line.row
     about = {"command": tag("code", row.command), "GPU hours": row.gpu_hours}
@@ -158,11 +158,11 @@ def _details(line: Line, earlier: Sequence[Result], assets: Assets) -> Markup:
     about |= {"note" if number == 0 else f"note {number + 1}": note for number, note in enumerate(row.notes)}
     summary = row.label if line.results else f"{row.label} ({NOT_RUN})"
     records = [_of_record(result, row, assets) for result in line.results]
-    if earlier:
+    if others:
         links = [
-            _link(f"{of.samples_seen:,} samples, seed {of.seed}", of, assets, f"{of.samples_seen}/") for of in earlier
+            _link(f"{of.samples_seen:,} samples, seed {of.seed}", of, assets, f"{of.samples_seen}/") for of in others
         ]
-        records.append([tag("h4", "Scored earlier, after"), tag("ul", [tag("li", link) for link in links])])
+        records.append([tag("h4", "Other records, after"), tag("ul", [tag("li", link) for link in links])])
     return tag("details", tag("summary", summary), _list(about), records)
 
 

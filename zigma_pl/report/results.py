@@ -84,10 +84,11 @@ class Results:
         return sorted(found, key=lambda scale: (known.get(scale, len(SCALES)), scale))
 
     def of(self, row: str, scale: str) -> list[Result]:
-        """Return the records of a row: of each seed the one that was trained longest."""
+        """Return the records of a row: of each seed the one that was trained longest, of equals the first by path."""
         longest: dict[int | None, Result] = {}
-        for result in self.history(row, scale):
-            longest[result.seed] = result
+        for result in reversed(self.history(row, scale)):
+            if (result.samples_seen or 0) >= (longest.get(result.seed, result).samples_seen or 0):
+                longest[result.seed] = result
         return sorted(longest.values(), key=lambda result: (result.seed is None, result.seed or 0))
 
     def history(self, row: str, scale: str) -> list[Result]:
