@@ -209,7 +209,7 @@ def median_ms(call, seconds=0.25, repeats=7):
     return statistics.median(times)
 
 
-def time_scan(shape, dtype=torch.bfloat16, order=None, keeps=(32,), deterministic=True):
+def time_scan(shape, dtype=torch.bfloat16, order=None, keeps=(direct.KEEP_EVERY,), deterministic=True):
     """Milliseconds of both directions for one shape (B, L, E, N), and for distances between kept states."""
     arguments = scan_arguments(shape, dtype)
     inputs = [*(arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order]
