@@ -125,6 +125,27 @@ def test_a_forward_pass_in_between_is_an_error():
         prediction.sum().backward()
 
 
+def test_the_graph_that_was_recorded_is_let_go(monkeypatch):
+    backbone = build()
+
+    def nodes():
+        return [parameter.expand_as(parameter).grad_fn.next_functions[0][0] for parameter in backbone.parameters()]
+
+    def leaving_marks(call):
+        results = call()
+        for node in nodes():
+            node.metadata["of"] = "recording"
+        return results
+
+    monkeypatch.setattr(graphed_training, "warm_up", leaving_marks)
+    monkeypatch.setattr(
+        graphed_training, "record", lambda *calls: [(lambda: None, leaving_marks(call)) for call in calls]
+    )
+    graphed = GraphedTraining(backbone)
+    graphed(*draw()).sum().backward()
+    assert not any(node.metadata for node in nodes())
+
+
 def test_an_earlier_prediction_is_the_callers_own():
     graphed = GraphedTraining(build())
     first = graphed(*draw())

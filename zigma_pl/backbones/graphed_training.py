@@ -91,8 +91,12 @@ class _Recording:
             backward()
 
         warm_up(both)
+        del self._output
         passes = record(forward, backward)
-        (self._replay_forward, (self._prediction,)), (self._replay_backward, self._gradients) = passes
+        (self._replay_forward, (prediction,)), (self._replay_backward, self._gradients) = passes
+        # Autograd's graph is let go each time: while it lives, gradients are summed in the stream that it was made in.
+        self._prediction = prediction.detach()
+        del self._output
 
     def is_of(self, backbone: Backbone) -> bool:
         """Whether the backbone's parameters and buffers still lie where they lay."""
