@@ -86,14 +86,18 @@ class Results:
     def of(self, row: str, scale: str) -> list[Result]:
         """Return the records of a row: of each seed the one that was trained longest, of equals the first by path."""
         longest: dict[int | None, Result] = {}
-        for result in reversed(self.history(row, scale)):
-            if (result.samples_seen or 0) >= (longest.get(result.seed, result).samples_seen or 0):
-                longest[result.seed] = result
+        for result in sorted(self.history(row, scale), key=_length, reverse=True):  # which keeps equals in their order
+            longest.setdefault(result.seed, result)
         return sorted(longest.values(), key=lambda result: (result.seed is None, result.seed or 0))
 
     def history(self, row: str, scale: str) -> list[Result]:
         """Return all records of a row, by the samples that training had seen."""
-        return sorted(self._by_place.get((row, scale), []), key=lambda result: result.samples_seen or 0)
+        return sorted(self._by_place.get((row, scale), []), key=_length)
+
+
+def _length(result: Result) -> int:
+    """Return how long training was, in samples."""
+    return result.samples_seen or 0
 
 
 def circumstances(results: Sequence[Result]) -> list[str]:
