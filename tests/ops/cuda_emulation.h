@@ -63,6 +63,7 @@ inline void wait_at(Barrier& barrier, int size) {
 
 inline void __syncthreads() { wait_at(block_barrier, blockDim.x); }
 inline void meet_warp() { wait_at(warp_barriers[threadIdx.x / 32], 32); }
+inline void __syncwarp() { meet_warp(); }
 
 inline float (*deposit(std::initializer_list<float> values))[6] {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -75,6 +76,14 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
     const float other = deposit({value})[(threadIdx.x % 32) ^ mask][0];
     meet_warp();
     return other;
+}
+
+inline unsigned ballot(bool vote) {
+    auto all = deposit({(float)vote});
+    unsigned votes = 0;
+    for (int lane = 0; lane < 32; ++lane) votes |= (all[lane][0] != 0 ? 1u : 0u) << lane;
+    meet_warp();
+    return votes;
 }
 
 inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
@@ -95,6 +104,16 @@ inline void multiply_add(float (&c)[4], const float (&a)[4], float b0, float b1)
 inline void multiply(float (&c)[4], const float (&a)[4], float b0, float b1) {
     c[0] = c[1] = c[2] = c[3] = 0;
     multiply_add(c, a, b0, b1);
+}
+
+inline void multiply4(float (&c)[4], float a0, float a1, float b) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    auto all = deposit({cut(a0), cut(a1), cut(b)});
+    for (int i = 0; i < 4; ++i) {
+        c[i] = 0;
+        for (int k = 0; k < 4; ++k) c[i] += all[row * 4 + k][i / 2] * all[(column + i % 2) * 4 + k][2];
+    }
+    meet_warp();
 }
 
 inline float bfloat(unsigned word, int half) { return __uint_as_float((half ? word >> 16 : word & 0xffff) << 16); }
@@ -124,6 +143,8 @@ inline unsigned transpose(unsigned two) {
 }
 
 inline void hold(int&) {}
+template <class Number>
+inline Number* as_global(Number* pointer) { return pointer; }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float half_to_float(unsigned bits) { uint16_t h = bits; _Float16 f; memcpy(&f, &h, 2); return f; }

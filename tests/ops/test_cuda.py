@@ -80,6 +80,21 @@ def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
 
 @needs_compiler
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize("speed", [0.02, 1.0, 50.0])
+def test_chunks_leave_out_only_what_has_decayed(monkeypatch, dtype, tolerance, speed):
+    monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (4, -(-tiles // 4)))
+    arguments = scan_arguments((1, 300, 40, 16), dtype)
+    spread = torch.linspace(0, 1, 40)[:, None] * 2 - 1  # slow and fast channels in one warp
+    arguments["A"] = arguments["A"] * speed * 10**spread
+    arguments["A"][3, 5] = 0
+    arguments["A"][7, 2] = 1e-3
+    errors = scan_errors(arguments, random_order(300))
+    assert max(errors.values()) < tolerance, errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("optional", [(), ("gate",), ("delta_bias", "skip")])
 @pytest.mark.parametrize("num_tokens", [1, 32])
 def test_scan_without_optional_inputs(optional, num_tokens):

@@ -56,6 +56,21 @@ struct Channels {
     float weight[TAPS][VECTOR], bias[VECTOR];
 };
 
+// Neighbouring parameters, four at a time where they can be: short chunks read about as many of them as of their rows.
+template <int COUNT>
+__device__ __forceinline__ void read_parameters(const float* from, float (&to)[COUNT]) {
+    if (COUNT % 4 == 0 && (Long)from % 16 == 0) {
+#pragma unroll
+        for (int i = 0; i < COUNT / 4 * 4; i += 4) {
+            const float4 v = *(const float4*)(from + i);
+            to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) to[i] = from[i];
+    }
+}
+
 // Returns false for a thread without channels. order[i] becomes the raster row of step begin - REACH + i, -1 outside.
 __device__ __forceinline__ bool open_chunk(const Params& p, Channels& c, int* order) {
     c.first = (blockIdx.x * THREADS + threadIdx.x) * VECTOR;
@@ -68,12 +83,16 @@ __device__ __forceinline__ bool open_chunk(const Params& p, Channels& c, int* or
     }
     __syncthreads();
     if (c.first >= p.num_channels) return false;
+    float weights[VECTOR * TAPS];
+    read_parameters(p.weight + c.first * TAPS, weights);
+    if (p.bias)
+        read_parameters(p.bias + c.first, c.bias);
+    else
+        for (int i = 0; i < VECTOR; ++i) c.bias[i] = 0.f;
 #pragma unroll
-    for (int i = 0; i < VECTOR; ++i) {
-        c.bias[i] = p.bias ? p.bias[c.first + i] : 0.f;
+    for (int i = 0; i < VECTOR; ++i)
 #pragma unroll
-        for (int tap = 0; tap < TAPS; ++tap) c.weight[tap][i] = p.weight[(c.first + i) * TAPS + tap];
-    }
+        for (int tap = 0; tap < TAPS; ++tap) c.weight[tap][i] = weights[i * TAPS + tap];
     return true;
 }
 

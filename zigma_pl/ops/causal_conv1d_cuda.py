@@ -14,7 +14,7 @@ from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 8
 THREADS = 64
-LONGEST_CHUNK = 64  # rows; a chunk's first taps read TAPS - 1 rows more
+LONGEST_CHUNK = 128  # rows; a chunk's first taps read TAPS - 1 rows more
 
 _FOLDER = Path(__file__).parent
 _NUM_FIELDS = 20  # of struct Params in causal_conv1d.cu
@@ -65,11 +65,11 @@ def _vector(rows: list[Tensor], num_bytes: int) -> int:
 
 
 def _chunk_rows(x: Tensor, vector: int) -> int:
-    """Returns the rows of a chunk: few where that is needed to keep the GPU busy."""
+    """Returns the rows of a chunk: few where the GPU would be idle, but no block more than it has room for."""
     num_rows, num_tokens, num_channels = x.shape
     across = num_rows * -(-num_channels // (THREADS * vector))
-    wanted = 8 * num_multiprocessors(x.device.index or 0)
-    return max(8, min(LONGEST_CHUNK, num_tokens * across // wanted // 4 * 4))
+    room = 8 * num_multiprocessors(x.device.index or 0)
+    return max(8, min(LONGEST_CHUNK, -(-num_tokens * across // room // 4) * 4))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 // Compiled at run time; ROW_KIND is 0 for float32 rows, 1 for bfloat16, 2 for float16. Needs compute capability 8.0.
 
 typedef unsigned int Word;
+typedef char Byte;
 typedef long long Long;
 
 #if ROW_KIND == 0
@@ -20,6 +21,13 @@ typedef unsigned short Element;
 
 // Makes the compiler keep x in a register, rather than compute it again wherever it is needed.
 __device__ __forceinline__ void hold(int& x) { asm volatile("" : "+r"(x)); }
+
+// Tells the compiler that a pointer out of shared memory points to global memory, which it cannot know.
+template <class Number>
+__device__ __forceinline__ Number* as_global(Number* pointer) {
+    __builtin_assume(__isGlobal(pointer));
+    return pointer;
+}
 
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
@@ -87,7 +95,15 @@ __device__ __forceinline__ void multiply(float (&c)[4], const float (&a)[4], flo
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-// The same with factors of bfloat16, two in a word: c (16 x 8) += a (16 x 16) b (16 x 8), or = if first. Lane 4 g + q holds
+// c = a b with four columns in a, of the same precision: a0, a1 = A[g][q], A[g + 8][q];  b = B[q][g].
+__device__ __forceinline__ void multiply4(float (&c)[4], float a0, float a1, float b) {
+    asm("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
+        "mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {zero,zero,zero,zero};}"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(b)));
+}
+
+// Factors of bfloat16, two in a word: c (16 x 8) += a (16 x 16) b (16 x 8), or = if first. Lane 4 g + q holds
 // a[0..3] = A[g][2 q..], A[g + 8][2 q..], A[g][2 q + 8..], A[g + 8][2 q + 8..];  b0, b1 = B[2 q..][g], B[2 q + 8..][g].
 __device__ __forceinline__ void multiply_add16(float (&c)[4], const Word (&a)[4], Word b0, Word b1, bool first) {
     if (first)
@@ -109,6 +125,8 @@ __device__ __forceinline__ Word transpose(Word two) {
     return turned;
 }
 
+__device__ __forceinline__ Word ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+
 __device__ __forceinline__ void add_global(float* to, float value) { atomicAdd(to, value); }
 
 __device__ __forceinline__ void add_global4(float* to, float4 v) {
@@ -121,14 +139,18 @@ __device__ __forceinline__ void add_global4(float* to, float4 v) {
 }
 #endif  // EMULATED
 
+// What the matrix units would cut off, they then cut without loss in the mean.
+__device__ __forceinline__ float round_to_11_bits(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u); }
+
 // What is left of x beyond the bits that the matrix units read.
 __device__ __forceinline__ float trailing_bits(float x) { return x - __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
 
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2_E * x)); }
 
-// log(1 + exp(x)) to float32 accuracy for all x: log1p(e) = e P(e) on [0, 1], P fitted to a relative error of 3e-8.
+// log(1 + exp(x)) for all x: log1p(e) = e P(e) on [0, 1], P fitted to a relative error of 3e-8, for 16-bit rows of 8e-6.
 __device__ __forceinline__ float softplus(float x) {
     const float e = exp2_fast(-LOG2_E * fabsf(x));
+#if ROW_KIND == 0
     float p = 0.0052309827871f;
     p = fmaf(p, e, -0.029498375952f);
     p = fmaf(p, e, 0.078214772046f);
@@ -138,6 +160,14 @@ __device__ __forceinline__ float softplus(float x) {
     p = fmaf(p, e, 0.33319082856f);
     p = fmaf(p, e, -0.49999493360f);
     p = fmaf(p, e, 0.99999994040f);
+#else
+    float p = -0.0238691515772f;
+    p = fmaf(p, e, 0.101222284469f);
+    p = fmaf(p, e, -0.210048689633f);
+    p = fmaf(p, e, 0.325206680119f);
+    p = fmaf(p, e, -0.499361364691f);
+    p = fmaf(p, e, 0.999991598167f);
+#endif
     return fmaf(p, e, fmaxf(x, 0.f));
 }
 
@@ -174,6 +204,15 @@ __device__ __forceinline__ Word pack_word(const float* in) {
     return pack_halves(in[0], in[1]);
 #endif
 }
+
+// Two 16-bit elements in a word to bfloat16, as the matrix units take them.
+#if ROW_KIND == 1
+__device__ __forceinline__ Word as_bfloats(Word two) { return two; }
+#elif ROW_KIND == 2
+__device__ __forceinline__ Word as_bfloats(Word two) {
+    return pack_bfloats(half_to_float(two & 0xffffu), half_to_float(two >> 16));
+}
+#endif
 
 #define WORD_ELEMENTS (4 / ROW_BYTES)
 

@@ -18,6 +18,9 @@ ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_WIDTH = 2048
 WARPS = 4
 LONGEST_CHUNK = 64  # rows of one block
+# Blocks to be given to a multiprocessor: it has room for 7 at a time forward, for 3 backward.
+FORWARD_BLOCKS = 7
+BACKWARD_BLOCKS = 9
 RESULTS = (
     *("x_new", "normalised", "out", "rstd", "dout", "dx_new", "dx"),
     *("dbranch", "sums", "dshift", "dscale", "dgate", "dweight"),
@@ -42,14 +45,21 @@ class Launch:
         rows: (B, L, D), the dtype of the rows beside the residual stream.
         stream: dtype of the residual stream.
         modulation: weight, shift and scale.
+        blocks: that a multiprocessor is to be given, at most.
         centred: LayerNorm, else RMSNorm.
         epsilon: added to the mean square.
     """
 
     def __init__(
-        self, shape: torch.Size, stream: torch.dtype, modulation: Modulation, centred: bool = False, epsilon: float = 0
+        self,
+        shape: torch.Size,
+        stream: torch.dtype,
+        modulation: Modulation,
+        blocks: int,
+        centred: bool = False,
+        epsilon: float = 0,
     ) -> None:
-        self.shape = shape
+        self.shape, self._blocks = shape, blocks
         self.modulation = Modulation(
             None if modulation.weight is None else modulation.weight.float().contiguous(),
             *(as_vectors(t, modulation.shift.dtype) for t in modulation[1:]),
@@ -84,9 +94,10 @@ class Launch:
 
     @functools.cached_property
     def chunk_rows(self) -> int:
-        """Rows of a block: few where that is needed to keep the GPU busy."""
-        wanted = 8 * num_multiprocessors(self.device.index or 0)
-        return max(WARPS, min(LONGEST_CHUNK, self.shape[0] * self.shape[1] // wanted // WARPS * WARPS))
+        """Rows of a block: few where that is needed to keep the GPU busy, but no block more than it has room for."""
+        wanted = self._blocks * num_multiprocessors(self.device.index or 0)
+        rows = -(-self.shape[0] * self.shape[1] // wanted)
+        return min(LONGEST_CHUNK, -(-rows // WARPS) * WARPS)
 
     @property
     def num_chunks(self) -> int:
@@ -135,7 +146,7 @@ def run_forward(
     keep: bool,
 ) -> NormForward:
     """The forward pass as `norm_forward` without the dispatch of an op."""
-    launch = Launch(x.shape, x.dtype, modulation, centred, epsilon)
+    launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, centred, epsilon)
     out = launch.new(*x.shape)
     x_new = launch.new(*(x.shape if branch is not None else (0,)), dtype=x.dtype)
     normalised = launch.new(*(x.shape if keep else (0,)))
@@ -186,7 +197,7 @@ def run_backward(
         stream: dtype of the residual stream.
     """
     normalised, rstd = kept
-    launch = Launch(normalised.shape, stream, modulation, centred)
+    launch = Launch(normalised.shape, stream, modulation, BACKWARD_BLOCKS, centred)
     num_batch, _, width = normalised.shape
     gated, weighted = branch is not None, modulation.weight is not None
     dx = launch.new(*normalised.shape, dtype=stream)

@@ -60,11 +60,11 @@ __device__ __forceinline__ void write_gradients(const Params& p, const Backward&
             dskip[i] = fmaf(dy[i], u[i], dskip[i]);
             dbias[i] += ddelta[i];
         }
-        const Long offset = output_offset(p, row);
-        write_octet(p, p.du + offset, du);
-        write_octet(p, p.ddelta + offset, ddelta);
-        if (GATED) write_octet(p, p.dgate + gate_gradient_offset(p, row), gate);
-        if (p.out) write_octet(p, p.out + offset, out);
+        const Arrays& to = shared.arrays[octet_of_thread()];
+        write_octet(p, row_at(as_global(to.du), row, p.num_channels), du);
+        write_octet(p, row_at(as_global(to.ddelta), row, p.num_channels), ddelta);
+        if (GATED) write_octet(p, row_at(as_global(to.dgate), row, p.dgate_strides.row), gate);
+        if (p.out) write_octet(p, row_at(as_global(to.out), row, p.num_channels), out);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -73,20 +73,26 @@ __device__ __forceinline__ void write_gradients(const Params& p, const Backward&
     }
 }
 
-// Sums dB and dC over the warps and adds them to (or, deterministic, puts them where only this block writes) dBC.
+// Where dB or dC of four states of raster row 0 belong: for deterministic sums where only this block writes.
+__device__ __forceinline__ float* own_term_gradients(const Params& p, int quad) {
+    const int column = quad * 4, block = p.deterministic ? blockIdx.x * p.num_batch : 0;
+    return p.dBC + (Long)(block + blockIdx.y) * p.num_rows * (2 * p.num_states) + (column < STATES ? 0 : p.num_states) +
+           column % STATES;
+}
+
+// Sums dB and dC over the warps and adds them to dBC, or puts them there.
 __device__ __forceinline__ void write_term_gradients(const Params& p, const Backward& shared, const int* order) {
     constexpr int quads = TERMS / 4, rows = THREADS / quads;  // of four states; that are written at a time
     const int first_row = threadIdx.x / quads, column = threadIdx.x % quads * 4, state = column % STATES;
-    const int num_states = p.num_states, block = p.deterministic ? blockIdx.x * (int)p.num_batch : 0;
+    const int num_states = p.num_states;
     if (state >= num_states) return;
-    float* base = p.dBC + (Long)(block + blockIdx.y) * (int)p.num_rows * (2 * num_states) +
-                  (column < STATES ? 0 : num_states) + state;
+    float* base = as_global(shared.dBC[threadIdx.x % quads]);
 #pragma unroll
     for (int i = 0; i < TILE / rows; ++i) {
         const int row = order[first_row + i * rows];
         const float4 sum = sum_terms(shared, first_row + i * rows, column);
         if (row < 0) continue;
-        float* to = base + (Long)row * (2 * num_states);
+        float* to = row_at(base, row, 2 * num_states);
         if (num_states % 4 != 0) {
             const float values[4] = {sum.x, sum.y, sum.z, sum.w};
             for (int j = 0; j < 4 && state + j < num_states; ++j) {
@@ -106,16 +112,17 @@ __device__ __forceinline__ KeptGroup* kept_slot(const Backward& shared, int subt
     return shared.kept + (subtile * STATE_GROUPS + group) * THREADS + threadIdx.x;
 }
 
-// Starts to copy what the forward pass kept of a tile into the slots of this thread.
-__device__ __forceinline__ void fetch_kept(const Params& p, const Backward& shared, int tile) {
-    const Kept* from = states_at(p, p.states, ((Long)blockIdx.y * p.num_tiles + tile) * TILE_KEPT);
-    const bool exists = from;
+// Starts to copy what the forward pass kept of a tile into the slots of this thread; kept: of this block's batch row.
+__device__ __forceinline__ void fetch_kept(const Params& p, const Backward& shared, const Kept* kept, int tile) {
+    const int channel = blockIdx.x * CHANNELS + lane_channel(), stride = p.num_channels * STATES;
+    const bool exists = channel < p.num_channels;
+    const Kept* from = row_at(kept, tile * TILE_KEPT, stride) + (exists ? channel * STATES + lane_states() : 0);
 #pragma unroll
     for (int k = 0; k < TILE_KEPT; ++k)
 #pragma unroll
         for (int group = 0; group < STATE_GROUPS; ++group) {
-            const Kept* source = exists ? from + (Long)(k * (int)p.num_channels) * STATES + group * 4 : p.states;
-            copy_async<sizeof(KeptGroup)>(kept_slot(shared, k * (KEEP / STEPS), group), source, exists);
+            KeptGroup* slot = kept_slot(shared, k * (KEEP / STEPS), group);
+            copy_async<sizeof(KeptGroup)>(slot, row_at(from, k, stride) + group * 4, exists);
         }
 }
 
@@ -145,30 +152,19 @@ __device__ __forceinline__ KeptGroup pack_kept(const float* h) {
 constexpr int WALKED = STATES == 16 ? SUBTILES - 1 : 1;  // subtiles whose loads overlap
 
 // Fills the slots of the subtiles for which the forward pass kept nothing.
-__device__ __forceinline__ void walk_ahead(const Backward& shared, const float (&log2_rate)[THREAD_STATES]) {
+__device__ __forceinline__ void walk_ahead(const Backward& shared, const Lane& lane, const float (&log2_rate)[THREAD_STATES]) {
     float h[THREAD_STATES], decay[THREAD_STATES];
+    const Inputs inputs = inputs_from(shared, lane, 0);
     auto walk = [&](int subtile) {
         if (subtile % (KEEP / STEPS) == 0) read_kept(shared, subtile, h);
 #pragma unroll
-        for (int j = 0; j < STEPS; ++j) step_forward(shared, subtile * STEPS + j, log2_rate, h, decay, h);
+        for (int j = 0; j < STEPS; ++j) step_forward(inputs, subtile * STEPS + j, log2_rate, h, decay, h);
 #pragma unroll
         for (int group = 0; group < STATE_GROUPS; ++group) *kept_slot(shared, subtile + 1, group) = pack_kept(h + 4 * group);
     };
 #pragma unroll WALKED
     for (int subtile = 0; subtile < SUBTILES - 1; ++subtile)
         if ((subtile + 1) % (KEEP / STEPS) != 0) walk(subtile);
-}
-
-// One step of the adjoint alone.
-__device__ __forceinline__ void carry_back(const Backward& shared, int row, const float (&log2_rate)[THREAD_STATES],
-                                           float (&carry)[THREAD_STATES], float& duration) {
-    const float2 cell = read_backward(shared, row);
-    float c[THREAD_STATES];
-    load_terms(shared.tiles.terms + row * TERMS + STATES + lane_states(), c);
-#pragma unroll
-    for (int i = 0; i < THREAD_STATES; ++i)
-        carry[i] = exp2_fast(cell.y * log2_rate[i]) * fmaf(c[i], cell.x, carry[i]);
-    duration += cell.y;
 }
 
 // Both totals of the block's rows, per channel.
@@ -184,90 +180,82 @@ __device__ __forceinline__ void write_totals(const Params& p, const Backward& sh
     }
 }
 
-// ADJOINT_ONLY: stop at the adjoint that the chunk's rows alone send to the chunk before, and keep the sum of delta.
-template <bool ADJOINT_ONLY>
-__device__ __forceinline__ void walk_back(const Params& p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_backward(const Params p) {
     DYNAMIC_SHARED(memory);
     Backward shared;
     place(shared, memory);
     const Tiles& tiles = shared.tiles;
     const int thread = threadIdx.x, batch = blockIdx.y, chunk = blockIdx.z;
-    if (ADJOINT_ONLY && chunk == 0) return;
     const int first = chunk * p.chunk_tiles;
-    const int last = min((Long)first + p.chunk_tiles, p.num_tiles) - 1;
+    int num_tiles = min(p.chunk_tiles, p.num_tiles - first);
+    hold(num_tiles);
+    const int last = first + num_tiles - 1;
 
-    const Element* u = p.u + batch * p.u_batch;
-    const Element* delta = p.delta + batch * p.delta_batch;
-    const Element* gate = p.gate + batch * p.gate_batch;
-    const Element* dout = p.dout + batch * p.dout_batch;
-    const Element* B = p.B + batch * p.B_batch;
-    const Element* C = p.C + batch * p.C_batch;
-    float log2_rate[THREAD_STATES], carry[THREAD_STATES], dA[THREAD_STATES], duration = 0.f;
+    if (thread < OCTETS)
+        shared.arrays[thread] = {own_channels(p, p.u, p.u_strides),
+                                 own_channels(p, p.delta, p.delta_strides),
+                                 own_channels(p, p.gate, p.gate_strides),
+                                 own_channels(p, p.dout, p.dout_strides),
+                                 own_results(p, p.du),
+                                 own_results(p, p.ddelta),
+                                 own_channels(p, p.dgate, p.dgate_strides),
+                                 own_results(p, p.out)};
+    if (thread < ROW_UNITS) shared.terms[thread] = own_terms(p);
+    if (thread < TERMS / 4) shared.dBC[thread] = own_term_gradients(p, thread);
+    const Kept* kept = p.states + (Long)batch * p.num_tiles * TILE_KEPT * p.num_channels * STATES;
+    float log2_rate[THREAD_STATES], carry[THREAD_STATES], dA[THREAD_STATES];
     read_parameters(p, tiles);
     const Lane lane = prepare_sums(shared);
     read_decay_rates(p, log2_rate);
-    if (ADJOINT_ONLY)
-        load_states(nullptr, carry);
-    else
-        chain_carries(p, true, log2_rate, carry);
+    chain_carries(p, true, log2_rate, carry);
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) dA[i] = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) shared.totals[i * THREADS + thread] = make_float4(0.f, 0.f, 0.f, 0.f);
 
-    auto fetch = [&](int tile, int buffer) {
-        const int* order = tiles.order + ((last - tile) & 3) * TILE;
+    auto fetch = [&](int step, int buffer) {
+        const int* order = tiles.order + (step & 3) * TILE;
+        const Arrays& from = shared.arrays[octet_of_thread()];
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
             const int row = order[row_of_thread(pass)];
-            fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 0, pass), row, u, p.u_row);
-            fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 1, pass), row, delta, p.delta_row);
-            if (GATED) fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 2, pass), row, gate, p.gate_row);
-            fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 3, pass), row, dout, p.dout_row);
+            fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 0, pass), row, from.u, p.u_strides);
+            fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 1, pass), row, from.delta, p.delta_strides);
+            if (GATED) fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 2, pass), row, from.gate, p.gate_strides);
+            fetch_row(p, raw_slot(tiles, buffer, ARRAYS, 3, pass), row, from.dout, p.dout_strides);
         }
-        fetch_terms(p, tiles, order, buffer, B, C);
+        fetch_terms(p, tiles, order, buffer, shared.terms[thread % ROW_UNITS]);
     };
     for (int row = thread; row < 2 * TILE; row += THREADS)
-        tiles.order[row] = visited_row(p, last - row / TILE, row % TILE);
+        tiles.order[row] = visited_row(p, (last - row / TILE) * TILE + row % TILE);
     __syncthreads();
-    fetch(last, 0);
-    if (!ADJOINT_ONLY) fetch_kept(p, shared, last);
+    fetch(0, 0);
+    fetch_kept(p, shared, kept, last);
     close_copies();
 
-    for (int tile = last; tile >= first; --tile) {
-        const int buffer = (last - tile) & 1;
-        const int* order = tiles.order + ((last - tile) & 3) * TILE;
-        const int upcoming = thread < TILE ? visited_row(p, tile - 2, thread) : 0;
-        if (tile > first) fetch(tile - 1, buffer ^ 1);
+    for (int step = 0; step < num_tiles; ++step) {
+        const int buffer = step & 1;
+        const int* order = tiles.order + (step & 3) * TILE;
+        const int upcoming = thread < TILE ? visited_row(p, (last - step - 2) * TILE + thread) : 0;
+        if (step + 1 < num_tiles) fetch(step + 1, buffer ^ 1);
         close_copies();
         await_copies();
         spread_terms(tiles, buffer);
         spread_cells(p, shared, buffer);
         __syncthreads();
-        if (ADJOINT_ONLY) {
-#pragma unroll 8
-            for (int row = TILE - 1; row >= 0; --row) carry_back(shared, row, log2_rate, carry, duration);
-        } else {
-            if (KEEP > STEPS) walk_ahead(shared, log2_rate);
+        if (KEEP > STEPS) walk_ahead(shared, lane, log2_rate);
 #pragma unroll 1
-            for (int subtile = SUBTILES - 1; subtile >= 0; --subtile) {
-                float h[THREAD_STATES];
-                read_kept(shared, subtile, h);
-                go_back(shared, lane, buffer, subtile * STEPS, h, log2_rate, carry, dA);
-            }
-            if (tile > first) fetch_kept(p, shared, tile - 1);
-            close_copies();
+        for (int subtile = SUBTILES - 1; subtile >= 0; --subtile) {
+            float h[THREAD_STATES];
+            read_kept(shared, subtile, h);
+            go_back(shared, lane, buffer, subtile * STEPS, h, log2_rate, carry, dA);
         }
-        if (thread < TILE) tiles.order[((last - tile + 2) & 3) * TILE + thread] = upcoming;
+        if (step + 1 < num_tiles) fetch_kept(p, shared, kept, last - step - 1);
+        close_copies();
+        if (thread < TILE) tiles.order[(step + 2 & 3) * TILE + thread] = upcoming;
         __syncthreads();
-        if (!ADJOINT_ONLY) {
-            write_gradients(p, shared, order, buffer);
-            write_term_gradients(p, shared, order);
-        }
-    }
-    if (ADJOINT_ONLY) {
-        leave_behind(p, carry, duration);
-        return;
+        write_gradients(p, shared, order, buffer);
+        write_term_gradients(p, shared, order);
     }
     const int channel = blockIdx.x * CHANNELS + lane_channel();
     const Long part = (Long)batch * p.num_chunks + chunk;
@@ -276,10 +264,4 @@ __device__ __forceinline__ void walk_back(const Params& p) {
         if (channel < p.num_channels && lane_states() + i < p.num_states)
             p.dA[part * p.part_stride + channel * p.num_states + lane_states() + i] = dA[i];
     write_totals(p, shared, part);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_backward(const Params p) { walk_back<false>(p); }
-
-extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_chunk_adjoints(const Params p) {
-    walk_back<true>(p);
 }

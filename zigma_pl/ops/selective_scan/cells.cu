@@ -12,6 +12,13 @@ __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 #define CELL_STRIDE (10 * OCTETS + 1)
 __device__ __forceinline__ int cell_index(int row, int channel) { return row * CELL_STRIDE + channel / 8 * 10 + channel % 8; }
 
+// This block's batch row from 8 channels on, in arrays of rows. It waits in shared memory: registers are all in use, and to
+// find it anew in every tile takes a tenth of all instructions.
+struct alignas(16) Arrays {
+    const Element *u, *delta, *gate, *dout;
+    Element *du, *ddelta, *dgate, *out;
+};
+
 struct Backward {
     Tiles tiles;
     float4* cells;       // [TILE][CELL_STRIDE]
@@ -19,6 +26,9 @@ struct Backward {
     float4* totals;      // [4][THREADS]: dskip of 8 channels, then dbias
     float4* quads;       // [2][32]: what make_selectors makes for each lane, where the compiler takes it for variable
     KeptGroup* kept;     // [SUBTILES][STATE_GROUPS][THREADS]: states before every STEPS-th row
+    Arrays* arrays;      // [OCTETS]
+    Terms* terms;        // [ROW_UNITS]: what each thread fetches
+    float** dBC;         // [TERMS / 4]: of four states, in raster row 0
 };
 
 __device__ __forceinline__ void place(Backward& shared, uint4* memory) {
@@ -31,6 +41,12 @@ __device__ __forceinline__ void place(Backward& shared, uint4* memory) {
     rest += 4 * THREADS;
     shared.quads = (float4*)rest;
     if (ROW_KIND == 0) rest += 64;
+    shared.arrays = (Arrays*)rest;
+    rest += 4 * OCTETS;
+    shared.terms = (Terms*)rest;
+    rest += ROW_UNITS;
+    shared.dBC = (float**)rest;
+    rest += TERMS / 8;
     shared.kept = (KeptGroup*)rest;
 }
 
@@ -45,17 +61,18 @@ __device__ __forceinline__ float4 sum_over_warps(const Backward& shared, int ind
     return sum;
 }
 
-// {dy, delta} of this lane's channel, as long as they are there.
-__device__ __forceinline__ float2 read_backward(const Backward& shared, int row) {
-    return *(const float2*)&shared.cells[cell_index(row, lane_channel())].z;
-}
+// Where a lane finds its inputs from a row on, and those of the rows after it at constant distances.
+struct Inputs {
+    const float4* cells;  // of its channel
+    const float* terms;   // of its states
+};
 
-__device__ __forceinline__ void step_forward(const Backward& shared, int row, const float (&log2_rate)[THREAD_STATES],
+__device__ __forceinline__ void step_forward(const Inputs& from, int row, const float (&log2_rate)[THREAD_STATES],
                                              const float (&before)[THREAD_STATES], float (&decay)[THREAD_STATES],
                                              float (&after)[THREAD_STATES]) {
-    const float2 cell = *(const float2*)(shared.cells + cell_index(row, lane_channel()));
+    const float2 cell = *(const float2*)(from.cells + row * CELL_STRIDE);
     float b[THREAD_STATES];
-    load_terms(shared.tiles.terms + row * TERMS + lane_states(), b);
+    load_terms(from.terms + row * TERMS, b);
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) {
         decay[i] = exp2_fast(cell.y * log2_rate[i]);

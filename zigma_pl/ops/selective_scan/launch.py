@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
-from zigma_pl.ops.selective_scan.layout import Layout, chunks_for, layout_for
+from zigma_pl.ops.selective_scan.layout import CHUNK_STATES, Layout, chunks_for, layout_for
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
@@ -125,8 +125,9 @@ def _address(results: dict[str, Tensor | None], name: str) -> int:
 def kernel(
     name: str, layout: Layout, row_kind: int, aligned: bool, gated: bool, biased: bool, keep: int, device: int
 ) -> nvrtc.Kernel:
-    """Returns a kernel of forward.cu or backward.cu for one kind of call."""
-    backward = name in ("scan_backward", "scan_chunk_adjoints")
+    """Returns a kernel of forward.cu, backward.cu or chunks.cu for one kind of call."""
+    row_bytes, backward = 4 if row_kind == 0 else 2, name == "scan_backward"
+    of_chunks = name.startswith("scan_chunk")
     options = {
         "ROW_KIND": row_kind,
         "STATES": layout.states,
@@ -142,19 +143,20 @@ def kernel(
         "BACKWARD_BLOCKS": layout.backward_blocks,
     }
     return nvrtc.load(
-        (*_COMMON, *_sources(row_kind, backward)),
+        (*_COMMON, *((_FOLDER / "chunks.cu",) if of_chunks else _sources(row_kind, backward))),
         name,
         tuple(options.items()),
         threads=layout.threads,
-        shared_bytes=layout.shared_bytes(4 if row_kind == 0 else 2, backward),
+        shared_bytes=layout.chunk_bytes(row_bytes) if of_chunks else layout.shared_bytes(row_bytes, backward),
         num_fields=_NUM_FIELDS,
         device=device,
     )
 
 
 def _sources(row_kind: int, backward: bool) -> tuple[Path, ...]:
-    reverse = "reverse_float32.cu" if row_kind == 0 else "reverse_16bit.cu"
-    return tuple(_FOLDER / name for name in (("cells.cu", reverse, "backward.cu") if backward else ("forward.cu",)))
+    kind = "float32" if row_kind == 0 else "16bit"
+    names = ("cells.cu", f"reverse_{kind}.cu", "backward.cu") if backward else (f"forward_{kind}.cu", "forward.cu")
+    return tuple(_FOLDER / name for name in names)
 
 
 def chunks(call: Call, backward: bool) -> tuple[int, int]:
@@ -187,12 +189,14 @@ def launch(
     """
     num_rows, _, num_channels, _ = call.shape
     layout, num_chunks, A = call.layout, cut[1], call.A
-    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased, keep, call.device)
+    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased)
     grid = (-(-num_channels // layout.channels), num_rows, num_chunks)
     if num_chunks > 1:
         results["carries"] = A.new_empty(num_chunks, num_rows, num_channels, layout.states)
         results["durations"] = A.new_empty(num_chunks, num_rows, num_channels)
     fields = call.fields(results, cut, deterministic)
     if num_chunks > 1:
-        kernel("scan_chunk_adjoints" if backward else "scan_chunk_states", *kinds)(grid, fields)
-    kernel("scan_backward" if backward else "scan_forward", *kinds)(grid, fields)
+        parts = layout.states // CHUNK_STATES
+        alone = kernel("scan_chunk_adjoints" if backward else "scan_chunk_states", *kinds, 0, call.device)
+        alone((*grid[:2], num_chunks * parts), fields)
+    kernel("scan_backward" if backward else "scan_forward", *kinds, keep, call.device)(grid, fields)

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 
 MAX_STATES = 64
+CHUNK_STATES = 16  # states of a block of the kernels in chunks.cu
 MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than two kernels are launched
 
 
@@ -23,7 +24,7 @@ class Layout:
     warps: int = 4
     tile: int = 32
     steps: int = 8
-    forward_blocks: int = 5
+    forward_blocks: int = 4
     backward_blocks: int = 3
 
     @property
@@ -40,23 +41,36 @@ class Layout:
         """Returns the number of tiles that L rows fill."""
         return -(-num_tokens // self.tile)
 
-    def shared_bytes(self, row_bytes: int, backward: bool) -> int:
-        """Dynamic shared memory of a block: what place_tiles and its callers hand out."""
-        arrays = 4 if backward else 3
+    def _tile_bytes(self, row_bytes: int, arrays: int) -> int:
+        """What place_tiles hands out."""
         terms = 2 * self.states * self.tile
-        common = 2 * row_bytes * (arrays * self.tile * self.channels + terms)
-        common += 4 * terms + 8 * self.channels + 16 * self.tile
+        raw = 2 * row_bytes * (arrays * self.tile * self.channels + terms)
+        return raw + 4 * terms + 8 * self.channels + 16 * self.tile
+
+    def _channel_rows_bytes(self) -> int:
+        """What place_channel_rows hands out."""
+        return 8 * (self.channels * (self.tile + 4) + 8 * self.warps)
+
+    def chunk_bytes(self, row_bytes: int) -> int:
+        """Dynamic shared memory of a block of the kernels in chunks.cu."""
+        return self._tile_bytes(row_bytes, 3) + self._channel_rows_bytes() + 80 * self.channels
+
+    def shared_bytes(self, row_bytes: int, backward: bool) -> int:
+        """Dynamic shared memory of a block of scan_forward or scan_backward."""
+        terms = 2 * self.states * self.tile
+        common = self._tile_bytes(row_bytes, 4 if backward else 3)
         if not backward:
-            return common + self.tile * self.channels * 10 + self.tile * (self.channels + 8) * 4
+            return common + self._channel_rows_bytes() + self.tile * (self.channels + 8) * 4
         kept = self.tile // self.steps * self.states // 4 * self.threads * row_bytes
         cells = self.tile * (20 * self.channels + 16)
         quads = 1024 if row_bytes == 4 else 0
-        return common + cells + self.warps * terms * 4 + 64 * self.threads + quads + kept
+        pointers = 64 * self.warps + (2 * row_bytes + 4) * self.states
+        return common + cells + self.warps * terms * 4 + 64 * self.threads + quads + kept + pointers
 
 
 LAYOUTS = (
     Layout(states=16),
-    Layout(states=32, steps=4, forward_blocks=4, backward_blocks=2),
+    Layout(states=32, steps=4, backward_blocks=2),
     Layout(states=64, warps=2, steps=4, forward_blocks=6, backward_blocks=3),
 )
 

@@ -5,7 +5,6 @@
 // Operands that are cut to 11 bits lose this much in the mean.
 #define CUT 1.00035f
 
-
 // Where dB and dC of a row are in warp_sums: mixed so that four rows at once, of 8 states each, fall into 32 banks.
 __device__ __forceinline__ int term_sum_index(int row, int column) {
     return row * TERMS + (column ^ ((row & 1) * 2) ^ ((row & 2) * 8));
@@ -18,34 +17,39 @@ __device__ __forceinline__ float4 sum_terms(const Backward& shared, int row, int
     return make_float4(odd ? v.z : v.x, odd ? v.w : v.y, odd ? v.x : v.z, odd ? v.y : v.w);
 }
 
-__device__ __forceinline__ Word as_bfloats(Word terms) {
-#if ROW_KIND == 1
-    return terms;
-#else
-    return pack_bfloats(half_to_float(terms & 0xffffu), half_to_float(terms >> 16));
-#endif
-}
-
-// Where a lane reads and writes, apart from the row: computed once, since to do so for every STEPS rows takes a tenth of all
-// instructions.
+// Where a lane reads and writes, apart from the row, in bytes: computed once, since to do so for every STEPS rows takes a
+// tenth of all instructions.
 struct Lane {
-    int terms;        // in raw_terms: B of row g, this lane's states
+    int cell;         // in cells: its channel
+    int terms;        // in terms: its states
+    int raw_terms;    // in raw_terms: B of row g, its states
     int channels;     // in cells: dy (even g) or x (odd g) of row g / 2, channel 2 q
     int term_sums[4]; // in warp_sums, of row q: dC and dB of state g, dC and dB of state g + 8
-    int pair;         // in cells: of row g, channel 2 q
+    int rows;         // in cells: from row 0 to row 2 q
 };
+
+template <class Number>
+__device__ __forceinline__ Number* at_byte(Number* array, int offset) { return (Number*)((Byte*)array + offset); }
+
+#define ROW_CELLS (CELL_STRIDE * 16)  // bytes of a row in cells
+
+__device__ __forceinline__ Inputs inputs_from(const Backward& shared, const Lane& lane, int row) {
+    return {at_byte(shared.cells, lane.cell + row * ROW_CELLS), at_byte(shared.tiles.terms, lane.terms + row * (TERMS * 4))};
+}
 
 __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     Lane places;
-    places.terms = g % STEPS * TERMS + lane_states();
-    places.channels = cell_index(g / 2, warp * 8 + 2 * q) * 4 + (g % 2 ? 0 : 2);
-    places.pair = cell_index(g, warp * 8 + 2 * q) * 4;
-    hold(places.terms), hold(places.channels), hold(places.pair);
+    places.cell = cell_index(0, lane_channel()) * 16;
+    places.terms = lane_states() * 4;
+    places.raw_terms = (g % STEPS * TERMS + lane_states()) * ROW_BYTES;
+    places.channels = cell_index(g / 2, warp * 8 + 2 * q) * 16 + (g % 2 ? 0 : 8);
+    places.rows = 2 * q * ROW_CELLS;
+    hold(places.cell), hold(places.terms), hold(places.raw_terms), hold(places.channels), hold(places.rows);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
         const int state = g / 2 * THREAD_STATES + g % 2 + k / 2 * 2;
-        places.term_sums[k] = warp * TILE * TERMS + term_sum_index(q, (k % 2 ? 0 : STATES) + state);
+        places.term_sums[k] = (warp * TILE * TERMS + term_sum_index(q, (k % 2 ? 0 : STATES) + state)) * 4;
         hold(places.term_sums[k]);
     }
     return places;
@@ -57,33 +61,35 @@ struct Factors {
     Word channels[(STEPS + 3) / 4];               // of rows 4 k + g / 2, channels 2 q and 2 q + 1: dy for even g, x for odd
 };
 
-__device__ __forceinline__ void read_factors(const Backward& shared, const Lane& lane, int buffer, int first_row, Factors& factors) {
-    const Element* terms = (const Element*)shared.tiles.raw_terms + (buffer * TILE + first_row) * TERMS + lane.terms;
+__device__ __forceinline__ void read_factors(const Backward& shared, const Lane& lane, int buffer, int first_row,
+                                             Factors& factors) {
+    const Element* terms = at_byte((const Element*)shared.tiles.raw_terms,
+                                   lane.raw_terms + (buffer * TILE + first_row) * (TERMS * ROW_BYTES));
 #pragma unroll
     for (int group = 0; group < STATE_GROUPS; ++group) {
         const uint2 B = *(const uint2*)(terms + 4 * group), C = *(const uint2*)(terms + STATES + 4 * group);
         factors.B[group][0] = as_bfloats(B.x), factors.B[group][1] = as_bfloats(B.y);
         factors.C[group][0] = as_bfloats(C.x), factors.C[group][1] = as_bfloats(C.y);
     }
+    const float* channels = at_byte((const float*)shared.cells, lane.channels + first_row * ROW_CELLS);
 #pragma unroll
-    for (int k = 0; k < (STEPS + 3) / 4; ++k) {
-        const float* first = (const float*)shared.cells + (first_row + 4 * k) * CELL_STRIDE * 4 + lane.channels;
-        factors.channels[k] = pack_bfloats(first[0], first[4]);
-    }
+    for (int k = 0; k < (STEPS + 3) / 4; ++k)
+        factors.channels[k] = pack_bfloats(channels[k * ROW_CELLS], channels[k * ROW_CELLS + 4]);  // four rows further on
 }
 
 // What sums over lanes collect while the rows are gone through.
 struct LaneSums {
     float terms[STATE_GROUPS][4];  // states g, g + 8 of a group; columns 2 q, 2 q + 1: dC, dB of row q of four
-    float y[4], dx[4];             // channels 2 q, 2 q + 1 of row g: y in 0 and 1, dx in 2 and 3
+    float y[4], dx[4];             // this lane's channel: of row 2 q in 0, of row 2 q + 1 in 3
+    Word below[STATE_GROUPS][4];   // h and g of the odd row after
     float through[4];              // of row 4 q + {0, 2, 1, 3}, q < STEPS / 4
 };
 
-// Adds row j, whose states are h and their gradients g_state.
+// Adds row j, whose states are h and their gradients g_state. For y and dx, the factors of two rows are one above the other.
 __device__ __forceinline__ void add_row(LaneSums& sums, const Factors& factors, int j, const float (&h)[THREAD_STATES],
                                         const float (&g_state)[THREAD_STATES]) {
     const int g = threadIdx.x % 32 / 4;
-    const bool own = g == j;
+    const bool own = g / 2 == j / 2;
     const Word channels = factors.channels[j / 4];
     const Word dy = g == j % 4 * 2 ? channels : 0, x = g == j % 4 * 2 + 1 ? channels : 0;
 #pragma unroll
@@ -94,10 +100,15 @@ __device__ __forceinline__ void add_row(LaneSums& sums, const Factors& factors, 
         const Word g_low = pack_bfloats(w[0], w[1]), g_high = pack_bfloats(w[2], w[3]);
         const Word turned[4] = {transpose(h_low), transpose(h_high), transpose(g_low), transpose(g_high)};
         multiply_add16(sums.terms[group], turned, dy, x, j % 4 == 3);
-        const Word terms[4] = {own ? factors.C[group][0] : 0, own ? factors.B[group][0] : 0,
-                               own ? factors.C[group][1] : 0, own ? factors.B[group][1] : 0};
-        multiply_add16(sums.y, terms, h_low, h_high, j == STEPS - 1 && group == 0);
-        multiply_add16(sums.dx, terms, g_low, g_high, j == STEPS - 1 && group == 0);
+        Word* below = sums.below[group];
+        if (j % 2)
+            below[0] = h_low, below[1] = h_high, below[2] = g_low, below[3] = g_high;
+        else {
+            const Word hs[4] = {h_low, below[0], h_high, below[1]}, gs[4] = {g_low, below[2], g_high, below[3]};
+            const bool first = j == STEPS - 2 && group == 0;
+            multiply_add16(sums.y, hs, own ? factors.C[group][0] : 0, own ? factors.C[group][1] : 0, first);
+            multiply_add16(sums.dx, gs, own ? factors.B[group][0] : 0, own ? factors.B[group][1] : 0, first);
+        }
     }
 }
 
@@ -111,27 +122,25 @@ __device__ __forceinline__ void add_through(LaneSums& sums, const float (&throug
         multiply_add(sums.through, through, even, odd);
 }
 
-// Writes dB and dC of four rows.
-__device__ __forceinline__ void write_term_sums(const Backward& shared, const Lane& lane, const LaneSums& sums,
-                                                int first_row) {
+// Writes dB and dC of the four rows from row j on of the STEPS; places: where those of the first row belong.
+__device__ __forceinline__ void write_term_sums(float* const (&places)[4], const LaneSums& sums, int j) {
 #pragma unroll
     for (int k = 0; k < 4; ++k)
 #pragma unroll
-        for (int group = 0; group < STATE_GROUPS; ++group)
-            shared.warp_sums[first_row * TERMS + lane.term_sums[k] + group * 4] = sums.terms[group][k];
+        for (int group = 0; group < STATE_GROUPS; ++group) places[k][j * TERMS + group * 4] = sums.terms[group][k];
 }
 
 // Writes the gradients of x and through the decay, and y, over what the cells held.
 __device__ __forceinline__ void write_state_sums(const Backward& shared, const Lane& lane, const LaneSums& sums,
                                                  int first_row) {
-    const int g = threadIdx.x % 32 / 4, q = lane_quarter();
-    float* pair = (float*)shared.cells + first_row * CELL_STRIDE * 4 + lane.pair;
-    if (STEPS == 8 || g < STEPS) {
-        *(float2*)(pair + 2) = make_float2(sums.dx[2], sums.y[0]);
-        *(float2*)(pair + 6) = make_float2(sums.dx[3], sums.y[1]);
+    const int q = lane_quarter();
+    if (q < STEPS / 2) {
+        float4* pair = at_byte(shared.cells, lane.cell + first_row * ROW_CELLS + lane.rows);
+        *(float2*)&pair[0].z = make_float2(sums.dx[0], sums.y[0]);
+        *(float2*)&pair[CELL_STRIDE].z = make_float2(sums.dx[3], sums.y[3]);
     }
     if (q >= STEPS / 4) return;
-    float4* own = shared.cells + cell_index(first_row + 4 * q, lane_channel());
+    float4* own = at_byte(shared.cells, lane.cell + first_row * ROW_CELLS + 2 * lane.rows);
 #pragma unroll
     for (int k = 0; k < 4; ++k) own[k * CELL_STRIDE].x = CUT * sums.through[k % 2 * 2 + k / 2];
 }
@@ -140,6 +149,10 @@ __device__ __forceinline__ void write_state_sums(const Backward& shared, const L
 __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane, int buffer, int first_row,
                                         const float (&before)[THREAD_STATES], const float (&log2_rate)[THREAD_STATES],
                                         float (&carry)[THREAD_STATES], float (&dA)[THREAD_STATES]) {
+    const Inputs inputs = inputs_from(shared, lane, first_row);
+    float* places[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) places[k] = at_byte(shared.warp_sums, lane.term_sums[k] + first_row * (TERMS * 4));
     float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES], through_decay[4];
     Factors factors;
     LaneSums sums;
@@ -147,13 +160,12 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = before[i];
 #pragma unroll
-    for (int j = 0; j < STEPS; ++j) step_forward(shared, first_row + j, log2_rate, h[j], decay[j], h[j + 1]);
+    for (int j = 0; j < STEPS; ++j) step_forward(inputs, j, log2_rate, h[j], decay[j], h[j + 1]);
 #pragma unroll
     for (int j = STEPS - 1; j >= 0; --j) {
-        const int row = first_row + j;
-        const float2 cell = read_backward(shared, row);
+        const float2 cell = *(const float2*)&inputs.cells[j * CELL_STRIDE].z;  // {dy, delta}
         float c[THREAD_STATES], g[THREAD_STATES];
-        load_terms(shared.tiles.terms + row * TERMS + STATES + lane_states(), c);
+        load_terms(inputs.terms + j * TERMS + STATES, c);
         through_decay[j % 4] = 0.f;
 #pragma unroll
         for (int i = 0; i < THREAD_STATES; ++i) {
@@ -166,7 +178,7 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane
         add_row(sums, factors, j, h[j + 1], g);
         if (j % 4 == 0) {
             add_through(sums, through_decay, j);
-            write_term_sums(shared, lane, sums, row);
+            write_term_sums(places, sums, j);
         }
     }
     write_state_sums(shared, lane, sums, first_row);

@@ -9,6 +9,10 @@ struct Selectors {
 
 struct Lane {};
 
+__device__ __forceinline__ Inputs inputs_from(const Backward& shared, const Lane&, int row) {
+    return {shared.cells + cell_index(row, lane_channel()), shared.tiles.terms + row * TERMS + lane_states()};
+}
+
 __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
     const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
     const float low = g == q ? 1.f : 0.f, high = g == q + 4 ? 1.f : 0.f;
@@ -29,8 +33,8 @@ __device__ __forceinline__ void make_selectors(const Backward& shared, Selectors
     for (int i = 0; i < 8; ++i) selectors.column[i] = lane / 4 == i ? 1.f : 0.f;
 }
 
-// Sums the four values over the quads; call 0 starts a product, the others add to it. Those of call m reach the lanes with q = m: product[0] = sum of v[0],
-// product[2] = of v[1], product[1] = of v[2], product[3] = of v[3].
+// Sums the four values over the quads; call 0 starts a product, the others add to it. Those of call m reach the lanes with
+// q = m: product[0] = sum of v[0], product[2] = of v[1], product[1] = of v[2], product[3] = of v[3].
 __device__ __forceinline__ void sum_over_quads(float (&product)[4], const float (&v)[4], const Selectors& selectors, int m) {
     if (m == 0)
         multiply(product, v, selectors.column[2 * m], selectors.column[2 * m + 1]);
@@ -85,14 +89,15 @@ __device__ __forceinline__ void write_state_sums(const Backward& shared, const f
 }
 
 // Steps back through the STEPS rows from first_row on, the state before them given.
-__device__ __forceinline__ void go_back(const Backward& shared, const Lane&, int, int first_row, const float (&before)[THREAD_STATES],
-                                        const float (&log2_rate)[THREAD_STATES],
+__device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane, int, int first_row,
+                                        const float (&before)[THREAD_STATES], const float (&log2_rate)[THREAD_STATES],
                                         float (&carry)[THREAD_STATES], float (&dA)[THREAD_STATES]) {
+    const Inputs inputs = inputs_from(shared, lane, first_row);
     float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES];
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = before[i];
 #pragma unroll
-    for (int j = 0; j < STEPS; ++j) step_forward(shared, first_row + j, log2_rate, h[j], decay[j], h[j + 1]);
+    for (int j = 0; j < STEPS; ++j) step_forward(inputs, j, log2_rate, h[j], decay[j], h[j + 1]);
     float* lane_sums = shared.warp_sums + channel_sum_offset();
     float dx[4], through_decay[4], y[4], state_sums[4], turned[2 * STATE_GROUPS][4], channel_sums[4];
     Selectors selectors;
@@ -100,8 +105,8 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane&, int
 #pragma unroll
     for (int j = STEPS - 1; j >= 0; --j) {
         const int row = first_row + j;
-        const float4 cell = shared.cells[cell_index(row, lane_channel())];
-        const float* terms = shared.tiles.terms + row * TERMS + lane_states();
+        const float4 cell = inputs.cells[j * CELL_STRIDE];
+        const float* terms = inputs.terms + j * TERMS;
         float b[THREAD_STATES], c[THREAD_STATES], dB[THREAD_STATES], dC[THREAD_STATES];
         load_terms(terms, b);
         load_terms(terms + STATES, c);

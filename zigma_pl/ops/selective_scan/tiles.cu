@@ -33,28 +33,41 @@ typedef uint2 KeptGroup;
 #define TILE_KEPT (TILE / KEEP)
 #define STATE_GROUPS (THREAD_STATES / 4)
 
-// Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1.
+// A number below 2^31 in the place of a larger one.
+struct alignas(8) Count {
+    int value;
+    __device__ __forceinline__ operator int() const { return value; }
+};
+
+// An array of rows. Strides are in elements; those of the last axis are 1.
+struct Strides {
+    Long batch;
+    Count row;
+};
+
+// Every field takes 8 bytes.
 struct Params {
     const Element *u, *delta, *gate, *dout, *B, *C;
-    Long u_batch, u_row, delta_batch, delta_row, gate_batch, gate_row, dout_batch, dout_row, B_batch, B_row, C_batch, C_row;
+    Strides u_strides, delta_strides, gate_strides, dout_strides, B_strides, C_strides;
     const float *A, *skip, *bias;
     const int* order;
     Element *out, *du, *ddelta;               // contiguous; out in the backward pass: null, not wanted
     Element* dgate;
-    Long dgate_batch, dgate_row;
+    Strides dgate_strides;
     Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not kept
     float* carries;                           // (chunks, B, E, STATES): what a chunk alone leaves behind; null: one chunk
     float* durations;                         // (chunks, B, E): sum of delta
     float* dBC;                               // (B, L, 2, N), zeros; deterministic: (channel blocks, B, L, 2, N)
     float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch row and chunk, part_stride apart
-    Long part_stride, num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, deterministic;
+    Long part_stride;
+    Count num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, deterministic;
 };
 
 struct Tiles {
     uint4* raw;           // [2][arrays][QUADS][PASSES][THREADS]: 8 channels of a row each, as they are in memory
     uint4* raw_terms;     // [2][UNITS]
     float* terms;         // [TILE][TERMS]
-    int* order;           // [4][TILE], of which three in use: raster rows of this, the next and the second next tile; -1 past the end
+    int* order;           // [4][TILE], three in use: raster rows of this tile and the next two; -1 past the end
     float *skip, *bias;   // [CHANNELS]
 };
 
@@ -70,6 +83,23 @@ __device__ __forceinline__ uint4* place_tiles(Tiles& tiles, uint4* memory, int a
     memory += CHANNELS / 2;
     tiles.order = (int*)memory;
     return memory + TILE;
+}
+
+// A tile of a quantity by channel, so that a thread reads four rows at once. The gaps after every channel and every 8 of them
+// keep the threads that write it, and those that read it, out of each other's banks.
+#define CHANNEL_STRIDE (TILE + 4)
+#define CHANNEL_ROWS (CHANNELS * CHANNEL_STRIDE + OCTETS * 8)
+__device__ __forceinline__ int place_of(int row, int channel) { return channel * CHANNEL_STRIDE + channel / 8 * 8 + row; }
+
+struct ChannelRows {
+    float* delta;
+    float* factors;  // of B or C in what enters the state or its adjoint
+};
+
+__device__ __forceinline__ uint4* place_channel_rows(ChannelRows& rows, uint4* memory) {
+    rows.delta = (float*)memory;
+    rows.factors = rows.delta + CHANNEL_ROWS;
+    return memory + CHANNEL_ROWS / 2;
 }
 
 __device__ __forceinline__ int octet_of_thread() { return threadIdx.x % OCTETS; }
@@ -93,9 +123,9 @@ __device__ __forceinline__ void read_octet(const float* parameters, float (&out)
     out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
 }
 
-__device__ __forceinline__ int visited_row(const Params& p, int tile, int row) {
-    const int step = tile * TILE + row;
-    if (tile < 0 || step >= p.num_rows) return -1;
+// The raster row that is visited in a step; -1 past either end.
+__device__ __forceinline__ int visited_row(const Params& p, int step) {
+    if (step < 0 || step >= p.num_rows) return -1;
     return p.order ? p.order[step] : step;
 }
 
@@ -104,17 +134,28 @@ __device__ __forceinline__ uint4* raw_slot(const Tiles& tiles, int buffer, int a
     return tiles.raw + ((buffer * arrays + array) * QUADS * PASSES + pass) * THREADS + threadIdx.x;
 }
 
-// base: of the batch row.
-__device__ __forceinline__ void fetch_row(const Params& p, uint4* slot, int row, const Element* base, int row_stride) {
-    const Element* source = base + (Long)max(row, 0) * row_stride;
+// Row `row` of an array whose raster row 0 is given, in the fewest instructions.
+template <class Number>
+__device__ __forceinline__ Number* row_at(Number* first, int row, int stride) {
+    return (Number*)((Byte*)first + (unsigned long long)((Word)row * (Word)sizeof(Number)) * (Word)stride);
+}
+
+__device__ __forceinline__ bool has_channels(const Params& p) { return first_channel() < p.num_channels; }
+
+// This thread's 8 channels of raster row 0 in this block's batch row; some other place where they do not exist.
+template <class Number>
+__device__ __forceinline__ Number* own_channels(const Params& p, Number* array, const Strides& strides) {
+    return array + blockIdx.y * strides.batch + (has_channels(p) ? first_channel() : 0);
+}
+
+// first: what own_channels returned.
+__device__ __forceinline__ void fetch_row(const Params& p, uint4* slot, int row, const Element* first, const Strides& strides) {
+    const Element* source = row_at(first, max(row, 0), strides.row);
 #if ALIGNED
-    const bool present = row >= 0 && first_channel() < p.num_channels;
-    source += present ? first_channel() : 0;
 #pragma unroll
     for (int quad = 0; quad < QUADS; ++quad)
-        copy_async<16>(slot + quad * PASSES * THREADS, source + quad * (16 / ROW_BYTES), present);
+        copy_async<16>(slot + quad * PASSES * THREADS, source + quad * (16 / ROW_BYTES), row >= 0 && has_channels(p));
 #else
-    source += first_channel();
     for (int quad = 0; quad < QUADS; ++quad) {
         Element* to = (Element*)(slot + quad * PASSES * THREADS);
         for (int i = 0; i < 16 / ROW_BYTES; ++i) {
@@ -125,21 +166,31 @@ __device__ __forceinline__ void fetch_row(const Params& p, uint4* slot, int row,
 #endif
 }
 
+// Which states of B or C a thread fetches, of every UNIT_ROWS-th row.
+constexpr int UNIT_ROWS = THREADS / ROW_UNITS;
+struct alignas(16) Terms {
+    const Element* first;  // in raster row 0 of this block's batch row; some other place where they do not exist
+    int stride, state;
+};
+
+__device__ __forceinline__ Terms own_terms(const Params& p) {
+    const int column = threadIdx.x % ROW_UNITS * UNIT_STATES, state = column % STATES;
+    const Element* array = column < STATES ? p.B + blockIdx.y * p.B_strides.batch : p.C + blockIdx.y * p.C_strides.batch;
+    return {array + (state < p.num_states ? state : 0), column < STATES ? p.B_strides.row : p.C_strides.row, state};
+}
+
 __device__ __forceinline__ void fetch_terms(const Params& p, const Tiles& tiles, const int* order, int buffer,
-                                            const Element* B, const Element* C) {
+                                            const Terms& own) {
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; ++i) {
-        const int unit = i * THREADS + threadIdx.x;
-        const int row = order[unit / ROW_UNITS], column = unit % ROW_UNITS * UNIT_STATES;
-        const int state = column % STATES;
-        const Element* source = column < STATES ? B + (Long)max(row, 0) * (int)p.B_row : C + (Long)max(row, 0) * (int)p.C_row;
-        uint4* to = tiles.raw_terms + buffer * UNITS + unit;
+        const int row = order[i * UNIT_ROWS + threadIdx.x / ROW_UNITS];
+        const Element* source = row_at(own.first, max(row, 0), own.stride);
+        uint4* to = tiles.raw_terms + buffer * UNITS + i * THREADS + threadIdx.x;
 #if ALIGNED
-        const bool present = row >= 0 && state < p.num_states;
-        copy_async<16>(to, source + (present ? state : 0), present);
+        copy_async<16>(to, source, row >= 0 && own.state < p.num_states);
 #else
         for (int j = 0; j < UNIT_STATES; ++j)
-            ((Element*)to)[j] = row >= 0 && state + j < p.num_states ? source[state + j] : (Element)0;
+            ((Element*)to)[j] = row >= 0 && own.state + j < p.num_states ? source[j] : (Element)0;
 #endif
     }
 }
@@ -163,18 +214,14 @@ __device__ __forceinline__ void read_slot(const uint4* slot, float (&out)[8]) {
     for (int quad = 0; quad < QUADS; ++quad) unpack16(slot[quad * PASSES * THREADS], out + quad * (16 / ROW_BYTES));
 }
 
-// Where this thread's 8 channels of a raster row are in a contiguous (B, L, E) tensor.
-__device__ __forceinline__ Long output_offset(const Params& p, int row) {
-    return ((Long)blockIdx.y * (int)p.num_rows + row) * (int)p.num_channels + first_channel();
-}
-
-__device__ __forceinline__ Long gate_gradient_offset(const Params& p, int row) {
-    return blockIdx.y * p.dgate_batch + (Long)row * (int)p.dgate_row + first_channel();
+// This thread's 8 channels of raster row 0 in a contiguous (B, L, E) tensor.
+__device__ __forceinline__ Element* own_results(const Params& p, Element* results) {
+    return results + (Long)blockIdx.y * p.num_rows * p.num_channels + first_channel();
 }
 
 __device__ __forceinline__ void write_octet(const Params& p, Element* to, const float (&values)[8]) {
 #if ALIGNED
-    if (first_channel() >= p.num_channels) return;
+    if (!has_channels(p)) return;
 #pragma unroll
     for (int quad = 0; quad < QUADS; ++quad) ((uint4*)to)[quad] = pack16(values + quad * (16 / ROW_BYTES));
 #else
@@ -194,6 +241,11 @@ __device__ __forceinline__ void make_positive(const Params& p, const Tiles& tile
 // Which channel of the block this thread has, and which quarter of its states. The two directions differ in that.
 __device__ __forceinline__ int lane_channel();
 __device__ __forceinline__ int lane_quarter();
+__device__ __forceinline__ void read_four(const float* by_channel, int first_row, float (&out)[4]) {
+    const float4 v = *(const float4*)(by_channel + place_of(first_row, lane_channel()));
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+}
+
 __device__ __forceinline__ int lane_states() { return lane_quarter() * THREAD_STATES; }
 
 __device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_rate)[THREAD_STATES]) {
@@ -229,21 +281,13 @@ __device__ __forceinline__ void store_states(float* to, const float (&states)[TH
         *(float4*)(to + i) = make_float4(states[i], states[i + 1], states[i + 2], states[i + 3]);
 }
 
-// Keeps what this block's chunk leaves behind by itself, for those after it (or before it).
-__device__ __forceinline__ void leave_behind(const Params& p, const float (&states)[THREAD_STATES], float duration) {
-    const Long index = (Long)blockIdx.z * p.num_batch + blockIdx.y;
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
-    store_states(states_at(p, p.carries, index), states);
-    if (lane_quarter() == 0 && channel < p.num_channels) p.durations[index * p.num_channels + channel] = duration;
-}
-
 // What enters this block's chunk: all that the chunks before it (reversed: after it) have left behind by themselves.
 __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
                                               float (&carry)[THREAD_STATES]) {
     load_states(nullptr, carry);
     if (!p.carries) return;
     const int channel = blockIdx.x * CHANNELS + lane_channel();
-    const int last = (int)p.num_chunks - 1, num_chained = reversed ? last - (int)blockIdx.z : (int)blockIdx.z;
+    const int last = p.num_chunks - 1, num_chained = reversed ? last - (int)blockIdx.z : (int)blockIdx.z;
 #pragma unroll 4
     for (int i = 0; i < num_chained; ++i) {
         const Long index = (Long)(reversed ? last - i : i) * p.num_batch + blockIdx.y;

@@ -1,0 +1,58 @@
+// Steps forward through rows in float32.
+
+constexpr int SUMMED = 4;  // rows whose sums over states are taken at once
+#define Y_STRIDE (CHANNELS + 8)
+
+// Bits of the lane: channel 0, quarter 0, channel 1, channel 2, quarter 1. Neighbouring lanes then read the same B and C,
+// and lanes two apart the same channel, which lets both reads take half as many passes over shared memory.
+__device__ __forceinline__ int lane_channel() { return threadIdx.x / 32 * 8 + (threadIdx.x & 1) + (threadIdx.x >> 1 & 6); }
+__device__ __forceinline__ int lane_quarter() { return (threadIdx.x >> 1 & 1) + (threadIdx.x >> 3 & 2); }
+
+// Sums over the four lanes that share a channel, for four rows at once; each lane returns that of the row lane_quarter().
+__device__ __forceinline__ float sum_over_states(const float (&v)[4]) {
+    const bool upper = threadIdx.x & 16, odd = threadIdx.x & 2;
+    const float send0 = upper ? v[0] : v[2], send1 = upper ? v[1] : v[3];
+    const float even_row = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, send0, 16);
+    const float odd_row = (upper ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, send1, 16);
+    return (odd ? odd_row : even_row) + __shfl_xor_sync(0xffffffffu, odd ? even_row : odd_row, 2);
+}
+
+__device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) { spread_terms(tiles, buffer); }
+
+// delta, and x B of this lane's states.
+struct Entering {
+    float deltas[4], x[4], values[THREAD_STATES];
+
+    __device__ __forceinline__ void read(const Tiles& tiles, const ChannelRows& rows, int first_row, int j) {
+        if (j % 4 == 0) {
+            read_four(rows.delta, first_row + j, deltas);
+            read_four(rows.factors, first_row + j, x);
+        }
+        load_terms(tiles.terms + (first_row + j) * TERMS + lane_states(), values);
+#pragma unroll
+        for (int i = 0; i < THREAD_STATES; ++i) values[i] *= x[j % 4];
+    }
+};
+
+// Sums of h C over the states: each lane its own, then over the four lanes that share a channel.
+struct Outputs {
+    float partial[4];
+
+    __device__ __forceinline__ void begin(const Tiles& tiles, int buffer, int first_row) {}
+
+    __device__ __forceinline__ void add(const Tiles& tiles, int first_row, int j, const float (&h)[THREAD_STATES]) {
+        float c[THREAD_STATES];
+        load_terms(tiles.terms + (first_row + j) * TERMS + STATES + lane_states(), c);
+        partial[j] = 0.f;
+#pragma unroll
+        for (int i = 0; i < THREAD_STATES; ++i) partial[j] = fmaf(h[i], c[i], partial[j]);
+    }
+
+    __device__ __forceinline__ void write(float* y_tile, int first_row) const {
+        y_tile[(first_row + lane_quarter()) * Y_STRIDE + lane_channel()] = sum_over_states(partial);
+    }
+};
+
+__device__ __forceinline__ float decay_of(float x, int number) { return exp2_fast(x); }
+
+__device__ __forceinline__ void keep_states(Kept* to, const float (&h)[THREAD_STATES]) { store_states(to, h); }
