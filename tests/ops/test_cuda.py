@@ -81,9 +81,10 @@ def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
 @needs_compiler
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 1e-2)], ids=str)
-@pytest.mark.parametrize("speed", [0.02, 1.0, 50.0])
-def test_chunks_leave_out_only_what_has_decayed(monkeypatch, dtype, tolerance, speed):
+@pytest.mark.parametrize(("speed", "num_pieces"), [(0.02, 1), (1.0, 2), (1.0, 3), (50.0, 2)])
+def test_chunks_leave_out_only_what_has_decayed(monkeypatch, dtype, tolerance, speed, num_pieces):
     monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (4, -(-tiles // 4)))
+    monkeypatch.setattr(launch, "pieces_for", lambda *_: num_pieces)  # of three pieces, one is empty
     arguments = scan_arguments((1, 300, 40, 16), dtype)
     spread = torch.linspace(0, 1, 40)[:, None] * 2 - 1  # slow and fast channels in one warp
     arguments["A"] = arguments["A"] * speed * 10**spread
@@ -211,6 +212,13 @@ def test_chunks_fill_the_gpu_and_cover_the_path():
         chunk_tiles, num_chunks = layout.chunks_for(num_blocks, tiles, 132, 3)
         assert chunk_tiles * (num_chunks - 1) < tiles <= chunk_tiles * num_chunks
         assert num_blocks * num_chunks <= 132 * 3
+
+
+def test_pieces_of_chunks_are_at_work_at_once():
+    assert layout.pieces_for(96, 128, 4, 132) == 2
+    assert layout.pieces_for(48, 47, 11, 132) == 1
+    assert layout.pieces_for(48, 512, 1, 132) == 13
+    assert layout.pieces_for(1, 40, 2, 132) == 2  # none shorter than 16 tiles
 
 
 def test_blocks_fit_into_the_shared_memory_of_an_a100():

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from zigma_pl.ops import norms
+from zigma_pl.ops import norms, norms_cuda
 from zigma_pl.ops.backends import relative_errors
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -61,6 +61,14 @@ def test_output_and_gradients(dtype, centred, width):
     arguments = make_arguments((2, 13, width), dtype)
     errors = relative_errors(run_kernels, run_plain, arguments, centred=centred)
     assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+def test_gradients_of_many_chunks(monkeypatch):
+    monkeypatch.setattr(norms_cuda, "LONGEST_CHUNK", 4)  # 19 of them, more than the slices in which they are added up
+    errors = relative_errors(run_kernels, run_plain, make_arguments((2, 75, 16), torch.float32), centred=False)
+    assert max(errors.values()) < TOLERANCES[torch.float32], errors
 
 
 @needs_compiler

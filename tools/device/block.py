@@ -228,6 +228,7 @@ def main():
     parser.add_argument("--no-ops", action="store_true")
     parser.add_argument("--steps", nargs="*", default=STEPS)
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
 
     def save():

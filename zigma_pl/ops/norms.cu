@@ -193,16 +193,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
     if (p.branch) write_sums((float*)memory, dgate, sums + 2 * WIDTH);
 }
 
-// Gradients of what is the same for all rows of a batch element; those of the weight are still to be added up over B.
+// Gradients of what is the same for all rows of a batch element; those of the weight are still to be added up over B. A block
+// has COLUMNS columns, each of its threads every SLICES-th chunk of one.
+constexpr int COLUMNS = 8, SLICES = THREADS / COLUMNS;
+
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {
-    const int column = blockIdx.x * THREADS + threadIdx.x;
-    if (column >= WIDTH) return;
+    DYNAMIC_SHARED(memory);
+    float* slices = (float*)memory;  // [3][SLICES][COLUMNS]
+    const int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS;
     const Long batch = blockIdx.y;
     float sums[3] = {0.f, 0.f, 0.f};
-    for (int chunk = 0; chunk < p.num_chunks; ++chunk)
+#pragma unroll 4
+    for (int chunk = slice; chunk < p.num_chunks; chunk += SLICES)
 #pragma unroll
         for (int i = 0; i < 3; ++i)
             if (i < 2 || p.branch) sums[i] += p.sums[((batch * p.num_chunks + chunk) * 3 + i) * WIDTH + column];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) slices[i * THREADS + threadIdx.x] = sums[i];
+    __syncthreads();
+    if (slice > 0) return;
+    for (int other = 1; other < SLICES; ++other)
+#pragma unroll
+        for (int i = 0; i < 3; ++i) sums[i] += slices[i * THREADS + other * COLUMNS + threadIdx.x];
     const float weight = p.weight ? p.weight[column] : 1.f;
     p.dshift[batch * WIDTH + column] = from_float(sums[0]);
     p.dscale[batch * WIDTH + column] = from_float(weight * sums[1]);

@@ -17,6 +17,7 @@ from zigma_pl.ops.nvrtc import num_multiprocessors
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_WIDTH = 2048
 WARPS = 4
+COLUMNS = 8  # of a block of norm_backward_sums
 LONGEST_CHUNK = 64  # rows of one block
 # Blocks to be given to a multiprocessor: it has room for 7 at a time forward, for 3 backward.
 FORWARD_BLOCKS = 7
@@ -82,7 +83,7 @@ class Launch:
         gate = tensors.get("gate")
         strides = (0 if gate is None else gate.stride(0), *self._strides)
         kernel = _kernel(name, *self._kinds, self.device.index or 0)
-        blocks = -(-width // (32 * WARPS)) if over_columns else self.num_chunks
+        blocks = width // COLUMNS if over_columns else self.num_chunks
         fields = (
             *(address.get(name, 0) for name in ("x", "branch", "gate")),
             *self._addresses,
@@ -121,7 +122,7 @@ def _kernel(name: str, row_kind: int, x_float: int, width: int, centred: int, de
         name,
         tuple(options.items()),
         threads=32 * WARPS,
-        shared_bytes=4 * WARPS * width if name == "norm_backward" else 0,
+        shared_bytes={"norm_backward": 4 * WARPS * width, "norm_backward_sums": 4 * 3 * 32 * WARPS}.get(name, 0),
         num_fields=_NUM_FIELDS,
         device=device,
     )

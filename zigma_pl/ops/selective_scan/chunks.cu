@@ -1,5 +1,6 @@
 // What the rows of each chunk of a long path leave behind by themselves, before chunks are walked side by side: the state
-// after the last row, or for the backward pass the adjoint before the first one. With S the sum of delta between a row and
+// after the last row, or for the backward pass the adjoint before the first one. A chunk is cut into pieces, so that more blocks
+// are at work here. With S the sum of delta between a row and
 // that end,
 //   state = sum over rows of exp(A S) x B  (x = delta u);  adjoint = sum over rows of exp(A S) dy C.
 // No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing.
@@ -147,7 +148,7 @@ __device__ __forceinline__ void add_tile(const Alone& shared, float (&sums)[8][G
 }
 
 // Adds up over the rows of the lanes, and writes what is left of lane_channel().
-__device__ __forceinline__ void write_sums(const Params& p, int chunk, int part, const float (&sums)[8][GROUPS],
+__device__ __forceinline__ void write_sums(const Params& p, int piece, int part, const float (&sums)[8][GROUPS],
                                            float duration) {
     const int g = threadIdx.x % 32 / 4, channel = blockIdx.x * CHANNELS + lane_channel();
     float own[GROUPS];
@@ -161,7 +162,7 @@ __device__ __forceinline__ void write_sums(const Params& p, int chunk, int part,
             if (g == i) own[group] = sum;
         }
     if (channel >= p.num_channels) return;
-    const Long at = ((Long)chunk * p.num_batch + blockIdx.y) * p.num_channels + channel;
+    const Long at = ((Long)piece * p.num_batch + blockIdx.y) * p.num_channels + channel;
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group)
         p.carries[at * STATES + part * BLOCK_STATES + group * 4 + lane_quarter()] = own[group];
@@ -174,10 +175,12 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     Alone shared;
     place(shared, memory);
     const Tiles& tiles = shared.tiles;
-    const int thread = threadIdx.x, batch = blockIdx.y, part = blockIdx.z % PARTS, chunk = blockIdx.z / PARTS;
+    const int thread = threadIdx.x, batch = blockIdx.y, part = blockIdx.z % PARTS, piece = blockIdx.z / PARTS;
+    const int chunk = piece / p.chunk_pieces, piece_tiles = (p.chunk_tiles + p.chunk_pieces - 1) / p.chunk_pieces;
     if (chunk == (ADJOINT ? 0 : p.num_chunks - 1)) return;
-    const int first = chunk * p.chunk_tiles;
-    int num_tiles = min(p.chunk_tiles, p.num_tiles - first);
+    const int first = chunk * p.chunk_tiles + piece % p.chunk_pieces * piece_tiles;
+    const int end = min(min((chunk + 1) * p.chunk_tiles, p.num_tiles), first + piece_tiles);
+    int num_tiles = max(end - first, 0);
     hold(num_tiles);
     auto first_step = [&](int step) { return (ADJOINT ? first + step : first + num_tiles - 1 - step) * TILE; };
 
@@ -226,13 +229,14 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
         add_tile<ADJOINT>(shared, sums);
         __syncthreads();
     }
-    write_sums(p, chunk, part, sums, duration);
+    write_sums(p, piece, part, sums, duration);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_chunk_states(const Params p) {
     leave_behind<false>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_chunk_adjoints(const Params p) {
+// Left to itself, the compiler takes more registers than CHUNK_BLOCKS blocks find.
+extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_adjoints(const Params p) {
     leave_behind<true>(p);
 }

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zigma_pl.ops.selective_scan.launch import Call, aligned, chunks, launch
+from zigma_pl.ops.selective_scan.launch import Call, aligned, cut_for, launch
 from zigma_pl.ops.selective_scan.layout import layout_for
 
 KEEP_EVERY = 16  # rows; 101 MB for 32,768 tokens of 1,536 channels with 16 states in bfloat16
@@ -57,7 +57,7 @@ def forward(
     out = torch.empty(u.shape, dtype=call.dtype, device=u.device)
     states = new_states(u, A, call.dtype, keep_every)
     results = {"out": out, "states": states if keep_every else None}
-    launch(call, results, chunks(call, backward=False), keep=keep_every)
+    launch(call, results, cut_for(call, backward=False), keep=keep_every)
     return out, states
 
 
@@ -100,7 +100,7 @@ def backward(
     call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout)
     num_rows, num_tokens, num_channels, num_states = call.shape
     layout = call.layout
-    cut = chunks(call, backward=True)
+    cut = cut_for(call, backward=True)
     keep = layout.tile * layout.num_tiles(num_tokens) // states.shape[1]
     if gate is not None and dgate is None:
         dgate = torch.empty(u.shape, dtype=call.dtype, device=u.device)
@@ -110,7 +110,7 @@ def backward(
     blocks = -(-num_channels // layout.channels) if deterministic else 1
     new = call.A.new_empty if deterministic else call.A.new_zeros
     dBC = new(blocks, num_rows, num_tokens, 2, num_states)
-    parts = call.A.new_empty(num_rows * cut[1], num_channels * (num_states + 2))
+    parts = call.A.new_empty(num_rows * cut.num_chunks, num_channels * (num_states + 2))
     results |= {"dgate": dgate, "states": states, "dBC": dBC}
     results |= zip(("dA", "dskip", "dbias"), _split(parts, num_channels, num_states), strict=True)
     launch(call, results, cut, backward=True, keep=keep, deterministic=deterministic)

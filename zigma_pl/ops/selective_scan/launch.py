@@ -8,14 +8,22 @@ from torch import Tensor
 
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
-from zigma_pl.ops.selective_scan.layout import CHUNK_STATES, Layout, chunks_for, layout_for
+from zigma_pl.ops.selective_scan.layout import (
+    CHUNK_BLOCKS,
+    CHUNK_STATES,
+    Cut,
+    Layout,
+    chunks_for,
+    layout_for,
+    pieces_for,
+)
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "tiles.cu")
-_NUM_FIELDS = 44  # of struct Params in tiles.cu
+_NUM_FIELDS = 45  # of struct Params in tiles.cu
 
 
 class Call:
@@ -50,7 +58,7 @@ class Call:
         widths = num_channels * 2 % 16 == 0 and num_states * dtype.itemsize % 16 == 0
         self.aligned = widths and all(rows is None or rows.aligned for rows in self.rows)
 
-    def fields(self, results: dict[str, Tensor | None], cut: tuple[int, int], deterministic: bool) -> list[int]:
+    def fields(self, results: dict[str, Tensor | None], cut: Cut, deterministic: bool) -> list[int]:
         """Returns the kernels' struct Params."""
         fields: list[int] = []
         strides: list[int] = []
@@ -141,6 +149,7 @@ def kernel(
         "KEEP": keep or layout.tile,
         "FORWARD_BLOCKS": layout.forward_blocks,
         "BACKWARD_BLOCKS": layout.backward_blocks,
+        "CHUNK_BLOCKS": CHUNK_BLOCKS,
     }
     return nvrtc.load(
         (*_COMMON, *((_FOLDER / "chunks.cu",) if of_chunks else _sources(row_kind, backward))),
@@ -159,19 +168,22 @@ def _sources(row_kind: int, backward: bool) -> tuple[Path, ...]:
     return tuple(_FOLDER / name for name in names)
 
 
-def chunks(call: Call, backward: bool) -> tuple[int, int]:
-    """Returns (tiles in a chunk, number of chunks) for this call on its device."""
+def cut_for(call: Call, backward: bool) -> Cut:
+    """Returns how the path of this call is cut on its device."""
     num_rows, num_tokens, num_channels, _ = call.shape
     layout = call.layout
     blocks = -(-num_channels // layout.channels) * num_rows
     resident = layout.backward_blocks if backward else layout.forward_blocks
-    return chunks_for(blocks, layout.num_tiles(num_tokens), num_multiprocessors(call.device), resident)
+    available = num_multiprocessors(call.device)
+    chunk_tiles, num_chunks = chunks_for(blocks, layout.num_tiles(num_tokens), available, resident)
+    parts = layout.states // CHUNK_STATES
+    return Cut(chunk_tiles, num_chunks, pieces_for(blocks * parts, chunk_tiles, num_chunks, available))
 
 
 def launch(
     call: Call,
     results: dict[str, Tensor | None],
-    cut: tuple[int, int],
+    cut: Cut,
     *,
     backward: bool = False,
     keep: int = 0,
@@ -182,21 +194,22 @@ def launch(
     Args:
         call: the inputs.
         results: what is written, by the names in RESULTS; None where nothing is wanted.
-        cut: (tiles in a chunk, number of chunks).
+        cut: of the path.
         backward: which direction.
         keep: distance in rows between the states that are kept, 0 if none are.
         deterministic: whether dBC has a part for every block.
     """
     num_rows, _, num_channels, _ = call.shape
-    layout, num_chunks, A = call.layout, cut[1], call.A
+    layout, num_chunks, A = call.layout, cut.num_chunks, call.A
     kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased)
     grid = (-(-num_channels // layout.channels), num_rows, num_chunks)
     if num_chunks > 1:
-        results["carries"] = A.new_empty(num_chunks, num_rows, num_channels, layout.states)
-        results["durations"] = A.new_empty(num_chunks, num_rows, num_channels)
+        num_pieces = num_chunks * cut.chunk_pieces
+        results["carries"] = A.new_empty(num_pieces, num_rows, num_channels, layout.states)
+        results["durations"] = A.new_empty(num_pieces, num_rows, num_channels)
     fields = call.fields(results, cut, deterministic)
     if num_chunks > 1:
         parts = layout.states // CHUNK_STATES
         alone = kernel("scan_chunk_adjoints" if backward else "scan_chunk_states", *kinds, 0, call.device)
-        alone((*grid[:2], num_chunks * parts), fields)
+        alone((*grid[:2], num_pieces * parts), fields)
     kernel("scan_backward" if backward else "scan_forward", *kinds, keep, call.device)(grid, fields)

@@ -2,10 +2,13 @@
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_STATES = 64
 CHUNK_STATES = 16  # states of a block of the kernels in chunks.cu
 MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than two kernels are launched
+CHUNK_BLOCKS = 5  # blocks of those kernels that a multiprocessor has room for
+MIN_PIECE_TILES = 16  # to put shorter pieces together takes longer than to find them saves
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,14 @@ def layout_for(num_states: int) -> Layout:
     return next(layout for layout in LAYOUTS if layout.states >= num_states)
 
 
+class Cut(NamedTuple):
+    """How a path is cut: into chunks that are walked side by side, and these into pieces, see `pieces_for`."""
+
+    chunk_tiles: int
+    num_chunks: int
+    chunk_pieces: int
+
+
 @functools.cache
 def chunks_for(num_blocks: int, num_tiles: int, num_multiprocessors: int, resident_blocks: int) -> tuple[int, int]:
     """Cuts a path into chunks until the GPU is busy: returns (tiles in a chunk, number of chunks).
@@ -102,3 +113,16 @@ def chunks_for(num_blocks: int, num_tiles: int, num_multiprocessors: int, reside
 
     chunk_tiles = min(sizes, key=longest)
     return chunk_tiles, -(-num_tiles // chunk_tiles)
+
+
+def pieces_for(num_blocks: int, chunk_tiles: int, num_chunks: int, num_multiprocessors: int) -> int:
+    """Returns into how many pieces a chunk is cut to find what it leaves behind: as many as can all be at work at once.
+
+    Args:
+        num_blocks: blocks of each piece.
+        chunk_tiles: tiles in a chunk.
+        num_chunks: of the path, of which one leaves nothing to another.
+        num_multiprocessors: of the GPU.
+    """
+    room = CHUNK_BLOCKS * num_multiprocessors
+    return max(1, min(chunk_tiles // MIN_PIECE_TILES, room // (num_blocks * max(1, num_chunks - 1))))

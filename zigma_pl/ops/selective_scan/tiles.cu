@@ -55,12 +55,12 @@ struct Params {
     Element* dgate;
     Strides dgate_strides;
     Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not kept
-    float* carries;                           // (chunks, B, E, STATES): what a chunk alone leaves behind; null: one chunk
-    float* durations;                         // (chunks, B, E): sum of delta
+    float* carries;                           // (pieces of all chunks, B, E, STATES): what each leaves; null: one chunk
+    float* durations;                         // (pieces of all chunks, B, E): sum of delta
     float* dBC;                               // (B, L, 2, N), zeros; deterministic: (channel blocks, B, L, 2, N)
     float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch row and chunk, part_stride apart
     Long part_stride;
-    Count num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, deterministic;
+    Count num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, chunk_pieces, deterministic;
 };
 
 struct Tiles {
@@ -281,13 +281,14 @@ __device__ __forceinline__ void store_states(float* to, const float (&states)[TH
         *(float4*)(to + i) = make_float4(states[i], states[i + 1], states[i + 2], states[i + 3]);
 }
 
-// What enters this block's chunk: all that the chunks before it (reversed: after it) have left behind by themselves.
+// What enters this block's chunk: all that the pieces before it (reversed: after it) have left behind by themselves.
 __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
                                               float (&carry)[THREAD_STATES]) {
     load_states(nullptr, carry);
     if (!p.carries) return;
     const int channel = blockIdx.x * CHANNELS + lane_channel();
-    const int last = p.num_chunks - 1, num_chained = reversed ? last - (int)blockIdx.z : (int)blockIdx.z;
+    const int last = p.num_chunks * p.chunk_pieces - 1;
+    const int num_chained = (reversed ? p.num_chunks - 1 - (int)blockIdx.z : (int)blockIdx.z) * p.chunk_pieces;
 #pragma unroll 4
     for (int i = 0; i < num_chained; ++i) {
         const Long index = (Long)(reversed ? last - i : i) * p.num_batch + blockIdx.y;
