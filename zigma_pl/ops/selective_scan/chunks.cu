@@ -1,10 +1,10 @@
 // What the rows of each chunk of a long path leave behind by themselves, before chunks are walked side by side: the state
-// after the last row, or for the backward pass the adjoint before the first one. A chunk is cut into pieces, so that more blocks
-// are at work here. With S the sum of delta between a row and
+// after the last row, or for the backward pass the adjoint before the first one. With S the sum of delta between a row and
 // that end,
 //   state = sum over rows of exp(A S) x B  (x = delta u);  adjoint = sum over rows of exp(A S) dy C.
 // No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing.
-// Lane 4 g + q adds up rows 4 g to 4 g + 3 of a tile and, of each four states, state q. A block has 16 of the states.
+// Lane 4 g + q adds up rows 4 g to 4 g + 3 of a tile and, of each four states, state q. A block has 16 of the states, and one
+// of the pieces into which chunks are cut where more blocks find room.
 
 #define ARRAYS 3       // delta, u or dout, gate
 #define BLOCK_STATES 16

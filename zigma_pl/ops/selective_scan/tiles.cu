@@ -33,7 +33,7 @@ typedef uint2 KeptGroup;
 #define TILE_KEPT (TILE / KEEP)
 #define STATE_GROUPS (THREAD_STATES / 4)
 
-// A number below 2^31 in the place of a larger one.
+// A number below 2^31 that takes 8 bytes.
 struct alignas(8) Count {
     int value;
     __device__ __forceinline__ operator int() const { return value; }
