@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
+from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors, rows_of_block
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 8
@@ -65,11 +65,11 @@ def _vector(rows: list[Tensor], num_bytes: int) -> int:
 
 
 def _chunk_rows(x: Tensor, vector: int) -> int:
-    """Returns the rows of a chunk: few where the GPU would be idle, but no block more than it has room for."""
+    """Returns the rows of a chunk."""
     num_rows, num_tokens, num_channels = x.shape
     across = num_rows * -(-num_channels // (THREADS * vector))
     room = 8 * num_multiprocessors(x.device.index or 0)
-    return max(8, min(LONGEST_CHUNK, -(-num_tokens * across // room // 4) * 4))
+    return max(8, rows_of_block(num_tokens * across, room, 4, LONGEST_CHUNK))
 
 
 @functools.cache

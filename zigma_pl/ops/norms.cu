@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
 
 // Gradients of what is the same for all rows of a batch element; those of the weight are still to be added up over B. A block
 // has COLUMNS columns, each of its threads every SLICES-th chunk of one.
-constexpr int COLUMNS = 8, SLICES = THREADS / COLUMNS;
+constexpr int SLICES = THREADS / COLUMNS;
 
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {
     DYNAMIC_SHARED(memory);

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import num_multiprocessors
+from zigma_pl.ops.nvrtc import num_multiprocessors, rows_of_block
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_WIDTH = 2048
@@ -95,10 +95,9 @@ class Launch:
 
     @functools.cached_property
     def chunk_rows(self) -> int:
-        """Rows of a block: few where that is needed to keep the GPU busy, but no block more than it has room for."""
-        wanted = self._blocks * num_multiprocessors(self.device.index or 0)
-        rows = -(-self.shape[0] * self.shape[1] // wanted)
-        return min(LONGEST_CHUNK, -(-rows // WARPS) * WARPS)
+        """Rows of a block."""
+        room = self._blocks * num_multiprocessors(self.device.index or 0)
+        return rows_of_block(self.shape[0] * self.shape[1], room, WARPS, LONGEST_CHUNK)
 
     @property
     def num_chunks(self) -> int:
@@ -116,7 +115,14 @@ def as_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _kernel(name: str, row_kind: int, x_float: int, width: int, centred: int, device: int) -> nvrtc.Kernel:
-    options = {"ROW_KIND": row_kind, "X_FLOAT": x_float, "WIDTH": width, "CENTRED": centred, "WARPS": WARPS}
+    options = {
+        "ROW_KIND": row_kind,
+        "X_FLOAT": x_float,
+        "WIDTH": width,
+        "CENTRED": centred,
+        "WARPS": WARPS,
+        "COLUMNS": COLUMNS,
+    }
     return nvrtc.load(
         (_FOLDER / "device.cu", _FOLDER / "norms.cu"),
         name,

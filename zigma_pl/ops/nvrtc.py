@@ -197,6 +197,18 @@ def num_multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def rows_of_block(num_rows: int, room: int, multiple: int, longest: int) -> int:
+    """Returns the rows of a block: as few as keep the GPU busy, but no block more than it has room for.
+
+    Args:
+        num_rows: that are to be divided.
+        room: blocks that the GPU has room for.
+        multiple: what the rows of a block are a multiple of.
+        longest: the most rows of a block, even if there is no room then.
+    """
+    return min(longest, -(-num_rows // (room * multiple)) * multiple)
+
+
 def _sized(get_size: Callable[..., int], get: Callable[..., int], program: ctypes.c_void_p) -> bytes:
     size = ctypes.c_size_t()
     _check(get_size(program, ctypes.byref(size)), "the size of NVRTC's output")

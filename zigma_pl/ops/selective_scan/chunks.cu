@@ -58,15 +58,14 @@ __device__ __forceinline__ void spread_factors(const Params& p, const Alone& sha
         read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 1, pass), factor);
         make_positive(p, shared.tiles, delta);
         if (ADJOINT && GATED) read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 2, pass), gate);
-        float* to = shared.rows.delta + place_of(row_of_thread(pass), octet_of_thread() * 8);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-            to[i * CHANNEL_STRIDE] = delta[i];
-            if (ADJOINT)
-                to[CHANNEL_ROWS + i * CHANNEL_STRIDE] = GATED ? factor[i] * (gate[i] * sigmoid(gate[i])) : factor[i];
-            else
-                to[CHANNEL_ROWS + i * CHANNEL_STRIDE] = delta[i] * factor[i];
+            if (!ADJOINT)
+                factor[i] *= delta[i];
+            else if (GATED)
+                factor[i] *= gate[i] * sigmoid(gate[i]);
         }
+        put_octet(shared.rows, pass, delta, factor);
     }
 }
 

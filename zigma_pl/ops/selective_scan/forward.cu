@@ -10,12 +10,9 @@ __device__ __forceinline__ void spread_rows(const Params& p, const Tiles& tiles,
         read_slot(raw_slot(tiles, buffer, ARRAYS, 0, pass), u);
         read_slot(raw_slot(tiles, buffer, ARRAYS, 1, pass), delta);
         make_positive(p, tiles, delta);
-        float* to = rows.delta + place_of(row_of_thread(pass), octet_of_thread() * 8);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            to[i * CHANNEL_STRIDE] = delta[i];
-            to[CHANNEL_ROWS + i * CHANNEL_STRIDE] = delta[i] * u[i];
-        }
+        for (int i = 0; i < 8; ++i) u[i] *= delta[i];
+        put_octet(rows, pass, delta, u);
     }
 }
 

@@ -8,15 +8,7 @@ from torch import Tensor
 
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
-from zigma_pl.ops.selective_scan.layout import (
-    CHUNK_BLOCKS,
-    CHUNK_STATES,
-    Cut,
-    Layout,
-    chunks_for,
-    layout_for,
-    pieces_for,
-)
+from zigma_pl.ops.selective_scan.layout import CHUNK_BLOCKS, Cut, Layout, chunks_for, layout_for, pieces_for
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
@@ -134,8 +126,10 @@ def kernel(
     name: str, layout: Layout, row_kind: int, aligned: bool, gated: bool, biased: bool, keep: int, device: int
 ) -> nvrtc.Kernel:
     """Returns a kernel of forward.cu, backward.cu or chunks.cu for one kind of call."""
-    row_bytes, backward = 4 if row_kind == 0 else 2, name == "scan_backward"
-    of_chunks = name.startswith("scan_chunk")
+    row_bytes, of_chunks = 4 if row_kind == 0 else 2, name.startswith("scan_chunk")
+    shared_bytes = (
+        layout.chunk_bytes(row_bytes) if of_chunks else layout.shared_bytes(row_bytes, name == "scan_backward")
+    )
     options = {
         "ROW_KIND": row_kind,
         "STATES": layout.states,
@@ -152,20 +146,23 @@ def kernel(
         "CHUNK_BLOCKS": CHUNK_BLOCKS,
     }
     return nvrtc.load(
-        (*_COMMON, *((_FOLDER / "chunks.cu",) if of_chunks else _sources(row_kind, backward))),
+        (*_COMMON, *_sources(name, row_kind)),
         name,
         tuple(options.items()),
         threads=layout.threads,
-        shared_bytes=layout.chunk_bytes(row_bytes) if of_chunks else layout.shared_bytes(row_bytes, backward),
+        shared_bytes=shared_bytes,
         num_fields=_NUM_FIELDS,
         device=device,
     )
 
 
-def _sources(row_kind: int, backward: bool) -> tuple[Path, ...]:
+def _sources(name: str, row_kind: int) -> tuple[Path, ...]:
     kind = "float32" if row_kind == 0 else "16bit"
-    names = ("cells.cu", f"reverse_{kind}.cu", "backward.cu") if backward else (f"forward_{kind}.cu", "forward.cu")
-    return tuple(_FOLDER / name for name in names)
+    files = {
+        "scan_forward": (f"forward_{kind}.cu", "forward.cu"),
+        "scan_backward": ("cells.cu", f"reverse_{kind}.cu", "backward.cu"),
+    }
+    return tuple(_FOLDER / file for file in files.get(name, ("chunks.cu",)))
 
 
 def cut_for(call: Call, backward: bool) -> Cut:
@@ -176,8 +173,7 @@ def cut_for(call: Call, backward: bool) -> Cut:
     resident = layout.backward_blocks if backward else layout.forward_blocks
     available = num_multiprocessors(call.device)
     chunk_tiles, num_chunks = chunks_for(blocks, layout.num_tiles(num_tokens), available, resident)
-    parts = layout.states // CHUNK_STATES
-    return Cut(chunk_tiles, num_chunks, pieces_for(blocks * parts, chunk_tiles, num_chunks, available))
+    return Cut(chunk_tiles, num_chunks, pieces_for(blocks * layout.chunk_parts, chunk_tiles, num_chunks, available))
 
 
 def launch(
@@ -209,7 +205,6 @@ def launch(
         results["durations"] = A.new_empty(num_pieces, num_rows, num_channels)
     fields = call.fields(results, cut, deterministic)
     if num_chunks > 1:
-        parts = layout.states // CHUNK_STATES
         alone = kernel("scan_chunk_adjoints" if backward else "scan_chunk_states", *kinds, 0, call.device)
-        alone((*grid[:2], num_pieces * parts), fields)
+        alone((*grid[:2], num_pieces * layout.chunk_parts), fields)
     kernel("scan_backward" if backward else "scan_forward", *kinds, keep, call.device)(grid, fields)

@@ -40,6 +40,11 @@ class Layout:
         """Threads of a block."""
         return 32 * self.warps
 
+    @property
+    def chunk_parts(self) -> int:
+        """Blocks that share the states of a chunk in the kernels in chunks.cu."""
+        return self.states // CHUNK_STATES
+
     def num_tiles(self, num_tokens: int) -> int:
         """Returns the number of tiles that L rows fill."""
         return -(-num_tokens // self.tile)

@@ -73,8 +73,10 @@ __device__ __forceinline__ void read_factors(const Backward& shared, const Lane&
     }
     const float* channels = at_byte((const float*)shared.cells, lane.channels + first_row * ROW_CELLS);
 #pragma unroll
-    for (int k = 0; k < (STEPS + 3) / 4; ++k)
-        factors.channels[k] = pack_bfloats(channels[k * ROW_CELLS], channels[k * ROW_CELLS + 4]);  // four rows further on
+    for (int k = 0; k < (STEPS + 3) / 4; ++k) {
+        const float* first = at_byte(channels, 4 * k * ROW_CELLS);
+        factors.channels[k] = pack_bfloats(first[0], first[4]);
+    }
 }
 
 // What sums over lanes collect while the rows are gone through.

@@ -241,11 +241,6 @@ __device__ __forceinline__ void make_positive(const Params& p, const Tiles& tile
 // Which channel of the block this thread has, and which quarter of its states. The two directions differ in that.
 __device__ __forceinline__ int lane_channel();
 __device__ __forceinline__ int lane_quarter();
-__device__ __forceinline__ void read_four(const float* by_channel, int first_row, float (&out)[4]) {
-    const float4 v = *(const float4*)(by_channel + place_of(first_row, lane_channel()));
-    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
-}
-
 __device__ __forceinline__ int lane_states() { return lane_quarter() * THREAD_STATES; }
 
 __device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_rate)[THREAD_STATES]) {
@@ -298,6 +293,23 @@ __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, co
 #pragma unroll
         for (int j = 0; j < THREAD_STATES; ++j) carry[j] = fmaf(exp2_fast(duration * log2_rate[j]), carry[j], own[j]);
     }
+}
+
+// Puts 8 channels of this thread's row into its tile.
+__device__ __forceinline__ void put_octet(const ChannelRows& rows, int pass, const float (&delta)[8],
+                                          const float (&factors)[8]) {
+    float* to = rows.delta + place_of(row_of_thread(pass), octet_of_thread() * 8);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        to[i * CHANNEL_STRIDE] = delta[i];
+        to[CHANNEL_ROWS + i * CHANNEL_STRIDE] = factors[i];
+    }
+}
+
+// Four rows of this lane's channel.
+__device__ __forceinline__ void read_four(const float* by_channel, int first_row, float (&out)[4]) {
+    const float4 v = *(const float4*)(by_channel + place_of(first_row, lane_channel()));
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
 }
 
 __device__ __forceinline__ void load_terms(const float* from, float (&out)[THREAD_STATES]) {
