@@ -142,7 +142,8 @@ inline unsigned transpose(unsigned two) {
     return turned;
 }
 
-inline void hold(int&) {}
+template <class Held>
+inline void hold(Held&) {}
 template <class Number>
 inline Number* as_global(Number* pointer) { return pointer; }
 inline float exp2_fast(float x) { return exp2f(x); }

@@ -21,6 +21,8 @@ typedef unsigned short Element;
 
 // Makes the compiler keep x in a register, rather than compute it again wherever it is needed.
 __device__ __forceinline__ void hold(int& x) { asm volatile("" : "+r"(x)); }
+template <class Number>
+__device__ __forceinline__ void hold(const Number*& x) { asm volatile("" : "+l"(x)); }
 
 // Tells the compiler that a pointer out of shared memory points to global memory, which it cannot know.
 template <class Number>

@@ -38,17 +38,16 @@ class MixerWeights(NamedTuple):
     def cast(self, dtype: torch.dtype) -> "CastWeights":
         """Returns what the passes take, with matrices of this dtype."""
         in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj = self
-        A = torch.exp(A_log.float()).neg_()
         matrices = [in_proj, x_proj, dt_proj, out_proj]
         if any(matrix.dtype != dtype for matrix in matrices):
             given, matrices = matrices, [torch.empty_like(matrix, dtype=dtype) for matrix in matrices]
             torch._foreach_copy_(matrices, given)  # one kernel
         in_proj, x_proj, dt_proj, out_proj = matrices
-        return CastWeights(in_proj, x_proj, dt_proj, out_proj, conv_weight, conv_bias, dt_bias, A, skip)
+        return CastWeights(in_proj, x_proj, dt_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, skip)
 
 
 class CastWeights(NamedTuple):
-    """Weights as the two passes take them: matrices in the dtype of the rows, and A = -exp(A_log), float32."""
+    """Weights as the two passes take them: matrices in the dtype of the rows."""
 
     in_proj: Tensor
     x_proj: Tensor
@@ -57,7 +56,7 @@ class CastWeights(NamedTuple):
     conv_weight: Tensor
     conv_bias: Tensor
     dt_bias: Tensor
-    A: Tensor
+    A_log: Tensor
     D: Tensor
 
 
@@ -82,9 +81,9 @@ class Kept(NamedTuple):
 def _scan_inputs(
     u: Tensor, delta: Tensor, projected: Tensor, gate: Tensor, weights: CastWeights
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    num_states = weights.A.shape[1]
+    num_states = weights.A_log.shape[1]
     _, B, C = projected.split([weights.dt_proj.shape[1], num_states, num_states], -1)
-    return u, delta, weights.A, B, C, weights.D, gate, weights.dt_bias
+    return u, delta, weights.A_log, B, C, weights.D, gate, weights.dt_bias
 
 
 def _convolve(rows: Tensor, weights: CastWeights, visit_order: Tensor | None) -> Tensor:
@@ -108,7 +107,7 @@ def run_forward(
     projected = linear(u, weights.x_proj)
     delta = _step_sizes(projected, weights)
     scan_inputs = _scan_inputs(u, delta, projected, gate, weights)
-    scanned, states = direct.forward(*scan_inputs, visit_order, KEEP_EVERY[kept])
+    scanned, states = direct.forward(*scan_inputs, visit_order, KEEP_EVERY[kept], log_A=True)
     nothing = u.new_empty(0)
     left = Kept(
         *(norm.normalised, norm.rstd),
@@ -167,11 +166,12 @@ def _mixer_backward(
     found = direct.backward(
         torch.mm(dout, weights.out_proj).view(*shape, inner),
         *(*_scan_inputs(u, delta, projected, gate, weights), visit_order, kept.states),
+        log_A=True,
         deterministic=deterministic,
         want_output=True,
         dgate=dgate,
     )
-    du, ddelta, dA, BC, dskip, dbias, _, scanned = found
+    du, ddelta, dA_log, BC, dskip, dbias, _, scanned = found
     del found, delta, gate
     assert scanned is not None
     du_flat, u = du.view(-1, inner), u.view(-1, inner)
@@ -188,7 +188,7 @@ def _mixer_backward(
     _, conv_weight, conv_bias = convolution.convolve_backward(
         du, rows, weights.conv_weight, weights.conv_bias, visit_order, True, dx=drows
     )
-    dweights = (conv_weight, conv_bias, x_proj, dt_proj, dbias, dA.mul_(weights.A), dskip, out_proj)
+    dweights = (conv_weight, conv_bias, x_proj, dt_proj, dbias, dA_log, dskip, out_proj)
     return dentered.view(len(dout), -1), dweights
 
 

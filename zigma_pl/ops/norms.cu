@@ -194,30 +194,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
 }
 
 // Gradients of what is the same for all rows of a batch element; those of the weight are still to be added up over B. A block
-// has COLUMNS columns, each of its threads every SLICES-th chunk of one.
+// takes COLUMNS columns of one of the three sums, each of its threads every SLICES-th chunk of one.
 constexpr int SLICES = THREADS / COLUMNS;
 
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {
     DYNAMIC_SHARED(memory);
-    float* slices = (float*)memory;  // [3][SLICES][COLUMNS]
-    const int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS;
-    const Long batch = blockIdx.y;
-    float sums[3] = {0.f, 0.f, 0.f};
-#pragma unroll 4
-    for (int chunk = slice; chunk < p.num_chunks; chunk += SLICES)
-#pragma unroll
-        for (int i = 0; i < 3; ++i)
-            if (i < 2 || p.branch) sums[i] += p.sums[((batch * p.num_chunks + chunk) * 3 + i) * WIDTH + column];
-#pragma unroll
-    for (int i = 0; i < 3; ++i) slices[i * THREADS + threadIdx.x] = sums[i];
+    float* slices = (float*)memory;  // [SLICES][COLUMNS]
+    const int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS, part = blockIdx.z;
+    const Long batch = blockIdx.y, vector = batch * WIDTH + column;
+    const float* sums = p.sums + (batch * p.num_chunks * 3 + part) * WIDTH + column;
+    float sum = 0.f;
+#pragma unroll 8
+    for (int chunk = slice; chunk < (int)p.num_chunks; chunk += SLICES) sum += sums[(Long)chunk * 3 * WIDTH];
+    slices[threadIdx.x] = sum;
     __syncthreads();
     if (slice > 0) return;
-    for (int other = 1; other < SLICES; ++other)
 #pragma unroll
-        for (int i = 0; i < 3; ++i) sums[i] += slices[i * THREADS + other * COLUMNS + threadIdx.x];
-    const float weight = p.weight ? p.weight[column] : 1.f;
-    p.dshift[batch * WIDTH + column] = from_float(sums[0]);
-    p.dscale[batch * WIDTH + column] = from_float(weight * sums[1]);
-    if (p.branch) p.dgate[batch * WIDTH + column] = from_float(sums[2]);
-    if (p.weight) p.dweight[batch * WIDTH + column] = fmaf(to_float(p.scale[batch * p.scale_batch + column]), sums[1], sums[1]);
+    for (int other = 1; other < SLICES; ++other) sum += slices[other * COLUMNS + threadIdx.x];
+    if (part == 0)
+        p.dshift[vector] = from_float(sum);
+    else if (part == 2)
+        p.dgate[vector] = from_float(sum);
+    else {
+        p.dscale[vector] = from_float((p.weight ? p.weight[column] : 1.f) * sum);
+        if (p.weight) p.dweight[vector] = fmaf(to_float(p.scale[batch * p.scale_batch + column]), sum, sum);
+    }
 }

@@ -76,14 +76,16 @@ class Launch:
         """Returns memory on the device, in the rows' dtype unless told another."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
-    def run(self, name: str, tensors: dict[str, Tensor | None], *, over_columns: bool = False) -> None:
-        """Runs a kernel, on the tensors by the names of struct Params; a block takes `chunk_rows` rows."""
+    def run(self, name: str, tensors: dict[str, Tensor | None], num_sums: int = 0) -> None:
+        """Runs a kernel, on the tensors by the names of struct Params.
+
+        A block takes `chunk_rows` rows; with num_sums, COLUMNS columns of one of so many sums over the chunks.
+        """
         num_batch, num_rows, width = self.shape
         address = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
         gate = tensors.get("gate")
         strides = (0 if gate is None else gate.stride(0), *self._strides)
         kernel = _kernel(name, *self._kinds, self.device.index or 0)
-        blocks = width // COLUMNS if over_columns else self.num_chunks
         fields = (
             *(address.get(name, 0) for name in ("x", "branch", "gate")),
             *self._addresses,
@@ -91,7 +93,8 @@ class Launch:
             *(address.get(name, 0) for name in RESULTS),
             *(num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
         )
-        kernel((blocks, num_batch, 1), fields)
+        blocks = (width // COLUMNS, num_batch, num_sums) if num_sums else (self.num_chunks, num_batch, 1)
+        kernel(blocks, fields)
 
     @functools.cached_property
     def chunk_rows(self) -> int:
@@ -128,7 +131,7 @@ def _kernel(name: str, row_kind: int, x_float: int, width: int, centred: int, de
         name,
         tuple(options.items()),
         threads=32 * WARPS,
-        shared_bytes={"norm_backward": 4 * WARPS * width, "norm_backward_sums": 4 * 3 * 32 * WARPS}.get(name, 0),
+        shared_bytes={"norm_backward": 4 * WARPS * width, "norm_backward_sums": 4 * 32 * WARPS}.get(name, 0),
         num_fields=_NUM_FIELDS,
         device=device,
     )
@@ -227,6 +230,6 @@ def run_backward(
         "dweight": dweight,
     }
     launch.run("norm_backward", tensors)
-    launch.run("norm_backward_sums", tensors, over_columns=True)
+    launch.run("norm_backward_sums", tensors, num_sums=2 + gated)
     summed = None if dweight is None else dweight.sum(0)
     return NormGradients(dx, dbranch, vectors[2] if gated else None, summed, vectors[0], vectors[1])

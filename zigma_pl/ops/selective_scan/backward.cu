@@ -11,7 +11,7 @@ __device__ __forceinline__ void spread_cells(const Params& p, const Backward& sh
         read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 0, pass), u);
         read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 1, pass), delta);
         read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 3, pass), dy);
-        make_positive(p, shared.tiles, delta);
+        make_positive(shared.tiles, delta);
         if (GATED) {
             read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 2, pass), gate);
 #pragma unroll
@@ -262,6 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i)
         if (channel < p.num_channels && lane_states() + i < p.num_states)
-            p.dA[part * p.part_stride + channel * p.num_states + lane_states() + i] = dA[i];
+            p.dA[part * p.part_stride + channel * p.num_states + lane_states() + i] =
+                LOG_A ? LN_2 * log2_rate[i] * dA[i] : dA[i];
     write_totals(p, shared, part);
 }

@@ -3,61 +3,94 @@
 // that end,
 //   state = sum over rows of exp(A S) x B  (x = delta u);  adjoint = sum over rows of exp(A S) dy C.
 // No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing.
-// Lane 4 g + q adds up rows 4 g to 4 g + 3 of a tile and, of each four states, state q. A block has 16 of the states, and one
-// of the pieces into which chunks are cut where more blocks find room.
+// A lane adds up four rows of a tile and, of each four states, one. A block has 16 of the states, and one of the pieces into
+// which chunks are cut where more blocks find room.
 
 #define ARRAYS 3       // delta, u or dout, gate
 #define BLOCK_STATES 16
 #define GROUPS 4       // of four states
 #define PARTS (STATES / BLOCK_STATES)
-#define NEGLIGIBLE (ROW_KIND == 0 ? 28.f : 16.f)  // halvings after which nothing is left
+#define NEGLIGIBLE (ROW_KIND == 0 ? 28.f : 12.f)  // halvings after which nothing is left that the rows could tell
 
+// Who reads delta and sums it: lane 4 g + q has channel g of its warp.
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
 __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
+// Which four rows a lane adds up, of all 8 channels of its warp, and which of each four states. Bits of the lane: rows 0,
+// state 0, rows 1, rows 2, state 1. Neighbours then have the same state, and lanes two apart the same rows, so that to read
+// what belongs to either takes half as many passes over shared memory.
+__device__ __forceinline__ int lane_rows() { return (threadIdx.x & 1) | (threadIdx.x >> 1 & 6); }
+__device__ __forceinline__ int lane_state() { return (threadIdx.x >> 1 & 1) | (threadIdx.x >> 3 & 2); }
+
+// Where B or C of a row is in a tile's terms: of state `state` of the groups from `group` on. Rows are mixed so that lanes
+// that write, and those that read, keep out of each other's banks.
+__device__ __forceinline__ int term_place(int row, int state, int group) {
+    return (row * BLOCK_STATES + state * GROUPS + group) ^ ((row & 4) * 5) ^ (((row >> 3 ^ row >> 1) & 1) * 8);
+}
+
 struct Alone {
-    Tiles tiles;        // terms: [TILE][4][GROUPS], four states of different groups beside each other
+    Tiles tiles;        // terms: as term_place says
     ChannelRows rows;   // delta, then S; x or dy
-    float4* log2_rates; // [CHANNELS][4]: of state q of each group
-    float4* limits;     // [CHANNELS]: S beyond which nothing is left of a group and those after it
+    float4* log2_rates; // [CHANNELS][4]: of a state of each group
 };
 
 __device__ __forceinline__ void place(Alone& shared, uint4* memory) {
     uint4* rest = place_tiles(shared.tiles, memory, ARRAYS);
     rest = place_channel_rows(shared.rows, rest);
     shared.log2_rates = (float4*)rest;
-    rest += CHANNELS * 4;
-    shared.limits = (float4*)rest;
 }
 
-__device__ __forceinline__ void read_rates(const Params& p, const Alone& shared, int part) {
+// Puts the rates into shared memory. Returns, of lane_channel(), the S beyond which nothing is left of group lane_quarter()
+// and of those after it.
+__device__ __forceinline__ float read_rates(const Params& p, const Alone& shared, int part) {
     const int channel = blockIdx.x * CHANNELS + lane_channel();
     float rate[GROUPS], limit[GROUPS];
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
         const int state = part * BLOCK_STATES + group * 4 + lane_quarter();
         const bool exists = channel < p.num_channels && state < p.num_states;
-        rate[group] = exists ? p.A[channel * p.num_states + state] * LOG2_E : 0.f;
+        rate[group] = read_rate(p, channel, state);
         const float lasting = rate[group] < 0.f ? NEGLIGIBLE / -rate[group] : __uint_as_float(0x7f800000u);
         limit[group] = exists ? lasting : -1.f;
         limit[group] = fmaxf(limit[group], __shfl_xor_sync(0xffffffffu, limit[group], 1));
         limit[group] = fmaxf(limit[group], __shfl_xor_sync(0xffffffffu, limit[group], 2));
     }
-#pragma unroll
-    for (int group = GROUPS - 2; group >= 0; --group) limit[group] = fmaxf(limit[group], limit[group + 1]);
     shared.log2_rates[threadIdx.x] = make_float4(rate[0], rate[1], rate[2], rate[3]);
-    if (lane_quarter() == 0) shared.limits[lane_channel()] = make_float4(limit[0], limit[1], limit[2], limit[3]);
+    float own = limit[GROUPS - 1];
+#pragma unroll
+    for (int group = GROUPS - 2; group >= 0; --group)
+        if (lane_quarter() <= group) own = fmaxf(own, limit[group]);
+    return own;
 }
 
+// Where a thread writes and reads: computed once, since to do so for every tile takes a tenth of all instructions.
+struct Places {
+    int octet;   // in rows: what it spreads
+    int summed;  // in rows: of which it sums delta
+    int added;   // in rows: what it adds up, of the first channel of its warp
+    int rates;   // in log2_rates, of that channel
+    int terms;   // of the first of its four rows
+};
+
+__device__ __forceinline__ Places own_places() {
+    const int first = threadIdx.x / 32 * 8;
+    Places places{octet_place(0), place_of(8 * lane_quarter(), lane_channel()), place_of(4 * lane_rows(), first),
+                  first * 4 + lane_state(), term_place(4 * lane_rows(), lane_state(), 0)};
+    hold(places.octet), hold(places.summed), hold(places.added), hold(places.rates), hold(places.terms);
+    return places;
+}
+
+// Copies to where the lanes find it what this thread fetched: delta; x or dy; B or C of this block's states.
 template <bool ADJOINT>
-__device__ __forceinline__ void spread_factors(const Params& p, const Alone& shared, int buffer) {
+__device__ __forceinline__ void spread_tile(const Alone& shared, const Places& places, int buffer, int part, const float (&bias)[8]) {
+    const Tiles& tiles = shared.tiles;
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass) {
         float delta[8], factor[8], gate[8];
-        read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 0, pass), delta);
-        read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 1, pass), factor);
-        make_positive(p, shared.tiles, delta);
-        if (ADJOINT && GATED) read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 2, pass), gate);
+        read_slot(raw_slot(tiles, buffer, ARRAYS, 0, pass), delta);
+        read_slot(raw_slot(tiles, buffer, ARRAYS, 1, pass), factor);
+        if (ADJOINT && GATED) read_slot(raw_slot(tiles, buffer, ARRAYS, 2, pass), gate);
+        make_positive(bias, delta);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             if (!ADJOINT)
@@ -65,27 +98,23 @@ __device__ __forceinline__ void spread_factors(const Params& p, const Alone& sha
             else if (GATED)
                 factor[i] *= gate[i] * sigmoid(gate[i]);
         }
-        put_octet(shared.rows, pass, delta, factor);
+        put_octet(shared.rows, places.octet + pass * PASS_ROWS, delta, factor);
     }
-}
-
-// B (or C) of this block's states, from what this thread fetched.
-template <bool ADJOINT>
-__device__ __forceinline__ void spread_part(const Tiles& tiles, int buffer, int part) {
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; ++i) {
         const int unit = i * THREADS + threadIdx.x;
         const int state = unit % ROW_UNITS * UNIT_STATES - (ADJOINT ? STATES : 0) - part * BLOCK_STATES;
         if (state < 0 || state >= BLOCK_STATES) continue;
         float values[UNIT_STATES];
-        unpack16(tiles.raw_terms[buffer * UNITS + unit], values);
-        float* to = tiles.terms + unit / ROW_UNITS * BLOCK_STATES + state / 4;
+        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
+        const int at = term_place(unit / ROW_UNITS, 0, state / 4);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
+            float* to = tiles.terms + (at ^ j * GROUPS);
 #if ROW_KIND == 0
-            to[j * GROUPS] = values[j];
+            *to = values[j];
 #else
-            *(float2*)(to + j * GROUPS) = make_float2(values[j], values[j + 4]);
+            *(float2*)to = make_float2(values[j], values[j + 4]);
 #endif
         }
     }
@@ -93,9 +122,9 @@ __device__ __forceinline__ void spread_part(const Tiles& tiles, int buffer, int 
 
 // Turns the delta of a tile into S, for the rows 8 q to 8 q + 7 of this lane's channel; `passed`: S where the tile begins.
 template <bool ADJOINT>
-__device__ __forceinline__ void sum_durations(const Alone& shared, float& passed) {
+__device__ __forceinline__ void sum_durations(const ChannelRows& rows, const Places& places, float& passed) {
     const int q = lane_quarter();
-    float4* at = (float4*)(shared.rows.delta + place_of(8 * q, lane_channel()));
+    float4* at = (float4*)(rows.delta + places.summed);
     const float4 low = at[0], high = at[1];
     float s[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, sum = 0.f;
 #pragma unroll
@@ -115,24 +144,21 @@ __device__ __forceinline__ void sum_durations(const Alone& shared, float& passed
     passed += two + others;
 }
 
-template <bool ADJOINT>
-__device__ __forceinline__ void add_tile(const Alone& shared, float (&sums)[8][GROUPS]) {
-    const int first = threadIdx.x / 32 * 8, g = threadIdx.x % 32 / 4, q = lane_quarter();
-    const float nearest = shared.rows.delta[place_of(ADJOINT ? 0 : TILE - 1, lane_channel())];
-    const Word lasting = ballot(nearest <= ((const float*)shared.limits)[threadIdx.x]);  // bit 4 i + group
-    const float* own = shared.rows.delta + place_of(4 * g, first);  // its factors are CHANNEL_ROWS further on
-    const float4* of_state = shared.log2_rates + first * 4 + q;
+// Adds up a tile. lasting: bit 4 i + group, whether something is left of channel i of the warp and the group or one after it.
+__device__ __forceinline__ void add_tile(const Alone& shared, const Places& places, Word lasting, float (&sums)[8][GROUPS]) {
+    const float* own = shared.rows.delta + places.added;  // its factors are CHANNEL_ROWS further on
+    const float4* of_state = shared.log2_rates + places.rates;
     float terms[4][GROUPS];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-        const float4 v = *(const float4*)(shared.tiles.terms + (4 * g + k) * BLOCK_STATES + q * GROUPS);
+        const float4 v = *(const float4*)(shared.tiles.terms + (places.terms ^ term_place(k, 0, 0)));
         terms[k][0] = v.x, terms[k][1] = v.y, terms[k][2] = v.z, terms[k][3] = v.w;
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         if (!(lasting & 1u << 4 * i)) continue;
-        const float4 rates = of_state[4 * i];
         const float4 S = *(const float4*)(own + i * CHANNEL_STRIDE);
+        const float4 rates = of_state[4 * i];
         const float4 x = *(const float4*)(own + CHANNEL_ROWS + i * CHANNEL_STRIDE);
         const float rate[GROUPS] = {rates.x, rates.y, rates.z, rates.w};
         const float s[4] = {S.x, S.y, S.z, S.w}, factor[4] = {x.x, x.y, x.z, x.w};
@@ -146,26 +172,27 @@ __device__ __forceinline__ void add_tile(const Alone& shared, float (&sums)[8][G
     }
 }
 
-// Adds up over the rows of the lanes, and writes what is left of lane_channel().
+// Adds up over the rows of the lanes, and writes what is left, and the sum of delta of lane_channel().
 __device__ __forceinline__ void write_sums(const Params& p, int piece, int part, const float (&sums)[8][GROUPS],
                                            float duration) {
-    const int g = threadIdx.x % 32 / 4, channel = blockIdx.x * CHANNELS + lane_channel();
-    float own[GROUPS];
+    float own[GROUPS];  // of channel lane_rows() of the warp
 #pragma unroll
     for (int i = 0; i < 8; ++i)
 #pragma unroll
         for (int group = 0; group < GROUPS; ++group) {
             float sum = sums[i][group];
 #pragma unroll
-            for (int mask = 4; mask < 32; mask *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-            if (g == i) own[group] = sum;
+            for (int mask = 1; mask < 16; mask *= mask == 1 ? 4 : 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+            if (lane_rows() == i) own[group] = sum;
         }
-    if (channel >= p.num_channels) return;
-    const Long at = ((Long)piece * p.num_batch + blockIdx.y) * p.num_channels + channel;
+    const Long first = ((Long)piece * p.num_batch + blockIdx.y) * p.num_channels;
+    const int channel = blockIdx.x * CHANNELS + threadIdx.x / 32 * 8 + lane_rows();
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group)
-        p.carries[at * STATES + part * BLOCK_STATES + group * 4 + lane_quarter()] = own[group];
-    if (part == 0 && lane_quarter() == 0) p.durations[at] = duration;
+        if (channel < p.num_channels)
+            p.carries[(first + channel) * STATES + part * BLOCK_STATES + group * 4 + lane_state()] = own[group];
+    const int summed = blockIdx.x * CHANNELS + lane_channel();
+    if (part == 0 && lane_quarter() == 0 && summed < p.num_channels) p.durations[first + summed] = duration;
 }
 
 template <bool ADJOINT>
@@ -188,8 +215,10 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     const Element* rows = own_channels(p, ADJOINT ? p.dout : p.u, strides);
     const Element* gate = own_channels(p, p.gate, p.gate_strides);
     const Terms terms = own_terms(p);
+    hold(delta), hold(rows);
+    const Places places = own_places();
     read_parameters(p, tiles);
-    read_rates(p, shared, part);
+    const float limit = read_rates(p, shared, part);
     float sums[8][GROUPS], duration = 0.f;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
@@ -210,6 +239,8 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     for (int row = thread; row < 2 * TILE; row += THREADS)
         tiles.order[row] = visited_row(p, first_step(row / TILE) + row % TILE);
     __syncthreads();
+    float bias[8];
+    read_octet(tiles.bias, bias);
     fetch(0, 0);
     close_copies();
 
@@ -217,21 +248,21 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
         const int buffer = step & 1;
         const int upcoming = thread < TILE ? visited_row(p, first_step(step + 2) + thread) : 0;
         if (step + 1 < num_tiles) fetch(step + 1, buffer ^ 1);
+        const Word lasting = ballot(duration <= limit);
         close_copies();
         await_copies();
-        spread_part<ADJOINT>(tiles, buffer, part);
-        spread_factors<ADJOINT>(p, shared, buffer);
+        spread_tile<ADJOINT>(shared, places, buffer, part, bias);
         __syncthreads();
-        sum_durations<ADJOINT>(shared, duration);
+        sum_durations<ADJOINT>(shared.rows, places, duration);
         if (thread < TILE) tiles.order[(step + 2 & 3) * TILE + thread] = upcoming;
         __syncwarp();
-        add_tile<ADJOINT>(shared, sums);
+        add_tile(shared, places, lasting, sums);
         __syncthreads();
     }
     write_sums(p, piece, part, sums, duration);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_chunk_states(const Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_states(const Params p) {
     leave_behind<false>(p);
 }
 

@@ -43,6 +43,8 @@ def forward(
     delta_bias: Tensor | None,
     visit_order: Tensor | None,
     keep_every: int = KEEP_EVERY,
+    *,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Returns the output, (B, L, E), and the states that `backward` starts from.
 
@@ -52,8 +54,9 @@ def forward(
         keep_every: rows between states that are kept: 8, 16 or 32, or 0 to keep none. With 8 instead of 32 the backward
             pass takes an eighth less time and the states four times the memory. States are (B, L / keep_every, E, N),
             bfloat16 for 16-bit rows, else float32; N and L are padded.
+        log_A: A is given as log(-A), as models learn it.
     """
-    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order)
+    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, log_A=log_A)
     out = torch.empty(u.shape, dtype=call.dtype, device=u.device)
     states = new_states(u, A, call.dtype, keep_every)
     results = {"out": out, "states": states if keep_every else None}
@@ -82,6 +85,7 @@ def backward(
     visit_order: Tensor | None,
     states: Tensor,
     *,
+    log_A: bool = False,
     deterministic: bool = False,
     want_output: bool = False,
     dgate: Tensor | None = None,
@@ -92,12 +96,13 @@ def backward(
         dout: gradient of the output.
         u, delta, A, B, C, skip, gate, delta_bias, visit_order: what `forward` got.
         states: what `forward` returned, with any keep_every but 0.
+        log_A: as `forward` got it; the gradient is then that of log(-A).
         deterministic: the same bits on every run.
         want_output: write the output too, at the price of one more row written.
         dgate: where to put the gradient of the gate, such as half of the gradient of a projection: (B, L, E) with
             last stride 1, in the dtype of the rows; rows at multiples of 16 bytes, as those of the inputs, go faster.
     """
-    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout)
+    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout, log_A)
     num_rows, num_tokens, num_channels, num_states = call.shape
     layout = call.layout
     cut = cut_for(call, backward=True)

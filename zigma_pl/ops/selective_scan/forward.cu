@@ -9,10 +9,10 @@ __device__ __forceinline__ void spread_rows(const Params& p, const Tiles& tiles,
         float u[8], delta[8];
         read_slot(raw_slot(tiles, buffer, ARRAYS, 0, pass), u);
         read_slot(raw_slot(tiles, buffer, ARRAYS, 1, pass), delta);
-        make_positive(p, tiles, delta);
+        make_positive(tiles, delta);
 #pragma unroll
         for (int i = 0; i < 8; ++i) u[i] *= delta[i];
-        put_octet(rows, pass, delta, u);
+        put_octet(rows, octet_place(pass), delta, u);
     }
 }
 

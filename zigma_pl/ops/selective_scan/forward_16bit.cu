@@ -7,6 +7,9 @@ constexpr int SUMMED = 8;  // rows whose sums over states are taken at once
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
 __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
+// Of 16 states, the halves change places in two of four rows: four rows at once then fall into 32 banks.
+__device__ __forceinline__ int traded_half(int row) { return STATES == 16 ? (row & 2) * 4 : 0; }
+
 // B of this thread's fetched units as float, [TILE][STATE_GROUPS][16]. Of every four states the second and the third change
 // places: a lane then finds its columns of both products of four rows beside each other.
 __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
@@ -15,11 +18,12 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
         const int unit = i * THREADS + threadIdx.x, state = unit % ROW_UNITS * 8;
         if (state >= STATES) continue;
         float values[8];
-        unpack16(tiles.raw_terms[buffer * UNITS + unit], values);
+        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
 #pragma unroll
         for (int j = 0; j < 8; j += 4) {
             const int quarter = (state + j) / THREAD_STATES, group = (state + j) % THREAD_STATES / 4;
-            *(float4*)(tiles.terms + unit / ROW_UNITS * STATES + group * 16 + quarter * 4) =
+            const int row = unit / ROW_UNITS, column = quarter * 4 ^ traded_half(row);
+            *(float4*)(tiles.terms + row * STATES + group * 16 + column) =
                 make_float4(values[j], values[j + 2], values[j + 1], values[j + 3]);
         }
     }
@@ -40,7 +44,7 @@ struct Entering {
             x = round_to_11_bits(rows.factors[place_of(row + q, lane_channel())]);
 #pragma unroll
             for (int group = 0; group < STATE_GROUPS; ++group)
-                columns[group] = *(const float2*)(tiles.terms + (row + q) * STATES + group * 16 + 2 * g);
+                columns[group] = *(const float2*)(tiles.terms + (row + q) * STATES + group * 16 + (2 * g ^ traded_half(q)));
         }
         const float above = q == j % 4 ? x : 0.f, below = q == j % 4 + 1 ? x : 0.f;
 #pragma unroll
@@ -68,7 +72,7 @@ struct Outputs {
 
     __device__ __forceinline__ void begin(const Tiles& tiles, int buffer, int first_row) {
         const int g = threadIdx.x % 32 / 4;
-        const Element* terms = (const Element*)tiles.raw_terms + (buffer * TILE + first_row + g) * TERMS + STATES +
+        const Element* terms = (const Element*)(tiles.raw_terms + buffer * RAW_UNITS) + raw_row(first_row) + raw_row(g) + STATES +
                                lane_states();
 #pragma unroll
         for (int group = 0; group < STATE_GROUPS; ++group) {

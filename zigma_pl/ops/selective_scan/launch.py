@@ -33,6 +33,7 @@ class Call:
         delta_bias: Tensor | None,
         visit_order: Tensor | None,
         dout: Tensor | None = None,
+        log_A: bool = False,
     ) -> None:
         num_channels, num_states = A.shape
         self.dtype = dtype = row_dtype(u, delta, gate, B, C)
@@ -43,7 +44,7 @@ class Call:
         given = ((u, False), (delta, False), (gate, False), (dout, False), (B, True), (C, True))
         self.rows = [rows if rows is None else _Rows(rows, dtype, align) for rows, align in given]
         self.A = as_parameter(A)
-        self.biased, self.gated = delta_bias is not None, gate is not None
+        self.biased, self.gated, self.log_A = delta_bias is not None, gate is not None, log_A
         bias, order = as_parameter(delta_bias), as_order(visit_order)
         self._parameters = (self.A, as_parameter(skip), bias, order)
         # Whether 8 channels, and 16 bytes of B and C, can always be moved at once.
@@ -123,7 +124,15 @@ def _address(results: dict[str, Tensor | None], name: str) -> int:
 
 @functools.cache
 def kernel(
-    name: str, layout: Layout, row_kind: int, aligned: bool, gated: bool, biased: bool, keep: int, device: int
+    name: str,
+    layout: Layout,
+    row_kind: int,
+    aligned: bool,
+    gated: bool,
+    biased: bool,
+    log_A: bool,
+    keep: int,
+    device: int,
 ) -> nvrtc.Kernel:
     """Returns a kernel of forward.cu, backward.cu or chunks.cu for one kind of call."""
     row_bytes, of_chunks = 4 if row_kind == 0 else 2, name.startswith("scan_chunk")
@@ -139,6 +148,7 @@ def kernel(
         "ALIGNED": int(aligned),
         "GATED": int(gated),
         "BIASED": int(biased),
+        "LOG_A": int(log_A),
         "KEEPING": int(keep > 0),
         "KEEP": keep or layout.tile,
         "FORWARD_BLOCKS": layout.forward_blocks,
@@ -197,7 +207,7 @@ def launch(
     """
     num_rows, _, num_channels, _ = call.shape
     layout, num_chunks, A = call.layout, cut.num_chunks, call.A
-    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased)
+    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased, call.log_A)
     grid = (-(-num_channels // layout.channels), num_rows, num_chunks)
     if num_chunks > 1:
         num_pieces = num_chunks * cut.chunk_pieces

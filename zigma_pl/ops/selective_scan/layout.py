@@ -52,7 +52,8 @@ class Layout:
     def _tile_bytes(self, row_bytes: int, arrays: int) -> int:
         """What place_tiles hands out."""
         terms = 2 * self.states * self.tile
-        raw = 2 * row_bytes * (arrays * self.tile * self.channels + terms)
+        gaps = 16 * self.tile if row_bytes == 2 and self.states == 16 else 0
+        raw = 2 * (row_bytes * (arrays * self.tile * self.channels + terms) + gaps)
         return raw + 4 * terms + 8 * self.channels + 16 * self.tile
 
     def _channel_rows_bytes(self) -> int:
@@ -61,7 +62,7 @@ class Layout:
 
     def chunk_bytes(self, row_bytes: int) -> int:
         """Dynamic shared memory of a block of the kernels in chunks.cu."""
-        return self._tile_bytes(row_bytes, 3) + self._channel_rows_bytes() + 80 * self.channels
+        return self._tile_bytes(row_bytes, 3) + self._channel_rows_bytes() + 64 * self.channels
 
     def shared_bytes(self, row_bytes: int, backward: bool) -> int:
         """Dynamic shared memory of a block of scan_forward or scan_backward."""

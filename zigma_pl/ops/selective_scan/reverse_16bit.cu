@@ -42,7 +42,7 @@ __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
     Lane places;
     places.cell = cell_index(0, lane_channel()) * 16;
     places.terms = lane_states() * 4;
-    places.raw_terms = (g % STEPS * TERMS + lane_states()) * ROW_BYTES;
+    places.raw_terms = (raw_row(g % STEPS) + lane_states()) * ROW_BYTES;
     places.channels = cell_index(g / 2, warp * 8 + 2 * q) * 16 + (g % 2 ? 0 : 8);
     places.rows = 2 * q * ROW_CELLS;
     hold(places.cell), hold(places.terms), hold(places.raw_terms), hold(places.channels), hold(places.rows);
@@ -64,7 +64,7 @@ struct Factors {
 __device__ __forceinline__ void read_factors(const Backward& shared, const Lane& lane, int buffer, int first_row,
                                              Factors& factors) {
     const Element* terms = at_byte((const Element*)shared.tiles.raw_terms,
-                                   lane.raw_terms + (buffer * TILE + first_row) * (TERMS * ROW_BYTES));
+                                   lane.raw_terms + buffer * RAW_UNITS * 16 + raw_row(first_row) * ROW_BYTES);
 #pragma unroll
     for (int group = 0; group < STATE_GROUPS; ++group) {
         const uint2 B = *(const uint2*)(terms + 4 * group), C = *(const uint2*)(terms + STATES + 4 * group);

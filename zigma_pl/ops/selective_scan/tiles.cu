@@ -4,6 +4,7 @@
 //   STEPS            rows whose states the backward pass holds in registers
 //   KEEP             distance in rows between states that the forward pass keeps: a multiple of STEPS that divides TILE
 //   GATED, BIASED    1: there is a gate; there is a bias, and delta goes through softplus
+//   LOG_A            1: p.A is log(-A), and dA its gradient
 //   ALIGNED          1: rows can be copied 8 channels (B and C: 16 bytes) at a time; 0: element by element
 // A block walks rows in visit order for CHANNELS channels of one batch row. Four lanes share a channel, each with
 // THREAD_STATES of its states.
@@ -21,6 +22,9 @@
 #define ROW_UNITS (TERMS / UNIT_STATES)
 #define UNITS (TILE * ROW_UNITS)
 #define THREAD_UNITS (UNITS / THREADS)
+// Of 16 states in 16 bits, a gap after every two rows keeps rows g, of which a lane reads four states, out of each other's banks.
+#define PAIR_GAP (ROW_UNITS == 4 ? 2 : 0)
+#define RAW_UNITS (UNITS + TILE / 2 * PAIR_GAP)
 
 // States that the forward pass keeps: bfloat16 for 16-bit rows.
 #if ROW_KIND == 0
@@ -65,7 +69,7 @@ struct Params {
 
 struct Tiles {
     uint4* raw;           // [2][arrays][QUADS][PASSES][THREADS]: 8 channels of a row each, as they are in memory
-    uint4* raw_terms;     // [2][UNITS]
+    uint4* raw_terms;     // [2][RAW_UNITS]
     float* terms;         // [TILE][TERMS]
     int* order;           // [4][TILE], three in use: raster rows of this tile and the next two; -1 past the end
     float *skip, *bias;   // [CHANNELS]
@@ -75,7 +79,7 @@ __device__ __forceinline__ uint4* place_tiles(Tiles& tiles, uint4* memory, int a
     tiles.raw = memory;
     memory += 2 * arrays * QUADS * PASSES * THREADS;
     tiles.raw_terms = memory;
-    memory += 2 * UNITS;
+    memory += 2 * RAW_UNITS;
     tiles.terms = (float*)memory;
     memory += TILE * TERMS / 4;
     tiles.skip = (float*)memory;
@@ -173,6 +177,11 @@ struct alignas(16) Terms {
     int stride, state;
 };
 
+__device__ __forceinline__ int unit_place(int unit) { return unit + unit / (2 * ROW_UNITS) * PAIR_GAP; }
+
+// Where B of a row is in raw_terms, in elements; C is STATES further on.
+__device__ __forceinline__ int raw_row(int row) { return row * TERMS + row / 2 * (PAIR_GAP * UNIT_STATES); }
+
 __device__ __forceinline__ Terms own_terms(const Params& p) {
     const int column = threadIdx.x % ROW_UNITS * UNIT_STATES, state = column % STATES;
     const Element* array = column < STATES ? p.B + blockIdx.y * p.B_strides.batch : p.C + blockIdx.y * p.C_strides.batch;
@@ -185,7 +194,7 @@ __device__ __forceinline__ void fetch_terms(const Params& p, const Tiles& tiles,
     for (int i = 0; i < THREAD_UNITS; ++i) {
         const int row = order[i * UNIT_ROWS + threadIdx.x / ROW_UNITS];
         const Element* source = row_at(own.first, max(row, 0), own.stride);
-        uint4* to = tiles.raw_terms + buffer * UNITS + i * THREADS + threadIdx.x;
+        uint4* to = tiles.raw_terms + buffer * RAW_UNITS + unit_place(i * THREADS + threadIdx.x);
 #if ALIGNED
         copy_async<16>(to, source, row >= 0 && own.state < p.num_states);
 #else
@@ -201,7 +210,7 @@ __device__ __forceinline__ void spread_terms(const Tiles& tiles, int buffer) {
     for (int i = 0; i < THREAD_UNITS; ++i) {
         const int unit = i * THREADS + threadIdx.x;
         float values[UNIT_STATES];
-        unpack16(tiles.raw_terms[buffer * UNITS + unit], values);
+        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
 #pragma unroll
         for (int j = 0; j < UNIT_STATES; j += 4)
             *(float4*)(tiles.terms + unit * UNIT_STATES + j) =
@@ -230,12 +239,16 @@ __device__ __forceinline__ void write_octet(const Params& p, Element* to, const 
 #endif
 }
 
-__device__ __forceinline__ void make_positive(const Params& p, const Tiles& tiles, float (&delta)[8]) {
+__device__ __forceinline__ void make_positive(const float (&bias)[8], float (&delta)[8]) {
     if (!BIASED) return;
-    float bias[8];
-    read_octet(tiles.bias, bias);
 #pragma unroll
     for (int i = 0; i < 8; ++i) delta[i] = softplus(delta[i] + bias[i]);
+}
+
+__device__ __forceinline__ void make_positive(const Tiles& tiles, float (&delta)[8]) {
+    float bias[8];
+    read_octet(tiles.bias, bias);
+    make_positive(bias, delta);
 }
 
 // Which channel of the block this thread has, and which quarter of its states. The two directions differ in that.
@@ -243,14 +256,17 @@ __device__ __forceinline__ int lane_channel();
 __device__ __forceinline__ int lane_quarter();
 __device__ __forceinline__ int lane_states() { return lane_quarter() * THREAD_STATES; }
 
+// A log2(e) of a state, zero for one that does not exist.
+__device__ __forceinline__ float read_rate(const Params& p, int channel, int state) {
+    if (channel >= p.num_channels || state >= p.num_states) return 0.f;
+    const float given = p.A[channel * p.num_states + state];
+    return LOG2_E * (LOG_A ? -exp2_fast(LOG2_E * given) : given);
+}
+
 __device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_rate)[THREAD_STATES]) {
     const int channel = blockIdx.x * CHANNELS + lane_channel();
 #pragma unroll
-    for (int i = 0; i < THREAD_STATES; ++i) {
-        const int state = lane_states() + i;
-        const bool exists = channel < p.num_channels && state < p.num_states;
-        log2_rate[i] = exists ? p.A[channel * p.num_states + state] * LOG2_E : 0.f;
-    }
+    for (int i = 0; i < THREAD_STATES; ++i) log2_rate[i] = read_rate(p, channel, lane_states() + i);
 }
 
 // This thread's states in a (..., E, STATES) tensor; null for a channel that does not exist.
@@ -295,10 +311,12 @@ __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, co
     }
 }
 
-// Puts 8 channels of this thread's row into its tile.
-__device__ __forceinline__ void put_octet(const ChannelRows& rows, int pass, const float (&delta)[8],
+// Where this thread puts 8 channels of its row.
+__device__ __forceinline__ int octet_place(int pass) { return place_of(row_of_thread(pass), octet_of_thread() * 8); }
+
+__device__ __forceinline__ void put_octet(const ChannelRows& rows, int place, const float (&delta)[8],
                                           const float (&factors)[8]) {
-    float* to = rows.delta + place_of(row_of_thread(pass), octet_of_thread() * 8);
+    float* to = rows.delta + place;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         to[i * CHANNEL_STRIDE] = delta[i];
