@@ -144,8 +144,9 @@ __device__ __forceinline__ void add_global4(float* to, float4 v) {
 // What the matrix units would cut off, they then cut without loss in the mean.
 __device__ __forceinline__ float round_to_11_bits(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u); }
 
-// What is left of x beyond the bits that the matrix units read.
-__device__ __forceinline__ float trailing_bits(float x) { return x - __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
+// The bits of x that the matrix units read, and what is left of it beyond them.
+__device__ __forceinline__ float cut_to_11_bits(float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
+__device__ __forceinline__ float trailing_bits(float x) { return x - cut_to_11_bits(x); }
 
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2_E * x)); }
 

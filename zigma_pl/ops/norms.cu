@@ -27,8 +27,8 @@ struct Params {
     Element* dbranch;
     float* sums;                         // (B, chunks, 3, WIDTH): of dout, dout * normalised, dx * branch
     Element *dshift, *dscale, *dgate;    // (B, WIDTH)
-    float* dweight;                      // (B, WIDTH)
-    Long num_rows, chunk_rows, num_chunks, epsilon;
+    float* dweight;                      // (WIDTH)
+    Long num_batch, num_rows, chunk_rows, num_chunks, epsilon;
 };
 
 __device__ __forceinline__ void load8(const Element* from, float* to) {
@@ -193,30 +193,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
     if (p.branch) write_sums((float*)memory, dgate, sums + 2 * WIDTH);
 }
 
-// Gradients of what is the same for all rows of a batch element; those of the weight are still to be added up over B. A block
-// takes COLUMNS columns of one of the three sums, each of its threads every SLICES-th chunk of one.
+// Gradients of what is the same for all rows of a batch element, and of the weight. A block takes COLUMNS columns of one of
+// the three sums, each of its threads every SLICES-th chunk of one; of the sum that the weight needs, of all batch elements.
 constexpr int SLICES = THREADS / COLUMNS;
 
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {
     DYNAMIC_SHARED(memory);
     float* slices = (float*)memory;  // [SLICES][COLUMNS]
     const int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS, part = blockIdx.z;
-    const Long batch = blockIdx.y, vector = batch * WIDTH + column;
-    const float* sums = p.sums + (batch * p.num_chunks * 3 + part) * WIDTH + column;
-    float sum = 0.f;
+    const bool weighted = part == 1 && p.weight;
+    if (weighted && blockIdx.y > 0) return;
+    const float weight = p.weight ? p.weight[column] : 1.f;
+    float dweight = 0.f;
+    for (Long batch = blockIdx.y; batch < (weighted ? p.num_batch : blockIdx.y + 1); ++batch) {
+        const float* sums = p.sums + (batch * p.num_chunks * 3 + part) * WIDTH + column;
+        float sum = 0.f;
 #pragma unroll 8
-    for (int chunk = slice; chunk < (int)p.num_chunks; chunk += SLICES) sum += sums[(Long)chunk * 3 * WIDTH];
-    slices[threadIdx.x] = sum;
-    __syncthreads();
-    if (slice > 0) return;
+        for (int chunk = slice; chunk < (int)p.num_chunks; chunk += SLICES) sum += sums[(Long)chunk * 3 * WIDTH];
+        __syncthreads();
+        slices[threadIdx.x] = sum;
+        __syncthreads();
+        if (slice > 0) continue;
 #pragma unroll
-    for (int other = 1; other < SLICES; ++other) sum += slices[other * COLUMNS + threadIdx.x];
-    if (part == 0)
-        p.dshift[vector] = from_float(sum);
-    else if (part == 2)
-        p.dgate[vector] = from_float(sum);
-    else {
-        p.dscale[vector] = from_float((p.weight ? p.weight[column] : 1.f) * sum);
-        if (p.weight) p.dweight[vector] = fmaf(to_float(p.scale[batch * p.scale_batch + column]), sum, sum);
+        for (int other = 1; other < SLICES; ++other) sum += slices[other * COLUMNS + threadIdx.x];
+        const Long at = batch * WIDTH + column;
+        (part == 0 ? p.dshift : part == 1 ? p.dscale : p.dgate)[at] = from_float(part == 1 ? weight * sum : sum);
+        if (weighted) dweight += fmaf(to_float(p.scale[batch * p.scale_batch + column]), sum, sum);
     }
+    if (weighted && slice == 0) p.dweight[column] = dweight;
 }

@@ -28,7 +28,7 @@ RESULTS = (
 )
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 26  # of struct Params in norms.cu
+_NUM_FIELDS = 27  # of struct Params in norms.cu
 
 
 class Modulation(NamedTuple):
@@ -91,7 +91,7 @@ class Launch:
             *self._addresses,
             *strides,
             *(address.get(name, 0) for name in RESULTS),
-            *(num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
+            *(num_batch, num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
         )
         blocks = (width // COLUMNS, num_batch, num_sums) if num_sums else (self.num_chunks, num_batch, 1)
         kernel(blocks, fields)
@@ -213,7 +213,7 @@ def run_backward(
     dx = launch.new(*normalised.shape, dtype=stream)
     dbranch = launch.new(*normalised.shape) if gated else None
     vectors = [launch.new(num_batch, 1, width) for _ in range(2 + gated)]
-    dweight = launch.new(num_batch, width, dtype=torch.float32) if weighted else None
+    dweight = launch.new(width, dtype=torch.float32) if weighted else None
     tensors = {
         "branch": None if branch is None else branch.to(launch.dtype).contiguous(),
         "gate": None if gate is None else as_vectors(gate, launch.dtype),
@@ -231,5 +231,4 @@ def run_backward(
     }
     launch.run("norm_backward", tensors)
     launch.run("norm_backward_sums", tensors, num_sums=2 + gated)
-    summed = None if dweight is None else dweight.sum(0)
-    return NormGradients(dx, dbranch, vectors[2] if gated else None, summed, vectors[0], vectors[1])
+    return NormGradients(dx, dbranch, vectors[2] if gated else None, dweight, vectors[0], vectors[1])

@@ -19,7 +19,7 @@ __device__ __forceinline__ void spread_cells(const Params& p, const Backward& sh
         }
         float4* cells = shared.cells + cell_index(row_of_thread(pass), octet_of_thread() * 8);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) cells[i] = make_float4(delta[i] * u[i], delta[i], dy[i], delta[i]);
+        for (int i = 0; i < 8; ++i) cells[i] = make_float4(entering_x(delta[i] * u[i]), delta[i], dy[i], delta[i]);
     }
 }
 
@@ -153,14 +153,17 @@ constexpr int WALKED = STATES == 16 ? SUBTILES - 1 : 1;  // subtiles whose loads
 
 // Fills the slots of the subtiles for which the forward pass kept nothing.
 __device__ __forceinline__ void walk_ahead(const Backward& shared, const Lane& lane, const float (&log2_rate)[THREAD_STATES]) {
-    float h[THREAD_STATES], decay[THREAD_STATES];
-    const Inputs inputs = inputs_from(shared, lane, 0);
+    float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES];
     auto walk = [&](int subtile) {
-        if (subtile % (KEEP / STEPS) == 0) read_kept(shared, subtile, h);
+        if (subtile % (KEEP / STEPS) == 0)
+            read_kept(shared, subtile, h[0]);
+        else
 #pragma unroll
-        for (int j = 0; j < STEPS; ++j) step_forward(inputs, subtile * STEPS + j, log2_rate, h, decay, h);
+            for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = h[STEPS][i];
+        walk_rows(inputs_from(shared, lane, subtile * STEPS), log2_rate, decay, h);
 #pragma unroll
-        for (int group = 0; group < STATE_GROUPS; ++group) *kept_slot(shared, subtile + 1, group) = pack_kept(h + 4 * group);
+        for (int group = 0; group < STATE_GROUPS; ++group)
+            *kept_slot(shared, subtile + 1, group) = pack_kept(h[STEPS] + 4 * group);
     };
 #pragma unroll WALKED
     for (int subtile = 0; subtile < SUBTILES - 1; ++subtile)
@@ -240,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
         if (step + 1 < num_tiles) fetch(step + 1, buffer ^ 1);
         close_copies();
         await_copies();
-        spread_terms(tiles, buffer);
+        prepare_terms(tiles, buffer);
         spread_cells(p, shared, buffer);
         __syncthreads();
         if (KEEP > STEPS) walk_ahead(shared, lane, log2_rate);

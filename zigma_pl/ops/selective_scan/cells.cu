@@ -1,11 +1,7 @@
-// The shared memory of the backward pass, and one step of the recurrence out of it.
+// The shared memory of the backward pass.
 
 #define ARRAYS 4  // u, delta, gate, dout
 #define SUBTILES (TILE / STEPS)
-
-// Lane 4 g + q has channel g of its warp and quarter q of the states, as the sums over lanes need it.
-__device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
-__device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
 // {x, delta, dy, delta} of a channel in a row on the way in, {gradient through the decay, delta, gradient of x, y} on the
 // way out. The gaps after every 8 channels and every row keep threads out of each other's banks.
@@ -17,6 +13,7 @@ __device__ __forceinline__ int cell_index(int row, int channel) { return row * C
 struct alignas(16) Arrays {
     const Element *u, *delta, *gate, *dout;
     Element *du, *ddelta, *dgate, *out;
+    Long gap[2];  // keeps what the OCTETS read out of each other's banks
 };
 
 struct Backward {
@@ -42,7 +39,7 @@ __device__ __forceinline__ void place(Backward& shared, uint4* memory) {
     shared.quads = (float4*)rest;
     if (ROW_KIND == 0) rest += 64;
     shared.arrays = (Arrays*)rest;
-    rest += 4 * OCTETS;
+    rest += sizeof(Arrays) / 16 * OCTETS;
     shared.terms = (Terms*)rest;
     rest += ROW_UNITS;
     shared.dBC = (float**)rest;
@@ -59,23 +56,4 @@ __device__ __forceinline__ float4 sum_over_warps(const Backward& shared, int ind
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
     return sum;
-}
-
-// Where a lane finds its inputs from a row on, and those of the rows after it at constant distances.
-struct Inputs {
-    const float4* cells;  // of its channel
-    const float* terms;   // of its states
-};
-
-__device__ __forceinline__ void step_forward(const Inputs& from, int row, const float (&log2_rate)[THREAD_STATES],
-                                             const float (&before)[THREAD_STATES], float (&decay)[THREAD_STATES],
-                                             float (&after)[THREAD_STATES]) {
-    const float2 cell = *(const float2*)(from.cells + row * CELL_STRIDE);
-    float b[THREAD_STATES];
-    load_terms(from.terms + row * TERMS, b);
-#pragma unroll
-    for (int i = 0; i < THREAD_STATES; ++i) {
-        decay[i] = exp2_fast(cell.y * log2_rate[i]);
-        after[i] = fmaf(decay[i], before[i], cell.x * b[i]);
-    }
 }

@@ -1,17 +1,9 @@
-// Steps forward through rows of 16 bits. What enters the states, and sums over them, run on the matrix units.
+// Steps forward through rows of 16 bits. Sums over the states run on the matrix units, as what enters them does.
 
 constexpr int SUMMED = 8;  // rows whose sums over states are taken at once
 #define Y_STRIDE (CHANNELS + 4)
 
-// Lane 4 g + q has channel g of its warp and quarter q of the states, as products of matrices have it.
-__device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
-__device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
-
-// Of 16 states, the halves change places in two of four rows: four rows at once then fall into 32 banks.
-__device__ __forceinline__ int traded_half(int row) { return STATES == 16 ? (row & 2) * 4 : 0; }
-
-// B of this thread's fetched units as float, [TILE][STATE_GROUPS][16]. Of every four states the second and the third change
-// places: a lane then finds its columns of both products of four rows beside each other.
+// B of this thread's fetched units.
 __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; ++i) {
@@ -19,47 +11,29 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
         if (state >= STATES) continue;
         float values[8];
         unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
-#pragma unroll
-        for (int j = 0; j < 8; j += 4) {
-            const int quarter = (state + j) / THREAD_STATES, group = (state + j) % THREAD_STATES / 4;
-            const int row = unit / ROW_UNITS, column = quarter * 4 ^ traded_half(row);
-            *(float4*)(tiles.terms + row * STATES + group * 16 + column) =
-                make_float4(values[j], values[j + 2], values[j + 1], values[j + 3]);
-        }
+        put_B(tiles.terms, unit / ROW_UNITS, state, values);
     }
 }
 
-// delta, and x B of this lane's states, which come from the matrix units with x read to 11 bits. Four rows are the inner axis
-// of a product. The factors of two of them are one above the other, 8 channels each: x in the column of its row, zeros beside.
+// delta, and x B of this lane's states.
 struct Entering {
     float deltas[4], values[THREAD_STATES];
-    float x;                     // of this lane's channel in row q of four
-    float2 columns[STATE_GROUPS];
-    float odd[THREAD_STATES];    // values of the odd row
+    float x;                   // of this lane's channel in row q of four
+    Columns columns;
+    float odd[THREAD_STATES];  // values of the odd row
 
     __device__ __forceinline__ void read(const Tiles& tiles, const ChannelRows& rows, int first_row, int j) {
-        const int q = threadIdx.x % 4, g = threadIdx.x % 32 / 4, row = first_row + j;
+        const int q = lane_quarter(), row = first_row + j;
         if (j % 4 == 0) {
             read_four(rows.delta, row, deltas);
             x = round_to_11_bits(rows.factors[place_of(row + q, lane_channel())]);
-#pragma unroll
-            for (int group = 0; group < STATE_GROUPS; ++group)
-                columns[group] = *(const float2*)(tiles.terms + (row + q) * STATES + group * 16 + (2 * g ^ traded_half(q)));
+            read_columns(tiles.terms + row * STATES + columns_place(), columns);
         }
-        const float above = q == j % 4 ? x : 0.f, below = q == j % 4 + 1 ? x : 0.f;
+        if (j % 2 == 0)
+            enter_two(columns, q == j % 4 ? x : 0.f, q == j % 4 + 1 ? x : 0.f, values, odd);
+        else
 #pragma unroll
-        for (int group = 0; group < STATE_GROUPS; ++group) {
-            float *own = values + 4 * group, *next = odd + 4 * group;
-            if (j % 2 == 0) {
-                float low[4], high[4];
-                multiply4(low, above, below, columns[group].x);
-                multiply4(high, above, below, columns[group].y);
-                own[0] = low[0], own[1] = low[1], own[2] = high[0], own[3] = high[1];
-                next[0] = low[2], next[1] = low[3], next[2] = high[2], next[3] = high[3];
-            } else
-#pragma unroll
-                for (int i = 0; i < 4; ++i) own[i] = next[i];
-        }
+            for (int i = 0; i < THREAD_STATES; ++i) values[i] = odd[i];
     }
 };
 

@@ -167,12 +167,14 @@ def kernel(
 
 
 def _sources(name: str, row_kind: int) -> tuple[Path, ...]:
-    kind = "float32" if row_kind == 0 else "16bit"
+    if name.startswith("scan_chunk"):
+        return (_FOLDER / "chunks.cu",)
+    kind, products = ("float32", ()) if row_kind == 0 else ("16bit", ("products_16bit.cu",))
     files = {
         "scan_forward": (f"forward_{kind}.cu", "forward.cu"),
         "scan_backward": ("cells.cu", f"reverse_{kind}.cu", "backward.cu"),
     }
-    return tuple(_FOLDER / file for file in files.get(name, ("chunks.cu",)))
+    return tuple(_FOLDER / file for file in (*products, *files[name]))
 
 
 def cut_for(call: Call, backward: bool) -> Cut:

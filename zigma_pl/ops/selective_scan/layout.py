@@ -73,7 +73,7 @@ class Layout:
         kept = self.tile // self.steps * self.states // 4 * self.threads * row_bytes
         cells = self.tile * (20 * self.channels + 16)
         quads = 1024 if row_bytes == 4 else 0
-        pointers = 64 * self.warps + (2 * row_bytes + 4) * self.states
+        pointers = 80 * self.warps + (2 * row_bytes + 4) * self.states
         return common + cells + self.warps * terms * 4 + 64 * self.threads + quads + kept + pointers
 
 

@@ -1,6 +1,5 @@
 // Steps back through rows of 16 bits. Sums over lanes run on the matrix units with operands rounded to bfloat16, as exact
-// as the rows themselves; the state, its gradient and what is carried on stay float32. Lane 4 g + q has channel g of its
-// warp and quarter q of the states.
+// as the rows themselves; the state, its gradient and what is carried on stay float32.
 
 // Operands that are cut to 11 bits lose this much in the mean.
 #define CUT 1.00035f
@@ -21,7 +20,8 @@ __device__ __forceinline__ float4 sum_terms(const Backward& shared, int row, int
 // tenth of all instructions.
 struct Lane {
     int cell;         // in cells: its channel
-    int terms;        // in terms: its states
+    int columns;      // in terms: of B
+    int C;            // in terms: its states
     int raw_terms;    // in raw_terms: B of row g, its states
     int channels;     // in cells: dy (even g) or x (odd g) of row g / 2, channel 2 q
     int term_sums[4]; // in warp_sums, of row q: dC and dB of state g, dC and dB of state g + 8
@@ -33,19 +33,74 @@ __device__ __forceinline__ Number* at_byte(Number* array, int offset) { return (
 
 #define ROW_CELLS (CELL_STRIDE * 16)  // bytes of a row in cells
 
+// Where a lane finds its inputs from a row on, and those of the rows after it at constant distances.
+struct Inputs {
+    const float4* cells;   // of its channel
+    const float* columns;  // of B
+    const float* C;        // of its states
+};
+
 __device__ __forceinline__ Inputs inputs_from(const Backward& shared, const Lane& lane, int row) {
-    return {at_byte(shared.cells, lane.cell + row * ROW_CELLS), at_byte(shared.tiles.terms, lane.terms + row * (TERMS * 4))};
+    const float* terms = shared.tiles.terms;
+    return {at_byte(shared.cells, lane.cell + row * ROW_CELLS), at_byte(terms, lane.columns + row * (STATES * 4)),
+            at_byte(terms, lane.C + row * (STATES * 4))};
+}
+
+// B and C of this thread's fetched units as float, C of all rows after B.
+__device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
+#pragma unroll
+    for (int i = 0; i < THREAD_UNITS; ++i) {
+        const int unit = i * THREADS + threadIdx.x, row = unit / ROW_UNITS, state = unit % ROW_UNITS * 8;
+        float values[8];
+        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
+        if (state < STATES) {
+            put_B(tiles.terms, row, state, values);
+        } else {
+            float4* to = (float4*)(tiles.terms + (TILE + row) * STATES + state - STATES);
+            to[0] = make_float4(values[0], values[1], values[2], values[3]);
+            to[1] = make_float4(values[4], values[5], values[6], values[7]);
+        }
+    }
+}
+
+// x as the matrix units read it.
+__device__ __forceinline__ float entering_x(float x) { return cut_to_11_bits(round_to_11_bits(x)); }
+
+// Steps forward through the STEPS rows after h[0].
+__device__ __forceinline__ void walk_rows(const Inputs& from, const float (&log2_rate)[THREAD_STATES],
+                                          float (&decay)[STEPS][THREAD_STATES], float (&h)[STEPS + 1][THREAD_STATES]) {
+    const int q = lane_quarter();
+    Columns columns;
+#pragma unroll
+    for (int j = 0; j < STEPS; j += 2) {
+        if (j % 4 == 0) read_columns(from.columns + j * STATES, columns);
+        float delta[2], x[2], entering[2][THREAD_STATES];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const float2 cell = *(const float2*)(from.cells + (j + k) * CELL_STRIDE);
+            x[k] = q == (j + k) % 4 ? cell.x : 0.f, delta[k] = cell.y;
+        }
+        enter_two(columns, x[0], x[1], entering[0], entering[1]);
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+#pragma unroll
+            for (int i = 0; i < THREAD_STATES; ++i) {
+                decay[j + k][i] = exp2_fast(delta[k] * log2_rate[i]);
+                h[j + k + 1][i] = fmaf(decay[j + k][i], h[j + k][i], entering[k][i]);
+            }
+    }
 }
 
 __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     Lane places;
     places.cell = cell_index(0, lane_channel()) * 16;
-    places.terms = lane_states() * 4;
+    places.columns = columns_place() * 4;
+    places.C = (TILE * STATES + lane_states()) * 4;
     places.raw_terms = (raw_row(g % STEPS) + lane_states()) * ROW_BYTES;
     places.channels = cell_index(g / 2, warp * 8 + 2 * q) * 16 + (g % 2 ? 0 : 8);
     places.rows = 2 * q * ROW_CELLS;
-    hold(places.cell), hold(places.terms), hold(places.raw_terms), hold(places.channels), hold(places.rows);
+    hold(places.cell), hold(places.columns), hold(places.C), hold(places.raw_terms), hold(places.channels), hold(places.rows);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
         const int state = g / 2 * THREAD_STATES + g % 2 + k / 2 * 2;
@@ -161,13 +216,12 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane
     read_factors(shared, lane, buffer, first_row, factors);
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = before[i];
-#pragma unroll
-    for (int j = 0; j < STEPS; ++j) step_forward(inputs, j, log2_rate, h[j], decay[j], h[j + 1]);
+    walk_rows(inputs, log2_rate, decay, h);
 #pragma unroll
     for (int j = STEPS - 1; j >= 0; --j) {
         const float2 cell = *(const float2*)&inputs.cells[j * CELL_STRIDE].z;  // {dy, delta}
         float c[THREAD_STATES], g[THREAD_STATES];
-        load_terms(inputs.terms + j * TERMS + STATES, c);
+        load_terms(inputs.C + j * STATES, c);
         through_decay[j % 4] = 0.f;
 #pragma unroll
         for (int i = 0; i < THREAD_STATES; ++i) {

@@ -9,8 +9,38 @@ struct Selectors {
 
 struct Lane {};
 
+// Lane 4 g + q has channel g of its warp and quarter q of the states.
+__device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
+__device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
+
+// Where a lane finds its inputs from a row on, and those of the rows after it at constant distances.
+struct Inputs {
+    const float4* cells;  // of its channel
+    const float* terms;   // B of its states; C is STATES further on
+};
+
 __device__ __forceinline__ Inputs inputs_from(const Backward& shared, const Lane&, int row) {
     return {shared.cells + cell_index(row, lane_channel()), shared.tiles.terms + row * TERMS + lane_states()};
+}
+
+__device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) { spread_terms(tiles, buffer); }
+
+__device__ __forceinline__ float entering_x(float x) { return x; }
+
+// Steps forward through the STEPS rows after h[0].
+__device__ __forceinline__ void walk_rows(const Inputs& from, const float (&log2_rate)[THREAD_STATES],
+                                          float (&decay)[STEPS][THREAD_STATES], float (&h)[STEPS + 1][THREAD_STATES]) {
+#pragma unroll
+    for (int j = 0; j < STEPS; ++j) {
+        const float2 cell = *(const float2*)(from.cells + j * CELL_STRIDE);
+        float b[THREAD_STATES];
+        load_terms(from.terms + j * TERMS, b);
+#pragma unroll
+        for (int i = 0; i < THREAD_STATES; ++i) {
+            decay[j][i] = exp2_fast(cell.y * log2_rate[i]);
+            h[j + 1][i] = fmaf(decay[j][i], h[j][i], cell.x * b[i]);
+        }
+    }
 }
 
 __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
@@ -96,8 +126,7 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane
     float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES];
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) h[0][i] = before[i];
-#pragma unroll
-    for (int j = 0; j < STEPS; ++j) step_forward(inputs, j, log2_rate, h[j], decay[j], h[j + 1]);
+    walk_rows(inputs, log2_rate, decay, h);
     float* lane_sums = shared.warp_sums + channel_sum_offset();
     float dx[4], through_decay[4], y[4], state_sums[4], turned[2 * STATE_GROUPS][4], channel_sums[4];
     Selectors selectors;
