@@ -82,7 +82,8 @@ __device__ __forceinline__ Places own_places() {
 
 // Copies to where the lanes find it what this thread fetched: delta; x or dy; B or C of this block's states.
 template <bool ADJOINT>
-__device__ __forceinline__ void spread_tile(const Alone& shared, const Places& places, int buffer, int part, const float (&bias)[8]) {
+__device__ __forceinline__ void spread_tile(const Alone& shared, const Places& places, int buffer, int part,
+                                            const float (&bias)[8]) {
     const Tiles& tiles = shared.tiles;
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass) {
@@ -262,11 +263,11 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     write_sums(p, piece, part, sums, duration);
 }
 
+// Left to itself, the compiler takes more registers than CHUNK_BLOCKS blocks find.
 extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_states(const Params p) {
     leave_behind<false>(p);
 }
 
-// Left to itself, the compiler takes more registers than CHUNK_BLOCKS blocks find.
 extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_adjoints(const Params p) {
     leave_behind<true>(p);
 }

@@ -46,8 +46,8 @@ struct Outputs {
 
     __device__ __forceinline__ void begin(const Tiles& tiles, int buffer, int first_row) {
         const int g = threadIdx.x % 32 / 4;
-        const Element* terms = (const Element*)(tiles.raw_terms + buffer * RAW_UNITS) + raw_row(first_row) + raw_row(g) + STATES +
-                               lane_states();
+        const Element* rows = (const Element*)(tiles.raw_terms + buffer * RAW_UNITS);
+        const Element* terms = rows + raw_row(first_row) + raw_row(g) + STATES + lane_states();
 #pragma unroll
         for (int group = 0; group < STATE_GROUPS; ++group) {
             const uint2 four = *(const uint2*)(terms + 4 * group);

@@ -22,7 +22,8 @@
 #define ROW_UNITS (TERMS / UNIT_STATES)
 #define UNITS (TILE * ROW_UNITS)
 #define THREAD_UNITS (UNITS / THREADS)
-// Of 16 states in 16 bits, a gap after every two rows keeps rows g, of which a lane reads four states, out of each other's banks.
+// Of 16 states in 16 bits, a gap after every two rows keeps eight rows, of which a warp reads four states each, out of each
+// other's banks.
 #define PAIR_GAP (ROW_UNITS == 4 ? 2 : 0)
 #define RAW_UNITS (UNITS + TILE / 2 * PAIR_GAP)
 
