@@ -72,3 +72,24 @@ def test_deterministic_training_reaches_both_ops(wanted, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: wanted)
     MambaMixer(16)(torch.randn(1, 4, 16))
     assert seen == [wanted, wanted]
+
+
+def test_channels_are_sorted_by_their_step_sizes_which_changes_no_number(monkeypatch):
+    tokens, order = torch.randn(2, 12, 16), torch.randperm(12)
+    torch.manual_seed(0)
+    mixer = MambaMixer(16).double()
+    assert (mixer.dt_proj.bias.diff() <= 0).all()
+    monkeypatch.setattr(MambaMixer, "sort_channels", lambda self: None)
+    torch.manual_seed(0)
+    unsorted = MambaMixer(16).double()
+    for each in (mixer, unsorted):  # at first all equal, by which no mistake would show
+        generator, names = torch.Generator().manual_seed(0), ("conv_bias", "A_log", "D")
+        by_step_size = each.dt_proj.bias.argsort()
+        for parameter in (getattr(each, name).data for name in names):
+            parameter[by_step_size] += torch.rand(parameter.shape, generator=generator).double()
+    torch.testing.assert_close(mixer(tokens.double(), order), unsorted(tokens.double(), order))
+    monkeypatch.undo()
+    expected = unsorted(tokens.double(), order)
+    unsorted.sort_channels()
+    assert (unsorted.dt_proj.bias.diff() <= 0).all()
+    torch.testing.assert_close(unsorted(tokens.double(), order), expected)

@@ -44,6 +44,7 @@ static std::vector<char> emulated_shared;
 static std::vector<Fiber> fibers;
 static std::vector<Barrier> warp_barriers;
 static Barrier block_barrier;
+static bool block_vote;
 static ucontext_t scheduler;
 static Fiber* running;
 static void (*entry)();
@@ -62,6 +63,15 @@ inline void wait_at(Barrier& barrier, int size) {
 }
 
 inline void __syncthreads() { wait_at(block_barrier, blockDim.x); }
+inline bool any_of_block(bool vote) {
+    if (threadIdx.x == 0) block_vote = false;
+    __syncthreads();
+    block_vote |= vote;
+    __syncthreads();
+    const bool any = block_vote;
+    __syncthreads();
+    return any;
+}
 inline void meet_warp() { wait_at(warp_barriers[threadIdx.x / 32], 32); }
 inline void __syncwarp() { meet_warp(); }
 

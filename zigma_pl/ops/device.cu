@@ -127,6 +127,9 @@ __device__ __forceinline__ Word transpose(Word two) {
     return turned;
 }
 
+// Whether any thread of the block votes for it; a barrier too.
+__device__ __forceinline__ bool any_of_block(bool vote) { return __syncthreads_or(vote); }
+
 __device__ __forceinline__ Word ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 
 __device__ __forceinline__ void add_global(float* to, float value) { atomicAdd(to, value); }

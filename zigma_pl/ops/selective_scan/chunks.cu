@@ -2,7 +2,8 @@
 // after the last row, or for the backward pass the adjoint before the first one. With S the sum of delta between a row and
 // that end,
 //   state = sum over rows of exp(A S) x B  (x = delta u);  adjoint = sum over rows of exp(A S) dy C.
-// No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing.
+// No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing, and a block
+// stops where nothing is left of any of its channels: `nn.mixer.MambaMixer` puts those beside each other that forget alike.
 // A lane adds up four rows of a tile and, of each four states, one. A block has 16 of the states, and one of the pieces into
 // which chunks are cut where more blocks find room.
 
@@ -173,7 +174,8 @@ __device__ __forceinline__ void add_tile(const Alone& shared, const Places& plac
     }
 }
 
-// Adds up over the rows of the lanes, and writes what is left, and the sum of delta of lane_channel().
+// Adds up over the rows of the lanes, and writes what is left, and the sum of delta of lane_channel(): of all rows, or of so
+// many that nothing is left.
 __device__ __forceinline__ void write_sums(const Params& p, int piece, int part, const float (&sums)[8][GROUPS],
                                            float duration) {
     float own[GROUPS];  // of channel lane_rows() of the warp
@@ -258,8 +260,11 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
         if (thread < TILE) tiles.order[(step + 2 & 3) * TILE + thread] = upcoming;
         __syncwarp();
         add_tile(shared, places, lasting, sums);
-        __syncthreads();
+        // A block that has not all states sums delta for the others too.
+        if (!any_of_block(duration <= limit) && PARTS == 1) break;
     }
+    close_copies();
+    await_copies();
     write_sums(p, piece, part, sums, duration);
 }
 
