@@ -96,6 +96,16 @@ def test_chunks_leave_out_only_what_has_decayed(monkeypatch, dtype, tolerance, s
 
 @needs_compiler
 @pytest.mark.usefixtures("emulator")
+def test_blocks_of_fast_states_sum_durations_for_the_slow_ones(monkeypatch):
+    monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (4, -(-tiles // 4)))
+    arguments = scan_arguments((1, 300, 8, 30))
+    arguments["A"] *= torch.where(torch.arange(30) < 16, 50.0, 0.02)
+    errors = scan_errors(arguments, random_order(300))
+    assert max(errors.values()) < 5e-6, errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("optional", [(), ("gate",), ("delta_bias", "skip")])
 @pytest.mark.parametrize("num_tokens", [1, 32])
 def test_scan_without_optional_inputs(optional, num_tokens):
