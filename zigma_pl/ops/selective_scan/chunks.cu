@@ -17,11 +17,9 @@
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
 __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
-// Which four rows a lane adds up, of all 8 channels of its warp, and which of each four states. Bits of the lane: rows 0,
-// state 0, rows 1, rows 2, state 1. Neighbours then have the same state, and lanes two apart the same rows, so that to read
-// what belongs to either takes half as many passes over shared memory.
-__device__ __forceinline__ int lane_rows() { return (threadIdx.x & 1) | (threadIdx.x >> 1 & 6); }
-__device__ __forceinline__ int lane_state() { return (threadIdx.x >> 1 & 1) | (threadIdx.x >> 3 & 2); }
+// Which four rows a lane adds up, of all 8 channels of its warp, and which of each four states.
+__device__ __forceinline__ int lane_rows() { return mixed_eighth(); }
+__device__ __forceinline__ int lane_state() { return mixed_quarter(); }
 
 // Where B or C of a row is in a tile's terms: of state `state` of the groups from `group` on. Rows are mixed so that lanes
 // that write, and those that read, keep out of each other's banks.
@@ -108,7 +106,7 @@ __device__ __forceinline__ void spread_tile(const Alone& shared, const Places& p
         const int state = unit % ROW_UNITS * UNIT_STATES - (ADJOINT ? STATES : 0) - part * BLOCK_STATES;
         if (state < 0 || state >= BLOCK_STATES) continue;
         float values[UNIT_STATES];
-        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
+        unpack16(*raw_unit(tiles, buffer, unit), values);
         const int at = term_place(unit / ROW_UNITS, 0, state / 4);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {

@@ -10,7 +10,7 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
         const int unit = i * THREADS + threadIdx.x, state = unit % ROW_UNITS * 8;
         if (state >= STATES) continue;
         float values[8];
-        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
+        unpack16(*raw_unit(tiles, buffer, unit), values);
         put_B(tiles.terms, unit / ROW_UNITS, state, values);
     }
 }

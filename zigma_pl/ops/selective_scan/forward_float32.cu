@@ -3,10 +3,8 @@
 constexpr int SUMMED = 4;  // rows whose sums over states are taken at once
 #define Y_STRIDE (CHANNELS + 8)
 
-// Bits of the lane: channel 0, quarter 0, channel 1, channel 2, quarter 1. Neighbouring lanes then read the same B and C,
-// and lanes two apart the same channel, which lets both reads take half as many passes over shared memory.
-__device__ __forceinline__ int lane_channel() { return threadIdx.x / 32 * 8 + (threadIdx.x & 1) + (threadIdx.x >> 1 & 6); }
-__device__ __forceinline__ int lane_quarter() { return (threadIdx.x >> 1 & 1) + (threadIdx.x >> 3 & 2); }
+__device__ __forceinline__ int lane_channel() { return threadIdx.x / 32 * 8 + mixed_eighth(); }
+__device__ __forceinline__ int lane_quarter() { return mixed_quarter(); }
 
 // Sums over the four lanes that share a channel, for four rows at once; each lane returns that of the row lane_quarter().
 __device__ __forceinline__ float sum_over_states(const float (&v)[4]) {

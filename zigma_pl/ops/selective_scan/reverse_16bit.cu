@@ -52,7 +52,7 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
     for (int i = 0; i < THREAD_UNITS; ++i) {
         const int unit = i * THREADS + threadIdx.x, row = unit / ROW_UNITS, state = unit % ROW_UNITS * 8;
         float values[8];
-        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
+        unpack16(*raw_unit(tiles, buffer, unit), values);
         if (state < STATES) {
             put_B(tiles.terms, row, state, values);
         } else {

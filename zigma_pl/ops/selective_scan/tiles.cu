@@ -107,6 +107,11 @@ __device__ __forceinline__ uint4* place_channel_rows(ChannelRows& rows, uint4* m
     return memory + CHANNEL_ROWS / 2;
 }
 
+// The lanes of a warp, 8 by 4: neighbours share the quarter, and lanes two apart the eighth, so that to read what belongs to
+// either takes half as many passes over shared memory. Bits of the lane: eighth 0, quarter 0, eighth 1, eighth 2, quarter 1.
+__device__ __forceinline__ int mixed_eighth() { return (threadIdx.x & 1) | (threadIdx.x >> 1 & 6); }
+__device__ __forceinline__ int mixed_quarter() { return (threadIdx.x >> 1 & 1) | (threadIdx.x >> 3 & 2); }
+
 __device__ __forceinline__ int octet_of_thread() { return threadIdx.x % OCTETS; }
 __device__ __forceinline__ int row_of_thread(int pass) { return pass * PASS_ROWS + threadIdx.x / OCTETS; }
 __device__ __forceinline__ int first_channel() { return blockIdx.x * CHANNELS + octet_of_thread() * 8; }
@@ -178,9 +183,11 @@ struct alignas(16) Terms {
     int stride, state;
 };
 
-__device__ __forceinline__ int unit_place(int unit) { return unit + unit / (2 * ROW_UNITS) * PAIR_GAP; }
+__device__ __forceinline__ uint4* raw_unit(const Tiles& tiles, int buffer, int unit) {
+    return tiles.raw_terms + buffer * RAW_UNITS + unit + unit / (2 * ROW_UNITS) * PAIR_GAP;
+}
 
-// Where B of a row is in raw_terms, in elements; C is STATES further on.
+// Where B of a row is in a buffer of raw_terms, in elements; C is STATES further on.
 __device__ __forceinline__ int raw_row(int row) { return row * TERMS + row / 2 * (PAIR_GAP * UNIT_STATES); }
 
 __device__ __forceinline__ Terms own_terms(const Params& p) {
@@ -195,7 +202,7 @@ __device__ __forceinline__ void fetch_terms(const Params& p, const Tiles& tiles,
     for (int i = 0; i < THREAD_UNITS; ++i) {
         const int row = order[i * UNIT_ROWS + threadIdx.x / ROW_UNITS];
         const Element* source = row_at(own.first, max(row, 0), own.stride);
-        uint4* to = tiles.raw_terms + buffer * RAW_UNITS + unit_place(i * THREADS + threadIdx.x);
+        uint4* to = raw_unit(tiles, buffer, i * THREADS + threadIdx.x);
 #if ALIGNED
         copy_async<16>(to, source, row >= 0 && own.state < p.num_states);
 #else
@@ -211,7 +218,7 @@ __device__ __forceinline__ void spread_terms(const Tiles& tiles, int buffer) {
     for (int i = 0; i < THREAD_UNITS; ++i) {
         const int unit = i * THREADS + threadIdx.x;
         float values[UNIT_STATES];
-        unpack16(tiles.raw_terms[buffer * RAW_UNITS + unit_place(unit)], values);
+        unpack16(*raw_unit(tiles, buffer, unit), values);
 #pragma unroll
         for (int j = 0; j < UNIT_STATES; j += 4)
             *(float4*)(tiles.terms + unit * UNIT_STATES + j) =
