@@ -224,11 +224,11 @@ def test_chunks_fill_the_gpu_and_cover_the_path():
         assert num_blocks * num_chunks <= 132 * 3
 
 
-def test_pieces_of_chunks_are_at_work_at_once():
-    assert layout.pieces_for(96, 128, 4, 132) == 2
-    assert layout.pieces_for(48, 47, 11, 132) == 1
-    assert layout.pieces_for(48, 512, 1, 132) == 13
-    assert layout.pieces_for(1, 40, 2, 132) == 2  # none shorter than 16 tiles
+def test_pieces_of_chunks_fill_the_gpu_twice():
+    assert layout.pieces_for(96, 128, 4, 132) == 3
+    assert layout.pieces_for(48, 47, 11, 132) == 2
+    assert layout.pieces_for(48, 512, 1, 132) == 22
+    assert layout.pieces_for(1, 40, 2, 132) == 5  # none shorter than 8 tiles
 
 
 def test_blocks_fit_into_the_shared_memory_of_an_a100():

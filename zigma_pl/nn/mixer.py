@@ -112,9 +112,10 @@ class MambaMixer(ScanDirection):
         """Put the inner channels in the order of their step sizes, which changes nothing but the order of sums.
 
         Channels that a GPU works off together then forget at about the same rate: where a long path is cut into chunks,
-        the search for what a chunk leaves to the next ends early for all of them.
+        the search for what a chunk leaves to the next ends early for all of them. The slowest, which take longest, come
+        first.
         """
-        order = self.dt_proj.bias.argsort(descending=True)
+        order = self.dt_proj.bias.argsort()
         for rows in (self.conv_weight, self.conv_bias, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D):
             rows.copy_(rows[order])
         for columns in (self.x_proj.weight, self.out_proj.weight):

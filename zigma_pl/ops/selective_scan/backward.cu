@@ -4,6 +4,8 @@
 //   g += C dy;  dC = sum over channels of h dy;  dB = sum over channels of g x;  dx = g . B  (x = delta u);
 //   g a h[k-1] is the gradient of delta A, from which those of delta and A follow;  g a is carried on.
 
+__device__ __forceinline__ int channel_block() { return blockIdx.x; }
+
 __device__ __forceinline__ void spread_cells(const Params& p, const Backward& shared, int buffer) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass) {
@@ -75,7 +77,7 @@ __device__ __forceinline__ void write_gradients(const Params& p, const Backward&
 
 // Where dB or dC of four states of raster row 0 belong: for deterministic sums where only this block writes.
 __device__ __forceinline__ float* own_term_gradients(const Params& p, int quad) {
-    const int column = quad * 4, block = p.deterministic ? blockIdx.x * p.num_batch : 0;
+    const int column = quad * 4, block = p.deterministic ? channel_block() * p.num_batch : 0;
     return p.dBC + (Long)(block + blockIdx.y) * p.num_rows * (2 * p.num_states) + (column < STATES ? 0 : p.num_states) +
            column % STATES;
 }
@@ -114,7 +116,7 @@ __device__ __forceinline__ KeptGroup* kept_slot(const Backward& shared, int subt
 
 // Starts to copy what the forward pass kept of a tile into the slots of this thread; kept: of this block's batch row.
 __device__ __forceinline__ void fetch_kept(const Params& p, const Backward& shared, const Kept* kept, int tile) {
-    const int channel = blockIdx.x * CHANNELS + lane_channel(), stride = p.num_channels * STATES;
+    const int channel = channel_block() * CHANNELS + lane_channel(), stride = p.num_channels * STATES;
     const bool exists = channel < p.num_channels;
     const Kept* from = row_at(kept, tile * TILE_KEPT, stride) + (exists ? channel * STATES + lane_states() : 0);
 #pragma unroll
@@ -178,7 +180,7 @@ __device__ __forceinline__ void write_totals(const Params& p, const Backward& sh
         float sum = 0.f;
         for (int thread = channel / 8; thread < THREADS; thread += OCTETS)
             sum += ((const float*)(shared.totals + (2 * of_bias + channel % 8 / 4) * THREADS + thread))[channel % 4];
-        const Long global = blockIdx.x * CHANNELS + channel;
+        const Long global = channel_block() * CHANNELS + channel;
         if (global < p.num_channels) (of_bias ? p.dbias : p.dskip)[part * p.part_stride + global] = sum;
     }
 }
@@ -260,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
         write_gradients(p, shared, order, buffer);
         write_term_gradients(p, shared, order);
     }
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    const int channel = channel_block() * CHANNELS + lane_channel();
     const Long part = (Long)batch * p.num_chunks + chunk;
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i)

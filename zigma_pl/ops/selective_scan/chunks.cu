@@ -5,13 +5,17 @@
 // No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing, and a block
 // stops where nothing is left of any of its channels: `nn.mixer.MambaMixer` puts those beside each other that forget alike.
 // A lane adds up four rows of a tile and, of each four states, one. A block has 16 of the states, and one of the pieces into
-// which chunks are cut where more blocks find room.
+// which chunks are cut to keep the GPU busy.
 
 #define ARRAYS 3       // delta, u or dout, gate
 #define BLOCK_STATES 16
 #define GROUPS 4       // of four states
 #define PARTS (STATES / BLOCK_STATES)
 #define NEGLIGIBLE (ROW_KIND == 0 ? 28.f : 12.f)  // halvings after which nothing is left that the rows could tell
+
+// The last axis of the grid, so that all blocks of the channels that forget most slowly, which are the first ones and take
+// longest, start before the others.
+__device__ __forceinline__ int channel_block() { return blockIdx.z; }
 
 // Who reads delta and sums it: lane 4 g + q has channel g of its warp.
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
@@ -42,7 +46,7 @@ __device__ __forceinline__ void place(Alone& shared, uint4* memory) {
 // Puts the rates into shared memory. Returns, of lane_channel(), the S beyond which nothing is left of group lane_quarter()
 // and of those after it.
 __device__ __forceinline__ float read_rates(const Params& p, const Alone& shared, int part) {
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    const int channel = channel_block() * CHANNELS + lane_channel();
     float rate[GROUPS], limit[GROUPS];
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
@@ -60,6 +64,17 @@ __device__ __forceinline__ float read_rates(const Params& p, const Alone& shared
     for (int group = GROUPS - 2; group >= 0; --group)
         if (lane_quarter() <= group) own = fmaxf(own, limit[group]);
     return own;
+}
+
+struct TileRange {
+    int first, count;
+};
+
+__device__ __forceinline__ TileRange tiles_of_piece(const Params& p, int piece) {
+    const int begin = piece / p.chunk_pieces * p.chunk_tiles, end = min(begin + p.chunk_tiles, p.num_tiles);
+    const int length = (p.chunk_tiles + p.chunk_pieces - 1) / p.chunk_pieces;
+    const int first = begin + piece % p.chunk_pieces * length;
+    return {first, max(min(first + length, end) - first, 0)};
 }
 
 // Where a thread writes and reads: computed once, since to do so for every tile takes a tenth of all instructions.
@@ -154,62 +169,67 @@ __device__ __forceinline__ void add_tile(const Alone& shared, const Places& plac
         const float4 v = *(const float4*)(shared.tiles.terms + (places.terms ^ term_place(k, 0, 0)));
         terms[k][0] = v.x, terms[k][1] = v.y, terms[k][2] = v.z, terms[k][3] = v.w;
     }
+    // Two channels at a time, so that one does not wait for itself.
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        if (!(lasting & 1u << 4 * i)) continue;
-        const float4 S = *(const float4*)(own + i * CHANNEL_STRIDE);
-        const float4 rates = of_state[4 * i];
-        const float4 x = *(const float4*)(own + CHANNEL_ROWS + i * CHANNEL_STRIDE);
-        const float rate[GROUPS] = {rates.x, rates.y, rates.z, rates.w};
-        const float s[4] = {S.x, S.y, S.z, S.w}, factor[4] = {x.x, x.y, x.z, x.w};
+    for (int i = 0; i < 8; i += 2) {
+        if (!(lasting & 0x11u << 4 * i)) continue;
+        float s[2][4], factor[2][4], rate[2][GROUPS];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const float4 S = *(const float4*)(own + (i + j) * CHANNEL_STRIDE);
+            const float4 rates = of_state[4 * (i + j)];
+            const float4 x = *(const float4*)(own + CHANNEL_ROWS + (i + j) * CHANNEL_STRIDE);
+            s[j][0] = S.x, s[j][1] = S.y, s[j][2] = S.z, s[j][3] = S.w;
+            factor[j][0] = x.x, factor[j][1] = x.y, factor[j][2] = x.z, factor[j][3] = x.w;
+            rate[j][0] = rates.x, rate[j][1] = rates.y, rate[j][2] = rates.z, rate[j][3] = rates.w;
+        }
 #pragma unroll
         for (int group = 0; group < GROUPS; ++group) {
-            if (!(lasting & 1u << (4 * i + group))) break;
+            if (!(lasting & 0x11u << (4 * i + group))) break;
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                sums[i][group] = fmaf(exp2_fast(s[k] * rate[group]), factor[k] * terms[k][group], sums[i][group]);
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    const float term = factor[j][k] * terms[k][group];
+                    sums[i + j][group] = fmaf(exp2_fast(s[j][k] * rate[j][group]), term, sums[i + j][group]);
+                }
         }
     }
 }
 
-// Adds up over the rows of the lanes, and writes what is left, and the sum of delta of lane_channel(): of all rows, or of so
-// many that nothing is left.
+// Adds up sums[][group] over the lanes that have the same state; returns that of channel lane_rows() of the warp.
+__device__ __forceinline__ float sum_of_rows(const float (&sums)[8][GROUPS], int group) {
+    float four[4], two[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = exchange(sums[i][group], sums[i + 4][group], lane_rows() & 4, 8);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) two[i] = exchange(four[i], four[i + 2], lane_rows() & 2, 4);
+    return exchange(two[0], two[1], lane_rows() & 1, 1);
+}
+
+// Writes what is left, and the sum of delta of lane_channel(): of all rows, or of so many that nothing is left.
 __device__ __forceinline__ void write_sums(const Params& p, int piece, int part, const float (&sums)[8][GROUPS],
                                            float duration) {
-    float own[GROUPS];  // of channel lane_rows() of the warp
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-#pragma unroll
-        for (int group = 0; group < GROUPS; ++group) {
-            float sum = sums[i][group];
-#pragma unroll
-            for (int mask = 1; mask < 16; mask *= mask == 1 ? 4 : 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-            if (lane_rows() == i) own[group] = sum;
-        }
     const Long first = ((Long)piece * p.num_batch + blockIdx.y) * p.num_channels;
-    const int channel = blockIdx.x * CHANNELS + threadIdx.x / 32 * 8 + lane_rows();
+    const int channel = channel_block() * CHANNELS + threadIdx.x / 32 * 8 + lane_rows();
 #pragma unroll
-    for (int group = 0; group < GROUPS; ++group)
+    for (int group = 0; group < GROUPS; ++group) {
+        const float own = sum_of_rows(sums, group);
         if (channel < p.num_channels)
-            p.carries[(first + channel) * STATES + part * BLOCK_STATES + group * 4 + lane_state()] = own[group];
-    const int summed = blockIdx.x * CHANNELS + lane_channel();
+            p.carries[(first + channel) * STATES + part * BLOCK_STATES + group * 4 + lane_state()] = own;
+    }
+    const int summed = channel_block() * CHANNELS + lane_channel();
     if (part == 0 && lane_quarter() == 0 && summed < p.num_channels) p.durations[first + summed] = duration;
 }
 
+// Adds up a range of tiles to sums and to duration, beginning at their end (reversed: at their beginning).
 template <bool ADJOINT>
-__device__ __forceinline__ void leave_behind(const Params& p) {
-    DYNAMIC_SHARED(memory);
-    Alone shared;
-    place(shared, memory);
+__device__ __forceinline__ void add_tiles(const Params& p, const Alone& shared, TileRange range, int part,
+                                          float (&sums)[8][GROUPS], float& duration) {
     const Tiles& tiles = shared.tiles;
-    const int thread = threadIdx.x, batch = blockIdx.y, part = blockIdx.z % PARTS, piece = blockIdx.z / PARTS;
-    const int chunk = piece / p.chunk_pieces, piece_tiles = (p.chunk_tiles + p.chunk_pieces - 1) / p.chunk_pieces;
-    if (chunk == (ADJOINT ? 0 : p.num_chunks - 1)) return;
-    const int first = chunk * p.chunk_tiles + piece % p.chunk_pieces * piece_tiles;
-    const int end = min(min((chunk + 1) * p.chunk_tiles, p.num_tiles), first + piece_tiles);
-    int num_tiles = max(end - first, 0);
-    hold(num_tiles);
-    auto first_step = [&](int step) { return (ADJOINT ? first + step : first + num_tiles - 1 - step) * TILE; };
+    const int thread = threadIdx.x;
+    hold(range.count);
+    auto first_step = [&](int step) { return (range.first + (ADJOINT ? step : range.count - 1 - step)) * TILE; };
 
     const Element* delta = own_channels(p, p.delta, p.delta_strides);
     const Strides& strides = ADJOINT ? p.dout_strides : p.u_strides;
@@ -220,11 +240,6 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     const Places places = own_places();
     read_parameters(p, tiles);
     const float limit = read_rates(p, shared, part);
-    float sums[8][GROUPS], duration = 0.f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-#pragma unroll
-        for (int group = 0; group < GROUPS; ++group) sums[i][group] = 0.f;
 
     auto fetch = [&](int step, int buffer) {
         const int* order = tiles.order + (step & 3) * TILE;
@@ -237,18 +252,18 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
         }
         fetch_terms(p, tiles, order, buffer, terms);
     };
-    for (int row = thread; row < 2 * TILE; row += THREADS)
-        tiles.order[row] = visited_row(p, first_step(row / TILE) + row % TILE);
+    static_assert(2 * TILE <= THREADS, "");
+    if (thread < 2 * TILE) tiles.order[thread] = visited_row(p, first_step(thread / TILE) + thread % TILE);
     __syncthreads();
     float bias[8];
     read_octet(tiles.bias, bias);
     fetch(0, 0);
     close_copies();
 
-    for (int step = 0; step < num_tiles; ++step) {
+    for (int step = 0; step < range.count; ++step) {
         const int buffer = step & 1;
         const int upcoming = thread < TILE ? visited_row(p, first_step(step + 2) + thread) : 0;
-        if (step + 1 < num_tiles) fetch(step + 1, buffer ^ 1);
+        if (step + 1 < range.count) fetch(step + 1, buffer ^ 1);
         const Word lasting = ballot(duration <= limit);
         close_copies();
         await_copies();
@@ -263,6 +278,22 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     }
     close_copies();
     await_copies();
+}
+
+template <bool ADJOINT>
+__device__ __forceinline__ void leave_behind(const Params& p) {
+    DYNAMIC_SHARED(memory);
+    Alone shared;
+    place(shared, memory);
+    const int part = blockIdx.x % PARTS, piece = blockIdx.x / PARTS;
+    if (piece / p.chunk_pieces == (ADJOINT ? 0 : p.num_chunks - 1)) return;
+    const TileRange range = tiles_of_piece(p, piece);
+    float sums[8][GROUPS], duration = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+#pragma unroll
+        for (int group = 0; group < GROUPS; ++group) sums[i][group] = 0.f;
+    if (range.count) add_tiles<ADJOINT>(p, shared, range, part, sums, duration);
     write_sums(p, piece, part, sums, duration);
 }
 

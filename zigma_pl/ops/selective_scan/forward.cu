@@ -3,6 +3,8 @@
 #define ARRAYS 3  // u, delta, gate
 constexpr int UNROLLED = STATES == 16 ? TILE / SUMMED : 1;
 
+__device__ __forceinline__ int channel_block() { return blockIdx.x; }
+
 __device__ __forceinline__ void spread_rows(const Params& p, const Tiles& tiles, const ChannelRows& rows, int buffer) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass) {

@@ -9,10 +9,7 @@ __device__ __forceinline__ int lane_quarter() { return mixed_quarter(); }
 // Sums over the four lanes that share a channel, for four rows at once; each lane returns that of the row lane_quarter().
 __device__ __forceinline__ float sum_over_states(const float (&v)[4]) {
     const bool upper = threadIdx.x & 16, odd = threadIdx.x & 2;
-    const float send0 = upper ? v[0] : v[2], send1 = upper ? v[1] : v[3];
-    const float even_row = (upper ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, send0, 16);
-    const float odd_row = (upper ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, send1, 16);
-    return (odd ? odd_row : even_row) + __shfl_xor_sync(0xffffffffu, odd ? even_row : odd_row, 2);
+    return exchange(exchange(v[0], v[2], upper, 16), exchange(v[1], v[3], upper, 16), odd, 2);
 }
 
 __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) { spread_terms(tiles, buffer); }

@@ -218,5 +218,5 @@ def launch(
     fields = call.fields(results, cut, deterministic)
     if num_chunks > 1:
         alone = kernel("scan_chunk_adjoints" if backward else "scan_chunk_states", *kinds, 0, call.device)
-        alone((*grid[:2], num_pieces * layout.chunk_parts), fields)
+        alone((num_pieces * layout.chunk_parts, num_rows, grid[0]), fields)
     kernel("scan_backward" if backward else "scan_forward", *kinds, keep, call.device)(grid, fields)

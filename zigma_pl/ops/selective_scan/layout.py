@@ -7,8 +7,8 @@ from typing import NamedTuple
 MAX_STATES = 64
 CHUNK_STATES = 16  # states of a block of the kernels in chunks.cu
 MIN_CHUNKED_TILES = 8  # a shorter path is walked sooner than two kernels are launched
-CHUNK_BLOCKS = 5  # blocks of those kernels that a multiprocessor has room for
-MIN_PIECE_TILES = 16  # to put shorter pieces together takes longer than to find them saves
+CHUNK_BLOCKS = 4  # blocks of those kernels that a multiprocessor has room for
+MIN_PIECE_TILES = 8  # to put shorter pieces together takes longer than to find them saves
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,9 @@ def chunks_for(num_blocks: int, num_tiles: int, num_multiprocessors: int, reside
 
 
 def pieces_for(num_blocks: int, chunk_tiles: int, num_chunks: int, num_multiprocessors: int) -> int:
-    """Returns into how many pieces a chunk is cut to find what it leaves behind: as many as can all be at work at once.
+    """Returns into how many pieces a chunk is cut to find what it leaves behind: as many as keep the GPU busy.
+
+    There are up to twice as many blocks as can be at work at once, since many end long before the others do.
 
     Args:
         num_blocks: blocks of each piece.
@@ -130,5 +132,5 @@ def pieces_for(num_blocks: int, chunk_tiles: int, num_chunks: int, num_multiproc
         num_chunks: of the path, of which one leaves nothing to another.
         num_multiprocessors: of the GPU.
     """
-    room = CHUNK_BLOCKS * num_multiprocessors
+    room = 2 * CHUNK_BLOCKS * num_multiprocessors
     return max(1, min(chunk_tiles // MIN_PIECE_TILES, room // (num_blocks * max(1, num_chunks - 1))))

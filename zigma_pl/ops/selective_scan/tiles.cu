@@ -112,14 +112,22 @@ __device__ __forceinline__ uint4* place_channel_rows(ChannelRows& rows, uint4* m
 __device__ __forceinline__ int mixed_eighth() { return (threadIdx.x & 1) | (threadIdx.x >> 1 & 6); }
 __device__ __forceinline__ int mixed_quarter() { return (threadIdx.x >> 1 & 1) | (threadIdx.x >> 3 & 2); }
 
+// Of two values, keeps the one that a lane wants and adds its partner's, `mask` lanes away, which wants the other.
+__device__ __forceinline__ float exchange(float low, float high, bool wants_high, int mask) {
+    return (wants_high ? high : low) + __shfl_xor_sync(0xffffffffu, wants_high ? low : high, mask);
+}
+
+// Which CHANNELS channels a block has.
+__device__ __forceinline__ int channel_block();
 __device__ __forceinline__ int octet_of_thread() { return threadIdx.x % OCTETS; }
 __device__ __forceinline__ int row_of_thread(int pass) { return pass * PASS_ROWS + threadIdx.x / OCTETS; }
-__device__ __forceinline__ int first_channel() { return blockIdx.x * CHANNELS + octet_of_thread() * 8; }
+__device__ __forceinline__ int first_channel() { return channel_block() * CHANNELS + octet_of_thread() * 8; }
 
 // Per-channel parameters to shared memory, zero for channels that do not exist.
 __device__ __forceinline__ void read_parameters(const Params& p, const Tiles& tiles) {
-    for (int i = threadIdx.x; i < CHANNELS; i += THREADS) {
-        const int channel = blockIdx.x * CHANNELS + i;
+    const int i = threadIdx.x;
+    if (i < CHANNELS) {
+        const int channel = channel_block() * CHANNELS + i;
         const bool exists = channel < p.num_channels;
         tiles.skip[i] = p.skip && exists ? p.skip[channel] : 0.f;
         tiles.bias[i] = p.bias && exists ? p.bias[channel] : 0.f;
@@ -272,7 +280,7 @@ __device__ __forceinline__ float read_rate(const Params& p, int channel, int sta
 }
 
 __device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_rate)[THREAD_STATES]) {
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    const int channel = channel_block() * CHANNELS + lane_channel();
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) log2_rate[i] = read_rate(p, channel, lane_states() + i);
 }
@@ -280,7 +288,7 @@ __device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_r
 // This thread's states in a (..., E, STATES) tensor; null for a channel that does not exist.
 template <class Number>
 __device__ __forceinline__ Number* states_at(const Params& p, Number* base, Long index) {
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    const int channel = channel_block() * CHANNELS + lane_channel();
     if (!base || channel >= p.num_channels) return nullptr;
     return base + (index * p.num_channels + channel) * STATES + lane_states();
 }
@@ -305,7 +313,7 @@ __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, co
                                               float (&carry)[THREAD_STATES]) {
     load_states(nullptr, carry);
     if (!p.carries) return;
-    const int channel = blockIdx.x * CHANNELS + lane_channel();
+    const int channel = channel_block() * CHANNELS + lane_channel();
     const int last = p.num_chunks * p.chunk_pieces - 1;
     const int num_chained = (reversed ? p.num_chunks - 1 - (int)blockIdx.z : (int)blockIdx.z) * p.chunk_pieces;
 #pragma unroll 4
