@@ -212,7 +212,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
     read_parameters(p, tiles);
     const Lane lane = prepare_sums(shared);
     read_decay_rates(p, log2_rate);
-    chain_carries(p, true, log2_rate, carry);
 #pragma unroll
     for (int i = 0; i < THREAD_STATES; ++i) dA[i] = 0.f;
 #pragma unroll
@@ -231,12 +230,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
         }
         fetch_terms(p, tiles, order, buffer, shared.terms[thread % ROW_UNITS]);
     };
-    for (int row = thread; row < 2 * TILE; row += THREADS)
-        tiles.order[row] = visited_row(p, (last - row / TILE) * TILE + row % TILE);
+    read_first_orders(p, tiles, [&](int step) { return (last - step) * TILE; });
     __syncthreads();
     fetch(0, 0);
     fetch_kept(p, shared, kept, last);
     close_copies();
+    chain_carries(p, true, log2_rate, carry);
 
     for (int step = 0; step < num_tiles; ++step) {
         const int buffer = step & 1;

@@ -230,6 +230,8 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Alone& shared, 
     const int thread = threadIdx.x;
     hold(range.count);
     auto first_step = [&](int step) { return (range.first + (ADJOINT ? step : range.count - 1 - step)) * TILE; };
+    read_first_orders(p, tiles, first_step);
+    read_parameters(p, tiles);
 
     const Element* delta = own_channels(p, p.delta, p.delta_strides);
     const Strides& strides = ADJOINT ? p.dout_strides : p.u_strides;
@@ -238,8 +240,6 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Alone& shared, 
     const Terms terms = own_terms(p);
     hold(delta), hold(rows);
     const Places places = own_places();
-    read_parameters(p, tiles);
-    const float limit = read_rates(p, shared, part);
 
     auto fetch = [&](int step, int buffer) {
         const int* order = tiles.order + (step & 3) * TILE;
@@ -252,13 +252,12 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Alone& shared, 
         }
         fetch_terms(p, tiles, order, buffer, terms);
     };
-    static_assert(2 * TILE <= THREADS, "");
-    if (thread < 2 * TILE) tiles.order[thread] = visited_row(p, first_step(thread / TILE) + thread % TILE);
     __syncthreads();
-    float bias[8];
-    read_octet(tiles.bias, bias);
     fetch(0, 0);
     close_copies();
+    float bias[8];
+    read_octet(tiles.bias, bias);
+    const float limit = read_rates(p, shared, part);
 
     for (int step = 0; step < range.count; ++step) {
         const int buffer = step & 1;

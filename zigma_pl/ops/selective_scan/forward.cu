@@ -57,10 +57,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forwa
     const Element* gate = own_channels(p, p.gate, p.gate_strides);
     const Terms terms = own_terms(p);
     Element* out = own_results(p, p.out);
-    float log2_rate[THREAD_STATES], h[THREAD_STATES];
+    read_first_orders(p, tiles, [&](int step) { return (first + step) * TILE; });
     read_parameters(p, tiles);
-    read_decay_rates(p, log2_rate);
-    chain_carries(p, false, log2_rate, h);
 
     auto fetch = [&](int step, int buffer) {
         const int* order = tiles.order + (step & 3) * TILE;
@@ -73,10 +71,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forwa
         }
         fetch_terms(p, tiles, order, buffer, terms);
     };
-    for (int row = thread; row < 2 * TILE; row += THREADS) tiles.order[row] = visited_row(p, first * TILE + row);
     __syncthreads();
     fetch(0, 0);
     close_copies();
+    float log2_rate[THREAD_STATES], h[THREAD_STATES];
+    read_decay_rates(p, log2_rate);
+    chain_carries(p, false, log2_rate, h);
 
     Kept* kept = states_at(p, p.states, ((Long)batch * p.num_tiles + first) * TILE_KEPT);
     const bool keeps = kept;

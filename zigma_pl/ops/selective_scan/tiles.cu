@@ -147,6 +147,14 @@ __device__ __forceinline__ int visited_row(const Params& p, int step) {
     return p.order ? p.order[step] : step;
 }
 
+// first_step(i): with which tile i of a walk begins.
+template <class Step>
+__device__ __forceinline__ void read_first_orders(const Params& p, const Tiles& tiles, const Step& first_step) {
+    static_assert(2 * TILE <= THREADS, "each thread reads one row");
+    const int row = threadIdx.x;
+    if (row < 2 * TILE) tiles.order[row] = visited_row(p, first_step(row / TILE) + row % TILE);
+}
+
 // The slot in which a thread keeps its 8 channels of an array: slot[quad * PASSES * THREADS].
 __device__ __forceinline__ uint4* raw_slot(const Tiles& tiles, int buffer, int arrays, int array, int pass) {
     return tiles.raw + ((buffer * arrays + array) * QUADS * PASSES + pass) * THREADS + threadIdx.x;
@@ -312,18 +320,28 @@ __device__ __forceinline__ void store_states(float* to, const float (&states)[TH
 __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
                                               float (&carry)[THREAD_STATES]) {
     load_states(nullptr, carry);
-    if (!p.carries) return;
     const int channel = channel_block() * CHANNELS + lane_channel();
+    if (!p.carries || channel >= p.num_channels) return;
     const int last = p.num_chunks * p.chunk_pieces - 1;
     const int num_chained = (reversed ? p.num_chunks - 1 - (int)blockIdx.z : (int)blockIdx.z) * p.chunk_pieces;
-#pragma unroll 4
-    for (int i = 0; i < num_chained; ++i) {
-        const Long index = (Long)(reversed ? last - i : i) * p.num_batch + blockIdx.y;
-        const float duration = channel < p.num_channels ? p.durations[index * p.num_channels + channel] : 0.f;
-        float own[THREAD_STATES];
-        load_states(states_at(p, p.carries, index), own);
+    const Long piece = (Long)p.num_batch * p.num_channels, next = reversed ? -piece : piece;
+    const Long at = (reversed ? last * piece : 0) + (Long)blockIdx.y * p.num_channels + channel;
+    const float *duration_of = p.durations + at, *states_of = p.carries + at * STATES + lane_states();
+    constexpr int AT_ONCE = 32 / THREAD_STATES;  // of which the loads overlap
+    for (int first = 0; first < num_chained; first += AT_ONCE) {
+        float duration[AT_ONCE], own[AT_ONCE][THREAD_STATES];
 #pragma unroll
-        for (int j = 0; j < THREAD_STATES; ++j) carry[j] = fmaf(exp2_fast(duration * log2_rate[j]), carry[j], own[j]);
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const bool exists = first + i < num_chained;
+            duration[i] = exists ? *duration_of : 0.f;
+            load_states(exists ? states_of : nullptr, own[i]);
+            duration_of += next, states_of += next * STATES;
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i)
+#pragma unroll
+            for (int j = 0; j < THREAD_STATES; ++j)
+                carry[j] = fmaf(exp2_fast(duration[i] * log2_rate[j]), carry[j], own[i][j]);
     }
 }
 
