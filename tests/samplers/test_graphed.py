@@ -158,6 +158,25 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
     assert len(refreshed) == 4
 
 
+def test_weights_that_moved_before_they_are_fixed_are_found_once(recorded, monkeypatch):
+    backbone = build()
+    graphed_backbone = GraphedBackbone(backbone)
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    last = list(backbone.parameters())[-1]
+    before = last.data
+    last.data = 2.0 * before
+    looked_for = []
+    is_of = sampling_twin.SamplingTwin.is_of
+    monkeypatch.setattr(
+        sampling_twin.SamplingTwin, "is_of", lambda *arguments: looked_for.append(1) or is_of(*arguments)
+    )
+    with graphed_backbone.fixed_weights():
+        for seed in range(3):
+            assert_follows(graphed_backbone, *draw(seed=seed), dtype=torch.bfloat16)
+    assert len(looked_for) == 1
+    assert len(recorded) == 2
+
+
 def test_a_module_samples_as_without_graphs_whatever_happens_to_its_weights(repeated):
     module = GenerativeModule(build(), Objective(), ODESampler(num_steps=2), Guidance(scale=2.0)).eval()
 

@@ -69,9 +69,10 @@ def run(
         *compile_notes(contestants, options),
     ]
     result = Result("efficiency", machine, notes, COLUMNS, draw_efficiency)
+    calls = forward.CALLS_A_SAMPLE[options.device.type]
     workloads = (
         Workload("efficiency, training", partial(train.prepare, options), train.STEPS_A_SAMPLE),
-        Workload("efficiency, forward pass", partial(forward.prepare, options)),
+        Workload("efficiency, forward pass", partial(forward.prepare, options), calls),
     )
     for setting in settings:
         measurements = [workload.measure(entrants, setting) for workload in workloads]

@@ -32,9 +32,10 @@ class GraphedBackbone:
     """Calls like the backbone it is given; without gradients on a CUDA device it captures once and then replays.
 
     One graph is captured for each combination of input shapes and dtypes, anew when parameters have moved in memory.
-    Under autocast it reads 16-bit copies of the weights of matrix products (`SamplingTwin`). They are made again in
-    every call, but within `fixed_weights` only once, where it begins. Nothing tells reliably that weights have changed:
-    PyTorch's counters miss the fused AdamW, and whatever writes through `.data`, as averaging callbacks do.
+    Under autocast it reads 16-bit copies of the weights of matrix products (`SamplingTwin`). They are made again, and
+    the parameters looked for, in every call, but within `fixed_weights` only once, where it begins. Nothing tells
+    reliably that weights have changed: PyTorch's counters miss the fused AdamW, and whatever writes through `.data`, as
+    averaging callbacks do.
     On other devices, and where gradients are wanted, the backbone itself is called.
 
     Args:
@@ -59,8 +60,8 @@ class GraphedBackbone:
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
         """Promise that the weights stay as they are now for a while, such as until a batch of samples is drawn."""
-        for twin in self._twins.values():
-            twin.refresh()
+        for dtype in tuple(self._twins):
+            self._follow_weights(dtype)
         self._weights_are_fixed = True
         try:
             yield
@@ -95,15 +96,22 @@ class GraphedBackbone:
         return self._captures[key]
 
     def _twin(self, dtype: torch.dtype | None) -> SamplingTwin:
+        if not self._weights_are_fixed:
+            self._follow_weights(dtype)
+        if dtype not in self._twins:
+            self._twins[dtype] = SamplingTwin(self.backbone, dtype, self.compile_backbone)
+        return self._twins[dtype]
+
+    def _follow_weights(self, dtype: torch.dtype | None) -> None:
+        """Bring a twin up to date; where the weights have moved, drop all that was captured."""
         twin = self._twins.get(dtype)
-        if twin is not None and twin.is_of(self.backbone):
-            if not self._weights_are_fixed:
-                twin.refresh()
-            return twin
-        if twin is not None:
+        if twin is None:
+            return
+        if twin.is_of(self.backbone):
+            twin.refresh()
+        else:
             self._twins.clear()
             self._captures.clear()
-        return self._twins.setdefault(dtype, SamplingTwin(self.backbone, dtype, self.compile_backbone))
 
     def _capture(self, network: Backbone, inputs: Inputs, dtype: torch.dtype | None) -> _Capture:
         static = held(inputs)
