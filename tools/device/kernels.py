@@ -9,18 +9,22 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import statistics
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
+from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.ops import causal_conv1d as convolution
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.selective_scan import cpu, cuda, direct, launch
 from zigma_pl.ops.selective_scan import layout as layouts
+from zigma_pl.scan.paths import visit_order
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 SHAPES = [(8, 4096), (32, 1024), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
@@ -52,6 +56,21 @@ def scan_arguments(shape, dtype, seed=0, optional=True, strided=True):
         return arguments | {"delta": F.softplus(arguments["delta"].float() - 3).to(dtype)}
     bias = dt + torch.log(-torch.expm1(-dt))
     return arguments | {"skip": normal(num_channels), "gate": gate, "delta_bias": bias}
+
+
+def mixer_arguments(num_rows, num_tokens, order):
+    """Inputs as a new mixer of width 768 makes them of random tokens, its channels sorted by their step sizes."""
+    torch.manual_seed(0)
+    mixer = MambaMixer(768).cuda()
+    seen = {}
+
+    def scan(u, delta, A, B, C, **rest):
+        seen.update(u=u, delta=delta, A=A, B=B, C=C, **{n: rest[n] for n in ("skip", "gate", "delta_bias")})
+        return u
+
+    with mock.patch("zigma_pl.nn.mixer.selective_scan", scan), torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        mixer(torch.randn(num_rows, num_tokens, 768, device="cuda"), order)
+    return seen
 
 
 def random_order(num_tokens, seed=0):
@@ -209,9 +228,8 @@ def median_ms(call, seconds=0.25, repeats=7):
     return statistics.median(times)
 
 
-def time_scan(shape, dtype=torch.bfloat16, order=None, keeps=(direct.KEEP_EVERY,), deterministic=True):
-    """Milliseconds of both directions for one shape (B, L, E, N), and for distances between kept states."""
-    arguments = scan_arguments(shape, dtype)
+def time_scan(arguments, order=None, keeps=(direct.KEEP_EVERY,), deterministic=True):
+    """Milliseconds of both directions, and for distances between kept states."""
     inputs = [*(arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order]
     times = {"inference": median_ms(lambda: direct.forward(*inputs, 0))}
     for keep in keeps:
@@ -224,6 +242,32 @@ def time_scan(shape, dtype=torch.bfloat16, order=None, keeps=(direct.KEEP_EVERY,
         times["deterministic"] = median_ms(lambda: direct.backward(dout, *inputs, states, deterministic=True))
         times["backward, output"] = median_ms(lambda: direct.backward(dout, *inputs, states, want_output=True))
     return times
+
+
+def time_mixers(indices, shapes, keeps, results):
+    """Times the scan as a new mixer calls it along zigzags, and what its first pass takes where the path is cut."""
+    for index, (num_rows, num_tokens) in itertools.product(indices, shapes):
+        side = math.isqrt(num_tokens)
+        order = torch.from_numpy(visit_order("zigzag", side, side, index=index)).cuda()
+        arguments = mixer_arguments(num_rows, num_tokens, order)
+        times = time_scan(arguments, order, keeps, deterministic=False)
+        with without_first_pass():
+            rest = time_scan(arguments, order, keeps, deterministic=False)
+        results[f"zigzag {index} {num_rows} x {num_tokens}"] = {"whole": times, "without first pass": rest}
+        line = " ".join(f"{n} {t:.3f} (first pass {t - rest[n]:.3f})" for n, t in times.items())
+        print(f"zigzag {index} {num_rows} x {num_tokens}", line, flush=True)
+
+
+@contextlib.contextmanager
+def without_first_pass():
+    """Leaves out the kernels that find what the chunks of a path leave behind, which makes results wrong."""
+    kernel = launch.kernel
+
+    def kernel_or_nothing(name, *kinds):
+        return kernel(name, *kinds) if not name.startswith("scan_chunk") else lambda grid, fields: None
+
+    with mock.patch.object(launch, "kernel", kernel_or_nothing):
+        yield
 
 
 def time_convolution(shape, order):
@@ -269,12 +313,17 @@ def time_variants(texts, shapes, keeps, results):
                 check_scan(failures, (2, 100, 200, 16), torch.bfloat16, random_order(100))
                 for shape in () if failures else shapes:
                     order = random_order(shape[1])
-                    times = time_scan((*shape, 1536, 16), order=order, keeps=keeps, deterministic=False)
+                    times = time_scan(bfloat16_arguments(shape), order, keeps, deterministic=False)
                     results[f"{text or 'default'} {shape}"] = times
                     line = " ".join(f"{n} {t:.3f}" for n, t in times.items())
                     print(f"{text or 'default':40s} {shape!s:12s}", line, flush=True)
             except Exception as error:
                 print("FAIL", text, error)
+
+
+def bfloat16_arguments(shape):
+    """Inputs of (B, L) rows of 1,536 channels with 16 states."""
+    return scan_arguments((*shape, 1536, 16), torch.bfloat16)
 
 
 def profile():
@@ -293,6 +342,7 @@ def main():
     parser.add_argument("--variants", nargs="*", default=[], help="steps=4,MACRO=1,... to be compared")
     parser.add_argument("--keeps", nargs="*", type=int, default=[direct.KEEP_EVERY], help="rows between kept states")
     parser.add_argument("--shapes", nargs="*", type=lambda t: tuple(map(int, t.split(","))), default=SHAPES[:2])
+    parser.add_argument("--mixers", nargs="*", type=int, default=[], help="zigzags along which a new mixer is timed")
     parser.add_argument("--out", type=Path, default=Path("kernels.json"))
     parser.add_argument("--profile", action="store_true", help="run each kernel once at 8 x 4,096, for a profiler")
     options = parser.parse_args()
@@ -302,8 +352,6 @@ def main():
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(results, cuda.available())
     if options.check:
-        from zigma_pl.scan.paths import visit_order
-
         orders = [torch.from_numpy(visit_order("zigzag", 32, 32, index=i)).cuda() for i in range(8)]
         begin = time.perf_counter()
         failures = check_all(orders)
@@ -317,11 +365,12 @@ def main():
     if options.time:
         for shape in SHAPES:
             order = random_order(shape[1])
-            times = time_scan((*shape, 1536, 16), order=order) | time_convolution((*shape, 1536), order)
-            times["raster forward"] = time_scan((*shape, 1536, 16), deterministic=False)["forward"]
+            times = time_scan(bfloat16_arguments(shape), order) | time_convolution((*shape, 1536), order)
+            times["raster forward"] = time_scan(bfloat16_arguments(shape), deterministic=False)["forward"]
             results[str(shape)] = times
             print(shape, " ".join(f"{n} {t:.3f}" for n, t in times.items()), flush=True)
     time_variants(options.variants, options.shapes, options.keeps, results)
+    time_mixers(options.mixers, options.shapes, options.keeps, results)
     options.out.write_text(json.dumps(results, indent=1))
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from kernels import SHAPES, median_ms, random_order, scan_arguments, time_scan
+from kernels import SHAPES, bfloat16_arguments, median_ms, random_order, time_scan
 from torch.utils.cpp_extension import load
 
 folder = Path(sys.argv[1])
@@ -29,7 +29,7 @@ if "--build-only" in sys.argv:
 
 results = {}
 for shape in SHAPES:
-    arguments = scan_arguments((*shape, 1536, 16), torch.bfloat16)
+    arguments = bfloat16_arguments(shape)
     u, delta, B, C, gate = (arguments[n].transpose(1, 2).contiguous() for n in ("u", "delta", "B", "C", "gate"))
     A, skip, bias = (arguments[n] for n in ("A", "skip", "delta_bias"))
     B, C = B[:, None], C[:, None]
@@ -40,7 +40,7 @@ for shape in SHAPES:
     forward = functools.partial(extension.fwd, *inputs, True)
     backward = functools.partial(extension.bwd, *inputs, dout, x, out, dgate, True, False)
     theirs = {"forward": median_ms(forward), "backward": median_ms(backward)}
-    ours = time_scan((*shape, 1536, 16), order=random_order(shape[1]))
+    ours = time_scan(arguments, random_order(shape[1]))
     ratio = (ours["forward"] + ours["backward"]) / sum(theirs.values())
     results[str(shape)] = {"mamba": theirs, "ours": ours, "ratio": ratio}
     print(shape, {n: f"{t:.3f}" for n, t in theirs.items()}, {n: f"{t:.3f}" for n, t in ours.items()}, f"{ratio:.3f}")

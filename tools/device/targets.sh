@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Checks and memcheck, the benchmarks that have targets, and which of those are met, on a GPU machine, in 600 seconds:
+#   tools/device/targets.sh [COMMIT [MAMBA]]
+# MAMBA: folder with mamba-ssm's csrc/selective_scan, which is built for this GPU and compared with.
+# Everything but the tables goes to $OUT/targets.tar.gz, made anew after each part. Needs what bench.sh needs, and
+# compute-sanitizer. What is timed comes before what is compiled, which takes all processors.
+set -u
+cd "$(dirname "$0")/../.."
+: "${OUT:?set OUT to the folder for the results}"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+python=${PYTHON:-python3}
+results=$(mktemp -d)
+commit=("${@:1:1}") mamba=${2:-}
+[ -n "$mamba" ] && mamba=$(realpath "$mamba")
+started=$SECONDS
+
+part() { # name, seconds, command: its output into a file and, where it is a table, here
+    local name=$1 limit=$2
+    shift 2
+    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$results/$name.txt" 2>"$results/$name.log"
+    echo "== $name: exit status $?, $((SECONDS - started)) s so far" | tee -a "$results/status.txt"
+    tar -czf "$OUT/targets.tar.gz" -C "$results" .
+}
+
+bench() { # subject, seconds, options
+    local subject=$1 limit=$2
+    shift 2
+    part "$subject" "$limit" "$python" -m zigma_pl bench "$subject" "$@" ${commit[@]+--commit "${commit[@]}"} \
+        --json "$results/$subject.json" --plot "$results/$subject.png"
+    cat "$results/$subject.txt"
+}
+
+kernels=("$python" tools/device/kernels.py --out)
+part check 150 "${kernels[@]}" "$results/check.json" --check
+grep -E "FAIL|failures" "$results/check.txt"
+bench forward 150 --contestants zigzag8-compiled-graph sweep-compiled-graph dit-compiled-graph
+bench train 160 --repeats 3 --grids 128 32 64 --batches 2 32 8 \
+    --contestants zigzag8-fast-graph zigzag8-fast zigzag8 sweep-fast-graph dit-compiled
+part kernels 40 "${kernels[@]}" "$results/kernels.json" --variants "" --keeps 16 8 32 \
+    --shapes 8,4096 32,1024 1,1024 1,4096 1,16384 1,38416 2,16384
+part mixers 30 "${kernels[@]}" "$results/mixers.json" --mixers 0 1 --keeps 8 --shapes 1,4096 1,16384 2,16384
+cat "$results/kernels.txt" "$results/mixers.txt"
+
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+part memcheck 120 compute-sanitizer --tool memcheck "${kernels[@]}" "$results/memcheck.json" --check-small &
+unset PYTORCH_NO_CUDA_MEMORY_CACHING
+if [ -n "$mamba" ]; then
+    MAX_JOBS=12 part mamba_build 250 "$python" tools/device/mamba.py "$mamba" "$results/mamba.json" --build-only
+    wait
+    part mamba 40 "$python" tools/device/mamba.py "$mamba" "$results/mamba.json"
+    cat "$results/mamba.txt"
+fi
+wait
+grep "ERROR SUMMARY" "$results/memcheck.txt"
+"$python" tools/device/targets.py "$results" | tee "$results/targets.txt"
+tar -czf "$OUT/targets.tar.gz" -C "$results" .
