@@ -128,6 +128,16 @@ def swap_in_averages(backbone):
         parameter.data.copy_(1.5 * parameter.data)
 
 
+def recorded_and_moved():
+    """A recorded network whose last parameter lies elsewhere since, and where it lay, which is so kept from reuse."""
+    graphed_backbone = GraphedBackbone(build())
+    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+    last = list(graphed_backbone.backbone.parameters())[-1]
+    before = last.data
+    last.data = 2.0 * before
+    return graphed_backbone, before
+
+
 def load(backbone):
     backbone.load_state_dict({name: 1.5 * tensor for name, tensor in backbone.state_dict().items()})
 
@@ -159,12 +169,7 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
 
 
 def test_weights_that_moved_before_they_are_fixed_are_found_once(recorded, monkeypatch):
-    backbone = build()
-    graphed_backbone = GraphedBackbone(backbone)
-    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
-    last = list(backbone.parameters())[-1]
-    before = last.data
-    last.data = 2.0 * before
+    graphed_backbone, _ = recorded_and_moved()
     looked_for = []
     is_of = sampling_twin.SamplingTwin.is_of
     monkeypatch.setattr(
@@ -196,12 +201,7 @@ def test_a_module_samples_as_without_graphs_whatever_happens_to_its_weights(repe
 
 
 def test_weights_that_moved_are_recorded_anew(recorded):
-    backbone = build()
-    graphed_backbone = GraphedBackbone(backbone)
-    assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
-    last = list(backbone.parameters())[-1]
-    before = last.data
-    last.data = 2.0 * before
+    graphed_backbone, _ = recorded_and_moved()
     assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
     assert len(recorded) == 2
 
