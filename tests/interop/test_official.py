@@ -15,6 +15,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.interop import load_zigma_checkpoint
 from zigma_pl.interop.official import infer_config, read_state_dict, reverse_time
 from zigma_pl.nn.embeddings import sinusoid, sinusoid_frequencies
+from zigma_pl.nn.mixer import MambaMixer
 
 GOLDEN = Path(os.environ.get("ZIGMA_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
 KINDS = {
@@ -55,6 +56,9 @@ def test_import_reproduces_the_float64_restatement(kind):
     with torch.no_grad():
         found = -backbone(x, 1 - t, y)
     assert relative_error(found, torch.from_numpy(expected)) < 1e-5
+    mixers = [module for module in backbone.modules() if isinstance(module, MambaMixer)]
+    assert bool(mixers) == (kind != "bidirectional")
+    assert all((mixer.dt_proj.bias.diff() >= 0).all() for mixer in mixers)
 
 
 @pytest.mark.parametrize("case", ["zigzag8", "zigzag8_text", "zigzag8_class", "hilbert8", "bidir"])

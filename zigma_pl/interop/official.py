@@ -20,6 +20,7 @@ from zigma_pl.backbones.vision_mamba import VisionMamba
 from zigma_pl.backbones.zigma import ZigMa
 from zigma_pl.errors import UserError
 from zigma_pl.nn.embeddings import sinusoid_frequencies
+from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.scan.schedule import ScanConfig
 
 # Official name -> ours. The numbered blocks keep their number.
@@ -53,6 +54,8 @@ TIME_WEIGHT = "time_embedding.mlp.0.weight"
 def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZigMa | VisionMamba:
     """Build our backbone from an official state dict: `-backbone(x, 1 - t, y)` is the official `model(x, t, y)`.
 
+    Inner channels are put in our order, by their step sizes, as the mixers of a new network have them.
+
     Args:
         state_dict: the parameters under their official names; a leading "module." or "model." is dropped.
         config: the official constructor's names: in_channels, embed_dim, depth, img_dim, patch_size, scan_type,
@@ -68,6 +71,9 @@ def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str,
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise UserError(f"the checkpoint does not fit its config: {' '.join(lines)[:400]}") from error
+    for module in backbone.modules():
+        if isinstance(module, MambaMixer):
+            module.sort_channels()
     return backbone.eval()
 
 
