@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import torch
-from kernels import median_ms, random_order
+from inputs import random_order
+from kernels import median_ms
 from torch.nn.functional import linear, mse_loss
 
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from kernels import SHAPES, bfloat16_arguments, median_ms, random_order, time_scan
+from inputs import bfloat16_arguments, random_order
+from kernels import SHAPES, median_ms, time_scan
 from torch.utils.cpp_extension import load
 
 folder = Path(sys.argv[1])

@@ -3,7 +3,7 @@
 import time
 
 import torch
-from kernels import random_order, scan_arguments
+from inputs import random_order, scan_arguments
 
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
 from zigma_pl.ops.causal_conv1d import causal_conv1d
