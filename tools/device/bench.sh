@@ -5,23 +5,11 @@
 # long is interrupted and keeps the settings that it has timed.
 set -u
 cd "$(dirname "$0")/../.."
-: "${OUT:?set OUT to the folder for the results}"
-results=$(mktemp -d)
-commit=("${@:+--commit}" "$@")
-started=$SECONDS
+archive=bench.tar.gz commit=(${1:+--commit "$1"})
+source tools/device/parts.sh
 
-bench() { # seconds subject
-    local limit=$1 subject=$2
-    timeout --signal=INT --kill-after=10 "$limit" "${PYTHON:-python3}" -m zigma_pl bench "$subject" "${commit[@]}" \
-        --json "$results/$subject.json" --plot "$results/$subject.png" >"$results/$subject.txt" 2>"$results/$subject.log"
-    echo "== $subject: exit status $?, $((SECONDS - started)) s so far" | tee -a "$results/status.txt"
-    cat "$results/$subject.txt"
-    grep -v '^  ' "$results/$subject.log" | tail -n 5
-    tar -czf "$OUT/bench.tar.gz" -C "$results" .
-}
-
-bench 140 train
-bench 140 forward
-bench 190 efficiency
-bench 45 order
-bench 45 scan
+bench train 140
+bench forward 140
+bench efficiency 190
+bench order 45
+bench scan 45

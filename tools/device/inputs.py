@@ -1,12 +1,14 @@
 """Inputs of the scan on a GPU, for checks and timing."""
 
 import functools
+import math
 from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
 from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.scan.paths import visit_order
 
 
 def scan_arguments(shape, dtype, seed=0, optional=True, strided=True):
@@ -54,6 +56,12 @@ def mixer_arguments(num_rows, num_tokens, order):
 def random_order(num_tokens, seed=0):
     """A random permutation on the GPU."""
     return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(seed)).int().cuda()
+
+
+def zigzag_order(num_tokens, index):
+    """One of the eight zigzags through a square grid, on the GPU."""
+    side = math.isqrt(num_tokens)
+    return torch.from_numpy(visit_order("zigzag", side, side, index=index)).cuda()
 
 
 def bfloat16_arguments(shape):

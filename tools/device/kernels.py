@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import statistics
 import time
 from pathlib import Path
@@ -17,13 +16,12 @@ from unittest import mock
 
 import torch
 from checks import check_all, check_scan, check_small, output_and_gradients
-from inputs import bfloat16_arguments, mixer_arguments, random_order
+from inputs import bfloat16_arguments, mixer_arguments, random_order, zigzag_order
 
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.selective_scan import cuda, direct, launch
 from zigma_pl.ops.selective_scan import layout as layouts
-from zigma_pl.scan.paths import visit_order
 
 SHAPES = [(8, 4096), (32, 1024), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
 
@@ -75,8 +73,7 @@ def time_scan(arguments, order=None, keeps=(direct.KEEP_EVERY,), deterministic=T
 def time_mixers(indices, shapes, keeps, results):
     """Times the scan as a new mixer calls it along zigzags, and what its first pass takes where the path is cut."""
     for index, (num_rows, num_tokens) in itertools.product(indices, shapes):
-        side = math.isqrt(num_tokens)
-        order = torch.from_numpy(visit_order("zigzag", side, side, index=index)).cuda()
+        order = zigzag_order(num_tokens, index)
         arguments = mixer_arguments(num_rows, num_tokens, order)
         times = time_scan(arguments, order, keeps, deterministic=False)
         with without_first_pass():
@@ -175,7 +172,7 @@ def main():
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(results, cuda.available())
     if options.check:
-        orders = [torch.from_numpy(visit_order("zigzag", 32, 32, index=i)).cuda() for i in range(8)]
+        orders = [zigzag_order(1024, index) for index in range(8)]
         begin = time.perf_counter()
         failures = check_all(orders)
         print("checks took", time.perf_counter() - begin, "s;", len(failures), "failures")

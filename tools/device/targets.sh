@@ -6,29 +6,9 @@
 # compute-sanitizer. What is timed comes before what is compiled, which takes all processors.
 set -u
 cd "$(dirname "$0")/../.."
-: "${OUT:?set OUT to the folder for the results}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-python=${PYTHON:-python3}
-results=$(mktemp -d)
-commit=("${@:1:1}") mamba=${2:-}
-[ -n "$mamba" ] && mamba=$(realpath "$mamba")
-started=$SECONDS
-
-part() { # name, seconds, command: its output into a file and, where it is a table, here
-    local name=$1 limit=$2
-    shift 2
-    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$results/$name.txt" 2>"$results/$name.log"
-    echo "== $name: exit status $?, $((SECONDS - started)) s so far" | tee -a "$results/status.txt"
-    tar -czf "$OUT/targets.tar.gz" -C "$results" .
-}
-
-bench() { # subject, seconds, options
-    local subject=$1 limit=$2
-    shift 2
-    part "$subject" "$limit" "$python" -m zigma_pl bench "$subject" "$@" ${commit[@]+--commit "${commit[@]}"} \
-        --json "$results/$subject.json" --plot "$results/$subject.png"
-    cat "$results/$subject.txt"
-}
+archive=targets.tar.gz commit=(${1:+--commit "$1"}) mamba=${2:+$(realpath "$2")}
+source tools/device/parts.sh
 
 kernels=("$python" tools/device/kernels.py --out)
 part check 150 "${kernels[@]}" "$results/check.json" --check
@@ -53,4 +33,4 @@ fi
 wait
 grep "ERROR SUMMARY" "$results/memcheck.txt"
 "$python" tools/device/targets.py "$results" | tee "$results/targets.txt"
-tar -czf "$OUT/targets.tar.gz" -C "$results" .
+keep

@@ -50,4 +50,7 @@ struct Outputs {
 
 __device__ __forceinline__ float decay_of(float x, int number) { return exp2_fast(x); }
 
-__device__ __forceinline__ void keep_states(Kept* to, const float (&h)[THREAD_STATES]) { store_states(to, h); }
+__device__ __forceinline__ void keep_states(Kept* to, const float (&h)[THREAD_STATES]) {
+#pragma unroll
+    for (int i = 0; i < THREAD_STATES; i += 4) *(float4*)(to + i) = make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]);
+}

@@ -309,13 +309,6 @@ __device__ __forceinline__ void load_states(const float* from, float (&states)[T
     }
 }
 
-__device__ __forceinline__ void store_states(float* to, const float (&states)[THREAD_STATES]) {
-    if (!to) return;
-#pragma unroll
-    for (int i = 0; i < THREAD_STATES; i += 4)
-        *(float4*)(to + i) = make_float4(states[i], states[i + 1], states[i + 2], states[i + 3]);
-}
-
 // What enters this block's chunk: all that the pieces before it (reversed: after it) have left behind by themselves.
 __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
                                               float (&carry)[THREAD_STATES]) {
