@@ -1,4 +1,4 @@
-"""Checks the fused ops of a block against float64, and times them and ZigMa-B's training step.
+"""Checks the fused ops of a block against float64, and times them and ZigMa-B's training step and forward pass.
 
 python tools/device/block.py FOLDER writes to FOLDER: block.json, and profile_*.txt with the time of each kernel.
 """
@@ -16,6 +16,8 @@ from inputs import random_order
 from kernels import median_ms
 from torch.nn.functional import linear, mse_loss
 
+from zigma_pl.benchmarks import forward
+from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs
 from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms, norms_cuda
@@ -206,17 +208,40 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     return result
 
 
-def profile(step, path):
-    """Writes the time of each kernel in three steps."""
+def profile_forward(grid, batch_size, folder):
+    """Writes the time of each kernel of a compiled forward pass under a CUDA graph, called as bench forward does."""
+    torch.compiler.reset()
+    options = ModelOptions(torch.device("cuda"), BF16, 1, compile_scope="blocks")
+    backbone = build(FAMILIES["zigzag8"], (grid, grid), options)
+    network = execute(backbone, "compiled-graph", "blocks")
+    run, _ = forward.prepare(options, backbone, network, Setting(grid, batch_size))
+    times = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        run(10)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) * 100)
+    ms = statistics.median(times)
+    print(f"forward pass, grid {grid}, batch {batch_size}: {ms:.2f} ms", flush=True)
+    profile(functools.partial(run, 10), folder / f"profile_forward_{grid}_{batch_size}.txt", calls_a_step=10)
+    return ms
+
+
+def profile(step, path, calls_a_step=1):
+    """Writes the time of each kernel for one of the calls of three steps."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(3):
             step()
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
-    total = sum(e.self_device_time_total for e in events) / 3e3
-    lines = [f"{total:9.3f} ms a step on the device"]
-    lines += [f"{e.self_device_time_total / 3e3:9.3f} ms {e.count / 3:7.1f} x {e.key[:150]}" for e in events[:60]]
+    calls = 3 * calls_a_step
+    total = sum(e.self_device_time_total for e in events) / calls / 1e3
+    lines = [f"{total:9.3f} ms a {'call' if calls_a_step > 1 else 'step'} on the device"]
+    lines += [
+        f"{e.self_device_time_total / calls / 1e3:9.3f} ms {e.count / calls:7.1f} x {e.key[:150]}" for e in events[:60]
+    ]
     path.write_text("\n".join(lines))
     print("\n".join(line[:130] for line in lines[:34]), flush=True)
 
@@ -228,6 +253,7 @@ def main():
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--no-ops", action="store_true")
     parser.add_argument("--steps", nargs="*", default=STEPS)
+    parser.add_argument("--forwards", nargs="*", default=["128,1"], help="grid and batch size of forward passes")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
@@ -248,6 +274,9 @@ def main():
         results[text] = time_step(execution, memory, *map(int, sizes), options.folder, profiled=index < 2)
         save()
         torch.compiler.reset()
+    for text in options.forwards:
+        results[f"forward {text}"] = profile_forward(*map(int, text.split(",")), options.folder)
+        save()
 
 
 if __name__ == "__main__":
