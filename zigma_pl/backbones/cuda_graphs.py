@@ -1,6 +1,8 @@
 """CUDA graphs: what a call launches on the device, recorded once, and launched again as one."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,10 +35,26 @@ def record(*calls: Call) -> list[tuple[Callable[[], None], tuple[Tensor, ...]]]:
     for call in calls:
         graph = torch.cuda.CUDAGraph()
         # Meanwhile other threads, which pin the memory of the next batch, may do what this one may not.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with garbage_kept(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = call()
         recordings.append((graph.replay, results))
     return recordings
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Collect garbage now, and none meanwhile: to free another graph, say of an earlier network, would end a recording.
+
+    PyTorch left this to its callers in version 2.9 (its pull request 161037).
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def held(inputs: Inputs) -> Inputs:
