@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks and memcheck, the benchmarks that have targets, and which of those are met, on a GPU machine, in 600 seconds:
+# Checks and memcheck, the benchmarks that have targets, and which of those are met, on a GPU machine, in 600 seconds.
+# Fails if one is not met:
 #   tools/device/targets.sh [COMMIT [MAMBA]]
 # MAMBA: folder with mamba-ssm's csrc/selective_scan, which is built for this GPU and compared with.
 # Everything but the tables goes to $OUT/targets.tar.gz, made anew after each part. Needs what bench.sh needs, and
@@ -33,4 +34,6 @@ fi
 wait
 grep "ERROR SUMMARY" "$results/memcheck.txt"
 "$python" tools/device/targets.py "$results" | tee "$results/targets.txt"
+all_met=${PIPESTATUS[0]}
 keep
+exit "$all_met"
