@@ -19,6 +19,7 @@ from torch.nn.functional import linear, mse_loss
 from zigma_pl.benchmarks import forward
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs
+from zigma_pl.benchmarks.timing import CudaClock, repeated
 from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms, norms_cuda
 from zigma_pl.ops.backends import relative_errors
@@ -190,21 +191,15 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
-    peak, times = (torch.cuda.max_memory_allocated() - before) / 1e9, []
-    for _ in range(7):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(3):
-            step()
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) / 3 * 1e3)
-    result = {"ms": statistics.median(times), "GB": peak, "GB forward": (held[-1] - before) / 1e9}
+    peak = (torch.cuda.max_memory_allocated() - before) / 1e9
+    ms = median_ms_of(repeated(step), 3, repeats=7)
+    result = {"ms": ms, "GB": peak, "GB forward": (held[-1] - before) / 1e9}
     result["images/s"] = 1e3 * batch_size / result["ms"]
     for index, name in enumerate(("forward", "backward", "optimizer")):
         result[f"host {name}"] = 1e3 * statistics.median(stage[index + 1] - stage[index] for stage in stages)
     print(execution, memory, grid, batch_size, captions, {n: f"{v:.2f}" for n, v in result.items()}, flush=True)
     if profiled:
-        profile(step, folder / f"profile_{execution}_{memory}_{grid}_{captions}.txt")
+        profile(repeated(step), 3, folder / f"profile_{execution}_{memory}_{grid}_{captions}.txt")
     return result
 
 
@@ -215,33 +210,28 @@ def profile_forward(grid, batch_size, folder):
     backbone = build(FAMILIES["zigzag8"], (grid, grid), options)
     network = execute(backbone, "compiled-graph", "blocks")
     run, _ = forward.prepare(options, backbone, network, Setting(grid, batch_size))
-    times = []
-    for _ in range(20):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        run(10)
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) * 100)
-    ms = statistics.median(times)
+    ms = median_ms_of(run, forward.CALLS_A_SAMPLE["cuda"], repeats=20)
     print(f"forward pass, grid {grid}, batch {batch_size}: {ms:.2f} ms", flush=True)
-    profile(functools.partial(run, 10), folder / f"profile_forward_{grid}_{batch_size}.txt", calls_a_step=10)
+    profile(run, forward.CALLS_A_SAMPLE["cuda"], folder / f"profile_forward_{grid}_{batch_size}.txt")
     return ms
 
 
-def profile(step, path, calls_a_step=1):
-    """Writes the time of each kernel for one of the calls of three steps."""
+def median_ms_of(run, num_calls, repeats):
+    """Milliseconds of one of so many calls in a row, launching them included."""
+    clock = CudaClock()
+    return 1e3 * statistics.median(clock.seconds_per_call(run, num_calls) for _ in range(repeats))
+
+
+def profile(run, num_calls, path):
+    """Writes the time of each kernel in one of so many calls."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(3):
-            step()
+        run(num_calls)
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
-    calls = 3 * calls_a_step
-    total = sum(e.self_device_time_total for e in events) / calls / 1e3
-    lines = [f"{total:9.3f} ms a {'call' if calls_a_step > 1 else 'step'} on the device"]
-    lines += [
-        f"{e.self_device_time_total / calls / 1e3:9.3f} ms {e.count / calls:7.1f} x {e.key[:150]}" for e in events[:60]
-    ]
+    ms = [e.self_device_time_total / num_calls / 1e3 for e in events]
+    lines = [f"{sum(ms):9.3f} ms a call on the device"]
+    lines += [f"{t:9.3f} ms {e.count / num_calls:7.1f} x {e.key[:150]}" for t, e in zip(ms[:60], events, strict=False)]
     path.write_text("\n".join(lines))
     print("\n".join(line[:130] for line in lines[:34]), flush=True)
 
