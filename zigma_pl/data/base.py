@@ -275,6 +275,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
             self._splits[split] = open_samples(split, horizontal_flip=flip)
         return self._splits[split]
 
+    def split_fingerprint(self, split: Split) -> str:
+        """Return the number of items of a split and a hash of their names in order, to be compared between processes.
+
+        Names are relative to the data set's folder; of a prepared set they are the hashes of its files.
+        """
+        return self.samples(split).fingerprint()
+
     def _prepared_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
         assert self.cache is not None
         if not self._splits:  # once: it hashes the encoders' weights

@@ -1,6 +1,7 @@
 """From a file to pixels: what a data set hands out, decoding, and resizing without torchvision."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -45,6 +46,10 @@ class ImageDataset(Dataset[ImageItem], ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> ImageItem: ...
 
+    def item_names(self) -> Iterable[str]:
+        """Return a name of each item, in order and alike on every machine: relative paths where items are files."""
+        return map(str, range(len(self)))
+
 
 class PixelDataset(Dataset[PixelItem], ABC):
     """A split with everything cut to size; nothing in it is drawn at random."""
@@ -54,6 +59,10 @@ class PixelDataset(Dataset[PixelItem], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> PixelItem: ...
+
+    def item_names(self) -> Iterable[str]:
+        """Return a name of each item, see `ImageDataset.item_names`."""
+        return map(str, range(len(self)))
 
 
 class CroppedImages(PixelDataset):
@@ -70,6 +79,10 @@ class CroppedImages(PixelDataset):
         item = self.images[index]
         image = resize_and_crop(item.image, self.image_size_px)
         return PixelItem(to_uint8_tensor(image), item.class_id, item.captions)
+
+    def item_names(self) -> Iterable[str]:
+        """Return the names of the pictures."""
+        return self.images.item_names()
 
 
 def decode_image(file: Path | BinaryIO, *, upright: bool = False, name: str | None = None) -> Image.Image:

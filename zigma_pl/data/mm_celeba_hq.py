@@ -4,6 +4,7 @@ Source: github.com/IIGROUP/MM-CelebA-HQ-Dataset (Xia et al., TediGAN, arXiv:2012
 """
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,10 @@ class CaptionedFaces(ImageDataset):
         if not self.with_captions:
             return ImageItem(image)
         return ImageItem(image, captions=read_captions(self.caption_folder / f"{image_id}.txt"))
+
+    def item_names(self) -> Iterable[str]:
+        """Return the ids."""
+        return map(str, self.image_ids)
 
 
 class FacesOnDisk:

@@ -45,6 +45,10 @@ class PictureFiles(ImageDataset):
             captions=None if self.captions is None else self.captions[index],
         )
 
+    def item_names(self) -> list[str]:
+        """Return the paths relative to the folder."""
+        return self.names
+
 
 def find_pictures(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[str]:
     """Return the pictures anywhere below a folder: sorted relative names, with "/" between folders.

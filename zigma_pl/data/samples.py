@@ -4,10 +4,11 @@ Whatever is drawn at random here (mirroring, which caption) is a function of (se
 on the number of workers nor on the batch size nor on the number of ranks.
 """
 
+import hashlib
 import multiprocessing.connection
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,17 @@ class SplitSamples(Dataset[Sample], ABC):
     @abstractmethod
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
+    def item_names(self) -> Iterable[str]:
+        """Return a name of each item, in order and alike on every machine: relative paths where items are files."""
+        return map(str, range(len(self)))
+
+    def fingerprint(self) -> str:
+        """Return the number of items and a hash of their names in order; equal where two machines have the same set."""
+        digest = hashlib.sha256()
+        for name in self.item_names():
+            digest.update(name.encode(errors="surrogateescape") + b"\0")
+        return f"{len(self)} items, SHA-256 of their names {digest.hexdigest()[:16]}"
+
     def training_order(
         self, batch_size: int, *, seed: int, rank: int, world_size: int, steps_done: Callable[[], int]
     ) -> Sampler[list[SampleKey]]:
@@ -75,6 +87,10 @@ class PixelSamples(SplitSamples):
         if item.captions is not None:
             caption = item.captions[draw(self.seed, "caption", sample_id, len(item.captions))]
         return Sample(sample_id, item.pixels.flip(-1) if flip else item.pixels, item.class_id, caption)
+
+    def item_names(self) -> Iterable[str]:
+        """Return the names of the pictures or clips."""
+        return self.items.item_names()
 
     def item(self, sample_id: int, index: int) -> PixelItem:
         """Return entry `index`; a subclass may let the sample id decide what to show of it."""

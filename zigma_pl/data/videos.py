@@ -1,7 +1,7 @@
 """From videos to clips: where a clip starts, cutting it to size, and what every video data set shares."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -108,6 +108,11 @@ class FixedClips(PixelDataset):
         video, clip = divmod(index, self.clips_per_video)
         share = (clip + 0.5 * (self.within_part == "centre")) / self.clips_per_video
         return self.cutter.cut(self.videos[video], lambda num_starts: int(share * num_starts))
+
+    def item_names(self) -> Iterable[str]:
+        """Return folder and file of the video of each clip."""
+        names = ("/".join(video.path.parts[-2:]) for video in self.videos)
+        return (f"{name}, clip {clip}" for name in names for clip in range(self.clips_per_video))
 
 
 class VideoSamples(PixelSamples):

@@ -102,6 +102,10 @@ class ArraySplit(PreparedSamples):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}  # a worker maps the files anew
 
+    def item_names(self) -> Iterable[str]:
+        """Return name and hash of every file: with these, the samples are the same."""
+        return (f"{name} {file.sha256}" for shard in self.shards for name, file in shard.files.items())
+
     def records(self, indices: Sequence[int]) -> list[PreparedRecord]:
         """Return views of the mapped files."""
         places = np.asarray(indices)
