@@ -1,0 +1,124 @@
+"""Loss traces of every experiment at a tiny size, from stored weights.
+
+An experiment is built from its YAML, the smoke overlay and the options below, and trained for a few steps on random
+latents and conditions. `traces.json` holds its losses and gradient norms, and which file of `weights/` it starts from;
+experiments whose networks have the same parameters share one. Weights that a new network has at zero, such as gates,
+are random there, so that the loss depends on every part.
+
+`python tests/golden/golden_traces.py` stores the traces of new experiments.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jsonargparse
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zigma_pl.ablations.composed import compose
+from zigma_pl.ablations.rows import Row, find_rows, overlay_of
+from zigma_pl.batch import Batch
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.module import GenerativeModule
+
+GOLDEN = Path(__file__).parent
+REPOSITORY = GOLDEN.parents[1]
+TRACES = GOLDEN / "traces.json"
+NUM_STEPS = 3
+BATCH_SIZE = 2
+NUM_CAPTION_TOKENS = 6
+MODEL = {"condition_dropout": 0.25, "learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.01}
+BACKBONE = {"width": 16, "depth": 8}
+CROSS_ATTENTION = {"attention_heads": 2, "attention_head_dim": 8}
+
+EXPERIMENTS = find_rows(REPOSITORY / "experiments")
+
+
+def build(experiment: Row, parser: jsonargparse.ArgumentParser) -> tuple[GenerativeModule, ImageDataModule]:
+    """Return the module of an experiment, under its YAML and the options above, and its data module."""
+    overlay = overlay_of(experiment, "smoke", REPOSITORY / "configs" / "scale")
+    assert overlay is not None
+    config = compose([experiment.path, overlay])
+    backbone = config["model"]["backbone"]
+    backbone["init_args"] |= BACKBONE | (CROSS_ATTENTION if "caption_dim" in backbone["init_args"] else {})
+    built = parser.instantiate(parser.parse_object({"model": config["model"] | MODEL, "data": config["data"]}))
+    return built.model, built.data
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """Return a parser of a module and its data, as the command line has it."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(GenerativeModule, "model")
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    return parser
+
+
+def batch(step: int, data: ImageDataModule) -> Batch:
+    """Return random latents and conditions of the shapes that the data module gives."""
+    generator = torch.Generator().manual_seed(step)
+    latents = torch.randn(BATCH_SIZE, *data.latent_shape, generator=generator)
+    sample_ids = torch.arange(BATCH_SIZE) + step * BATCH_SIZE
+    if data.caption_dim is not None:
+        features = torch.randn(BATCH_SIZE, NUM_CAPTION_TOKENS, data.caption_dim, generator=generator)
+        lengths = torch.randint(1, NUM_CAPTION_TOKENS + 1, (BATCH_SIZE, 1), generator=generator)
+        return Batch(latents, sample_ids, features, torch.arange(NUM_CAPTION_TOKENS) < lengths)
+    if data.num_classes is not None:
+        return Batch(latents, sample_ids, torch.randint(data.num_classes, (BATCH_SIZE,), generator=generator))
+    return Batch(latents, sample_ids)
+
+
+def train(module: GenerativeModule, data: ImageDataModule) -> dict[str, list[float]]:
+    """Train for a few steps; return the loss and the norm of the gradient of each."""
+    module.train()
+    configured = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    trace: dict[str, list[float]] = {"loss": [], "gradient_norm": []}
+    for step in range(NUM_STEPS):
+        optimizer.zero_grad()
+        loss = module.training_loss(batch(step, data))
+        loss.backward()
+        trace["loss"].append(loss.item())
+        trace["gradient_norm"].append(nn.utils.clip_grad_norm_(module.parameters(), 1.0).item())
+        optimizer.step()
+        scheduler.step()
+    return trace
+
+
+def random_weights(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a new network, in float16, with random numbers where all are zero."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in backbone.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.25, generator=generator)
+    return {name: value.half().contiguous() for name, value in backbone.state_dict().items()}
+
+
+def read_weights(name: str) -> dict[str, Tensor]:
+    """Return stored weights as float32, under today's names."""
+    return {name: value.float() for name, value in load_file(GOLDEN / "weights" / name).items()}
+
+
+def main() -> None:
+    """Store weights and trace of every experiment that has none yet."""
+    traces = json.loads(TRACES.read_text()) if TRACES.is_file() else {}
+    parser = make_parser()
+    for experiment in EXPERIMENTS:
+        if experiment.name in traces:
+            continue
+        torch.manual_seed(0)
+        module, data = build(experiment, parser)
+        shapes = str({name: tuple(value.shape) for name, value in module.backbone.state_dict().items()})
+        name = f"{type(module.backbone).__name__.lower()}_{hashlib.sha256(shapes.encode()).hexdigest()[:8]}.safetensors"
+        if not (GOLDEN / "weights" / name).is_file():
+            save_file(random_weights(module.backbone), GOLDEN / "weights" / name)
+        module.backbone.load_state_dict(read_weights(name))
+        traces[experiment.name] = {"weights": name, **train(module, data)}
+    lines = [f"{json.dumps(name)}: {json.dumps(trace)}" for name, trace in traces.items()]
+    TRACES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
