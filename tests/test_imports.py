@@ -20,7 +20,6 @@ OPTIONAL = (
     "torch_fidelity",
     "mambapy",
     "av",
-    "webdataset",
 )
 
 

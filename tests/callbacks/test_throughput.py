@@ -240,8 +240,6 @@ def test_warning_names_the_cause_once_and_again_when_it_changes(monkeypatch, cap
         ({"num_workers": 0}, ["training process itself", "num_workers (now 0)"]),
         ({"num_workers": 2}, ["num_workers (now 2)", "zigma_pl prepare"]),
         ({"num_workers": 2, "cache": "prepared"}, ["num_workers (now 2)", "faster disk"]),
-        ({"num_workers": 2, "cache": "https://host/folder"}, ["keep_fetched_in"]),
-        ({"num_workers": 2, "cache": "https://host/folder", "keep_fetched_in": "here"}, ["too slowly"]),
     ],
 )
 def test_advice_on_loading(options, parts):

@@ -71,7 +71,7 @@ def test_a_file_in_the_place_of_the_folder(place, tmp_path):
 def test_overwrite_and_a_folder_of_other_things(place, tmp_path):
     out = copied(place / "whole", tmp_path / "out")
     assert prepare_again(place, out, shard_size=7, overwrite=True, splits=["test"]) == 0
-    assert {path.name for path in out.iterdir()} == {"test", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == {"test", "manifest.json", ".lock"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds other things, such as 'thesis\.tex'"):
@@ -121,8 +121,8 @@ def test_folders_without_a_manifest_and_manifests_of_the_future(place, tmp_path)
     manifest = json.loads((place / "whole/manifest.json").read_text())
     for text, named in (
         (json.dumps({**manifest, "format_version": 2}), "written by a newer zigma_pl"),
-        ("{", "is damaged"),
-        (json.dumps({"format_version": 1}), "is no manifest"),
+        ("{", "cannot be used"),
+        (json.dumps({"format_version": 1}), "cannot be used"),
     ):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(UserError, match=named) as error:

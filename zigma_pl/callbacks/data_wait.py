@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.data.prepared.remote import is_remote
 
 # What Lightning calls the loader's turn in its profile.
 FETCH = "[_TrainingEpochLoop].train_dataloader_next"
@@ -111,9 +110,7 @@ def advice_on_loading(data: ImageDataModule) -> str:
             f"the workers decode too slowly: {workers}, or prepare the data once (python -m zigma_pl prepare) and "
             "train with data.init_args.cache"
         )
-    if is_remote(data.cache) and data.keep_fetched_in is None:
-        return f"shards are fetched anew in every epoch: set data.init_args.keep_fetched_in, or {workers}"
-    return f"the workers read too slowly: {workers}, or move {data.cache} to a faster disk"
+    return f"the workers read too slowly: {workers}, or move the prepared folder to a faster disk"
 
 
 def advice_on_encoding(data: ImageDataModule) -> str | None:

@@ -5,8 +5,14 @@ from pathlib import Path
 from typing import Any
 
 # What sampling from the model may need to know of the data: how latents become pictures, what a condition is.
-DATA_OPTIONS = ("autoencoder", "autoencoder_subfolder", "image_size_px")
-TEXT_OPTIONS = ("text_encoder", "text_encoder_path", "max_caption_tokens")
+DATA_OPTIONS = (
+    "autoencoder",
+    "autoencoder_subfolder",
+    "image_size_px",
+    "text_encoder",
+    "text_encoder_path",
+    "max_caption_tokens",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +72,4 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
         return {}
     data = (yaml.safe_load((log_folder / "config.yaml").read_text()) or {}).get("data", {})
     given = data.get("init_args", {})
-    stores_features = given.get("latents", "image") != "image"  # the text encoder then was another than the options say
-    names = DATA_OPTIONS if stores_features else DATA_OPTIONS + TEXT_OPTIONS
-    return {"class": data.get("class_path"), **{name: given[name] for name in names if given.get(name)}}
+    return {"class": data.get("class_path"), **{name: given[name] for name in DATA_OPTIONS if given.get(name)}}

@@ -16,7 +16,6 @@ from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.prepared.check import check_content, check_entries, check_files
 from zigma_pl.data.prepared.manifest import (
     MANIFEST_NAME,
-    Format,
     KeptDtype,
     Layout,
     Manifest,
@@ -51,7 +50,6 @@ OnBadFile = Literal["stop", "skip"]
 OWN_OPTIONS = (
     "out",
     "splits",
-    "format",
     "dtype",
     "shard_size",
     "batch_size",
@@ -62,7 +60,6 @@ OWN_OPTIONS = (
     "check",
     "overwrite",
 )
-HELP_OF_FORMAT = "arrays: NumPy files mapped into memory, quickest from a local disk; webdataset: tar shards"
 HELP_OF_DTYPE = "of moments and caption features; float16 takes half the disk and rounds to 1 part in 2,000"
 ENTRIES_TO_CHECK = 3  # of each split
 SKIPPED_TO_SHOW = 10
@@ -101,7 +98,7 @@ def main(argv: list[str]) -> int:
         data_class,
         options,
         Path(own["out"]),
-        Layout(own["format"], own["dtype"], own["shard_size"]),
+        Layout(dtype=own["dtype"], shard_size=own["shard_size"]),
         own["batch_size"],
         own["num_workers"],
         own["on_bad_file"] == "skip",
@@ -120,7 +117,6 @@ def build_parser(name: str, data_class: type[ImageDataModule]) -> Parser:
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder to write, and to give to --data.cache later")
     add("--splits", nargs="+", choices=ALL_SPLITS, help="which splits (default: all)")
-    add("--format", type=Format, default="arrays", help=HELP_OF_FORMAT)
     add("--dtype", type=KeptDtype, default="float32", help=HELP_OF_DTYPE)
     add("--shard_size", type=PositiveInt, default=512, help="pictures or clips in a shard")
     add("--batch_size", type=PositiveInt, default=16, help="pictures or clips that go through the encoders at once")

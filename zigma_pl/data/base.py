@@ -1,10 +1,11 @@
 """What every image data set shares: loaders, order, resume, and the frozen encoders that turn pixels into latents."""
 
 import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -14,16 +15,14 @@ from torch import Tensor
 from zigma_pl.batch import Batch, RawBatch
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
 from zigma_pl.data.order import EvaluationOrder
-from zigma_pl.data.prepared.manifest import Manifest, check_fits
-from zigma_pl.data.prepared.reading import open_manifest, open_split
-from zigma_pl.data.samples import ConditionSamples, PixelSamples, Sample, SampleLoader, SplitSamples, collate
+from zigma_pl.data.prepared.manifest import Content, Manifest, check_fits
+from zigma_pl.data.prepared.reading import local_folder, open_manifest, open_split
+from zigma_pl.data.samples import ConditionSamples, PixelSamples, Sample, SampleLoader, Split, SplitSamples, collate
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
 from zigma_pl.transfer import to_device
-
-Split = Literal["train", "validation", "test"]
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what JSON can hold
 
@@ -52,11 +51,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL.
         autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
         cache: folder that `python -m zigma_pl prepare` wrote, read instead of the data set itself. It has to fit these
-            options: if one differs, an error names it. Of format webdataset, it may also be an address that
-            `webdataset.gopen` opens: "https://host/folder", "gs://bucket/folder", or
-            "pipe:aws s3 cp s3://bucket/folder/{} -" with {} in place of the file.
-        keep_fetched_in: folder to keep shards in that are fetched from an address, with room for all of them; without
-            it they are fetched anew in every epoch, by every worker.
+            options: if one differs, an error names it. It may also be an address that fsspec opens, such as
+            "https://host/folder" or "s3://bucket/folder"; it is copied once, and its hashes are checked.
+        keep_fetched_in: folder for the copy of a cache at an address; None for ~/.cache/zigma_pl/prepared.
         text_encoder: encoder of the captions, where the data set has any: clip (its weights in text_encoder_path),
             minilm (a package, no download) or hashing (no weights, no meaning: for trying things).
         text_encoder_path: folder of the text encoder's weights.
@@ -147,6 +144,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         under the option's own name it has to add here itself. A prepared set is used only where all these are equal.
         """
         return {"image_size_px": self.image_size_px, "crop": CROP, "num_frames": self.num_frames, **self._own_options()}
+
+    def content(self) -> Content:
+        """Return what a prepared set of these options holds; loads the encoders' weights to hash them."""
+        content = {
+            "dataset": type(self).__name__,
+            "items": self.described(),
+            "num_classes": self.num_classes,
+            "autoencoder": self.frozen_autoencoder.fingerprint(),
+            "text_encoder": None if self._text_encoder is None else self._text_encoder.fingerprint(),
+        }
+        return Content.model_validate_json(json.dumps(content))  # tuples become lists, as they do on disk
 
     @property
     def prepared(self) -> Manifest | None:
@@ -285,13 +293,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _prepared_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
         assert self.cache is not None
         if not self._splits:  # once: it hashes the encoders' weights
-            check_fits(self.cache, self._manifest, self)
+            check_fits(self.cache, self._manifest, self.content())
         max_tokens = None if self._text_encoder is None else self._text_encoder.max_tokens
         return open_split(
-            self.cache,
+            local_folder(self.cache, self.keep_fetched_in),
             self._manifest,
             split,
-            keep_in=self.keep_fetched_in,
             seed=self.seed,
             horizontal_flip=horizontal_flip,
             max_caption_tokens=max_tokens,

@@ -9,7 +9,7 @@ import multiprocessing.connection
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from zigma_pl.data.images import PixelDataset, PixelItem
 from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
+
+Split = Literal["train", "validation", "test"]
 
 SECONDS_AFTER_SIGTERM = 180  # as configs/slurm/fit.sbatch asks for
 

@@ -13,6 +13,7 @@ from zigma_pl.data.prepared.arrays import ArraySplit, map_array, write_shard
 from zigma_pl.data.prepared.manifest import File, Shard
 from zigma_pl.data.prepared.record import PreparedRecord
 from zigma_pl.errors import UserError
+from zigma_pl.files import sha256
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +104,10 @@ def records_of_clips(count):
 
 
 def written(folder, records, first):
-    paths = write_shard(folder, f"s{first}", records, np.dtype(np.float32))
-    files = {path.name: File(path.stat().st_size, "") for path in paths}
-    return Shard(f"s{first}", first, len(records), files, [])
+    name = f"shard-{first:05d}"
+    paths = write_shard(folder, name, records, np.dtype(np.float32))
+    files = {path.name: File(num_bytes=path.stat().st_size, sha256=sha256(path)) for path in paths}
+    return Shard(name=name, first_item=first, num_items=len(records), files=files, skipped=[])
 
 
 def test_clips_and_ragged_captions_over_several_shards(tmp_path):
@@ -137,12 +139,12 @@ def test_clips_and_ragged_captions_over_several_shards(tmp_path):
 
 def test_a_file_cut_short_or_gone_is_named(tmp_path):
     shard = written(tmp_path, records_of_clips(3), 0)
-    path = tmp_path / "s0.moments.npy"
+    path = tmp_path / "shard-00000.moments.npy"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"s0\.moments\.npy: has \d+ bytes instead of \d+"):
+    with pytest.raises(UserError, match=r"shard-00000\.moments\.npy: has \d+ bytes instead of \d+"):
         ArraySplit(tmp_path, [shard], seed=0, horizontal_flip=False, max_caption_tokens=None)
     path.unlink()
-    with pytest.raises(UserError, match=r"s0\.moments\.npy: is missing"):
+    with pytest.raises(UserError, match=r"shard-00000\.moments\.npy: is missing"):
         ArraySplit(tmp_path, [shard], seed=0, horizontal_flip=False, max_caption_tokens=None)
 
 

@@ -48,7 +48,7 @@ def _collate(entries: list[tuple[int, PixelItem | str]]) -> DecodedBatch:
         torch.stack([item.pixels for _, item in good]) if good else None,
         [item.class_id for _, item in good],
         [item.captions for _, item in good],
-        [Skipped(index, item) for index, item in entries if isinstance(item, str)],
+        [Skipped(item=index, reason=item) for index, item in entries if isinstance(item, str)],
     )
 
 

@@ -1,11 +1,9 @@
 """The folder that `prepare` fills: beginning, going on after a kill, finishing."""
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from zigma_pl.data.prepared.manifest import (
     MANIFEST_NAME,
@@ -13,20 +11,20 @@ from zigma_pl.data.prepared.manifest import (
     File,
     Manifest,
     Shard,
+    ShardRecord,
     Skipped,
     difference,
-    parse_json,
-    shard_from,
-    write_json,
 )
+from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
 from zigma_pl.files import UNFINISHED, sha256
+from zigma_pl.records import read_record, write_record
 
 
 class Task(NamedTuple):
     """A shard to be made: items first_item to first_item + num_items - 1 of a split."""
 
-    split: str
+    split: Split
     first_item: int
     num_items: int
     number: int
@@ -48,6 +46,12 @@ def begin(folder: Path, wanted: Manifest, *, overwrite: bool) -> Manifest:
     Raises:
         UserError: something else is in the folder, or a set that was prepared with other options.
     """
+    for split in get_args(Split):
+        if (folder / split).is_symlink():
+            raise UserError(
+                f"--out {folder}: '{split}' in it is a link, and what it leads to is not touched; remove the link, or "
+                "choose another --out"
+            )
     begun = _read_begun(folder)
     if begun is None:
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
@@ -57,15 +61,15 @@ def begin(folder: Path, wanted: Manifest, *, overwrite: bool) -> Manifest:
         _remove(folder, begun)
     else:
         _check_same(folder, begun, wanted)
-        wanted = Manifest(wanted.content, wanted.layout, {**begun.num_items, **wanted.num_items}, {})
-    wanted.write(folder / UNFINISHED_NAME)
+        wanted = wanted.model_copy(update={"num_items": {**begun.num_items, **wanted.num_items}})
+    write_record(wanted, folder / UNFINISHED_NAME)
     for split in wanted.num_items:
         (folder / split).mkdir(exist_ok=True)
         remove_leftovers(folder, split)
     return wanted
 
 
-def missing_tasks(folder: Path, manifest: Manifest, splits: Iterable[str]) -> list[Task]:
+def missing_tasks(folder: Path, manifest: Manifest, splits: Iterable[Split]) -> list[Task]:
     """Return the shards of these splits that are still to be made."""
     missing = []
     for split in splits:
@@ -88,27 +92,29 @@ def finish(folder: Path, manifest: Manifest) -> Manifest:
         if sum(shard.num_items for shard in shards) == manifest.num_items[split]
     }
     num_items = {split: manifest.num_items[split] for split in whole}
-    finished = Manifest(manifest.content, manifest.layout, num_items, whole)
-    finished.write(folder / MANIFEST_NAME)
+    finished = Manifest(content=manifest.content, layout=manifest.layout, num_items=num_items, splits=whole)
+    write_record(finished, folder / MANIFEST_NAME)
     (folder / UNFINISHED_NAME).unlink()
     return finished
 
 
 def record_shard(folder: Path, task: Task, paths: Sequence[Path], skipped: list[Skipped]) -> None:
     """Declare a shard finished whose files are all written."""
-    files = {path.name: File(path.stat().st_size, sha256(path)) for path in paths}
-    shard = Shard(task.name, task.first_item, task.num_items, files, skipped)
-    write_json(folder / task.split / f"{task.name}.json", asdict(shard))
+    files = {path.name: File(num_bytes=path.stat().st_size, sha256=sha256(path)) for path in paths}
+    shard = ShardRecord(
+        name=task.name, first_item=task.first_item, num_items=task.num_items, files=files, skipped=skipped
+    )
+    write_record(shard, folder / task.split / f"{task.name}.json")
 
 
-def finished_shards(folder: Path, split: str) -> list[Shard]:
+def finished_shards(folder: Path, split: Split) -> list[Shard]:
     """Return the shards of a split that are on disk in full length, in order."""
-    records = sorted((folder / split).glob("shard-*.json"))
-    shards = [_read_shard(path) for path in records]
+    records = [read_record(ShardRecord, path) for path in sorted((folder / split).glob("shard-*.json"))]
+    shards = [Shard.model_validate(record.model_dump(exclude={"format_version"})) for record in records]
     return [shard for shard in shards if _is_whole(folder / split, shard)]
 
 
-def remove_leftovers(folder: Path, split: str) -> None:
+def remove_leftovers(folder: Path, split: Split) -> None:
     """Remove what belongs to no finished shard: a killed run has left it."""
     known = {name for shard in finished_shards(folder, split) for name in (f"{shard.name}.json", *shard.files)}
     for path in (folder / split).iterdir():
@@ -127,7 +133,7 @@ def remove_shard(folder: Path, task: Task) -> None:
 def _read_begun(folder: Path) -> Manifest | None:
     for path in (folder / UNFINISHED_NAME, folder / MANIFEST_NAME):
         if path.is_file():
-            return Manifest.from_json(path.read_bytes(), path)
+            return read_record(Manifest, path)
     return None
 
 
@@ -148,14 +154,8 @@ def _remove(folder: Path, begun: Manifest) -> None:
     for name in (MANIFEST_NAME, UNFINISHED_NAME):
         (folder / name).unlink(missing_ok=True)
     for split in begun.num_items:
-        shutil.rmtree(folder / split, ignore_errors=True)
-
-
-def _read_shard(path: Path) -> Shard:
-    try:
-        return shard_from(parse_json(path.read_bytes(), path))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: is damaged ({error!r}); remove it, and run again") from error
+        if (folder / split).exists():
+            shutil.rmtree(folder / split)
 
 
 def _is_whole(folder: Path, shard: Shard) -> bool:

@@ -1,4 +1,4 @@
-"""From prepared records to a batch: the draws of live training, whatever the format on disk."""
+"""From prepared records to a batch: what live training would have shown."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

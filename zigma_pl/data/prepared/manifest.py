@@ -3,31 +3,32 @@
 OUT/manifest.json                 content, layout, and every shard of every split; written last
 OUT/unfinished.json               content and layout, in its place while the folder is being filled
 OUT/<split>/shard-00000.json      written when all files of the shard are; a shard without it does not exist
-OUT/<split>/shard-00000.*         the shard's files, by format
+OUT/<split>/shard-00000.*.npy     the shard's files
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import Field, model_validator
+
+from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
-from zigma_pl.files import written_whole
+from zigma_pl.records import Part, Record, Sha256, read_record
 
-if TYPE_CHECKING:
-    from zigma_pl.data.base import ImageDataModule
-
-FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"
+MAX_ITEMS = 10**8  # of a split; its order is a permutation in memory
+MAX_SHARD_SIZE = 10**6
+MAX_CLASSES = 10**6
 
-Format = Literal["arrays", "webdataset"]
 KeptDtype = Literal["float32", "float16"]
+ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{5,9}\z")]
+ShardFileName = Annotated[str, Field(pattern=r"^shard-[0-9]{5,9}\.[a-z_]{1,40}\.npy\z")]
+NumItems = Annotated[int, Field(ge=0, le=MAX_ITEMS)]
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(Part):
     """What decides the numbers in a prepared set; training compares it with its own options.
 
     dataset: name of the data module's class.
@@ -38,58 +39,52 @@ class Content:
 
     dataset: str
     items: dict[str, Any]
-    num_classes: int | None
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)] | None
     autoencoder: dict[str, Any]
     text_encoder: dict[str, Any] | None
 
-    @classmethod
-    def of(cls, data_module: "ImageDataModule") -> "Content":
-        """Return the content that a data module's options ask for; loads the encoders' weights to hash them."""
-        text_encoder = data_module.text_encoder
-        content = cls(
-            dataset=type(data_module).__name__,
-            items=data_module.described(),
-            num_classes=data_module.num_classes,
-            autoencoder=data_module.frozen_autoencoder.fingerprint(),
-            text_encoder=None if text_encoder is None else text_encoder.fingerprint(),
-        )
-        return cls(**json.loads(json.dumps(asdict(content))))  # tuples become lists, as they do on disk
 
+class Layout(Part):
+    """How it is kept: as memory-mapped arrays, the dtype of moments and caption features, and the items in a shard."""
 
-@dataclass(frozen=True)
-class Layout:
-    """How it is kept: format of the shards, dtype of moments and caption features, items of the data set a shard."""
-
-    format: Format
+    format: Literal["arrays"] = "arrays"
     dtype: KeptDtype
-    shard_size: int
+    shard_size: Annotated[int, Field(ge=1, le=MAX_SHARD_SIZE)]
 
 
-@dataclass(frozen=True)
-class File:
+class File(Part):
     """A file of a shard: its size and its SHA-256."""
 
-    num_bytes: int
-    sha256: str
+    num_bytes: Annotated[int, Field(ge=0, le=2**53)]
+    sha256: Sha256
 
 
-@dataclass(frozen=True)
-class Skipped:
+class Skipped(Part):
     """An item that could not be read and was left out: its place in the data set's split, and why."""
 
-    item: int
+    item: NumItems
     reason: str
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(Part):
     """A finished shard: items first_item to first_item + num_items - 1 of the split, less the skipped ones."""
 
-    name: str
-    first_item: int
-    num_items: int
-    files: dict[str, File]
+    name: ShardName
+    first_item: NumItems
+    num_items: Annotated[int, Field(ge=1, le=MAX_SHARD_SIZE)]
+    files: dict[ShardFileName, File]
     skipped: list[Skipped]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Shard":
+        places = {skipped.item - self.first_item for skipped in self.skipped}
+        if len(places) < len(self.skipped) or not all(0 <= place < self.num_items for place in places):
+            raise ValueError("its skipped items are not among its items")
+        if not all(name.startswith(f"{self.name}.") for name in self.files):
+            raise ValueError("it names a file of another shard")
+        if self.num_samples > sum(file.num_bytes for file in self.files.values()):
+            raise ValueError("it has more samples than its files have bytes")
+        return self
 
     @property
     def num_samples(self) -> int:
@@ -103,8 +98,13 @@ class Shard:
         return [item for item in range(self.first_item, self.first_item + self.num_items) if item not in left_out]
 
 
-@dataclass(frozen=True)
-class Manifest:
+class ShardRecord(Shard, Record):
+    """A shard in a file of its own."""
+
+    remedy: ClassVar[str] = "remove this file and run the same `prepare` again"
+
+
+class Manifest(Record):
     """All that is known of a folder.
 
     content, layout: what is in it, and how.
@@ -112,17 +112,29 @@ class Manifest:
     splits: the shards of each finished split, in order.
     """
 
+    remedy: ClassVar[str] = "copy the prepared folder again, or prepare the set again into an empty folder"
+
     content: Content
     layout: Layout
-    num_items: dict[str, int]
-    splits: dict[str, list[Shard]]
+    num_items: dict[Split, NumItems]
+    splits: dict[Split, list[Shard]]
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        write_json(path, asdict(self))
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        for split, shards in self.splits.items():
+            first_item = 0
+            for shard in shards:
+                if shard.first_item != first_item:
+                    raise ValueError(f"the shards of '{split}' do not follow each other")
+                first_item += shard.num_items
+            if self.num_items.get(split) != first_item:
+                raise ValueError(f"the shards of '{split}' do not add up to its items")
+            if len({shard.name for shard in shards}) < len(shards):
+                raise ValueError(f"the shards of '{split}' have equal names")
+        return self
 
     @property
-    def shards(self) -> list[tuple[str, Shard]]:
+    def shards(self) -> list[tuple[Split, Shard]]:
         """Every shard, with the name of its split."""
         return [(split, shard) for split, shards in self.splits.items() for shard in shards]
 
@@ -130,20 +142,6 @@ class Manifest:
     def skipped(self) -> list[Skipped]:
         """Items left out, of all splits."""
         return [skipped for _, shard in self.shards for skipped in shard.skipped]
-
-    @classmethod
-    def from_json(cls, text: str | bytes, where: str | Path) -> "Manifest":
-        """Read it from the text of manifest.json; `where` names it in errors.
-
-        Raises:
-            UserError: it is no manifest, or a newer program has written it.
-        """
-        record = parse_json(text, where)
-        try:
-            splits = {name: [shard_from(entry) for entry in shards] for name, shards in record["splits"].items()}
-            return cls(Content(**record["content"]), Layout(**record["layout"]), record["num_items"], splits)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: is no manifest of a prepared set ({error!r}); prepare it again") from error
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -160,38 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: holds no {MANIFEST_NAME}, so it is no prepared set; make one with "
             f"`python -m zigma_pl prepare NAME --root DIR --out {folder}`, or leave data.cache out"
         )
-    return Manifest.from_json(path.read_bytes(), path)
-
-
-def parse_json(text: str | bytes, where: str | Path) -> dict[str, Any]:
-    """Return the JSON object of one of our files, without its version, which is checked."""
-    try:
-        record = json.loads(text)
-        version = int(record.pop("format_version"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: is damaged, or not written by `prepare` ({error!r}); prepare it again") from error
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{where}: has format {version}, written by a newer zigma_pl; this one reads up to {FORMAT_VERSION}: "
-            "update it, or prepare the set again"
-        )
-    return record
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write one of our JSON files, with the version of the format, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(json.dumps({"format_version": FORMAT_VERSION, **record}, indent=1).encode())
-
-
-def shard_from(record: dict[str, Any]) -> Shard:
-    """Return the shard that a JSON object describes; a file name with a folder in it is refused."""
-    files = {name: File(**entry) for name, entry in record["files"].items()}
-    outside = [name for name in files if name in ("", ".", "..") or "/" in name or "\\" in name]
-    if outside:
-        raise UserError(f"shard {record['name']!r}: file name {outside[0]!r} leaves its folder; prepare the set again")
-    skipped = [Skipped(**entry) for entry in record["skipped"]]
-    return Shard(record["name"], int(record["first_item"]), int(record["num_items"]), files, skipped)
+    return read_record(Manifest, path)
 
 
 # --- comparison -------------------------------------------------------------------------------------------------------
@@ -200,8 +167,8 @@ def shard_from(record: dict[str, Any]) -> Shard:
 def difference(kept: Content | Layout, wanted: Content | Layout) -> tuple[str, Any, Any] | None:
     """Return name, kept value and wanted value of the first field that differs, None if the two mean the same."""
     assert type(kept) is type(wanted)
-    for field in fields(kept):
-        found = _difference(field.name, getattr(kept, field.name), getattr(wanted, field.name))
+    for name in type(kept).model_fields:
+        found = _difference(name, getattr(kept, name), getattr(wanted, name))
         if found is not None:
             return found
     return None
@@ -228,17 +195,17 @@ def _in_short(value: Any) -> Any:
     return f"{value[:12]}..." if is_hash else value
 
 
-def check_fits(folder: str | Path, manifest: Manifest, data_module: "ImageDataModule") -> None:
-    """Compare a prepared set with a training run's options.
+def check_fits(folder: str | Path, manifest: Manifest, wanted: Content) -> None:
+    """Compare a prepared set with the content that a training run's options ask for.
 
     Raises:
         UserError: they differ; it names the first field that does, both values, and the remedy.
     """
-    found = difference(manifest.content, Content.of(data_module))
+    found = difference(manifest.content, wanted)
     if found is not None:
-        name, kept, wanted = found
+        name, kept, asked = found
         raise UserError(
-            f"data.cache {folder}: it was prepared with {name} {kept!r}, these options have {wanted!r}; set the data "
+            f"data.cache {folder}: it was prepared with {name} {kept!r}, these options have {asked!r}; set the data "
             "option as it was, or prepare another folder with these options"
         )
 

@@ -1,39 +1,46 @@
-"""The splits of a prepared set, whatever their format, in a folder or on an object store."""
+"""The splits of a prepared set, in a local folder or at an address."""
 
 from pathlib import Path
 from typing import Any
 
 from zigma_pl.data.prepared.arrays import ArraySplit
-from zigma_pl.data.prepared.gather import PreparedSamples
-from zigma_pl.data.prepared.manifest import MANIFEST_NAME, Manifest, read_manifest
-from zigma_pl.data.prepared.remote import address_of, fetch, is_remote
+from zigma_pl.data.prepared.manifest import Manifest, read_manifest
+from zigma_pl.data.prepared.remote import DEFAULT_FOLDER, copy_once, fetch_manifest, is_address
+from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
 
 
 def open_manifest(location: str) -> Manifest:
-    """Return the manifest of a prepared set.
-
-    Args:
-        location: folder, or address as in `remote.fetch`.
+    """Return the manifest of a prepared set in a folder or at an address.
 
     Raises:
         UserError: there is none, or it cannot be used.
     """
-    if not is_remote(location):
-        return read_manifest(Path(location))
-    return Manifest.from_json(fetch(location, MANIFEST_NAME), address_of(location, MANIFEST_NAME))
+    return fetch_manifest(location) if is_address(location) else read_manifest(Path(location))
 
 
-def open_split(
-    location: str | Path, manifest: Manifest, split: str, *, keep_in: str | None = None, **draws: Any
-) -> PreparedSamples:
+def local_folder(location: str, keep_fetched_in: str | None) -> Path:
+    """Return the folder of a prepared set: the given one, or the local copy of what is at an address.
+
+    Args:
+        location: folder or address.
+        keep_fetched_in: folder for copies; None for `DEFAULT_FOLDER`.
+
+    Raises:
+        UserError: it cannot be copied, see `copy_once`.
+    """
+    if not is_address(location):
+        return Path(location)
+    return copy_once(location, DEFAULT_FOLDER if keep_fetched_in is None else Path(keep_fetched_in))
+
+
+def open_split(folder: Path, manifest: Manifest, split: Split, **draws: Any) -> ArraySplit:
     """Return a prepared split.
 
     Args:
-        location: folder of what was prepared, or its address.
+        folder: of the prepared set.
         manifest: its manifest.
         split: which split.
-        keep_in: folder to keep the shards of an address in.
         draws: seed, horizontal_flip and max_caption_tokens, see `PreparedSamples`.
 
     Raises:
@@ -41,17 +48,7 @@ def open_split(
     """
     if split not in manifest.splits:
         raise UserError(
-            f"data.cache {location}: holds {', '.join(manifest.splits)}, not '{split}'; run `prepare` into the same "
+            f"data.cache {folder}: holds {', '.join(manifest.splits)}, not '{split}'; run `prepare` into the same "
             f"folder with --splits {split}"
         )
-    shards, remote = manifest.splits[split], is_remote(str(location))
-    if manifest.layout.format == "arrays":
-        if remote:
-            raise UserError(f"data.cache {location}: only `prepare --format webdataset` can be read from an address")
-        return ArraySplit(Path(location) / split, shards, **draws)
-    from zigma_pl.data.prepared.webdataset import TarSplit
-
-    if not remote:
-        return TarSplit(Path(location) / split, shards, **draws)
-    kept = None if keep_in is None else Path(keep_in)
-    return TarSplit(address_of(str(location), f"{split}/{{}}"), shards, kept, **draws)
+    return ArraySplit(folder / split, manifest.splits[split], **draws)

@@ -1,4 +1,4 @@
-"""What `prepare` keeps of one picture or clip, whatever the format on disk.
+"""What `prepare` keeps of one picture or clip.
 
 Axes: F frames (clips only), C latent channels, H W latent grid.
 """

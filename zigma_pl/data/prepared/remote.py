@@ -1,111 +1,143 @@
-"""Prepared sets on an object store: what `webdataset.gopen` opens, fetched whole, checked, and kept if so wished."""
+"""A prepared set at an address: copied once into a local folder, every file compared with its hash."""
 
-import fcntl
 import hashlib
-import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, get_args
 
-from zigma_pl.data.prepared.manifest import File
+import fsspec
+from filelock import FileLock
+from tqdm import tqdm
+
+from zigma_pl.data.prepared.manifest import MANIFEST_NAME, File, Manifest
+from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
-from zigma_pl.files import written_whole
+from zigma_pl.files import UNFINISHED, written_whole
+from zigma_pl.records import MAX_BYTES, parse_record
 
-_HARMLESS_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
-def is_remote(location: str) -> bool:
-    """Return whether a location is an address such as "https://..." or "pipe:command", and not a folder."""
-    return location.startswith("pipe:") or "://" in location
+# Those that only read files. Others of fsspec's run commands, open archives or combine further addresses.
+PROTOCOLS = ("https", "http", "s3", "gs", "az", "abfs", "hf", "sftp", "ftp", "file", "memory")
+DEFAULT_FOLDER = Path.home() / ".cache" / "zigma_pl" / "prepared"
+CHUNK_BYTES = 2**20
 
 
-def address_of(location: str, name: str) -> str:
-    """Return the address of a file: `name` in place of "{}" in the location, or after it where there is none."""
-    return location.replace("{}", name) if "{}" in location else f"{location.rstrip('/')}/{name}"
+def is_address(location: str) -> bool:
+    """Return whether a location is an address such as "https://host/folder", and not a local folder."""
+    return "://" in location or location.startswith("pipe:")
 
 
-def fetch(location: str, name: str) -> bytes:
-    """Return the content of a file.
-
-    Args:
-        location: an address that `webdataset.gopen` opens, such as "https://host/folder", "gs://bucket/folder" (by
-            the command gsutil), or "pipe:aws s3 cp s3://bucket/folder/{} -"; the command is run by the shell.
-        name: path of the file below it.
+def fetch_manifest(address: str) -> Manifest:
+    """Return the manifest of the prepared set at an address.
 
     Raises:
-        UserError: webdataset is not installed, or the file cannot be fetched.
+        UserError: the address is not of one of `PROTOCOLS`, or there is no manifest, or it cannot be used.
     """
-    address = address_of(location, name)
-    if not _HARMLESS_NAME.fullmatch(name):  # it comes from a manifest, and goes to a shell
-        raise UserError(
-            f"{location}: the file name {name!r} is refused; get the manifest again, from a source that you trust"
-        )
+    return parse_record(Manifest, _manifest_bytes(address), f"{address.rstrip('/')}/{MANIFEST_NAME}")
+
+
+def copy_once(address: str, below: Path) -> Path:
+    """Copy a prepared set into a folder of its own, unless it is there already; returns the folder.
+
+    The folder is named by the hash of the manifest, so another set at the same address gets another one. Files appear
+    whole or not at all, and the manifest last; what an interrupted copy left is kept. Processes that want the same set
+    wait for the one that copies it.
+
+    Args:
+        address: of the prepared folder, see `PROTOCOLS`.
+        below: where copies are kept.
+
+    Raises:
+        UserError: a file cannot be read or is not the one that the manifest names, or there is no room.
+    """
+    content = _manifest_bytes(address)
+    manifest = parse_record(Manifest, content, f"{address.rstrip('/')}/{MANIFEST_NAME}")
+    folder = below / hashlib.sha256(content).hexdigest()[:32]
     try:
-        with _gopen()(address, "rb") as stream:
-            return stream.read()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot fetch {address} ({' '.join(str(error).split())[:200]}): check the address in data.cache, the "
-            "network, and that the command it needs (curl for https) is installed"
-        ) from error
-
-
-def fetch_checked(location: str, name: str, expected: File, keep_in: Path | None) -> bytes | Path:
-    """Return a file's content, or where it is kept, having compared its hash.
-
-    Args:
-        location, name: see `fetch`.
-        expected: size and hash from the manifest.
-        keep_in: folder to keep files in, or None. They are named by their hash there, so sets may share it, and a file
-            of an older set is never taken for one of a newer. Processes that want the same file wait for one another.
-
-    Raises:
-        UserError: it cannot be fetched, or has another hash than the manifest says.
-    """
-    if not _HASH.fullmatch(expected.sha256):  # it becomes a file name
-        raise UserError(f"{location}: the manifest gives no SHA-256 of {name}; prepare the set again")
-    if keep_in is None:
-        return _fetch_same(location, name, expected)
-    path = keep_in / f"{expected.sha256}{Path(name).suffix}"
-    if not path.is_file():
-        keep_in.mkdir(parents=True, exist_ok=True)
-        with _lock(keep_in / f"{expected.sha256}.lock"):
-            if not path.is_file():
-                content = _fetch_same(location, name, expected)
-                with written_whole(path) as file:
+        for split in get_args(Split):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / MANIFEST_NAME).is_file():
+                _copy_files(address, manifest, folder)
+                with written_whole(folder / MANIFEST_NAME) as file:
                     file.write(content)
-    return path
-
-
-def _fetch_same(location: str, name: str, expected: File) -> bytes:
-    content = fetch(location, name)
-    if hashlib.sha256(content).hexdigest() != expected.sha256:
+    except OSError as error:
         raise UserError(
-            f"{address_of(location, name)} is not the file that the manifest names ({len(content)} bytes, expected "
-            f"{expected.num_bytes}): upload the prepared folder again, as a whole"
+            f"data.keep_fetched_in: cannot write to {folder} ({error.strerror}); choose another folder"
+        ) from error
+    return folder
+
+
+def _copy_files(address: str, manifest: Manifest, folder: Path) -> None:
+    for leftover in folder.glob(f"*/{UNFINISHED}*"):
+        leftover.unlink()
+    files = [(f"{split}/{name}", file) for split, shard in manifest.shards for name, file in shard.files.items()]
+    missing = [(name, file) for name, file in files if not _has(folder / name, file)]
+    num_bytes, free = sum(file.num_bytes for _, file in missing), shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(
+            f"data.keep_fetched_in: the copy of {address} takes {num_bytes / 1e9:,.2f} GB more, {folder} has "
+            f"{free / 1e9:,.2f} GB free; choose a folder with more room"
         )
-    return content
+    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=f"copying {address}") as bar:
+        for name, file in missing:
+            _copy(address, name, file, folder, bar)
+
+
+def _has(path: Path, file: File) -> bool:
+    return path.is_file() and path.stat().st_size == file.num_bytes
+
+
+def _copy(address: str, name: str, file: File, folder: Path, bar: Any) -> None:
+    digest, num_bytes = hashlib.sha256(), 0
+    with _opened(address, name) as source, written_whole(folder / name) as target:
+        while chunk := _read(source, address, name):
+            num_bytes += len(chunk)
+            digest.update(chunk)
+            if num_bytes > file.num_bytes:
+                break
+            target.write(chunk)
+            bar.update(len(chunk))
+        if num_bytes != file.num_bytes or digest.hexdigest() != file.sha256:
+            raise UserError(
+                f"{address.rstrip('/')}/{name}: is not the file that the manifest names; upload the prepared folder "
+                "again, as a whole"
+            )
+
+
+def _manifest_bytes(address: str) -> bytes:
+    with _opened(address, MANIFEST_NAME) as file:
+        return _read(file, address, MANIFEST_NAME, MAX_BYTES + 1)
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Wait for other processes; the lock ends with the process, however that ends."""
-    with path.open("w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _gopen() -> Any:
-    try:
-        from webdataset import gopen
-    except ImportError as error:
+def _opened(address: str, name: str) -> Iterator[IO[bytes]]:
+    protocol = address.partition("://")[0]
+    if protocol not in PROTOCOLS or "::" in address:
         raise UserError(
-            'reading shards from an address needs webdataset: pip install "zigma_pl[webdataset]", or copy them to a '
-            "local folder and give that as data.cache"
+            f"data.cache {address}: is no address that a prepared set is copied from; give a folder, or an address "
+            f"that begins with {'://, '.join(PROTOCOLS)}://"
+        )
+    with _one_line(address, name):
+        filesystem, root = fsspec.url_to_fs(address)
+        file = filesystem.open(f"{root.rstrip('/')}/{name}", "rb")
+    with file:
+        yield file
+
+
+def _read(file: IO[bytes], address: str, name: str, num_bytes: int = CHUNK_BYTES) -> bytes:
+    with _one_line(address, name):
+        return file.read(num_bytes)
+
+
+@contextmanager
+def _one_line(address: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # every file system of fsspec has errors of its own
+        raise UserError(
+            f"data.cache: cannot read {address.rstrip('/')}/{name} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); check the address, the network and that the package for it is "
+            "installed"
         ) from error
-    return gopen

@@ -4,16 +4,19 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from zigma_pl.data.prepared import arrays
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.prepared.arrays import write_shard
 from zigma_pl.data.prepared.encode import RecordMaker, prepare_items
 from zigma_pl.data.prepared.folder import (
     Task,
@@ -24,13 +27,33 @@ from zigma_pl.data.prepared.folder import (
     remove_leftovers,
     remove_shard,
 )
-from zigma_pl.data.prepared.lock import sole_writer
-from zigma_pl.data.prepared.manifest import Content, Layout, Manifest, Skipped
+from zigma_pl.data.prepared.manifest import Layout, Manifest, Skipped
 from zigma_pl.data.prepared.record import PreparedRecord
+from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
 
-if TYPE_CHECKING:
-    from zigma_pl.data.base import ImageDataModule, Split
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep every other process from preparing into it for as long as the block runs.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process prepares into the folder, or this one may not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", blocking=False).acquire()
+    except Timeout as error:
+        raise UserError(
+            f"--out {folder}: another process is preparing into this folder; wait until it has ended, or choose "
+            "another --out"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); choose another folder") from error
+    with lock:
+        yield
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Job:
         skip_bad_files: leave out what cannot be read, and note it, instead of stopping.
     """
 
-    data_class: "type[ImageDataModule]"
+    data_class: type[ImageDataModule]
     options: dict[str, Any]
     folder: Path
     layout: Layout
@@ -54,14 +77,14 @@ class Job:
     num_workers: int = 2
     skip_bad_files: bool = False
 
-    def data_module(self) -> "ImageDataModule":
+    def data_module(self) -> ImageDataModule:
         """Return a data module of its own for this process."""
         return self.data_class(**self.options)
 
 
 def prepare(
     job: Job,
-    splits: "list[Split]",
+    splits: list[Split],
     devices: list[torch.device],
     report: Callable[[int, int], None],
     *,
@@ -84,9 +107,9 @@ def prepare(
     """
     with sole_writer(job.folder):
         data_module = job.data_module()
-        content = Content.of(data_module)
-        num_items: dict[str, int] = {split: len(data_module.pixel_items(split)) for split in splits}
-        manifest = begin(job.folder, Manifest(content, job.layout, num_items, {}), overwrite=overwrite)
+        num_items: dict[Split, int] = {split: len(data_module.pixel_items(split)) for split in splits}
+        wanted = Manifest(content=data_module.content(), layout=job.layout, num_items=num_items, splits={})
+        manifest = begin(job.folder, wanted, overwrite=overwrite)
         tasks = missing_tasks(job.folder, manifest, splits)
         num_wanted = sum(num_items.values())
         num_done = num_wanted - sum(task.num_items for task in tasks)
@@ -101,13 +124,13 @@ def prepare(
         return finish(job.folder, manifest)
 
 
-def _make(job: Job, tasks: list[Task], devices: list[torch.device], data_module: "ImageDataModule") -> Iterator[int]:
+def _make(job: Job, tasks: list[Task], devices: list[torch.device], data_module: ImageDataModule) -> Iterator[int]:
     if len(devices) == 1:
         return make_shards(job, tasks, devices[0], data_module)
     return _make_in_processes(job, tasks, devices)
 
 
-def make_shards(job: Job, tasks: list[Task], device: torch.device, data_module: "ImageDataModule") -> Iterator[int]:
+def make_shards(job: Job, tasks: list[Task], device: torch.device, data_module: ImageDataModule) -> Iterator[int]:
     """Make shards one after the other; yields the number of items that went through the encoders since the last one.
 
     A shard is written while the next one is encoded.
@@ -150,19 +173,11 @@ def _write(job: Job, task: Task, entries: list[PreparedRecord | Skipped]) -> Non
     skipped = [entry for entry in entries if isinstance(entry, Skipped)]
     folder = job.folder / task.split
     try:
-        paths = _writer_of(job.layout)(folder, task.name, records, np.dtype(job.layout.dtype)) if records else []
+        paths = write_shard(folder, task.name, records, np.dtype(job.layout.dtype)) if records else []
         record_shard(job.folder, task, paths, skipped)
     except BaseException:
         remove_shard(job.folder, task)
         raise
-
-
-def _writer_of(layout: Layout) -> Any:
-    if layout.format == "arrays":
-        return arrays.write_shard
-    from zigma_pl.data.prepared import webdataset
-
-    return webdataset.write_shard
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
