@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from zigma_pl.errors import UserError
-from zigma_pl.files import written_whole
+from zigma_pl.files import read_regular, written_whole
 
 MAX_BYTES = 64 * 2**20  # far above any of our files; a larger one is not read at all
 # A name that becomes part of a path or a heading: one line, no separator, not hidden, never "..".
@@ -84,7 +84,7 @@ def read_record(model: type[RecordType], path: Path) -> RecordType:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: has more bytes than any such file: {model.remedy}")
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): {model.remedy}") from error
     return parse_record(model, content, path)

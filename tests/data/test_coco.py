@@ -85,7 +85,9 @@ def test_missing_folder_annotations_and_pictures(root, tmp_path):
 def test_broken_annotations(root, content):
     path = next((root / "annotations").glob("captions_train*"))
     path.write_bytes(content)
-    assert str(path) in refused("is broken .* unpack the annotations again", lambda: coco(root).setup("fit"))
+    assert str(path) in refused(
+        "is broken, .* out of the archive of annotations again", lambda: coco(root).setup("fit")
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,10 @@ def test_broken_annotations(root, content):
         (lambda content: content.pop("annotations"), "no COCO caption file"),
         (lambda content: content["annotations"][0].pop("caption"), "no COCO caption file"),
         (lambda content: content["annotations"][0].update(caption=None), "no COCO caption file"),
-        (lambda content: content["annotations"][0].update(image_id=5), "no COCO caption file"),
+        (lambda content: content["annotations"][0].update(image_id=5), "has a caption of picture 5, which is not in"),
+        (lambda content: content["annotations"][0].update(image_id="5"), "no COCO caption file"),
+        (lambda content: content["images"][0].update(id=10**4000), "no COCO caption file"),
+        (lambda content: content["images"][0].update(file_name=["a.jpg"]), "no COCO caption file"),
         (lambda content: content.update(images=[], annotations=[]), "lists no pictures"),
         (lambda content: content["images"].append(content["images"][0]), "lists a picture twice"),
         (lambda content: content["images"][0].update(file_name="../../x.jpg"), "leads out of the pictures' folder"),

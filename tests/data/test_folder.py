@@ -88,7 +88,7 @@ def test_a_picture_never_moves_to_another_split():
 
 @pytest.mark.parametrize("validation", ["validation", "val"])
 def test_folders_of_splits(tmp_path, validation):
-    draw(tmp_path, "train/cats/1.png", "train/dogs/1.png", f"{validation}/dogs/2.png", "test/cats/3.png", "stray/4.png")
+    draw(tmp_path, "train/cats/1.png", "train/dogs/1.png", f"{validation}/dogs/2.png", "test/cats/3.png")
     data = folder(tmp_path, condition="class")
     assert [data.load_split(split).names for split in SPLITS] == [
         ["train/cats/1.png", "train/dogs/1.png"],
@@ -164,26 +164,50 @@ def test_captions(tmp_path):
 LINE = {"file_name": "1.png", "caption": "a square"}
 
 
+@pytest.mark.filterwarnings("ignore:.*kinds that are not read")
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         ([], r"captions\.jsonl has no line for 1 of 1 pictures, the first is 1\.png: add"),
         ([LINE, LINE], r"captions\.jsonl, line 2: '1\.png' is named again, first in line 1"),
-        ([LINE, {**LINE, "file_name": "2.png"}], r"names 1 pictures that are not in .* the first is 2\.png: add them"),
+        ([LINE, {**LINE, "file_name": "2.png"}], r"names 1 pictures .* first, '2\.png', is not in .*: add them"),
         ([{**LINE, "file_name": "../1.png"}], r"line 1: file_name '\.\./1\.png' leads out of the folder"),
         ([{**LINE, "file_name": "a/../../1.png"}], "leads out of the folder"),
         ([{**LINE, "file_name": "/etc/1.png"}], "leads out of the folder"),
-        (['{"file_name": "1.png", '], "line 1 is no JSON .*: write"),
-        (["[1]"], "line 1 has no file_name"),
+        (['{"file_name": "1.png", '], "line 1 cannot be used .*JSON.*: write"),
+        (["[1]"], "line 1 cannot be used"),
+        (['{"caption": "a"}'], r"line 1 cannot be used \(file_name: "),
         ([{"file_name": "1.png"}], "line 1 has no caption"),
         ([{"file_name": "1.png", "caption": None}], "line 1 has no caption"),
+        ([{**LINE, "caption": ["a"]}], r"line 1 cannot be used \(caption: "),
+        ([{**LINE, "file_name": ["1.png"]}], r"line 1 cannot be used \(file_name: "),
+        ([LINE, {**LINE, "file_name": "2.gif"}], r"'2\.gif', is none of \.jpg, .*: convert"),
+        ([LINE, {**LINE, "file_name": ".2.png"}], r"'\.2\.png', is hidden"),
+        ([LINE, {**LINE, "file_name": "link.png"}], r"'link\.png', is no file, or another name of one that is read"),
         ([{"file_name": "1.png", "captions": [" \n", ""]}], r"line 1: the caption of '1\.png' is empty"),
     ],
 )
 def test_faulty_captions_are_named_with_the_remedy(tmp_path, lines, message):
-    draw(tmp_path, "1.png")
+    draw(tmp_path, "1.png", ".2.png")
+    (tmp_path / "2.gif").touch()
+    (tmp_path / "link.png").symlink_to("1.png")
     write_captions(tmp_path, *lines)
     assert str(tmp_path) in refused(message, lambda: everything_in_train(tmp_path, condition="caption"))
+
+
+@pytest.mark.parametrize("name", ["valid/1.png", "more/cats/1.png", "1.png"])
+def test_pictures_beside_the_folders_of_the_splits_are_not_dropped_unsaid(tmp_path, name):
+    draw(tmp_path, "train/1.png", "test/1.png", name)
+    refused(f"has train/, and 1 pictures that are in no folder of a split .* the first is '{name}'",
+            lambda: ImageFolder(str(tmp_path)).load_split("train"))  # fmt: skip
+
+
+def test_pictures_of_other_kinds_are_not_dropped_unsaid(tmp_path):
+    draw(tmp_path, "1.png")
+    for name in ("b.tif", "a.gif"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"has 2 pictures of kinds that are not read, such as 'a\.gif'; convert"):
+        assert everything_in_train(tmp_path).names == ["1.png"]
 
 
 def test_missing_or_binary_captions(tmp_path):

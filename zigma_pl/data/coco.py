@@ -5,23 +5,56 @@ that name with COCO_train2014_<12 digits>.jpg, since 2017 <12 digits>.jpg; annot
 annotations/captions_train<year>.json with "images" (id, file_name, ...) and "annotations" (image_id, caption, ...).
 """
 
-import json
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zigma_pl.data.base import Split
 from zigma_pl.data.downloaded import DownloadedDataModule
 from zigma_pl.data.picture_files import PictureFiles, clean_captions, climbs_out, evenly_spaced
 from zigma_pl.data.standins.scenes import write_coco
 from zigma_pl.errors import UserError
+from zigma_pl.files import read_regular
+from zigma_pl.records import problems
 
 REMEDY = (
     "expected <root>/train{year}, <root>/val{year} with the pictures (or both below <root>/images) and "
     "<root>/annotations/captions_train{year}.json, captions_val{year}.json; set data.root and data.year to what you "
     "have, or `standin: true` in the data section (--data.standin true) to draw a small stand-in"
 )
+
+
+ImageId = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Published(BaseModel):
+    """A JSON object of the published files, with the keys that are read; it has others."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class ListedImage(_Published):
+    """A picture in a caption file."""
+
+    id: ImageId
+    file_name: str = Field(max_length=255)
+
+
+class Annotation(_Published):
+    """A caption of a picture."""
+
+    image_id: ImageId
+    caption: str
+
+
+class CaptionFile(_Published):
+    """A file such as captions_train2014.json."""
+
+    images: list[ListedImage]
+    annotations: list[Annotation]
 
 
 class COCO(DownloadedDataModule):
@@ -139,20 +172,30 @@ def read_annotations(path: Path) -> tuple[list[str], list[list[str]]]:
             any caption.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is broken ({error}): unpack the annotations again") from error
-    try:
-        images = sorted((int(image["id"]), str(image["file_name"])) for image in content["images"])
-        captions: dict[int, list[str]] = {image_id: [] for image_id, _ in images}
-        for annotation in content["annotations"]:
-            captions[annotation["image_id"]] += clean_captions([annotation["caption"]])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        content = CaptionFile.model_validate_json(read_regular(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): unpack the annotations again") from error
+    except ValidationError as error:
         raise UserError(
-            f"{path} is no COCO caption file ({type(error).__name__}: {error}): take captions_train or captions_val "
-            "out of the archive of annotations"
+            f"{path} is broken, or no COCO caption file ({problems(error)}): take captions_train or captions_val out "
+            "of the archive of annotations again"
         ) from error
+    images = sorted((image.id, image.file_name) for image in content.images)
+    captions: dict[int, list[str]] = {image_id: [] for image_id, _ in images}
     _check_images(path, images, captions)
+    for annotation in content.annotations:
+        if annotation.image_id not in captions:
+            raise UserError(
+                f"{path} has a caption of picture {annotation.image_id}, which is not in its list of images: "
+                "add the picture there, or remove the caption"
+            )
+        captions[annotation.image_id] += clean_captions([annotation.caption])
+    for image_id, name in images:
+        if not captions[image_id]:
+            raise UserError(
+                f"{path}: picture {image_id} ({name!r}) has no caption that is not empty: "
+                "give it one, or remove it from the list of images"
+            )
     return [name for _, name in images], [captions[image_id] for image_id, _ in images]
 
 
@@ -161,11 +204,8 @@ def _check_images(path: Path, images: list[tuple[int, str]], captions: dict[int,
         raise UserError(f"{path} lists no pictures: unpack the annotations again")
     if len(captions) < len(images):
         raise UserError(f"{path} lists a picture twice: unpack the annotations again")
-    for image_id, name in images:
-        if "/" in name or climbs_out(name):
-            raise UserError(f"{path}: the file name '{name}' leads out of the pictures' folder: correct or remove it")
-        if not captions[image_id]:
+    for _, name in images:
+        if "/" in name or climbs_out(name) or not name:
             raise UserError(
-                f"{path}: picture {image_id} ({name}) has no caption that is not empty: "
-                "give it one, or remove it from the list of images"
+                f"{path}: the file name {name[:200]!r} leads out of the pictures' folder: correct or remove it"
             )

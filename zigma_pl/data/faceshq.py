@@ -17,7 +17,8 @@ from PIL import Image
 
 from zigma_pl.data.base import Split
 from zigma_pl.data.downloaded import DownloadedDataModule
-from zigma_pl.data.images import ImageItem
+from zigma_pl.data.images import MAX_PIXELS, ImageItem
+from zigma_pl.data.npy import map_npy
 from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, evenly_spaced, find_pictures
 from zigma_pl.data.split_lists import number_in_name, read_number_list
 from zigma_pl.data.standins.faces import write_faceshq
@@ -228,10 +229,10 @@ def read_array(path: Path) -> Image.Image:
         UserError: the file is missing, damaged or holds anything else.
     """
     try:
-        pixels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        pixels = map_npy(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the picture {path} ({error}): replace it by a good copy") from error
-    if pixels.dtype != np.uint8 or pixels.shape[:-2] not in ((3,), (1, 3)):
+    if pixels.dtype != np.uint8 or pixels.shape[:-2] not in ((3,), (1, 3)) or not 0 < pixels.size <= 3 * MAX_PIXELS:
         raise UserError(
             f"{path}: expected a picture of (3, height, width) uint8, got {pixels.shape} {pixels.dtype}: "
             "replace it by a good copy"

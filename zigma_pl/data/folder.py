@@ -1,20 +1,37 @@
 """Your own pictures in a folder, with classes, captions or no condition."""
 
 import hashlib
-import json
+import io
+import os
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, clean_captions, climbs_out, find_pictures
 from zigma_pl.errors import UserError
+from zigma_pl.files import read_regular
+from zigma_pl.records import problems
 
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")  # said to be left out
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "val"),
     "test": ("test",),
 }
+
+
+class CaptionLine(BaseModel):
+    """A line of captions.jsonl; other keys are left alone."""
+
+    model_config = ConfigDict(strict=True)
+
+    file_name: str
+    caption: str | None = None
+    captions: list[str] | None = None
 
 
 class ImageFolder(ImageDataModule):
@@ -116,11 +133,28 @@ class ImageFolder(ImageDataModule):
         root = Path(self.root)
         if not root.is_dir():
             raise UserError(f"ImageFolder: there is no folder '{root}'; set data.root to the folder of your pictures")
-        names = find_pictures(root)
+        found = find_pictures(root, PICTURE_SUFFIXES + OTHER_SUFFIXES)
+        names = [name for name in found if name.lower().endswith(PICTURE_SUFFIXES)]
+        suffixes = ", ".join(PICTURE_SUFFIXES)
         if not names:
-            suffixes = ", ".join(PICTURE_SUFFIXES)
             raise UserError(f"ImageFolder: '{root}' holds no pictures ({suffixes}), also not in folders below it")
+        if others := sorted(set(found).difference(names)):
+            rank_zero_warn(
+                f"ImageFolder: '{root}' has {len(others)} pictures of kinds that are not read, such as {others[0]!r}; "
+                f"convert them to one of {suffixes}, or move them away"
+            )
+        self._check_in_split_folders(names)
         return names
+
+    def _check_in_split_folders(self, names: list[str]) -> None:
+        """Refuse pictures beside the folders of the splits: they would be in no split."""
+        beside = [name for name in names if self._folders and not name.startswith(tuple(self._folders.values()))]
+        if beside:
+            known = ", ".join(f"{name}/" for names in SPLIT_FOLDERS.values() for name in names)
+            raise UserError(
+                f"ImageFolder: '{self.root}' has train/, and {len(beside)} pictures that are in no folder of a split "
+                f"({known}), the first is {beside[0]!r}: move them, or rename their folder"
+            )
 
     @cached_property
     def _folders(self) -> dict[Split, str]:
@@ -187,13 +221,23 @@ class ImageFolder(ImageDataModule):
     @cached_property
     def _captions(self) -> dict[str, list[str]]:
         captions = read_captions(Path(self.root) / "captions.jsonl")
-        missing = sorted(set(captions).difference(self._names))
-        if missing:
+        unknown = sorted(set(captions).difference(self._names))
+        if unknown:
             raise UserError(
-                f"{Path(self.root) / 'captions.jsonl'} names {len(missing)} pictures that are not in '{self.root}', "
-                f"the first is {missing[0]}: add them, or remove their lines"
+                f"{Path(self.root) / 'captions.jsonl'} names {len(unknown)} pictures that are not read; the first, "
+                f"{unknown[0][:200]!r}, {self._why_not_read(unknown[0])}, or remove their lines"
             )
         return captions
+
+    def _why_not_read(self, name: str) -> str:
+        """Return what is wrong with a picture that captions.jsonl names, and the remedy."""
+        if not name.lower().endswith(PICTURE_SUFFIXES):
+            return f"is none of {', '.join(PICTURE_SUFFIXES)}: convert them"
+        if not os.path.exists(Path(self.root) / name):
+            return f"is not in '{self.root}': add them"
+        if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            return "is hidden: rename them"
+        return "is no file, or another name of one that is read: use the other name"
 
     def _captions_of(self, names: list[str]) -> list[list[str]]:
         without = [name for name in names if name not in self._captions]
@@ -230,8 +274,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         name, texts = _parse_line(line, f"{path}, line {number}")
         if name in captions:
             raise UserError(
-                f"{path}, line {number}: '{name}' is named again, first in line {first_line[name]}; write several "
-                'captions in one line, as "captions": [...]'
+                f"{path}, line {number}: {name[:200]!r} is named again, first in line {first_line[name]}; write "
+                'several captions in one line, as "captions": [...]'
             )
         captions[name], first_line[name] = texts, number
     return captions
@@ -239,8 +283,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig") as file:  # only line ends part lines, not what str.splitlines adds to them
-            return list(file)
+        # Only line ends part lines, not what str.splitlines adds to them.
+        return io.StringIO(read_regular(path).decode("utf-8-sig"), newline=None).readlines()
     except FileNotFoundError as error:
         raise UserError(
             f'the captions {path} are missing: write a line {{"file_name": ..., "caption": ...}} for each picture, '
@@ -253,18 +297,16 @@ def _lines(path: Path) -> list[str]:
 def _parse_line(line: str, where: str) -> tuple[str, list[str]]:
     form = 'write {"file_name": "folder/1.png", "caption": "..."}, or a list of strings under "captions"'
     try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is no JSON ({error}): {form}") from error
-    name = record.get("file_name") if isinstance(record, dict) else None
-    if not isinstance(name, str):
-        raise UserError(f"{where} has no file_name: {form}")
+        entry = CaptionLine.model_validate_json(line)
+    except ValidationError as error:
+        raise UserError(f"{where} cannot be used ({problems(error)}): {form}") from error
+    name = entry.file_name
     if climbs_out(name):
-        raise UserError(f"{where}: file_name '{name}' leads out of the folder; give names below it")
-    texts = [record["caption"]] if "caption" in record else record.get("captions")
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: file_name {name[:200]!r} leads out of the folder; give names below it")
+    texts = entry.captions if entry.caption is None else [entry.caption]
+    if texts is None:
         raise UserError(f"{where} has no caption: {form}")
     cleaned = clean_captions(texts)
     if not cleaned:
-        raise UserError(f"{where}: the caption of '{name}' is empty; write one, or remove the picture")
+        raise UserError(f"{where}: the caption of {name[:200]!r} is empty; write one, or remove the picture")
     return str(PurePosixPath(name)), cleaned

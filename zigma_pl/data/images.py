@@ -3,17 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import open_regular
 
 CROP = "shorter side resized (bicubic), centre square"  # what `resize_and_crop` does, as prepared sets record it
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads more, some by running other programs
+MAX_PIXELS = 2**26  # 8192 x 8192
+# Up to here all of a picture is resized before the crop: to resize only a part of it rounds a few values otherwise, and
+# prepared sets hold the values of pictures of usual shapes.
+MAX_RESIZED_RATIO = 4
 
 
 class ImageItem(NamedTuple):
@@ -85,25 +91,27 @@ class CroppedImages(PixelDataset):
         return self.images.item_names()
 
 
-def decode_image(file: Path | BinaryIO, *, upright: bool = False, name: str | None = None) -> Image.Image:
+def decode_image(path: Path, *, upright: bool = False) -> Image.Image:
     """Read and fully decode an image file as RGB; a transparent one is put on white.
 
     Args:
-        file: the file.
+        path: the file, whose content has to be one of `PICTURE_FORMATS`, whatever its name.
         upright: turn the picture as the orientation in its EXIF data says; data sets of stored pixels do without.
-        name: what to call it in errors, where it is no path.
 
     Raises:
-        UserError: the file is missing, truncated or no image, or has more than 8 bits a channel.
+        UserError: the file is missing, not a regular file, damaged or of another format, or has more than `MAX_PIXELS`
+            pixels or more than 8 bits a channel.
     """
     try:
-        with Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file, formats=PICTURE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
             image.load()
             return to_rgb(ImageOps.exif_transpose(image) if upright else image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything in Pillow's decoders
         raise UserError(
-            f"cannot decode the image {name or file} ({_first_line(error)}): replace it by a good copy, "
-            "or take it out of the data set"
+            f"cannot decode the image {path} ({_first_line(error)}): replace it by a good copy "
+            f"({', '.join(PICTURE_FORMATS)}), or take it out of the data set"
         ) from error
 
 
@@ -118,16 +126,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is none that is read"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def resize_and_crop(image: Image.Image, size_px: int) -> Image.Image:
-    """Bring the shorter side to `size_px` (bicubic, antialiased when shrinking), then cut the centre square out."""
+    """Bring the shorter side to `size_px` (bicubic, antialiased when shrinking), then cut the centre square out.
+
+    Of a picture more than `MAX_RESIZED_RATIO` times as long as wide only the part that stays is resized: the rest could
+    fill the memory.
+    """
     width, height = image.size
     shorter = min(width, height)
-    if shorter != size_px:
-        width, height = round(width * size_px / shorter), round(height * size_px / shorter)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if shorter == size_px:
+        return _centre_square(image, size_px)
+    wide, high = round(width * size_px / shorter), round(height * size_px / shorter)
+    if max(width, height) <= MAX_RESIZED_RATIO * shorter:
+        return _centre_square(image.resize((wide, high), Image.Resampling.BICUBIC), size_px)
+    left, top = (wide - size_px) // 2, (high - size_px) // 2
+    across, down = width / wide, height / high  # pixels of the picture for one of the result
+    box = (left * across, top * down, (left + size_px) * across, (top + size_px) * down)
+    return image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
+
+
+def _centre_square(image: Image.Image, size_px: int) -> Image.Image:
+    width, height = image.size
     if width == height:
         return image
     left, top = (width - size_px) // 2, (height - size_px) // 2

@@ -15,6 +15,7 @@ from zigma_pl.data.images import ImageDataset, ImageItem, decode_image
 from zigma_pl.data.split_lists import read_splits
 from zigma_pl.data.standins.faces import write_mm_celeba_hq
 from zigma_pl.errors import UserError
+from zigma_pl.files import read_regular
 
 # The archives unpack to different folders, and many people have the pictures from CelebAMask-HQ, which are the same.
 IMAGE_FOLDERS = ("images", "image/images", "image", "CelebA-HQ-img", "CelebAMask-HQ/CelebA-HQ-img")
@@ -93,7 +94,7 @@ def find_files(root: Path, candidates: tuple[str, ...], suffix: str) -> tuple[Pa
 def ids_of_files(folder: Path, suffix: str) -> set[int]:
     """Return the ids of all files `<id><suffix>` in a folder."""
     stems = (name.removesuffix(suffix) for name in os.listdir(folder) if name.endswith(suffix))
-    return {int(stem) for stem in stems if stem.isdecimal()}
+    return {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 10}
 
 
 class MMCelebAHQ(DownloadedDataModule):
@@ -174,7 +175,7 @@ def read_captions(path: Path) -> list[str]:
         UserError: the file cannot be read, or holds no caption.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the captions in {path} ({error}); unpack the captions again") from error
     captions = [line.strip() for line in lines if line.strip()]

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from zigma_pl.data.images import ImageDataset, ImageItem, decode_image
+from zigma_pl.errors import UserError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -53,15 +55,57 @@ class PictureFiles(ImageDataset):
 def find_pictures(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[str]:
     """Return the pictures anywhere below a folder: sorted relative names, with "/" between folders.
 
-    Hidden files and folders, whose names begin with a dot, are left out; links to folders are followed.
+    Hidden files and folders, whose names begin with a dot, are left out, and so is what is neither a file nor a folder.
+    Links are followed, but every folder and file counts once: where several names lead to it, that without a link, then
+    the first in the order of names. A link that leads nowhere is kept; it is named when it is opened. There are none in
+    a folder that is not there.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
-    names = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(place).relative_to(folder).as_posix()
-        prefix = "" if relative == "." else f"{relative}/"
-        names += [f"{prefix}{name}" for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
-    return sorted(names)
+    found: list[tuple[bool, str, tuple[int, int] | str]] = []  # whether a link, name, what it is
+    seen: set[tuple[int, int] | str] = set()
+    folders, links = [("", folder)] if folder.is_dir() else [], list[tuple[str, Path]]()
+    while folders or links:  # links come last, so that a folder keeps its own name
+        linked = not folders
+        prefix, place = folders.pop() if folders else links.pop(0)
+        if (identity := _identity(place)) in seen:
+            continue
+        seen.add(identity)
+        for entry in _entries(place):
+            name = f"{prefix}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                (links if entry.is_symlink() else folders).append((f"{name}/", place / entry.name))
+            elif entry.name.lower().endswith(suffixes) and not _is_special(entry):
+                found.append((linked or entry.is_symlink(), name, _identity(place / entry.name)))
+    once = {what: name for _, name, what in sorted(found, reverse=True)}
+    return sorted(once.values())
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=attrgetter("name"))
+    except OSError as error:
+        raise UserError(
+            f"cannot list the pictures in '{folder}' ({error.strerror}): give permission to read it"
+        ) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """Return what is equal for all names of a file or folder."""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_special(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a FIFO, socket or device."""
+    return not entry.is_file() and os.path.exists(entry.path)
 
 
 def climbs_out(name: str) -> bool:

@@ -5,7 +5,9 @@ files are swapped (issue 6 of the data set's repository). That is detected by th
 Those of taming-transformers are text, one file name a line.
 """
 
+import io
 import pickle
+import pickletools
 import re
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,16 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import read_regular
 
 NUM_IDS = 30_000
+MAX_NAMES = 10**6
+# Those that pickle writes, in any protocol, for a list of strings.
+_PLAIN_OPERATIONS = {
+    *("PROTO", "FRAME", "MARK", "STOP", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "MEMOIZE"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
 NUM_TRAIN_IDS = 24_000  # published: ids 0 to 23,999 are for training, the rest for testing
 
 
@@ -25,6 +35,14 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module_name}.{global_name}")
 
 
+def _check_plain(content: bytes) -> None:
+    """Refuse what a list of strings does not need, without executing it; some of the rest fills the memory."""
+    for operation, argument, _ in pickletools.genops(content):
+        is_number_of_memo = "PUT" in operation.name
+        if operation.name not in _PLAIN_OPERATIONS or (is_number_of_memo and not 0 <= int(argument or 0) < MAX_NAMES):
+            raise pickle.UnpicklingError(f"it holds more than a list of strings ({operation.name})")
+
+
 def read_filename_list(path: Path) -> list[int]:
     """Return the image ids in a pickled list of names, "12" or "12.jpg".
 
@@ -32,18 +50,20 @@ def read_filename_list(path: Path) -> list[int]:
         UserError: the file is no pickle, or holds anything but a list of such strings.
     """
     try:
-        with path.open("rb") as file:
-            names = _PlainUnpickler(file).load()
+        content = read_regular(path)
+        _check_plain(content)
+        names = _PlainUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(
-            f"{path}: not a plain pickled list of file names ({error}), nothing of it was executed; download it again"
+            f"{path}: not a plain pickled list of file names ({' '.join(str(error).split())[:200]}), nothing of it was "
+            "executed; download it again"
         ) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: expected a pickled list of file names such as '12'; download it again")
     stems = [name.removesuffix(".jpg") for name in names]
-    wrong = [stem for stem in stems if not stem.isdecimal()]
+    wrong = [stem for stem in stems if not (stem.isdecimal() and len(stem) < 10)]
     if wrong:
-        raise UserError(f"{path}: '{wrong[0]}' is not an image id; expected names such as '12'; download it again")
+        raise UserError(f"{path}: {wrong[0][:60]!r} is not an image id; expected names such as '12'; download it again")
     return [int(stem) for stem in stems]
 
 
@@ -101,7 +121,7 @@ def _unswap(root: Path, splits: dict[str, list[int]]) -> dict[str, list[int]]:
 
 def number_in_name(name: str) -> int | None:
     """Return the id in a file name such as "12.jpg", "00000/00012.png" or "imgHQ00012.npy"; None if there is none."""
-    match = re.fullmatch(r"(?:.*/)?(?:imgHQ)?(\d+)\.\w+", name)
+    match = re.fullmatch(r"(?:.*/)?(?:imgHQ)?(\d{1,9})\.\w+", name)
     return int(match[1]) if match else None
 
 
@@ -112,7 +132,7 @@ def read_number_list(path: Path) -> list[int]:
         UserError: the file cannot be read, is empty, names a picture twice, or has a line without an id.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in read_regular(path).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path} ({error}): put it there again") from error
     numbers = [number for number in map(number_in_name, names) if number is not None]

@@ -16,6 +16,7 @@ from zigma_pl.data.base import Split
 from zigma_pl.data.standins.clips import MOTIONS, write_ucf101
 from zigma_pl.data.videos import VideoDataModule, VideoItem
 from zigma_pl.errors import UserError
+from zigma_pl.files import read_regular
 
 NUM_CLASSES = 101
 SHORTEST_FRAMES = 29
@@ -29,8 +30,10 @@ REMEDY = (
 )
 
 # Only the folder tells the class: the files of one spell it otherwise (HandstandPushups/v_HandStandPushups_g01_c01).
-_LIST_LINE = re.compile(r"(?P<class_name>\w+)/(?P<file_name>v_\w+_g(?P<group>\d+)_c\d+\.avi)(?:\s+(?P<number>\d+))?")
-_CLASS_LINE = re.compile(r"(?P<number>\d+)\s+(?P<class_name>\w+)")
+_LIST_LINE = re.compile(
+    r"(?P<class_name>\w+)/(?P<file_name>v_\w+_g(?P<group>\d{1,9})_c\d+\.avi)(?:\s+(?P<number>\d{1,9}))?"
+)
+_CLASS_LINE = re.compile(r"(?P<number>\d{1,9})\s+(?P<class_name>\w+)")
 
 
 class ListedVideo(NamedTuple):
@@ -121,7 +124,7 @@ def read_class_names(path: Path) -> dict[str, int]:
         match = _CLASS_LINE.fullmatch(line)
         if match is None:
             raise UserError(
-                f"{path}: expected lines such as '1 ApplyEyeMakeup', found '{line[:60]}'; download it again"
+                f"{path}: expected lines such as '1 ApplyEyeMakeup', found {line[:60]!r}; download it again"
             )
         class_ids[match["class_name"]] = int(match["number"]) - 1
         if int(match["number"]) != len(class_ids):
@@ -145,7 +148,7 @@ def read_list(path: Path, class_ids: dict[str, int]) -> list[ListedVideo]:
         match = _LIST_LINE.fullmatch(line)
         if match is None:
             raise UserError(
-                f"{path}: expected lines such as 'YoYo/v_YoYo_g08_c01.avi 101', found '{line[:60]}'; download it again"
+                f"{path}: expected lines such as 'YoYo/v_YoYo_g08_c01.avi 101', found {line[:60]!r}; download it again"
             )
         number = None if match["number"] is None else int(match["number"])
         class_id = class_ids.get(match["class_name"])
@@ -160,7 +163,7 @@ def read_list(path: Path, class_ids: dict[str, int]) -> list[ListedVideo]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}); download it again") from error
     return [line.strip() for line in lines if line.strip()]

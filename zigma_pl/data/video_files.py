@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import open_regular
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
 
+CONTAINERS = ("avi", "mov", "mp4", "matroska", "webm", "mpeg", "mpegts")
+MAX_FRAME_PIXELS = 2**25  # 8192 x 4096
 REMEDY = "replace it by a good copy, or take it out of the data set"
 
 
@@ -37,11 +40,15 @@ def open_video(path: Path) -> Iterator["Video"]:
     """Open a video file for reading.
 
     Raises:
-        UserError: also out of the block that reads: the file is missing, no video, or does not decode.
+        UserError: also out of the block that reads: the file is missing, not a regular file, in none of `CONTAINERS`,
+            or does not decode.
     """
     av = import_av()
     try:
-        with av.open(str(path)) as container:
+        open_regular(path).close()
+        # An absolute path is no address; a playlist, which names further files and addresses, is not opened.
+        options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+        with av.open(str(path.absolute()), options=options) as container:
             yield Video(path, container)
     except (av.FFmpegError, OSError) as error:
         raise undecodable(path, getattr(error, "strerror", None) or type(error).__name__) from error
@@ -80,6 +87,9 @@ class Video:
         self.path = path
         self._container = container
         self._stream = container.streams.video[0]
+        width, height = self._stream.codec_context.width, self._stream.codec_context.height
+        if width * height > MAX_FRAME_PIXELS:
+            raise undecodable(path, f"{width} x {height} are more than {MAX_FRAME_PIXELS:,} pixels")
         self._stream.codec_context.thread_count = 1  # loaders run one process per core already
 
     @cached_property

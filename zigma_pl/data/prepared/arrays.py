@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from zigma_pl.data.npy import map_npy
 from zigma_pl.data.prepared.gather import PreparedSamples
 from zigma_pl.data.prepared.manifest import Shard, num_samples
 from zigma_pl.data.prepared.record import PreparedRecord
@@ -158,21 +158,12 @@ def check_sizes(folder: Path, shard: Shard) -> None:
 def map_array(path: Path) -> np.ndarray:
     """Return a NumPy file's array as a read-only view of the file.
 
-    PyTorch maps it, and not numpy.memmap, which would keep one file descriptor for each of thousands of files.
-
     Raises:
-        UserError: it is no plain NumPy array.
+        UserError: it is missing, or no plain NumPy array.
     """
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
-        if version != (1, 0) or fortran_order or dtype.hasobject:
-            raise ValueError(f"version {version}, {dtype}")
-        mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
-        array = mapped[start:].view(dtype).reshape(shape)
-    except (ValueError, RuntimeError) as error:
+        array = map_npy(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: is no plain NumPy array ({error}); prepare the set again with --overwrite") from error
     array.flags.writeable = False
     return array
