@@ -2,10 +2,12 @@
 
 import difflib
 import errno
+import os
 import sys
 from importlib import import_module
 
 from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.signals import end_with_parent, ended_by_signals
 
 # command -> (module with main(argv) -> exit status, one line of help)
 COMMANDS = {
@@ -74,8 +76,17 @@ def expected_error(error: BaseException | None) -> BaseException | None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0 done, 1 failed with a message, 2 wrong usage, 75 preempted and to be run again, 130 interrupted.
+    0 done, 1 failed with a message, 2 wrong usage, 75 preempted and to be run again, 128 + n ended by signal n: 130 by
+    Ctrl-C, 129 by SIGHUP, 143 by SIGTERM.
     """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        end_with_parent()
+    with ended_by_signals():
+        return run(argv)
+
+
+def run(argv: list[str] | None) -> int:
+    """Run one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
@@ -101,8 +112,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: the disk is full ({one_line(error)}): free some space and run again", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

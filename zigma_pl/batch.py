@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+FILLER_ID = -1  # sample id in a batch that only keeps a process in step with the others
+
 
 class RawBatch(NamedTuple):
     """What a data loader yields, before the frozen encoders have run, or what they gave when the set was prepared.
 
-    sample_ids: (B,) int64, on the CPU; in training the position in the endless stream, else the index in the data set.
+    sample_ids: (B,) int64, on the CPU; in training the position in the endless stream, else the index in the data set;
+        FILLER_ID in a filler batch (`Batch.is_filler`).
     images: (B, 3 or 1, height, width) uint8, of videos (B, F, 3, height, width); None when there is no picture
         (sampling), or when `moments` stands in its place.
     class_ids: (B,) int64 in [0, num_classes), or None.
@@ -45,3 +48,12 @@ class Batch(NamedTuple):
     sample_ids: Tensor
     condition: Tensor | None = None
     caption_mask: Tensor | None = None
+
+    @property
+    def is_filler(self) -> bool:
+        """Whether this is not part of the data: evaluation must leave it out of every result.
+
+        In evaluation all processes run the same number of batches, so that each reaches every collective call. A
+        process that runs out of samples gets a copy of the first one under FILLER_ID.
+        """
+        return bool((self.sample_ids == FILLER_ID).any())

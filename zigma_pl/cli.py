@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zigma_pl.callbacks.checkpoint import Checkpoint
@@ -30,7 +31,8 @@ from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.io import WholeFileIO, check_readable, read_step
 from zigma_pl.checkpoints.last import last_run
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.errors import PREEMPTED_STATUS, UserError
+from zigma_pl.errors import UserError
+from zigma_pl.launcher import Launcher
 from zigma_pl.module import GenerativeModule
 from zigma_pl.shipped import shipped_file
 
@@ -93,6 +95,10 @@ class ZigmaCLI(LightningCLI):
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False  # its checkpoints would be found by no `last`, and be loaded unasked
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            ours = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+            trainer.strategy._launcher = ours
         return trainer
 
     def _parse_ckpt_path(self) -> None:
@@ -129,7 +135,7 @@ def _warn(line: str) -> None:
 
 @rank_zero_only
 def _say_how_to_go_on(preempted: Preempted) -> None:
-    print(f"{preempted}: the same command with --ckpt_path last goes on from there", file=sys.stderr, flush=True)
+    print(f"{preempted}: the same command with --ckpt_path last resumes from there", file=sys.stderr, flush=True)
 
 
 CLI = TypeVar("CLI", bound=ZigmaCLI)
@@ -182,7 +188,7 @@ def parser_of(command: str, description: str, options: str = "--config ROW.yaml 
 
 
 def main(argv: list[str]) -> int:
-    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status, 75 to be run again."""
+    """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
     parsers = {name: parser_of(name, text) for name, text in DESCRIPTIONS.items()}
     try:
         run_cli(
@@ -198,5 +204,5 @@ def main(argv: list[str]) -> int:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # no process is gone, and taken for a failure, while others end
             torch.distributed.destroy_process_group()
-        return PREEMPTED_STATUS
+        return preempted.status
     return 0

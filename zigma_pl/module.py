@@ -174,7 +174,9 @@ class GenerativeModule(L.LightningModule):
         """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids alone."""
         generators = sample_generators(EVALUATION_SEED, "validation", batch.sample_ids)
         t = to_device(self.objective.validation_times(batch.sample_ids), self.device)
-        self.evaluation_loss.update(self.loss_per_sample(batch, t, generators), t)
+        losses = self.loss_per_sample(batch, t, generators)  # of a filler batch too, for sharded weights are gathered
+        if not batch.is_filler:
+            self.evaluation_loss.update(losses, t)
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss, as a whole and by time."""
@@ -265,7 +267,9 @@ class GenerativeModule(L.LightningModule):
         return batch.condition, batch.caption_mask
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Samples:
-        """Draw the samples that a batch of ids and conditions asks for."""
+        """Draw the samples that a batch of ids and conditions asks for; none for a filler batch."""
+        if batch.is_filler:
+            return Samples(torch.empty(0, *self.backbone.latent_shape), batch.sample_ids[:0], 0)
         return self.sample(batch)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

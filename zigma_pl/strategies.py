@@ -3,14 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim import Optimizer
 
 from zigma_pl.backbones.sharding import gathered, load_whole, scattered
-from zigma_pl.batch import Batch
-from zigma_pl.module import GenerativeModule
 
 
 class FullySharded(ModelParallelStrategy):
@@ -29,13 +25,6 @@ class FullySharded(ModelParallelStrategy):
         """Spread over all processes; how many there are is known now."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-
-    def setup(self, trainer: L.Trainer) -> None:
-        """Make all processes call the network equally often in validation too."""
-        if not any(isinstance(callback, EqualCalls) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            # First of all: before the average, which others still gather, is taken away again.
-            trainer.callbacks.insert(0, EqualCalls())  # type: ignore[attr-defined]
-        super().setup(trainer)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the whole weights."""
@@ -65,36 +54,3 @@ class FullySharded(ModelParallelStrategy):
                 for number, of_parameter in state["state"].items()
             }
             optimizer.load_state_dict(state | {"state": moments})
-
-
-class EqualCalls(L.Callback):
-    """In validation, calls the network for nothing where other processes have a batch more: they gather its weights."""
-
-    def __init__(self) -> None:
-        self._num_missing = 0
-        self._batch: Batch | None = None
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ask who has most batches."""
-        own = torch.tensor(sum(trainer.num_val_batches), device=pl_module.device)
-        self._num_missing = int(trainer.strategy.reduce(own.clone(), reduce_op="max") - own)
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep a batch to call it with."""
-        self._batch = batch
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Catch up."""
-        assert isinstance(pl_module, GenerativeModule)
-        for _ in range(self._num_missing):
-            assert self._batch is not None
-            pl_module.training_loss(self._batch)
-        self._batch = None

@@ -7,13 +7,14 @@ import pytest
 import torch
 from kills_driver import build, train, trainer_for
 
-from zigma_pl.callbacks import preemption
+from zigma_pl import signals
 from zigma_pl.callbacks.preemption import Preempted, Preemption
 from zigma_pl.checkpoints.newest import newest_checkpoint
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
+from zigma_pl.signals import ended_by_signals
 
-HANDLERS = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+HANDLERS = {number: signal.getsignal(number) for number in signals.SIGNALS}
 
 
 class SendsSignal(L.Callback):
@@ -39,21 +40,23 @@ def whole(tmp_path_factory):
 
 # Checkpoints are due at 2, 4, 6, 8, validations at 3 and 6.
 @pytest.mark.parametrize(
-    ("hook", "nth", "step"),
+    ("hook", "nth", "step", "number", "status"),
     [
-        ("on_train_batch_start", 5, 5),
-        ("on_after_backward", 4, 4),  # saved anyhow
-        ("on_validation_batch_start", 1, 3),  # not saved yet: the validation is finished first
-        ("on_validation_batch_start", 3, 6),  # saved: at once
-        ("on_validation_end", 1, 3),
-        ("on_train_start", 1, 1),
-        ("on_fit_start", 1, 1),
+        ("on_train_batch_start", 5, 5, signal.SIGTERM, 75),
+        ("on_train_batch_start", 5, 5, signal.SIGINT, 130),
+        ("on_train_batch_start", 5, 5, signal.SIGHUP, 129),
+        ("on_after_backward", 4, 4, signal.SIGUSR1, 75),  # saved anyhow
+        ("on_validation_batch_start", 1, 3, signal.SIGTERM, 75),  # not saved yet: the validation is finished first
+        ("on_validation_batch_start", 3, 6, signal.SIGTERM, 75),  # saved: at once
+        ("on_validation_end", 1, 3, signal.SIGINT, 130),
+        ("on_train_start", 1, 1, signal.SIGUSR1, 75),
+        ("on_fit_start", 1, 1, signal.SIGTERM, 75),
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_ends_and_the_run_goes_on_exactly(tmp_path, whole, hook, nth, step, number):
-    with pytest.raises(Preempted, match=f"by {number.name} after step {step}"):
+def test_a_signal_saves_ends_and_the_run_goes_on_exactly(tmp_path, whole, hook, nth, step, number, status):
+    with pytest.raises(Preempted, match=f"by {number.name} after step {step}") as ended:
         train(tmp_path, 8, Preemption(), SendsSignal(hook, number, nth), val_check_interval=3)
+    assert ended.value.status == status
     newest = newest_checkpoint(tmp_path / "checkpoints").path
     assert newest.name == f"step_{step:08d}.ckpt"
     assert (tmp_path / "checkpoints" / "last.ckpt").resolve() == newest.resolve()
@@ -62,7 +65,7 @@ def test_a_signal_saves_ends_and_the_run_goes_on_exactly(tmp_path, whole, hook, 
     for key in ("state_dict", "current_model_state"):
         assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key])
     assert torch.equal(whole["random_states"][0]["torch"], parts["random_states"][0]["torch"])
-    assert {number: signal.getsignal(number) for number in preemption.SIGNALS} == HANDLERS
+    assert {number: signal.getsignal(number) for number in signals.SIGNALS} == HANDLERS
 
 
 def test_a_validation_is_cut_short_where_its_step_is_saved(tmp_path):
@@ -111,19 +114,45 @@ def test_a_second_signal_ends_at_once_and_one_that_came_twice_does_not(tmp_path,
         train(tmp_path / "twice", 8, Preemption(), SendsSignals(term, term))
     with pytest.raises(Ended, match=str(128 + term)):
         train(tmp_path / "other", 8, Preemption(), SendsSignals(user, term))
-    monkeypatch.setattr(preemption, "SECONDS_OF_ONE_SIGNAL", 0.01)
+    monkeypatch.setattr(signals, "SECONDS_OF_ONE_SIGNAL", 0.01)
     with pytest.raises(Ended, match=str(128 + term)):
         train(tmp_path / "later", 8, Preemption(), SendsSignals(term, term, seconds=0.02))
 
 
-def test_other_commands_keep_the_meaning_of_signals(tmp_path):
-    class Looks(L.Callback):
-        def on_validation_batch_start(self, *_):
-            self.handler = signal.getsignal(signal.SIGUSR1)
+@pytest.mark.parametrize("number", signals.SIGNALS)
+@pytest.mark.parametrize(
+    ("command", "hook"), [("validate", "on_validation_batch_start"), ("predict", "on_predict_batch_start")]
+)
+def test_other_commands_end_at_once(tmp_path, command, hook, number):
+    ends = []
 
-    looks = Looks()
-    trainer_for(tmp_path, 1, Preemption(), looks).validate(build(), datamodule=Digits(batch_size=90), verbose=False)
-    assert looks.handler == HANDLERS[signal.SIGUSR1]
+    class Ends(L.Callback):
+        def on_exception(self, *_):
+            ends.append("on_exception")
+
+        def on_validation_batch_end(self, *_):
+            ends.append("too late")
+
+        on_predict_batch_end = on_validation_batch_end
+
+    trainer = trainer_for(tmp_path, 1, Preemption(), SendsSignal(hook, number), Ends())
+    with pytest.raises(SystemExit) as ended, ended_by_signals():
+        getattr(trainer, command)(build(), datamodule=Digits(batch_size=90))
+    assert ended.value.code == 128 + number
+    assert ends == ["on_exception"]
+    assert {number: signal.getsignal(number) for number in signals.SIGNALS} == HANDLERS
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    """As SIGHUP is in a run that nohup has started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+            trainer = train(tmp_path, 2, Preemption(), SendsSignal("on_train_start", signal.SIGHUP))
+        assert trainer.state.finished
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_workers_do_not_end_by_the_signal_of_their_group(tmp_path):

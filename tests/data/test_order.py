@@ -2,6 +2,7 @@ from itertools import islice
 
 import pytest
 
+from zigma_pl.batch import FILLER_ID
 from zigma_pl.data.order import EvaluationOrder, TrainingOrder
 from zigma_pl.errors import UserError
 
@@ -60,12 +61,19 @@ def test_training_never_ends_and_an_empty_split_is_refused():
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_evaluation_sees_everything_once_over_all_ranks(world_size):
     orders = [EvaluationOrder(11, 2, rank=rank, world_size=world_size) for rank in range(world_size)]
-    pairs = [pair for order in orders for pair in flat(order)]
+    pairs = [pair for order in orders for pair in flat(order) if pair[0] != FILLER_ID]
     assert sorted(pairs) == [(index, index) for index in range(11)]
     assert all(len(list(order)) == len(order) for order in orders)
-    assert [index for index, _ in flat(orders[-1])] == list(range(world_size - 1, 11, world_size))
+    assert [index for index, _ in flat(orders[0])] == list(range(0, 11, world_size))
 
 
-def test_more_ranks_than_images_leaves_a_rank_without_work():
-    assert list(EvaluationOrder(1, 4, rank=1, world_size=2)) == []
-    assert len(EvaluationOrder(1, 4, rank=1, world_size=2)) == 0
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 8, 9])
+def test_all_ranks_have_as_many_batches(num_samples):
+    ranks = [list(EvaluationOrder(num_samples, 2, rank=rank, world_size=2)) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) == -(-num_samples // 4)
+    fillers = [batch for batch in ranks[1] if batch[0][0] == FILLER_ID]
+    assert fillers == ([[(FILLER_ID, 0)]] if num_samples % 4 == 1 else [])
+
+
+def test_of_no_samples_there_is_no_batch():
+    assert list(EvaluationOrder(0, 2, rank=1, world_size=2)) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed.few_pictures import CASES, evaluate
 from distributed.training_run import train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "digits.json"
@@ -131,6 +132,14 @@ def test_both_processes_log_the_whole_loss_and_gradient(pair, alone, strategy):
 def test_sharded_average_is_validated_as_any_other(pair):
     ddp, fsdp = (pair[1][0][f"validation of {strategy}"] for strategy in ("ddp", "fsdp"))
     assert fsdp == pytest.approx(ddp, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_pictures", CASES)
+def test_evaluation_of_fewer_pictures_than_processes_is_that_of_one_process(pair, tmp_path, num_pictures):
+    """Kind: collective calls that a process without data never reaches."""
+    expected = evaluate(tmp_path, num_pictures)
+    for found in pair[1][:1]:
+        assert found[f"few {num_pictures}"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_sharded_parameters_are_nowhere_whole(pair, alone):

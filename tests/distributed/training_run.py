@@ -31,16 +31,6 @@ class Remember(L.Callback):
         return [[row["train/loss"], row["train/gradient_norm"]] for row in self.logged]
 
 
-class OddDigits(Digits):
-    """Nine pictures to validate on: of two processes with batches of four, one has a batch more."""
-
-    def val_dataloader(self):
-        loader = super().val_dataloader()
-        order = loader._loader.batch_sampler
-        order.indices = [index for index in order.indices if index < 9]
-        return loader
-
-
 def build(module_class=GenerativeModule):
     torch.manual_seed(0)
     backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from training_run import GLOBAL_BATCH_SIZE, NUM_STEPS, OddDigits, build, train
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from distributed.few_pictures import CASES, FewDigits, evaluate
+from distributed.training_run import GLOBAL_BATCH_SIZE, NUM_STEPS, build, train
 
 from zigma_pl.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.errors import UserError
@@ -40,15 +44,18 @@ def main(folder):
     torch.set_num_threads(1)
     found = {}
     two = {"devices": 2, "batch_size": HALF}
-    # The last validation batch, of one picture, has process 0 alone.
+    # Of nine pictures in batches of four, process 1 has none for the last batch.
     validated = two | {"limit_val_batches": 1.0, "val_check_interval": NUM_STEPS}
     for name, strategy in (("ddp", "ddp"), ("fsdp", FullySharded())):
-        trainer, remember = train(folder / name, **validated, data=OddDigits(batch_size=HALF), strategy=strategy)
+        trainer, remember = train(folder / name, **validated, data=FewDigits(9, batch_size=HALF), strategy=strategy)
         found[name] = remember.trace()
         found[f"validation of {name}"] = float(trainer.callback_metrics["validation/loss"])
     found["local_parameters"] = sum(p.to_local().numel() for p in trainer.lightning_module.parameters())
     resumed = train(folder / "fsdp-resumed", ckpt_path=folder / "fsdp" / "step=3.ckpt", **two, strategy=FullySharded())
     found["fsdp-resumed"] = resumed[1].trace()
+
+    for num_pictures in CASES:
+        found[f"few {num_pictures}"] = evaluate(folder / f"few{num_pictures}", num_pictures, devices=2, strategy="ddp")
 
     trainer, remember = train(folder / "spoiled", build(Spoiled), [NonFiniteGuard()], **two, strategy="ddp")
     found["skipped"] = [row["train/skipped_steps"] for row in remember.logged]

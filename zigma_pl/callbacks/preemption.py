@@ -2,19 +2,20 @@
 
 import os
 import signal
-import threading
-import time
+from collections.abc import Callable
+from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch import callbacks
 
 from zigma_pl.callbacks.checkpoint import Checkpoint
-from zigma_pl.errors import UserError
+from zigma_pl.errors import PREEMPTED_STATUS, UserError
+from zigma_pl.signals import Repeats, listen
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-SECONDS_OF_ONE_SIGNAL = 2.0  # one signal may come twice: to all processes of a group, and passed on by their parent
+_ASK_TO_BE_RUN_AGAIN = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send
 
 
 class Preempted(Exception):
@@ -30,14 +31,19 @@ class Preempted(Exception):
         self.by = by
         self.step = step
 
+    @property
+    def status(self) -> int:
+        """The exit status: 75, which asks to be run again, or 128 + number of a signal that a user sends."""
+        return PREEMPTED_STATUS if self.by in _ASK_TO_BE_RUN_AGAIN else 128 + self.by
+
 
 # A checkpoint callback to Lightning, so that it is called after those that checkpoints have the state of.
 class Preemption(callbacks.Checkpoint):
-    """Save and end with status 75 after SIGTERM or SIGUSR1; a second signal ends the run at once.
+    """Save and end training after SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP; a second signal ends it at once.
 
     The step that is under way is finished first, and a validation for which no checkpoint has been saved yet. SLURM
     sends a signal before the time is up where a job asks for it: `#SBATCH --signal=USR1@120`. Other commands than
-    `fit` know nothing of this.
+    `fit` end at once.
 
     Args:
         check_every_n_steps: several processes ask each other every so many steps whether one had a signal.
@@ -47,33 +53,22 @@ class Preemption(callbacks.Checkpoint):
         if check_every_n_steps < 1:
             raise UserError(f"preemption.check_every_n_steps must be at least 1, got {check_every_n_steps}")
         self.check_every_n_steps = check_every_n_steps
-        self._signal: signal.Signals | None = None
-        self._came = 0.0
-        self._process = 0  # that listens; 0 for none
-        self._trainer: L.Trainer | None = None
-        self._handlers_before: dict[signal.Signals, Any] = {}
+        self._signals = Repeats()
+        self._trainer: L.Trainer | None = None  # whose run listens
+        self._restore_handlers: Callable[[], None] | None = None
 
     # --- signals ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen from here on; workers that load data inherit that they do not end by SIGUSR1."""
-        if stage != "fit" or threading.current_thread() is not threading.main_thread():
-            return
-        self._signal, self._process, self._trainer = None, os.getpid(), trainer
-        self._handlers_before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen alone: Lightning's own handler, put in place meanwhile, would end the run without saving."""
-        if self._process:
-            for number in SIGNALS:
-                signal.signal(number, self._on_signal)
+        """Listen from here on, in training; workers that load data inherit that they do not end by these signals."""
+        # Lightning's own handlers would ignore SIGTERM outside of training, and end training without saving.
+        trainer._signal_connector.register_signal_handlers = _leave_handlers_alone  # type: ignore[method-assign]
+        if stage == "fit":
+            self._signals, self._trainer = Repeats(), trainer
+            self._restore_handlers = listen(self._on_signal)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Listen no longer; nor shall Lightning, which saw this listening, put it back."""
-        lightnings = trainer._signal_connector._original_handlers
-        lightnings.update(
-            {number: handler for number, handler in self._handlers_before.items() if number in lightnings}
-        )
+        """Listen no longer."""
         self._stop_listening()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -81,23 +76,26 @@ class Preemption(callbacks.Checkpoint):
         self._stop_listening()
 
     def _stop_listening(self) -> None:
-        self._process, self._trainer = 0, None
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
-        self._handlers_before = {}
+        if self._restore_handlers is not None:
+            self._restore_handlers()
+        self._trainer, self._restore_handlers = None, None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._process != os.getpid():
-            return  # of a worker, which ends with the main process
-        if self._signal is None:
-            self._signal, self._came = signal.Signals(number), time.monotonic()
-        elif number != self._signal or time.monotonic() - self._came > SECONDS_OF_ONE_SIGNAL:
+        assert self._trainer is not None
+        is_first = self._signals.first is None
+        if self._signals.is_second(number):
             self._end_at_once(number)
+        if is_first and self._trainer.is_global_zero:
+            name = signal.Signals(number).name
+            # Not by print, which may be what the signal interrupts.
+            os.write(2, f"\n{name}: saves after this step and ends; a second signal ends it at once\n".encode())
 
     def _end_at_once(self, number: int) -> None:
         launcher = None if self._trainer is None else self._trainer.strategy.launcher
         if launcher is not None:
             launcher.kill(signal.SIGKILL)
+        for worker in active_children():
+            worker.kill()
         os._exit(128 + number)
 
     # --- ends of steps ------------------------------------------------------------------------------------------------
@@ -122,11 +120,9 @@ class Preemption(callbacks.Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End within a validation whose step is saved; a resumed run validates again.
-
-        One process alone: several have different numbers of batches, so they cannot ask each other here.
-        """
-        if trainer.state.fn == "fit" and trainer.world_size == 1 and _checkpoint_of(trainer).has_saved(trainer):
+        """End within a validation whose step is saved; a resumed run validates again."""
+        asks = trainer.world_size == 1 or (batch_idx + 1) % self.check_every_n_steps == 0
+        if asks and trainer.state.fn == "fit" and _checkpoint_of(trainer).has_saved(trainer):
             self._end_if_agreed(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -135,11 +131,17 @@ class Preemption(callbacks.Checkpoint):
             self._end_if_agreed(trainer)
 
     def _end_if_agreed(self, trainer: L.Trainer) -> None:
-        noted = self._signal is not None
-        if not (noted if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(noted, all=False)):
-            return
-        _checkpoint_of(trainer).save_now(trainer)
-        raise Preempted(self._signal or signal.SIGTERM, trainer.global_step)
+        number = int(self._signals.first or 0)
+        if trainer.world_size > 1:
+            ours = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(ours, reduce_op="max"))
+        if number:
+            _checkpoint_of(trainer).save_now(trainer)
+            raise Preempted(signal.Signals(number), trainer.global_step)
+
+
+def _leave_handlers_alone() -> None:
+    """In the place of Lightning's function that registers handlers."""
 
 
 def _checkpoint_of(trainer: L.Trainer) -> Checkpoint:

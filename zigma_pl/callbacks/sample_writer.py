@@ -60,6 +60,8 @@ class SampleWriter(L.Callback):
     ) -> None:
         """Write the pictures or videos of one batch."""
         assert isinstance(outputs, Samples)
+        if not len(outputs.sample_ids):
+            return
         self._num_network_calls = outputs.num_network_calls
         pictures = to_uint8(trainer.datamodule.decode(outputs.latents))  # type: ignore[attr-defined]
         for sample_id, picture in zip(outputs.sample_ids.tolist(), pictures, strict=True):

@@ -39,20 +39,22 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)  # a model this small gains nothing from more, and loses much where a core is busy
     config = options.config or str(shipped_file(EXPERIMENT))
     steps = [] if options.max_steps is None else [f"--trainer.max_steps={options.max_steps}"]
-    run("fit", "--config", config, *steps)
+    if status := run("fit", "--config", config, *steps):
+        return status
     count = f"--data.init_args.num_predict_samples={options.num_samples}"
     sampling = [count, "--data.init_args.batch_size=250", f"--samples.folder={options.out}"]
-    run("predict", "--config", config, "--ckpt_path", "last", *sampling)
+    if status := run("predict", "--config", config, "--ckpt_path", "last", *sampling):
+        return status
     report(Path(options.out))
     return 0
 
 
-def run(*arguments: str) -> None:
-    """Run one of the trainer's commands in this process, showing it as the user would type it."""
+def run(*arguments: str) -> int:
+    """Run one of the trainer's commands in this process, showing it as the user would type it; returns its status."""
     from zigma_pl.cli import main as run_cli
 
     print("\n$ python -m zigma_pl " + " ".join(arguments), flush=True)
-    run_cli(list(arguments))
+    return run_cli(list(arguments))
 
 
 def report(folder: Path) -> None:

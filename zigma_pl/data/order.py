@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from zigma_pl.batch import FILLER_ID
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
 
@@ -83,16 +84,19 @@ class TrainingOrder(Sampler[list[SampleKey]]):
 class EvaluationOrder(Sampler[list[SampleKey]]):
     """Every sample exactly once over all ranks: rank r takes r, r + world_size, ...; the sample id is the index.
 
-    Ranks may differ by one sample, and the last batch may be short: nothing is ever repeated to fill them up.
+    Every rank has the same number of batches. The last batch may be short; a rank without a sample for it gets a filler
+    batch, which counts for nothing (`Batch.is_filler`).
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         self.indices = range(rank, num_samples, world_size)
         self.batch_size = batch_size
+        self.num_batches = -(-num_samples // (world_size * batch_size))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(index, index) for index in self.indices[start : start + self.batch_size]]
+        for start in range(0, self.num_batches * self.batch_size, self.batch_size):
+            indices = self.indices[start : start + self.batch_size]
+            yield [(index, index) for index in indices] or [(FILLER_ID, 0)]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return self.num_batches

@@ -1,0 +1,92 @@
+"""Several processes of one run: if one fails, all end within seconds, and one of them says why."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch.distributed import DistNetworkError
+
+from zigma_pl.callbacks.preemption import Preempted
+from zigma_pl.errors import UserError
+
+# Most errors come up in all processes together, or in one, whose end the others then notice by an error of their own.
+SECONDS_TO_WAIT_FOR_THE_FIRST = 2.0  # before another process than the first raises: the first ends it till then
+SECONDS_TO_FIND_THE_CAUSE = 1.0  # before the first raises: till then it sees whether another has failed before it
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts the processes of a node, in the place of Lightning's own, which leaves them alone when the first fails.
+
+    Where something else has started them (torchrun, SLURM), that has to end them; of what they say only the first's
+    error is not delayed.
+    """
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
+        """Start the other processes, and call the function.
+
+        Raises:
+            UserError: the processes do not find each other.
+            SystemExit: another process has failed, and has said why; with its status.
+        """
+        environment = self.cluster_environment
+        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not environment.creates_processes_externally:
+            self._call_children_scripts()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        ended = threading.Event()
+        threading.Thread(target=self._end_with_children, args=(ended,), daemon=True).start()
+        try:
+            return function(*args, **kwargs)
+        except Preempted:  # as the others are
+            raise
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._leave_it_to_the_cause(error)
+            self.kill(signal.SIGKILL)
+            if isinstance(error, DistNetworkError):
+                raise UserError(
+                    f"the processes of this run do not find each other at {environment.main_address}:"
+                    f"{environment.main_port} ({str(error).split('. ', 1)[0]}): set the environment variable "
+                    "MASTER_PORT to a port that is free"
+                ) from error
+            raise
+        finally:
+            ended.set()
+
+    def _leave_it_to_the_cause(self, error: Exception) -> None:
+        if self.cluster_environment.global_rank() != 0:
+            time.sleep(SECONDS_TO_WAIT_FOR_THE_FIRST)
+        elif self.procs and not isinstance(error, UserError):
+            status = self._failure_within(SECONDS_TO_FIND_THE_CAUSE)
+            if status:
+                self.kill(signal.SIGKILL)
+                sys.exit(status)
+
+    def _failure_within(self, seconds: float) -> int:
+        """Return the status of a process that failed, 0 if none has after so many seconds."""
+        until = time.monotonic() + seconds
+        while not (status := self._failure()) and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return status
+
+    def _failure(self) -> int:
+        statuses = [process.poll() or 0 for process in self.procs]
+        return next((status if status > 0 else 128 - status for status in statuses if status), 0)
+
+    def _end_with_children(self, ended: threading.Event) -> None:
+        """End this process, which may wait in vain for one that has failed."""
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            status = self._failure()
+            if status and not ended.wait(2 * SECONDS_TO_FIND_THE_CAUSE):
+                self.kill(signal.SIGKILL)
+                sys.stderr.flush()
+                os._exit(status)
