@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zigma_pl.callbacks.agreement import Agreement
 from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.non_finite import NonFiniteGuard
@@ -83,9 +84,12 @@ class ZigmaCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def before_instantiate_classes(self) -> None:
-        """Add our progress bar, unless there shall be none."""
+        """Add what needs no options: a comparison of all processes, and our progress bar, unless it is turned off."""
+        options = vars(self.config[self.config["subcommand"]].as_flat())
+        compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
+        self.trainer_defaults["callbacks"] = [Agreement(compared)]
         if self._get(self.config, "trainer").enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"] = [Progress()]
+            self.trainer_defaults["callbacks"].append(Progress())
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""

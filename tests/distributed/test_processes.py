@@ -138,8 +138,15 @@ def test_sharded_average_is_validated_as_any_other(pair):
 def test_evaluation_of_fewer_pictures_than_processes_is_that_of_one_process(pair, tmp_path, num_pictures):
     """Kind: collective calls that a process without data never reaches."""
     expected = evaluate(tmp_path, num_pictures)
-    for found in pair[1][:1]:
+    for found in pair[1]:
         assert found[f"few {num_pictures}"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("what", "named"), [("data", "validation split"), ("options", "option model.learning_rate")])
+def test_processes_that_differ_are_refused_by_both(pair, what, named):
+    first, second = (found[f"unequal {what}"] for found in pair[1])
+    assert first == second
+    assert first.startswith(f"{named}: process 0 has")
 
 
 def test_sharded_parameters_are_nowhere_whole(pair, alone):

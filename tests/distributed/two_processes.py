@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from distributed.few_pictures import CASES, FewDigits, evaluate
 from distributed.training_run import GLOBAL_BATCH_SIZE, NUM_STEPS, build, train
 
+from zigma_pl.callbacks.agreement import Agreement
 from zigma_pl.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
@@ -57,11 +58,21 @@ def main(folder):
     for num_pictures in CASES:
         found[f"few {num_pictures}"] = evaluate(folder / f"few{num_pictures}", num_pictures, devices=2, strategy="ddp")
 
+    rank = distributed.get_rank()
+    unequal = {
+        "data": ({}, FewDigits(2 + rank, batch_size=HALF)),
+        "options": ({"model.learning_rate": 1e-3 * rank}, FewDigits(2, batch_size=HALF)),
+    }
+    for name, (options, data) in unequal.items():
+        try:
+            train(folder / name, callbacks=[Agreement(options)], data=data, **two, strategy="ddp")
+        except UserError as error:
+            found[f"unequal {name}"] = str(error)
+
     trainer, remember = train(folder / "spoiled", build(Spoiled), [NonFiniteGuard()], **two, strategy="ddp")
     found["skipped"] = [row["train/skipped_steps"] for row in remember.logged]
     moments = [state[name] for state in trainer.optimizers[0].state.values() for name in ("exp_avg", "exp_avg_sq")]
     weights = dict(trainer.lightning_module.named_parameters()) | {f"moment {i}": m for i, m in enumerate(moments)}
-    rank = distributed.get_rank()
     torch.save({name: value.detach() for name, value in weights.items()}, folder / f"weights{rank}.pt")
 
     guard = NonFiniteGuard(max_in_a_row=2, check_every_n_steps=2)

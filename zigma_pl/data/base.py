@@ -26,7 +26,7 @@ from zigma_pl.transfer import to_device
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what JSON can hold
 
-_SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
+SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
     "test": ("test",),
@@ -191,7 +191,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Open the splits that the stage needs, and no others; `predict` needs none."""
-        for split in _SPLITS_OF_STAGE[stage]:
+        for split in SPLITS_OF_STAGE[stage]:
             self.samples(split)
         assert self.latent_shape  # a size that does not fit the autoencoder is found before training starts
 
