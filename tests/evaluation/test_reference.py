@@ -27,7 +27,7 @@ class Reference:
         def make():
             self.num_made += 1
             chunks = real_chunks(self.pictures, num_workers=0)
-            return extract(self.extractor, chunks, len(self.pictures), of_frames=False, keep=with_features)
+            return extract(self.extractor, chunks, len(self.pictures), num_frames=None, keep=with_features)
 
         return load_or_make(self.files, make, with_features=with_features, is_global_zero=True)
 

@@ -74,7 +74,7 @@ def test_score_is_the_scaled_cosine_and_never_negative(folder, pictures):
     from transformers import CLIPModel
 
     score, captions = ClipScore(folder), ["abc", "xyz", "q"]
-    scores = score(pictures, captions)
+    scores = score.scores(pictures, captions)
     token_ids = torch.tensor([[52, 0, 1, 28, 53], [52, 23, 24, 51, 53], [52, 42, 53, 53, 53]])  # end pads
     with torch.no_grad():
         captioned = CLIPModel.from_pretrained(folder).get_text_features(token_ids).pooler_output
@@ -82,11 +82,11 @@ def test_score_is_the_scaled_cosine_and_never_negative(folder, pictures):
     torch.testing.assert_close(scores, 100 * cosines.clamp(min=0), rtol=1e-4, atol=1e-4)
     assert (scores >= 0).all()
     score.pictures.network.visual_projection.weight.data.neg_()
-    torch.testing.assert_close(score(pictures, captions), 100 * (-cosines).clamp(min=0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(score(pictures[1:2], captions[1:2])[0], 100 * (-cosines[1]).clamp(min=0))
+    torch.testing.assert_close(score.scores(pictures, captions), 100 * (-cosines).clamp(min=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(score.scores(pictures[1:2], captions[1:2])[0], 100 * (-cosines[1]).clamp(min=0))
     assert score.fingerprint()["scale"] == 100
     with pytest.raises(UserError, match="3 pictures but 1 captions"):
-        score(pictures, ["a"])
+        score.scores(pictures, ["a"])
 
 
 def test_a_folder_without_tokenizer_is_named(folder, tmp_path):
@@ -94,3 +94,28 @@ def test_a_folder_without_tokenizer_is_named(folder, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UserError, match="tokenizer too"):
         ClipScore(tmp_path)
+
+
+def test_the_metric_is_the_mean_over_all_samples_each_once(folder, pictures):
+    score, captions = ClipScore(folder), ["abc", "xyz", "q"]
+    expected = score.scores(pictures, captions).double().mean()
+    assert float(score(pictures[:2], captions[:2], torch.tensor([0, 1]))) == pytest.approx(
+        float(score.scores(pictures[:2], captions[:2]).double().mean()), rel=1e-6
+    )
+    score.update(pictures[2:], captions[2:], torch.tensor([2]))
+    score.update(pictures[:0], [], torch.tensor([], dtype=torch.int64))
+    assert float(score.compute()) == pytest.approx(float(expected), rel=1e-6)
+    score.update(pictures[:1], captions[:1], torch.tensor([2]))
+    with pytest.raises(UserError, match="sample 2"):
+        score.compute()
+    score.reset()
+    assert not score.state_dict()
+    with pytest.raises(UserError, match="no samples"):
+        score.compute()
+
+
+def test_weights_that_give_no_number_are_an_error_and_no_score(folder, pictures):
+    score = ClipScore(folder)
+    score.pictures.network.visual_projection.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        score.update(pictures, ["a", "b", "c"])

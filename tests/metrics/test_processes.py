@@ -1,62 +1,66 @@
+"""Scores do not depend on the number of processes, also where one of them has no sample."""
+
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from metrics.measured import CASES, all_losses, all_metrics, measure
 
 from zigma_pl.errors import UserError
-from zigma_pl.metrics.frechet import frechet_distance
-from zigma_pl.metrics.gather import check_sample_ids, gather_features
+from zigma_pl.evaluation.features import ExtractedFeatures
 from zigma_pl.metrics.statistics import FeatureStatistics
+
+SHARES = ("halves", "all and nothing")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Features far from zero, an odd number of them, and the folder in which two processes have worked on them."""
+def results(tmp_path_factory):
+    """What each of two processes has measured."""
     folder = tmp_path_factory.mktemp("two")
-    features = 5 + torch.randn(31, 8, generator=torch.Generator().manual_seed(0))
-    torch.save(features, folder / "features.pt")
     script = __file__.replace("test_processes", "two_processes")
     processes = [subprocess.Popen([sys.executable, script, str(rank), "2", str(folder)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    return folder, features
+    return [torch.load(folder / f"results{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_statistics_of_two_processes_are_those_of_one(run):
-    folder, features = run
-    whole = FeatureStatistics(8).update(features)
-    other = FeatureStatistics(8).update(torch.randn(40, 8, generator=torch.Generator().manual_seed(1)))
-    for name in ("statistics0", "statistics1", "uneven0", "uneven1"):
-        reduced = FeatureStatistics.load(folder / f"{name}.npz")
-        assert reduced.count == 31
-        torch.testing.assert_close(reduced.mean, whole.mean, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(reduced.covariance, whole.covariance, rtol=1e-10, atol=1e-10)
-        assert frechet_distance(reduced, other) == pytest.approx(frechet_distance(whole, other), rel=1e-10, abs=1e-10)
+@pytest.fixture(scope="module")
+def of_one():
+    return measure(all_metrics(), (0, 1))
 
 
-def test_gathered_features_are_in_the_order_of_the_samples(run):
-    folder, features = run
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("case", CASES)
+def test_scores_of_two_processes_are_those_of_one(results, of_one, share, case):
     for rank in range(2):
-        assert torch.equal(torch.load(folder / f"gathered{rank}.pt", weights_only=True), features)
+        for computed in (case, f"{case}, again"):
+            assert results[rank][share][computed] == pytest.approx(of_one[case], rel=1e-10)
+        found, expected = (part[f"{case}, extracted"] for part in (results[rank][share], of_one))
+        torch.testing.assert_close(found["mean"], expected["mean"], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found["covariance"], expected["covariance"], rtol=1e-10, atol=1e-10)
+        assert torch.equal(found["features"], expected["features"])
 
 
-def test_every_process_hears_of_a_wrong_number_and_of_a_sample_that_two_have(run):
+@pytest.mark.parametrize("share", SHARES)
+def test_losses_of_two_processes_are_those_of_one(results, share):
     for rank in range(2):
-        number, twice = (run[0] / f"messages{rank}.txt").read_text().splitlines()
-        assert number == "there are 31 samples, but 32 are to be scored"
+        assert results[rank]["loss"][share] == pytest.approx(all_losses((0, 1)), rel=1e-10)
+
+
+def test_every_process_raises_for_a_wrong_number_and_for_a_sample_that_two_have(results):
+    for rank in range(2):
+        twice, number = results[rank]["errors"]
         assert "sample 0 and 0 more are there twice" in twice
+        assert number == "there are 2 samples, but 4 are to be scored"
 
 
 def test_one_process_checks_too():
-    check_sample_ids([3, 1, 2], 3)
-    with pytest.raises(UserError, match="sample 1 and 1 more are there twice"):
-        check_sample_ids(torch.tensor([1, 2, 1, 2, 5]), 5)
-    with pytest.raises(UserError, match="2 samples, but 3"):
-        check_sample_ids([1, 2], 3)
-    assert gather_features([2, 0, 1], torch.tensor([[2.0], [0], [1]]), 3).flatten().tolist() == [0, 1, 2]
-    with pytest.raises(UserError, match="twice"):
-        gather_features([1, 1], torch.zeros(2, 1), 2)
+    for ids, message in (([1, 2, 1, 2, 5], "sample 1 and 1 more are there twice"), ([1, 2], "2 samples, but 5")):
+        gathered = ExtractedFeatures(1, 5, keep=False)
+        gathered.update(torch.zeros(len(ids), 1), torch.tensor(ids))
+        with pytest.raises(UserError, match=message):
+            gathered.compute()
 
 
 def test_statistics_survive_a_file_and_a_broken_one_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""One of several processes: reduces its part of the samples and writes what it then has.
+"""One of several processes: measures its part of the samples and writes what it then has.
 
 Usage: two_processes.py RANK WORLD_SIZE FOLDER
 """
@@ -9,34 +9,28 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.gather import check_sample_ids, gather_features
-from zigma_pl.metrics.statistics import FeatureStatistics
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from metrics.measured import all_losses, all_metrics, error_of, measure
+
+from zigma_pl.evaluation.features import ExtractedFeatures
 
 
 def main(rank, world_size, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
-    features = torch.load(folder / "features.pt", weights_only=True)
-    ids = torch.arange(len(features))[rank::world_size].flip(0)
-    FeatureStatistics(features.shape[1]).update(features[ids]).all_reduce().save(folder / f"statistics{rank}.npz")
-    torch.save(gather_features(ids, features[ids], len(features)), folder / f"gathered{rank}.pt")
-    messages = [error_of(ids, len(features) + 1), error_of([*ids.tolist(), 0], len(features) + world_size)]
-    (folder / f"messages{rank}.txt").write_text("\n".join(messages))
-    # A process without samples, as where there are fewer samples than processes.
-    nothing = FeatureStatistics(features.shape[1])
-    (nothing if rank else nothing.update(features)).all_reduce().save(folder / f"uneven{rank}.npz")
+    # Every second sample; all samples on the first process, and the second without any, not even an empty batch.
+    shares = {"halves": (rank, world_size), "all and nothing": (0, 1) if rank == 0 else None}
+    results = {name: measure(all_metrics(), share) for name, share in shares.items()}
+    results["loss"] = {name: all_losses(share) for name, share in shares.items()}
+    twice, fewer = (ExtractedFeatures(1, number, keep=True) for number in (3, 4))
+    twice.update(torch.zeros(2 - rank, 1), torch.arange(2 - rank))
+    fewer.update(torch.zeros(1, 1), torch.tensor([rank]))
+    results["errors"] = [error_of(twice.compute), error_of(fewer.compute)]
+    torch.save(results, folder / f"results{rank}.pt")
     # Without these, the threads of gloo can outlive the interpreter, which then aborts.
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-def error_of(ids, num_samples):
-    try:
-        check_sample_ids(ids, num_samples)
-    except UserError as error:
-        return str(error)
-    return "no error"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Scores of `test`: samples of the averaged weights, compared with held-out real pictures, in a record."""
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from zigma_pl.callbacks.clips import check_frames_per_second
 from zigma_pl.data.base import ImageDataModule, Split
@@ -39,7 +39,6 @@ from zigma_pl.evaluation.store import Chunk, SampleStore
 from zigma_pl.evaluation.summary import score_table
 from zigma_pl.metrics.clip_score import ClipScore
 from zigma_pl.metrics.extractors import FeatureExtractor, build_extractor
-from zigma_pl.metrics.gather import gather_features
 from zigma_pl.module import GenerativeModule
 
 NO_CHECKPOINT = "test scores a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)"
@@ -203,7 +202,7 @@ class Scorer(L.Callback):
             extractor,
             chunks,
             num_samples,
-            of_frames=features.of == "frames",
+            num_frames=_datamodule(trainer).num_frames if features.of == "frames" else None,
             keep=self._needs_each_sample(features),
             shown_as=f"{features.name} of {whose} {features.of}" if shows_progress(trainer) else None,
         )
@@ -219,6 +218,11 @@ class Scorer(L.Callback):
         assert pl_module.test_loss is not None
         assert self._checkpoint is not None
         loss = pl_module.test_loss
+        if not math.isfinite(loss.value):
+            raise UserError(
+                f"the loss is {loss.value}: use trainer.precision=32-true, or an earlier checkpoint if training has "
+                "diverged"
+            )
         scores = {"validation_loss": Score(loss.value, by_time=loss.by_time)}
         protocol: dict[str, Any] = {
             "data": self._describe_data(_datamodule(trainer)),
@@ -284,14 +288,12 @@ class Scorer(L.Callback):
             yield store.read_first(number, self.num_samples)
 
     def _clip_score(self, trainer: L.Trainer, extractor: ClipScore, chunks: Iterator[Chunk]) -> Score:
-        values, ids = [torch.empty(0, 1)], [torch.empty(0, dtype=torch.int64)]
+        extractor.reset()
         for chunk in chunks:
             captions = _datamodule(trainer).held_out_conditions(self.split, chunk.sample_ids.tolist()).captions
             assert captions is not None
-            values.append(extractor(chunk.pictures, captions).cpu()[:, None])
-            ids.append(chunk.sample_ids)
-        all_values = gather_features(torch.cat(ids), torch.cat(values), self.num_samples)
-        return Score(float(all_values.double().mean()), extractor.comparable)
+            extractor.update(chunk.pictures, captions, chunk.sample_ids)
+        return Score(float(extractor.compute()), extractor.comparable)
 
     def _protocol(self, store: SampleStore, identity: dict[str, Any]) -> dict[str, Any]:
         num_real = [reference.num_real for reference in self._references.values()]

@@ -1,6 +1,6 @@
 """Features of many pictures or clips, extracted by all processes together.
 
-Axes: n samples, d features, F frames.
+Axes: B batch, n samples, d features, F frames.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zigma_pl.metrics.base import require_each_once
 from zigma_pl.metrics.extractors import FeatureExtractor
-from zigma_pl.metrics.gather import check_sample_ids, gather_features
+from zigma_pl.metrics.feature_sets import FeatureSets
 from zigma_pl.metrics.statistics import FeatureStatistics
 
 PICTURES_PER_CALL = 32
@@ -36,12 +37,42 @@ class FeatureSet(NamedTuple):
     features: Tensor | None
 
 
+class ExtractedFeatures(FeatureSets):
+    """One set of features, gathered from all processes as a `torchmetrics.Metric`.
+
+    Args:
+        dim: d.
+        num_samples: expected over all processes.
+        keep: whether the features themselves are kept beside their statistics.
+    """
+
+    all_statistics: Tensor
+
+    def __init__(self, dim: int, num_samples: int, *, keep: bool) -> None:
+        super().__init__(("all",), dim, ("statistics", "features") if keep else ("statistics",))
+        self.num_samples = num_samples
+
+    def update(self, features: Tensor, sample_ids: Tensor) -> None:
+        """Add features, (B, d), of samples with the given ids, (B,)."""
+        self.add("all", features, sample_ids)
+
+    def compute(self) -> FeatureSet:
+        """Return statistics and features on the CPU.
+
+        Raises:
+            UserError: a sample is there twice, or the number is another.
+        """
+        require_each_once(self.joined("all_ids"), self.num_samples)
+        features = self.features("all").cpu() if "features" in self.kept else None
+        return FeatureSet(FeatureStatistics.unpacked(self.all_statistics.cpu()), features)
+
+
 def extract(
     extractor: FeatureExtractor,
     chunks: Iterable[Pictures],
     num_samples: int,
     *,
-    of_frames: bool,
+    num_frames: int | None,
     keep: bool,
     shown_as: str | None = None,
 ) -> FeatureSet:
@@ -51,28 +82,20 @@ def extract(
         extractor: already on its device.
         chunks: this process's share.
         num_samples: pictures, or clips, over all processes.
-        of_frames: take the frames of clips as pictures.
+        num_frames: of each clip, which are taken as pictures; None to take pictures or clips as they are.
         keep: return the features too.
         shown_as: what a progress bar of this process's share is called; None for no bar.
 
     Raises:
         UserError: a sample is there twice, or the number is another.
     """
-    statistics = FeatureStatistics(extractor.dim)
-    kept, ids, num_frames = [torch.empty(0, extractor.dim)], [torch.empty(0, dtype=torch.int64)], 1
+    gathered = ExtractedFeatures(extractor.dim, num_samples * (num_frames or 1), keep=keep).to(extractor.device)
     for chunk in tqdm(chunks, desc=shown_as, unit="chunks", disable=shown_as is None):
         pictures, sample_ids = chunk.pictures, chunk.sample_ids
-        if of_frames:
-            num_frames = pictures.shape[1]
+        if num_frames is not None:
             sample_ids = (sample_ids[:, None] * num_frames + torch.arange(num_frames)).flatten()
             pictures = pictures.flatten(0, 1)
-        ids.append(sample_ids)
-        for part in pictures.split(PICTURES_PER_CALL):
-            features = extractor(part).float().cpu()
-            statistics.update(features)
-            kept += [features] if keep else []
-    all_ids, num_expected = torch.cat(ids), num_samples * num_frames
-    if keep:
-        return FeatureSet(statistics.all_reduce(), gather_features(all_ids, torch.cat(kept), num_expected))
-    check_sample_ids(all_ids, num_expected)
-    return FeatureSet(statistics.all_reduce(), None)
+        for part, ids in zip(pictures.split(PICTURES_PER_CALL), sample_ids.split(PICTURES_PER_CALL), strict=True):
+            if len(part):
+                gathered.update(extractor(part), ids)
+    return gathered.compute()

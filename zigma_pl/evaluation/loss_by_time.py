@@ -1,12 +1,13 @@
 """The fixed validation loss, as a whole and by time."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from zigma_pl.metrics.gather import gather_objects
+from zigma_pl.errors import UserError
+from zigma_pl.metrics.base import ScoreMetric
 
 NUM_BINS = 10
 
@@ -19,29 +20,43 @@ class LossByTime(NamedTuple):
     num_samples: int
 
 
-class MeanByTime:
-    """Means of losses by time, over all processes, summed in float64 on the CPU.
+class MeanByTime(ScoreMetric):
+    """Means of losses by time, as a `torchmetrics.Metric` with sums in float64.
 
     Every sample counts once, so the result depends neither on the batch size nor on the number of processes.
+
+    Args:
+        options: those of `torchmetrics.Metric`.
     """
 
-    def __init__(self) -> None:
-        self.reset()
+    is_differentiable = False
+    higher_is_better = False
+    sums: Tensor
+    counts: Tensor
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        self._sums, self._counts = np.zeros(NUM_BINS), np.zeros(NUM_BINS, dtype=np.int64)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("sums", torch.zeros(NUM_BINS, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(NUM_BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, losses: Tensor, times: Tensor) -> None:
-        """Add losses (B,) at times (B,) in [0, 1]."""
-        bins = (times * NUM_BINS).long().clamp(0, NUM_BINS - 1).cpu().numpy()
-        np.add.at(self._sums, bins, losses.detach().cpu().double().numpy())
-        np.add.at(self._counts, bins, 1)
+        """Add losses (B,) at times (B,) in [0, 1]; B may be 0.
+
+        Raises:
+            UserError: the shapes differ, or a time is not in [0, 1].
+        """
+        if losses.ndim != 1 or losses.shape != times.shape:
+            raise UserError(f"losses and times must have one shape (B,), got {(*losses.shape,)} and {(*times.shape,)}")
+        times = times.to(self.device)
+        if not ((times >= 0) & (times <= 1)).all():
+            raise UserError(f"times must be in [0, 1], got {times.min():.3g} to {times.max():.3g}")
+        bins = (times * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+        self.sums = self.sums.index_add(0, bins, losses.detach().to(self.device).double())
+        self.counts = self.counts + bins.bincount(minlength=NUM_BINS)
 
     def compute(self) -> LossByTime:
-        """Return the means over all processes, each of which has to ask; NaN where there was no sample at all."""
-        parts = gather_objects((self._sums, self._counts))
-        sums, counts = (sum(part).tolist() for part in zip(*parts, strict=True))
+        """Return the means over all processes; NaN where there was no sample at all."""
+        sums, counts = self.sums.tolist(), self.counts.tolist()
         by_time = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
         return LossByTime(sum(sums) / sum(counts) if sum(counts) else math.nan, by_time, sum(counts))
 

@@ -6,7 +6,28 @@ Axes: d features.
 import torch
 from torch import Tensor
 
+from zigma_pl.errors import UserError
+from zigma_pl.metrics.feature_sets import FeatureMetric
 from zigma_pl.metrics.statistics import FeatureStatistics
+
+
+class FrechetDistance(FeatureMetric):
+    """The Frechet distance between real and generated samples as a `torchmetrics.Metric`; with Inception features, FID.
+
+    States are sums in float64, so its memory does not grow with the number of samples. Arguments: see `FeatureMetric`.
+    """
+
+    keeps = "statistics"
+
+    def compute(self) -> Tensor:
+        """Return the distance over the samples of all processes, a float64 scalar.
+
+        Raises:
+            UserError: there are fewer than 2 real or 2 generated samples, or a sample is there twice.
+        """
+        self.check_ids()
+        value = frechet_distance(self.statistics("real"), self.statistics("fake"))
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
@@ -16,7 +37,12 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     squares are the eigenvalues of the symmetric F1^T C2 F1, and those of C1 C2 that are not zero. So the result is
     real. It is exact to rounding also where there are fewer samples than features, while square roots of eigenvalues
     that are zero but for rounding would not be.
+
+    Raises:
+        UserError: there are fewer than 2 samples, or the features have another size.
     """
+    if one.dim != other.dim:
+        raise UserError(f"the Frechet distance needs features of one size, got {one.dim} and {other.dim}")
     difference = one.mean - other.mean
     trace_of_root = torch.linalg.svdvals(factor(one.covariance).T @ factor(other.covariance)).sum()
     traces = one.covariance.trace() + other.covariance.trace()

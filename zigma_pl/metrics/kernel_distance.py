@@ -3,24 +3,61 @@
 Axes: n real samples, m generated ones, d features.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zigma_pl.errors import UserError
+from zigma_pl.metrics.feature_sets import Extractor, FeatureMetric
 
 
-class KernelDistance(NamedTuple):
+class SubsetValues(NamedTuple):
     """Mean over the subsets, and their standard deviation."""
 
     mean: float
     std: float
 
 
+class KernelDistance(FeatureMetric):
+    """The kernel distance between real and generated samples as a `torchmetrics.Metric`; with Inception features, KID.
+
+    States are the features of all samples.
+
+    Args:
+        extractor: see `FeatureMetric`.
+        num_subsets, subset_size, seed: see `kernel_distance`.
+        options: those of `FeatureMetric`.
+    """
+
+    keeps = "features"
+
+    def __init__(
+        self, extractor: Extractor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(extractor, **options)
+        self.num_subsets = num_subsets
+        self.subset_size = subset_size
+        self.seed = seed
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `kid` and `kid_std` over the samples of all processes, float64 scalars.
+
+        Raises:
+            UserError: there are fewer samples than a subset needs, or a sample is there twice.
+        """
+        self.check_ids()
+        real, fake = self.features("real"), self.features("fake")
+        mean, std = kernel_distance(real, fake, self.num_subsets, self.subset_size, self.seed)
+        return {
+            name: torch.tensor(value, dtype=torch.float64, device=self.device)
+            for name, value in (("kid", mean), ("kid_std", std))
+        }
+
+
 def kernel_distance(
     real: Tensor, fake: Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> KernelDistance:
+) -> SubsetValues:
     """Return KID with the kernel k(x, y) = (x . y / d + 1)^3, unbiased within each subset.
 
     Args:
@@ -31,8 +68,10 @@ def kernel_distance(
         seed: of the subsets.
 
     Raises:
-        UserError: there are fewer samples than a subset needs.
+        UserError: there are fewer samples than a subset needs, or no subsets.
     """
+    if num_subsets < 1:
+        raise UserError(f"KID: num_subsets must be at least 1, got {num_subsets}")
     fewest = min(len(real), len(fake))
     if not 2 <= subset_size <= fewest:
         raise UserError(f"KID: subset_size must be 2 to {fewest}, the number of samples there are, got {subset_size}")
@@ -42,7 +81,7 @@ def kernel_distance(
         x = real[torch.randperm(len(real), generator=generator)[:subset_size]].double()
         y = fake[torch.randperm(len(fake), generator=generator)[:subset_size]].double()
         values[subset] = unbiased_mmd(x, y)
-    return KernelDistance(float(values.mean()), float(values.std(correction=0)))
+    return SubsetValues(float(values.mean()), float(values.std(correction=0)))
 
 
 def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:

@@ -3,24 +3,55 @@
 Axes: n real samples, m generated ones, d features.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zigma_pl.errors import UserError
+from zigma_pl.metrics.feature_sets import Extractor, FeatureMetric
 
 _ROWS_PER_PASS = 1024  # bounds the memory of a pass to this many rows of distances
 
 
-class PrecisionRecall(NamedTuple):
+class Shares(NamedTuple):
     """Shares in [0, 1]."""
 
     precision: float
     recall: float
 
 
-def precision_recall(real: Tensor, fake: Tensor, num_neighbours: int = 3) -> PrecisionRecall:
+class PrecisionRecall(FeatureMetric):
+    """Precision and recall of generated samples as a `torchmetrics.Metric`. States are the features of all samples.
+
+    Args:
+        extractor: see `FeatureMetric`.
+        num_neighbours: see `precision_recall`.
+        options: those of `FeatureMetric`.
+    """
+
+    keeps = "features"
+    higher_is_better = True
+
+    def __init__(self, extractor: Extractor, num_neighbours: int = 3, **options: Any) -> None:
+        super().__init__(extractor, **options)
+        self.num_neighbours = num_neighbours
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `precision` and `recall` over the samples of all processes, float64 scalars.
+
+        Raises:
+            UserError: there are too few samples, or a sample is there twice.
+        """
+        self.check_ids()
+        shares = precision_recall(self.features("real"), self.features("fake"), self.num_neighbours)
+        return {
+            name: torch.tensor(value, dtype=torch.float64, device=self.device)
+            for name, value in shares._asdict().items()
+        }
+
+
+def precision_recall(real: Tensor, fake: Tensor, num_neighbours: int = 3) -> Shares:
     """Return the share of generated samples in the real manifold, and of real samples in the generated one.
 
     A set's manifold is the union of balls around its members that reach to their `num_neighbours`-th nearest neighbour
@@ -32,15 +63,17 @@ def precision_recall(real: Tensor, fake: Tensor, num_neighbours: int = 3) -> Pre
         num_neighbours: k.
 
     Raises:
-        UserError: a set has no more members than neighbours are asked for.
+        UserError: a set has no more members than neighbours are asked for, or none are asked for.
     """
+    if num_neighbours < 1:
+        raise UserError(f"precision and recall: num_neighbours must be at least 1, got {num_neighbours}")
     if min(len(real), len(fake)) <= num_neighbours:
         raise UserError(
             f"precision and recall with {num_neighbours} neighbours need more than that many samples, "
             f"got {len(real)} real and {len(fake)} generated ones"
         )
     real, fake = real.double(), fake.double()
-    return PrecisionRecall(
+    return Shares(
         precision=share_inside(fake, real, radii(real, num_neighbours)),
         recall=share_inside(real, fake, radii(fake, num_neighbours)),
     )

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, streamed in float64 and summed over processes once.
+"""Mean and covariance of features, streamed in float64.
 
 Axes: n samples, d features.
 """
@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.files import written_whole
@@ -34,24 +34,21 @@ class FeatureStatistics:
 
     def update(self, features: Tensor) -> Self:
         """Add a batch of features, (n, d) of any float type, on any device."""
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise UserError(f"expected features of shape (n, {self.dim}), got {tuple(features.shape)}")
-        features = features.detach().double().cpu()
-        if not features.isfinite().all():
-            raise UserError("features are not finite: the pictures or the feature extractor are broken")
+        check_features(features, self.dim)
+        features = features.detach().to(self.origin.device).double()
         if self.count == 0 and len(features):
             self.move_origin(features.mean(dim=0))
         centred = features - self.origin
         self.count += len(features)
-        self.sum += centred.sum(dim=0)
-        self.products += centred.T @ centred
+        self.sum = self.sum + centred.sum(dim=0)
+        self.products = self.products + centred.T @ centred
         return self
 
     def move_origin(self, origin: Tensor) -> None:
         """Express the sums about another origin, (d,) float64."""
         shift = self.origin - origin
-        self.products += torch.outer(self.sum, shift) + torch.outer(shift, self.sum)
-        self.products += self.count * torch.outer(shift, shift)
+        moved = torch.outer(self.sum, shift) + torch.outer(shift, self.sum) + self.count * torch.outer(shift, shift)
+        self.products = self.products + moved
         self.sum = self.sum + self.count * shift
         self.origin = origin
 
@@ -62,25 +59,23 @@ class FeatureStatistics:
             self.move_origin(other.origin)
         shift = other.origin - self.origin
         self.count += other.count
-        self.products += other.products + torch.outer(other.sum, shift) + torch.outer(shift, other.sum)
-        self.products += other.count * torch.outer(shift, shift)
-        self.sum += other.sum + other.count * shift
+        moved = torch.outer(other.sum, shift) + torch.outer(shift, other.sum) + other.count * torch.outer(shift, shift)
+        self.products = self.products + other.products + moved
+        self.sum = self.sum + other.sum + other.count * shift
         return self
 
-    def all_reduce(self) -> Self:
-        """Sum over all processes, so that each has the statistics of what all have seen; nothing to do with one."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return self
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        count = torch.tensor([float(self.count)], dtype=torch.float64, device=device)
-        distributed.all_reduce(count)
-        origin = (self.origin * self.count).to(device)
-        distributed.all_reduce(origin)
-        self.move_origin((origin / count.clamp(min=1)).cpu())
-        sums = torch.cat([self.sum[None], self.products]).to(device)
-        distributed.all_reduce(sums)
-        self.count, self.sum, self.products = int(count), sums[0].cpu(), sums[1:].cpu()
-        return self
+    def packed(self) -> Tensor:
+        """Return everything as one tensor, (d + 3, d) float64: rows of count, origin and sum, then the products."""
+        rows = torch.stack([torch.full_like(self.sum, self.count), self.origin, self.sum])
+        return torch.cat([rows, self.products])
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> Self:
+        """Return what `packed` was called on."""
+        statistics = cls(packed.shape[1])
+        statistics.count, statistics.origin, statistics.sum = int(packed[0, 0]), packed[1], packed[2]
+        statistics.products = packed[3:]
+        return statistics
 
     def save(self, path: Path) -> None:
         """Write everything to an .npz file, which is there whole or not at all."""
@@ -88,9 +83,9 @@ class FeatureStatistics:
             np.savez(
                 file,
                 count=self.count,
-                origin=self.origin.numpy(),
-                sum=self.sum.numpy(),
-                products=self.products.numpy(),
+                origin=self.origin.cpu().numpy(),
+                sum=self.sum.cpu().numpy(),
+                products=self.products.cpu().numpy(),
             )
 
     @classmethod
@@ -125,3 +120,19 @@ class FeatureStatistics:
     def _require(self, least: int) -> None:
         if self.count < least:
             raise UserError(f"statistics of {self.count} samples: at least {least} are needed")
+
+
+def merge_packed(parts: Tensor) -> Tensor:
+    """Return the statistics of all parts, (number of parts, d + 3, d), packed as each of them."""
+    merged = FeatureStatistics.unpacked(parts[0])
+    for part in parts[1:]:
+        merged.merge(FeatureStatistics.unpacked(part))
+    return merged.packed()
+
+
+def check_features(features: Tensor, dim: int) -> None:
+    """Raise UserError unless features have shape (n, dim) and are finite."""
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise UserError(f"expected features of shape (n, {dim}), got {tuple(features.shape)}")
+    if not features.isfinite().all():
+        raise UserError("features are not finite: the pictures or the feature extractor are broken")
