@@ -170,6 +170,6 @@ def test_distances_are_those_of_torch_fidelity():
     assert float(frechet) == pytest.approx(theirs, rel=1e-6)
     theirs = kid_features_to_metric(fake, real, kid_subsets=2, kid_subset_size=50, verbose=False)
     assert float(kernel["kid"]) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
-    theirs = prc_features_to_metric(real, fake, prc_neighborhood=3, verbose=False)
+    theirs = prc_features_to_metric(fake, real, prc_neighborhood=3, verbose=False)
     assert float(shares["precision"]) == pytest.approx(theirs["precision"], rel=1e-6)
     assert float(shares["recall"]) == pytest.approx(theirs["recall"], rel=1e-6)
