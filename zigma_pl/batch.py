@@ -42,12 +42,15 @@ class Batch(NamedTuple):
         for everything queued there. All noise of a sample is a function of (seed, sample id).
     condition: class ids (B,) int64, caption features (B, T, d) float32, or None.
     caption_mask: (B, T) bool, True on real tokens; None where every token is real or there is no caption.
+    pictures: (B, 3 or 1, height, width) uint8, of videos (B, F, 3, height, width), that the latents were made of, for
+        loss terms that read them; None when sampling and from a prepared data set, which holds none.
     """
 
     latents: Tensor | None
     sample_ids: Tensor
     condition: Tensor | None = None
     caption_mask: Tensor | None = None
+    pictures: Tensor | None = None
 
     @property
     def is_filler(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ from zigma_pl.backbones.sharding import made_whole, shard
 from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
-from zigma_pl.interpolant.objective import Objective
+from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm, tapped
+from zigma_pl.interpolant.objective import Evaluation, Objective
+from zigma_pl.optimizers import Constant, LearningRateSchedule, parameter_groups
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
 from zigma_pl.samplers.graphed import GraphedBackbone
@@ -28,6 +31,9 @@ from zigma_pl.transfer import to_device
 
 log = logging.getLogger(__name__)
 
+# Constructor arguments that are objects when the module is built from Python, and so are not saved with it.
+_OBJECTS = ["backbone", "objective", "sampler", "guidance", "optimizer", "lr_schedule", "loss_terms"]
+OWN_TERM = "interpolant"  # name of the objective's own term in logs
 EVALUATION_SEED = 0  # not a run's own: losses of different rows and seeds are of the same noise
 
 
@@ -53,10 +59,10 @@ class GenerativeModule(L.LightningModule):
         objective: interpolant path, what the network predicts, loss weighting and time sampling.
         sampler: how samples are drawn, from noise at t = 1 to data at t = 0.
         guidance: classifier-free guidance used when sampling.
-        learning_rate: AdamW step size after warm-up.
-        weight_decay: AdamW weight decay; never applied to norms, biases, A_log, D and embeddings.
-        betas: AdamW moment decays.
-        warmup_steps: optimiser steps over which the learning rate rises linearly from 0.
+        optimizer: a torch optimiser by class path, given groups of parameters with a "role" each
+            (`zigma_pl.optimizers`). Weight decay is applied to linear maps only.
+        lr_schedule: how the learning rate changes over the run.
+        loss_terms: terms added to the objective's loss in training, by name.
         condition_dropout: share of training samples whose condition is replaced by the null entry.
         compile_backbone: run the backbone's blocks and other parts through torch.compile, in training and in sampling.
         graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
@@ -71,10 +77,9 @@ class GenerativeModule(L.LightningModule):
         objective: Objective,
         sampler: Sampler | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008  a frozen dataclass
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup_steps: int = 0,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0),
+        lr_schedule: LearningRateSchedule | None = None,
+        loss_terms: dict[str, LossTerm] | None = None,
         condition_dropout: float = 0.1,
         compile_backbone: bool = False,
         graph_sampling: bool = True,
@@ -84,15 +89,14 @@ class GenerativeModule(L.LightningModule):
         super().__init__()
         # From the command line: plain options, all that `load_from_checkpoint` needs. From Python: objects, not stored.
         made_from_options = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if made_from_options else ["backbone", "objective", "sampler", "guidance"])
+        self.save_hyperparameters(ignore=[] if made_from_options else _OBJECTS)
         self.backbone = backbone
         self.objective = objective
         self.sampler = sampler or ODESampler()
         self.guidance = guidance
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.betas = betas
-        self.warmup_steps = warmup_steps
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule or Constant()
+        self.loss_terms = nn.ModuleDict(loss_terms or {})
         self.condition_dropout = condition_dropout if backbone.has_null_condition else 0.0
         self.compile_backbone = compile_backbone
         self.graph_sampling = graph_sampling
@@ -103,6 +107,7 @@ class GenerativeModule(L.LightningModule):
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
         self._losses: list[Tensor] = []  # of the micro-batches of this optimiser step
+        self._terms: list[dict[str, Tensor]] = []  # of the same micro-batches, where there is more than one term
         self._gradient_norm: Tensor | None = None  # of this optimiser step, once it is known
 
     # --- set-up -------------------------------------------------------------------------------------------------------
@@ -125,17 +130,17 @@ class GenerativeModule(L.LightningModule):
             shard(self.backbone, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with decayed and undecayed parameters apart, and linear warm-up counted in optimiser steps."""
-        decayed, undecayed = split_decay_groups(self.backbone)
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+        """Build the optimiser over groups of parameters by role, and its learning-rate schedule in optimiser steps."""
+        optimizer = self.optimizer(parameter_groups([self.backbone, self.loss_terms]))
         # One kernel for all parameters, which a flag on the device can tell to skip a step (`callbacks/non_finite.py`).
         # Not with float16's loss scaling: it would undo the scaling itself, after the gradients have been clipped.
-        fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
-        warmup = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        if self._trainer is None or self.trainer.precision != "16-mixed":
+            for group in optimizer.param_groups:
+                if "fused" in group and group["fused"] is None:
+                    group["fused"] = True
+        num_steps = -1 if self._trainer is None else self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, num_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # --- training and validation --------------------------------------------------------------------------------------
 
@@ -153,22 +158,45 @@ class GenerativeModule(L.LightningModule):
         """Return the mean loss of a batch, with time, noise and dropped conditions drawn for each sample id."""
         generators = sample_generators(self.seed, "train", batch.sample_ids)
         t = self.objective.sample_time(generators, device=self.device)
-        return self.loss_per_sample(batch, t, generators).mean()
+        terms = self._active_terms()
+        layers = sorted({layer for term in terms.values() for layer in term.layers})
+        with tapped(self.backbone, layers) as features:
+            evaluation = self._evaluate(batch, t, generators, replayed=not layers)
+        inputs = LossInputs(batch, t, evaluation, self.objective, features)
+        total = evaluation.loss.mean()
+        values = {OWN_TERM: total}
+        for name, term in terms.items():
+            values[name] = term(inputs).mean()
+            total = total + term.weight * values[name]
+        if terms:
+            self._terms.append({name: value.detach() for name, value in values.items()})
+        return total
+
+    def _active_terms(self) -> dict[str, LossTerm]:
+        step = 0 if self._trainer is None else self.trainer.global_step
+        terms: dict[str, Any] = dict(self.loss_terms.items())
+        return {name: term for name, term in terms.items() if term.is_active(step)}
 
     def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return the objective of each sample, (B,), at times t, (B,)."""
+        return self._evaluate(batch, t, generators).loss
+
+    def _evaluate(
+        self, batch: Batch, t: Tensor, generators: list[torch.Generator], *, replayed: bool = True
+    ) -> Evaluation:
         assert batch.latents is not None
         x_noise = randn_per_sample(generators, tuple(batch.latents.shape[1:]), device=self.device)
         dropped = None
         if self.training and self.backbone.has_null_condition:  # also without dropout, for a gradient of zero, not none
             dropped = rand_per_sample(generators, device=self.device) < self.condition_dropout
 
-        backbone = self._graphed_training if self.graph_training and self.device_mesh is None else self.backbone
+        replayed = replayed and self.graph_training and self.device_mesh is None
+        backbone = self._graphed_training if replayed else self.backbone
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
             return backbone(x_t, t, *self._condition(batch), dropped)
 
-        return self.objective.training_loss(network, batch.latents, x_noise, t)
+        return self.objective.evaluate(network, batch.latents, x_noise, t)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids alone."""
@@ -202,7 +230,7 @@ class GenerativeModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Forget what a run that was interrupted has left."""
-        self._losses, self._gradient_norm = [], None
+        self._losses, self._terms, self._gradient_norm = [], [], None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log, on the steps that are logged: mean loss of the whole batch, its gradient norm before clipping, and rate.
@@ -213,9 +241,12 @@ class GenerativeModule(L.LightningModule):
             loss = torch.stack(self._losses).mean()
             # What the progress bar shows is read by Lightning in each step that follows: off the device, at once.
             self.log("train/loss", self.trainer.strategy.reduce(loss, reduce_op="mean").cpu(), prog_bar=True)
+            for name in self._terms[0] if self._terms else ():
+                value = torch.stack([terms[name] for terms in self._terms]).mean()
+                self.log(f"train/terms/{name}", self.trainer.strategy.reduce(value, reduce_op="mean"))
             self.log("train/gradient_norm", self.gradient_norm())
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
-        self._losses = []
+        self._losses, self._terms = [], []
 
     def logs_this_step(self) -> bool:
         """Whether what is logged in the optimiser step that is under way will be written."""
@@ -229,7 +260,7 @@ class GenerativeModule(L.LightningModule):
         seen whole.
         """
         if self._gradient_norm is None:
-            norm = nn.utils.get_total_norm([p.grad for p in self.backbone.parameters() if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
             self._gradient_norm = made_whole(norm)
         return self._gradient_norm
 
@@ -240,7 +271,7 @@ class GenerativeModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by value, or by the norm that is known already; Lightning's own does neither fused nor sharded AdamW."""
-        parameters = [parameter for parameter in self.backbone.parameters() if parameter.grad is not None]
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
@@ -289,17 +320,6 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     if not wrong:
         return None
     return f"{len(wrong)} parameters are missing, unknown or of other shape, such as {', '.join(wrong[:3])}"
-
-
-def split_decay_groups(backbone: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split parameters into those with weight decay and those without: norms, biases, A_log, D, embedding tables."""
-    undecayed_names = ("A_log", "null_token", "position_embedding.table", "class_embedding.table.weight")
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for name, parameter in backbone.named_parameters():
-        exempt = parameter.ndim < 2 or name.endswith(undecayed_names)
-        (undecayed if exempt else decayed).append(parameter)
-    return decayed, undecayed
 
 
 def check_data_fit_backbone(datamodule: Any, backbone: Backbone) -> None:

@@ -3,7 +3,7 @@
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class UViT(TokenBackbone):
         null_condition: learn an entry for "no condition"; guidance and condition dropout need it.
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
+
+    parameter_roles: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("projection.weight", "final_convolution.weight"), "projection"
+    )
 
     def __init__(
         self,

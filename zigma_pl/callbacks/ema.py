@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from zigma_pl.backbones.sharding import gathered, load_whole, shard
 from zigma_pl.checkpoints.io import RAW_WEIGHTS
+from zigma_pl.module import GenerativeModule
 
 _Weights = tuple[Tensor, ...] | list[Tensor]
 
@@ -20,15 +21,29 @@ class _Average(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Average as inherited, which would also copy the count to the GPU and so wait for all that is queued there."""
-        averages: list[Tensor] = list(self.module.parameters())
-        weights: list[Tensor] = list(model.parameters())
         if self.n_averaged == 0:
-            for average, weight in zip(averages, weights, strict=True):
+            for average, weight in zip(self.module.parameters(), model.parameters(), strict=True):
                 average.copy_(weight)
         else:
             assert self.multi_avg_fn is not None
+            copied = _copied_parameters(model)
+            averages: list[Tensor] = []
+            weights: list[Tensor] = []
+            for average, weight in zip(self.module.parameters(), model.parameters(), strict=True):
+                if weight in copied:
+                    average.copy_(weight)
+                else:
+                    averages.append(average)
+                    weights.append(weight)
             self.multi_avg_fn(averages, weights, self.n_averaged)
         self.n_averaged += 1
+
+
+def _copied_parameters(model: nn.Module) -> set[Tensor]:
+    """Return the parameters that the average holds a copy of: those of loss terms that do not ask to be averaged."""
+    assert isinstance(model, GenerativeModule)
+    terms = [term for term in model.loss_terms.values() if not term.averaged]
+    return {parameter for term in terms for parameter in term.parameters()}
 
 
 class EMA(EMAWeightAveraging):

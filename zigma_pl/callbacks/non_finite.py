@@ -76,7 +76,7 @@ class NonFiniteGuard(L.Callback):
             raise UserError(
                 f"loss or gradient was not finite in {int(self._in_a_row)} steps in a row, up to step "
                 f"{trainer.global_step}{suspect}: {folder} has what reproduces that step; if the data are right, lower "
-                "model.learning_rate or raise model.warmup_steps, and go on from the last checkpoint"
+                "the learning rate or raise model.lr_schedule.warmup_steps, and go on from the last checkpoint"
             )
         self._micro_batches, self._stepped = [], False
 

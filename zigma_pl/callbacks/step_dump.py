@@ -89,7 +89,7 @@ def examine(module: GenerativeModule, batches: Sequence[Batch], precision: str) 
         "first_non_finite_output": next((row["layer"] for row in outputs if row["share_not_finite"]), None),
         "non_finite_gradients": [
             name
-            for name, parameter in module.backbone.named_parameters()
+            for name, parameter in module.named_parameters()
             if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
         ],
         "outputs": outputs,

@@ -261,9 +261,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         if raw.caption_features is not None:
             return Batch(latents, raw.sample_ids, raw.caption_features.float(), raw.caption_mask)
         if raw.captions is None or self._text_encoder is None:
-            return Batch(latents, raw.sample_ids, raw.class_ids)
+            return Batch(latents, raw.sample_ids, raw.class_ids, pictures=raw.images)
         features, mask = self._text_encoder(raw.captions, device)
-        return Batch(latents, raw.sample_ids, features, mask)
+        return Batch(latents, raw.sample_ids, features, mask, raw.images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, 
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256, written_whole
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule, mismatch, split_decay_groups
+from zigma_pl.module import GenerativeModule, mismatch
+from zigma_pl.optimizers.roles import DECAYED_ROLES, parameter_roles
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 
 FORMAT_VERSION = 1
@@ -60,8 +61,7 @@ def save_pretrained(
         **(describe_sampling(model) if isinstance(model, GenerativeModule) else {}),
         **(about or {}),
     }
-    matrices = {id(parameter) for parameter in split_decay_groups(backbone)[0]}
-    dtypes = {name: matrix_dtype for name, parameter in backbone.named_parameters() if id(parameter) in matrices}
+    dtypes = {name: matrix_dtype for name, role in parameter_roles(backbone).items() if role in DECAYED_ROLES}
     weights = {
         name: value.detach().to("cpu", dtypes.get(name, value.dtype)).contiguous()
         for name, value in backbone.state_dict().items()

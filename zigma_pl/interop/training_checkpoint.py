@@ -42,7 +42,8 @@ def model_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path) -> Gen
     given = _as_described(options["backbone"])
     backbone = build_backbone(given["class"], given["options"], path)
     stored = weights_of(checkpoint, weights, path, "--weights raw")
-    fit_weights(backbone, {name.removeprefix(PREFIX): value for name, value in stored.items()}, path)
+    own_weights = {name.removeprefix(PREFIX): value for name, value in stored.items() if name.startswith(PREFIX)}
+    fit_weights(backbone, own_weights, path)
     return GenerativeModule(backbone, **sampling).eval()
 
 

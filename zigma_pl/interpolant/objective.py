@@ -23,6 +23,21 @@ TimeSampling = Literal["uniform", "logit_normal"]
 _GOLDEN_STEP = 0x9E3779B97F4A7C15 - 2**64
 
 
+class Evaluation(NamedTuple):
+    """One call of the network in training.
+
+    x_t: (B, ...) the point on the path.
+    output: (B, ...) the network's raw output, in its own dtype.
+    target: (B, ...) what the output is compared with.
+    loss: (B,) the weighted mean squared error of each sample.
+    """
+
+    x_t: Tensor
+    output: Tensor
+    target: Tensor
+    loss: Tensor
+
+
 class _WeightPowers(NamedTuple):
     """Exponents of the weight determinant^a alpha^b sigma^c."""
 
@@ -118,7 +133,11 @@ class Objective:
         return self._stretch(multiple.double() / 2.0**64 + 0.5).to(sample_ids.device)
 
     def training_loss(self, network: Network, x_data: Tensor, x_noise: Tensor, t: Tensor) -> Tensor:
-        """Return the (B,) weighted mean squared error of each sample, in float32 (float64 for float64 data).
+        """Return the (B,) weighted mean squared error of each sample; see `evaluate`."""
+        return self.evaluate(network, x_data, x_noise, t).loss
+
+    def evaluate(self, network: Network, x_data: Tensor, x_noise: Tensor, t: Tensor) -> Evaluation:
+        """Call the network at x_t and compare its output with the target, in float32 (float64 for float64 data).
 
         Args:
             network: network(x_t, t) -> raw output in the shape of x_t.
@@ -136,7 +155,7 @@ class Objective:
         if output.shape != x_t.shape:
             raise UserError(f"network: output shape {tuple(output.shape)} differs from x_t's {tuple(x_t.shape)}")
         squared_error = (output.to(dtype) - target).square().flatten(1).mean(1)
-        return self.loss_weight(t).to(dtype) * squared_error
+        return Evaluation(x_t, output, target, self.loss_weight(t).to(dtype) * squared_error)
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """Return the weight, shape and dtype of `t`, that a squared error of the raw prediction carries at time t."""

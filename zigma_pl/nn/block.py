@@ -3,7 +3,7 @@
 Axes: B batch, L tokens, T caption tokens, D width.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,8 @@ class FinalLayer(nn.Module):
 
     The prenorm form is modulated by the conditioning (DiT); the legacy form is RMSNorm then LayerNorm, unmodulated.
     """
+
+    parameter_roles: ClassVar[dict[str, str]] = {"projection.weight": "projection"}
 
     def __init__(self, width: int, patch_features: int, residual: Residual = "prenorm") -> None:
         super().__init__()

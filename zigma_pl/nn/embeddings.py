@@ -4,7 +4,7 @@ Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -20,6 +20,8 @@ class PatchEmbedding(nn.Module):
 
     Raises: UserError when the grid is not divisible by the patch.
     """
+
+    parameter_roles: ClassVar[dict[str, str]] = {"projection.weight": "projection"}
 
     def __init__(self, in_channels: int, latent_height: int, latent_width: int, patch_size: int, width: int) -> None:
         super().__init__()
@@ -67,6 +69,7 @@ class PositionEmbedding(nn.Module):
     """
 
     table: Tensor
+    parameter_roles: ClassVar[dict[str, str]] = {"table": "embedding"}
 
     def __init__(self, kind: PositionKind, grid: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -130,6 +133,8 @@ class ClassEmbedding(nn.Module):
 
 class CaptionEmbedding(nn.Module):
     """Project caption features (B, T, caption_dim) to (B, T, D), with a learned null token for "no caption"."""
+
+    parameter_roles: ClassVar[dict[str, str]] = {"null_token": "embedding"}
 
     def __init__(self, caption_dim: int, width: int, null_condition: bool = True) -> None:
         super().__init__()

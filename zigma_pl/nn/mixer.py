@@ -5,6 +5,7 @@ Axes: B batch, L tokens, D width, E inner width, N state.
 
 import functools
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ class ScanDirection(nn.Module):
         conv_kernel: taps of the causal convolution.
         scan_backend: which implementation runs the scan; "auto" chooses by device.
     """
+
+    parameter_roles: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("A_log", "D", "conv_weight", "conv_bias", "dt_proj.bias"), "scan"
+    )
 
     def __init__(
         self,
