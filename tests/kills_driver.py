@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -27,6 +28,7 @@ from zigma_pl.checkpoints.newest import LAST_LINK, checkpoints_in
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
+from zigma_pl.optimizers import Constant
 
 
 class Noisy(GenerativeModule):
@@ -44,7 +46,9 @@ class Noisy(GenerativeModule):
 def build():
     L.seed_everything(0, verbose=False)
     backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
-    return Noisy(backbone, Objective(), learning_rate=1e-2, warmup_steps=3)
+    return Noisy(
+        backbone, Objective(), optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.0), lr_schedule=Constant(3)
+    )
 
 
 def trainer_for(folder, max_steps, *callbacks, **options):

@@ -5,6 +5,7 @@ close numbers for torch.compile, whose fused kernels add up in another order, an
 """
 
 import shutil
+from functools import partial
 
 import lightning as L
 import pytest
@@ -69,7 +70,11 @@ def train(
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
     module = GenerativeModule(
-        backbone, Objective(), learning_rate=1e-3, compile_backbone=compiled, graph_training=graphed
+        backbone,
+        Objective(),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0),
+        compile_backbone=compiled,
+        graph_training=graphed,
     )
     watch = Watch()
     trainer = L.Trainer(

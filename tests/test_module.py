@@ -1,3 +1,5 @@
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
@@ -8,14 +10,20 @@ from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule, split_decay_groups
+from zigma_pl.module import GenerativeModule
+from zigma_pl.optimizers import Constant
 from zigma_pl.samplers import Guidance, ODESampler
+
+
+def adamw(**options):
+    return partial(torch.optim.AdamW, **{"lr": 1e-2, "weight_decay": 0.0} | options)
 
 
 def build(**options):
     torch.manual_seed(0)
     backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
-    return GenerativeModule(backbone, Objective(), learning_rate=1e-2, sampler=ODESampler(num_steps=3), **options)
+    defaults = {"sampler": ODESampler(num_steps=3), "optimizer": adamw()}
+    return GenerativeModule(backbone, Objective(), **defaults | options)
 
 
 def trainer_for(folder, max_steps, callbacks=(), **options):
@@ -44,7 +52,7 @@ def test_resumed_training_equals_uninterrupted_bit_for_bit(tmp_path, interrupted
     def run(folder, max_steps, ckpt_path=None):
         callbacks = [EMA(decay=0.5), checkpointing(folder)]
         trainer = trainer_for(folder, max_steps, callbacks, gradient_clip_val=1.0, logger=False)
-        trainer.fit(build(warmup_steps=3), datamodule=Digits(batch_size=8), ckpt_path=ckpt_path)
+        trainer.fit(build(lr_schedule=Constant(warmup_steps=3)), datamodule=Digits(batch_size=8), ckpt_path=ckpt_path)
         return torch.load(folder / "last.ckpt", weights_only=True)
 
     whole = run(tmp_path / "whole", 8)
@@ -91,22 +99,21 @@ def test_seed_changes_the_samples():
 
 
 def test_decay_spares_norms_biases_and_state_space_parameters():
-    module = build(weight_decay=0.1)
-    decayed, undecayed = split_decay_groups(module.backbone)
+    module = build(optimizer=adamw(weight_decay=0.1))
     names = {id(parameter): name for name, parameter in module.backbone.named_parameters()}
-    decayed_names = {names[id(parameter)] for parameter in decayed}
-    undecayed_names = {names[id(parameter)] for parameter in undecayed}
+    decayed_names, undecayed_names = set(), set()
+    for group in module.configure_optimizers()["optimizer"].param_groups:
+        assert group["weight_decay"] in (0.0, 0.1)
+        (decayed_names if group["weight_decay"] else undecayed_names).update(names[id(p)] for p in group["params"])
     assert len(decayed_names) + len(undecayed_names) == len(names)
     assert {"blocks.0.mixer.in_proj.weight", "blocks.1.mixer.dt_proj.weight"} <= decayed_names
     for end in ("A_log", "mixer.D", ".bias", "norm.weight", "conv_bias", "position_embedding.table"):
         assert any(name.endswith(end) for name in undecayed_names)
         assert not any(name.endswith(end) for name in decayed_names)
-    groups = module.configure_optimizers()["optimizer"].param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
 
 def test_learning_rate_warms_up_linearly():
-    options = build(warmup_steps=4).configure_optimizers()
+    options = build(lr_schedule=Constant(warmup_steps=4)).configure_optimizers()
     rates = []
     for _ in range(6):
         rates.append(options["optimizer"].param_groups[0]["lr"])

@@ -7,7 +7,7 @@ from backbones.tiny import reached
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.errors import UserError
-from zigma_pl.module import split_decay_groups
+from zigma_pl.optimizers import parameter_roles
 from zigma_pl.scan import clip_order, visit_order
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -135,8 +135,7 @@ def test_frames_have_positions_of_their_own(backbone_class, kind):
 
 def test_frame_positions_are_not_decayed():
     backbone = build(position_embedding="learnable")
-    _, undecayed = split_decay_groups(backbone)
-    assert any(parameter is backbone.frame_position_embedding.table for parameter in undecayed)
+    assert parameter_roles(backbone)["frame_position_embedding.table"] == "embedding"
 
 
 def test_parallel_mamba_has_no_factorized_scan():

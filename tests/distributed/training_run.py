@@ -1,5 +1,7 @@
 """A short training run that remembers what it logs, for one process and for several."""
 
+from functools import partial
+
 import lightning as L
 import torch
 
@@ -8,6 +10,7 @@ from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
+from zigma_pl.optimizers import Constant
 
 NUM_STEPS = 6
 GLOBAL_BATCH_SIZE = 8
@@ -34,7 +37,9 @@ class Remember(L.Callback):
 def build(module_class=GenerativeModule):
     torch.manual_seed(0)
     backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
-    return module_class(backbone, Objective(), learning_rate=1e-3, warmup_steps=3)
+    return module_class(
+        backbone, Objective(), optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0), lr_schedule=Constant(3)
+    )
 
 
 def train(folder, module=None, callbacks=(), ckpt_path=None, batch_size=GLOBAL_BATCH_SIZE, data=None, **options):

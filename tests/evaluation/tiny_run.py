@@ -1,5 +1,6 @@
 """A module and trainer that take no time, and what a scored run leaves."""
 
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -19,7 +20,11 @@ def build(clips=False, **options):
     backbone = ZigMa(latent_height=8, latent_width=8, **shape, **SIZE)
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    given = {"sampler": ODESampler(num_steps=2), "guidance": Guidance(scale=2.0), "learning_rate": 1e-2} | options
+    given = {
+        "sampler": ODESampler(num_steps=2),
+        "guidance": Guidance(scale=2.0),
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+    } | options
     return GenerativeModule(backbone, Objective(), **given)
 
 
