@@ -29,7 +29,11 @@ TRACES = GOLDEN / "traces.json"
 NUM_STEPS = 3
 BATCH_SIZE = 2
 NUM_CAPTION_TOKENS = 6
-MODEL = {"condition_dropout": 0.25, "learning_rate": 1e-3, "warmup_steps": 2, "weight_decay": 0.01}
+MODEL = {
+    "condition_dropout": 0.25,
+    "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "weight_decay": 0.01}},
+    "lr_schedule": {"class_path": "zigma_pl.optimizers.Constant", "init_args": {"warmup_steps": 2}},
+}
 BACKBONE = {"width": 16, "depth": 8}
 CROSS_ATTENTION = {"attention_heads": 2, "attention_head_dim": 8}
 

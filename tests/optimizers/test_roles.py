@@ -25,11 +25,10 @@ def test_parameters_of_a_state_space_layer():
     assert {name.rpartition("direction.")[2] for name in scan} == {
         "A_log",
         "D",
-        "conv_weight",
-        "conv_bias",
         "dt_proj.bias",
     }
     assert mixer["in_proj.weight"] == mixer["out_proj.weight"] == "matrix"
+    assert mixer["conv_weight"] == "convolution"
     null_tokens = [role for name, role in roles.items() if name.endswith("null_token")]
     assert null_tokens == ["embedding"]
 

@@ -48,9 +48,10 @@ class UViT(TokenBackbone):
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
-    parameter_roles: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("projection.weight", "final_convolution.weight"), "projection"
-    )
+    parameter_roles: ClassVar[dict[str, str]] = {
+        "projection.weight": "projection",
+        "final_convolution.weight": "convolution",
+    }
 
     def __init__(
         self,

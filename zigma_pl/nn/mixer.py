@@ -29,9 +29,12 @@ class ScanDirection(nn.Module):
         scan_backend: which implementation runs the scan; "auto" chooses by device.
     """
 
-    parameter_roles: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("A_log", "D", "conv_weight", "conv_bias", "dt_proj.bias"), "scan"
-    )
+    parameter_roles: ClassVar[dict[str, str]] = {
+        "A_log": "scan",
+        "D": "scan",
+        "dt_proj.bias": "scan",
+        "conv_weight": "convolution",
+    }
 
     def __init__(
         self,

@@ -10,13 +10,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-Role = Literal["matrix", "projection", "embedding", "vector", "scan"]
-"""matrix: a linear map inside the network. projection: the linear map at its input or its output. embedding: a table
-of learned tokens or positions. vector: a bias, gain or gate. scan: decay rates, skip weights, step sizes and the short
-convolution of a state-space layer."""
+Role = Literal["matrix", "projection", "convolution", "embedding", "vector", "scan"]
+"""What a parameter is for.
 
-ROLES: tuple[Role, ...] = ("matrix", "projection", "embedding", "vector", "scan")
-DECAYED_ROLES: frozenset[Role] = frozenset({"matrix", "projection"})
+- matrix: a linear map inside the network.
+- projection: the linear map at its input or at its output.
+- convolution: the weights of a convolution.
+- embedding: a table of learned tokens or positions.
+- vector: a bias, gain or gate.
+- scan: decay rates, skip weights and step sizes of a state-space layer.
+"""
+
+ROLES: tuple[Role, ...] = ("matrix", "projection", "convolution", "embedding", "vector", "scan")
+DECAYED_ROLES: frozenset[Role] = frozenset({"matrix", "projection", "convolution"})
 
 
 def parameter_roles(module: nn.Module) -> dict[str, Role]:
