@@ -10,6 +10,7 @@ from PIL import Image
 from zigma_pl.callbacks.clips import check_frames_per_second, clip_suffix, read_clip, save_clip, tile_clips, to_clip
 from zigma_pl.callbacks.grid import save_png, tile, to_pil, to_uint8
 from zigma_pl.errors import UserError
+from zigma_pl.files import whole_file
 from zigma_pl.module import Samples
 
 
@@ -77,7 +78,8 @@ class SampleWriter(L.Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = self.describe(pl_module, datamodule)
-        (self.folder / "samples.json").write_text(json.dumps(table, indent=1) + "\n")
+        with whole_file(self.folder / "samples.json") as temporary:
+            temporary.write_text(json.dumps(table, indent=1) + "\n")
         grid = (self.folder / "grid").with_suffix(self._suffix)
         self._save_grid([self.path(row["sample_id"]) for row in table["samples"][: self.num_grid]], grid)
         print(f"\n{len(table['samples'])} samples, {self._num_network_calls} network calls each: {grid}")
