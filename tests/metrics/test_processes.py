@@ -3,14 +3,12 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from metrics.measured import CASES, all_losses, all_metrics, measure
 
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import ExtractedFeatures
-from zigma_pl.metrics.statistics import FeatureStatistics
 
 SHARES = ("halves", "all and nothing")
 
@@ -61,22 +59,3 @@ def test_one_process_checks_too():
         gathered.update(torch.zeros(len(ids), 1), torch.tensor(ids))
         with pytest.raises(UserError, match=message):
             gathered.compute()
-
-
-def test_statistics_survive_a_file_and_a_broken_one_is_named(tmp_path):
-    path = tmp_path / "reference.npz"
-    statistics = FeatureStatistics(3).update(torch.randn(5, 3))
-    statistics.save(path)
-    again = FeatureStatistics.load(path)
-    assert (again.count, again.dim) == (5, 3)
-    assert torch.equal(again.mean, statistics.mean)
-    assert torch.equal(again.covariance, statistics.covariance)
-    assert [file.name for file in tmp_path.iterdir()] == ["reference.npz"]
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"reference\.npz holds no statistics"):
-        FeatureStatistics.load(path)
-    np.savez(path, mean=np.zeros(3))
-    with pytest.raises(UserError, match=r"reference\.npz holds no statistics"):
-        FeatureStatistics.load(path)
-    with pytest.raises(UserError, match=r"nowhere\.npz"):
-        FeatureStatistics.load(tmp_path / "nowhere.npz")

@@ -18,14 +18,31 @@ import torch
 from torch import Tensor
 
 from zigma_pl import __version__
+from zigma_pl.data.npy import map_npy
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
 from zigma_pl.files import UNFINISHED, sha256, written_whole
 from zigma_pl.metrics.gather import gather_objects
 from zigma_pl.metrics.statistics import FeatureStatistics
 from zigma_pl.ops.nvrtc import cache_folder
+from zigma_pl.records import Name, Record, Sha256, read_record, write_record
 
-FORMAT_VERSION = 1
+
+class Description(Record):
+    """<stem>.json.
+
+    data: what the pictures are, as `describe_real_pictures` says.
+    extractor: its fingerprint.
+    made_by: versions, for people to read.
+    files: SHA-256 of the other files, by name.
+    """
+
+    remedy = "remove it, and score again"
+
+    data: dict[str, Any]
+    extractor: dict[str, Any]
+    made_by: str
+    files: dict[Name, Sha256]
 
 
 def default_reference_folder() -> Path:
@@ -77,18 +94,29 @@ class ReferenceFiles:
         """
         if not self.description.is_file():
             return None
-        described = self._read_description()
-        self._check_extractor(described["extractor"])
+        described = read_record(Description, self.description)
+        self._check_extractor(described.extractor)
         wanted = [self.statistics, *([self.features] if with_features else [])]
-        if any(path.name not in described["files"] for path in wanted):
+        if any(path.name not in described.files for path in wanted):
             return None
         for path in wanted:
             found = sha256(path) if path.is_file() else "nothing"
-            if found != described["files"][path.name]:
+            if found != described.files[path.name]:
                 raise UserError(f"{path}: is not what {self.description.name} says; remove both, and score again")
-        features = torch.from_numpy(np.load(self.features, allow_pickle=False)) if with_features else None
-        hashed = described["files"][self.statistics.name]
-        return Reference(FeatureStatistics.load(self.statistics), features, self.data["num_pictures"], hashed)
+        statistics = FeatureStatistics.load(self.statistics)
+        features = self._load_features(statistics) if with_features else None
+        return Reference(statistics, features, self.data["num_pictures"], described.files[self.statistics.name])
+
+    def _load_features(self, statistics: FeatureStatistics) -> Tensor:
+        try:
+            features = map_npy(self.features)
+            if features.dtype != np.float32 or features.shape != (statistics.count, statistics.dim):
+                raise ValueError(f"{features.dtype} {features.shape}, not those of {self.statistics.name}")
+            if not np.isfinite(features).all():
+                raise ValueError("not finite")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.features} holds no features ({error}): remove it, then score again") from error
+        return torch.from_numpy(features)
 
     def save(self, made: FeatureSet) -> None:
         """Keep features; the description is written last, so that what it does not name does not count."""
@@ -102,25 +130,9 @@ class ReferenceFiles:
             with written_whole(self.features) as file:
                 np.save(file, made.features.numpy())
             files[self.features.name] = sha256(self.features)
-        described = {
-            "format_version": FORMAT_VERSION,
-            "data": self.data,
-            "extractor": self.extractor,
-            "made_by": f"zigma_pl {__version__}, torch {torch.__version__}",
-            "files": files,
-        }
-        with written_whole(self.description) as file:
-            file.write(json.dumps(described, indent=1).encode())
-
-    def _read_description(self) -> dict[str, Any]:
-        try:
-            described = json.loads(self.description.read_text())
-            if int(described["format_version"]) <= FORMAT_VERSION and described.keys() >= {"extractor", "files"}:
-                return described
-            reason = "it was written by a newer zigma_pl"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error)
-        raise UserError(f"{self.description}: cannot be used ({reason}); remove it, and score again")
+        made_by = f"zigma_pl {__version__}, torch {torch.__version__}"
+        described = Description(data=self.data, extractor=self.extractor, made_by=made_by, files=files)
+        write_record(described, self.description)
 
     def _check_extractor(self, kept: dict[str, Any]) -> None:
         for name in dict.fromkeys([*kept, *self.extractor]):

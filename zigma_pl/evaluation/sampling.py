@@ -130,13 +130,10 @@ def _draw(
     batch = _batch(module, datamodule, split, sample_ids)
     with trainer.precision_plugin.forward_context():
         latents, ids, num_network_calls = module.sample(batch)
-    finite = latents.isfinite().flatten(1).all(1).cpu()
-    if not finite.all():
-        raise UserError(
-            f"sampling has failed: samples {_named(ids[~finite])} are not finite; use trainer.precision=32-true, or an "
-            "earlier checkpoint if training has diverged"
-        )
-    pictures = to_uint8(datamodule.decode(latents)).movedim(-1, -3).contiguous()
+    _require_finite(latents, ids, "use trainer.precision=32-true, or an earlier checkpoint if training has diverged")
+    decoded = datamodule.decode(latents)
+    _require_finite(decoded, ids, "their latents are, so look at the scale and weights of the autoencoder")
+    pictures = to_uint8(decoded).movedim(-1, -3).contiguous()
     flat = pictures.flatten(1)
     constant = flat.amin(1) == flat.amax(1)
     if constant.any():
@@ -145,6 +142,12 @@ def _draw(
             "the training run, and take a checkpoint that was trained for longer, or before it diverged"
         )
     return Chunk(pictures, ids, num_network_calls)
+
+
+def _require_finite(values: Tensor, ids: Tensor, remedy: str) -> None:
+    finite = values.isfinite().flatten(1).all(1).cpu()
+    if not finite.all():
+        raise UserError(f"sampling has failed: samples {_named(ids[~finite])} are not finite; {remedy}")
 
 
 def _batch(module: GenerativeModule, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]) -> Batch:

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zigma_pl.data.npy import read_npz
 from zigma_pl.errors import UserError
 from zigma_pl.files import UNFINISHED, written_whole
 
@@ -123,15 +123,24 @@ class SampleStore:
     def _load(self, number: int, *names: str) -> list[np.ndarray]:
         path = self.path(number)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                found = [arrays[name] for name in names]
-                if arrays["sample_ids"].tolist() != list(self.sample_ids(number)):
-                    raise ValueError("other sample ids than its name says")
+            found = dict(zip(names, read_npz(path, *names), strict=True))
+            if found["sample_ids"].tolist() != list(self.sample_ids(number)):
+                raise ValueError("other sample ids than its name says")
+            self._check(found)
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}: is missing; if processes run on several machines, scorer.samples_dir has to be a folder that "
                 "all of them see"
             ) from error
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: is damaged ({error}); remove it, and it is drawn again") from error
-        return found
+        return [found[name] for name in names]
+
+    def _check(self, found: Mapping[str, np.ndarray]) -> None:
+        pictures, calls = found.get("pictures"), found.get("num_network_calls")
+        if pictures is not None and (
+            pictures.dtype != np.uint8 or pictures.ndim not in (4, 5) or len(pictures) != self.chunk_size
+        ):
+            raise ValueError(f"pictures are {pictures.dtype} {pictures.shape}")
+        if calls is not None and (calls.dtype.kind != "i" or calls.ndim or calls < 0):
+            raise ValueError(f"num_network_calls is {calls.dtype} {calls.shape}")

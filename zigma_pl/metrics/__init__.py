@@ -1,1 +1,1 @@
-"""Scores of generated pictures and clips: features of frozen networks, and distances between sets of them."""
+"""Scores of generated pictures and clips: features of frozen networks, and `torchmetrics.Metric`s on them."""

