@@ -4,7 +4,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from zigma_pl.errors import UserError
@@ -79,15 +79,39 @@ def read_record(model: type[RecordType], path: Path) -> RecordType:
     """Read a record from a file.
 
     Raises:
-        UserError: the file is missing or cannot be read, or what `parse_record` raises.
+        UserError: what `read_content` or `parse_record` raises.
+    """
+    return parse_record(model, read_content(path, model.remedy), path)
+
+
+def read_content(path: Path, remedy: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the content of a small file.
+
+    Args:
+        path: the file.
+        remedy: what the user can do, as the end of the error message.
+        max_bytes: a larger file is refused.
+
+    Raises:
+        UserError: the file is missing, not a regular file, too large, or cannot be read.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: has more bytes than any such file: {model.remedy}")
-        content = read_regular(path)
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise UserError(f"{path}: has {size:,} bytes, more than any such file: {remedy}")
+        return read_regular(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): {model.remedy}") from error
-    return parse_record(model, content, path)
+        raise UserError(f"{path}: cannot be read ({error.strerror}): {remedy}") from error
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a name that cannot be part of a path or a heading, raising UserError that begins with `where`."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise UserError(
+            f"{where}: {name[:100]!r} cannot be a name: use up to 200 letters, digits, spaces and _ - + = . , @ ( )"
+        ) from error
 
 
 def write_record(record: Record, path: Path) -> None:

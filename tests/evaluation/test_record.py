@@ -1,22 +1,33 @@
+"""Result records on disk. Kind: files that others wrote give a record or one line; names in them that become paths."""
+
 import json
 import math
+import os
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.record import ResultRecord, Score, read_record, write_record
+from zigma_pl.records import parse_record
+
+REPOSITORY = Path(__file__).parents[2]
+RECORDS = [path for path in sorted((REPOSITORY / "results").rglob("*.json")) if '"scores"' in path.read_text()]
 
 
-@pytest.fixture
-def record():
+def make(**changes):
     scores = {
-        "validation_loss": Score(0.1, by_time=[0.1, None]),
-        "kid_lite": Score(0.25, comparable=False, std=0.01),
+        "validation_loss": Score(value=0.1, by_time=[0.1, None]),
+        "kid_lite": Score(value=0.25, comparable=False, std=0.01),
     }
-    return ResultRecord("row", "smoke", scores, {"seed": 0}, {"steps": 4}, {"commit": None}, {"grid": "g.png"})
+    parts = {"scores": scores, "protocol": {"seed": 0}, "training": {"steps": 4}, "machine": {"commit": None}}
+    return ResultRecord(**{"row": "row", "scale": "smoke", **parts, "pictures": {"grid": "g.png"}, **changes})
 
 
-def test_written_record_is_read_back(record, tmp_path):
+def test_written_record_is_read_back(tmp_path):
+    record = make()
     path = write_record(record, tmp_path / "results")
     assert path == tmp_path / "results" / "row.json"
     assert read_record(path) == record
@@ -27,32 +38,76 @@ def test_written_record_is_read_back(record, tmp_path):
     assert plain["scores"]["validation_loss"]["by_time"] == [0.1, None]
 
 
-def test_score_that_is_not_finite_is_still_json(record, tmp_path):
-    record.scores["fid"] = Score(math.nan, comparable=True)
-    path = write_record(record, tmp_path)
-    assert json.loads(path.read_text())["scores"]["fid"]["value"] is None
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_score_that_is_not_finite_is_still_json(value, tmp_path):
+    path = write_record(make(scores={"fid": Score(value=value)}, protocol={"odd": value}), tmp_path)
+    plain = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert plain["scores"]["fid"]["value"] is None
     assert math.isnan(read_record(path).scores["fid"].value)
 
 
+def test_every_committed_record_is_read_and_written_with_the_same_values(tmp_path):
+    assert len(RECORDS) > 60
+    for path in RECORDS:
+        written = write_record(read_record(path), tmp_path)
+        assert json.loads(written.read_text()) == json.loads(path.read_text())
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("", "no whole result record"),
-        ('{"format_version": 1, "row": "ro', "no whole result record"),
-        ('{"format_version": 1, "row": "row"}', "no whole result record"),
-        ("[1]", "no whole result record"),
-        ('{"format_version": 2}', "newer zigma_pl"),
+        "",
+        '{"format_version": 1, "row": "ro',
+        '{"format_version": 1, "row": "row"}',
+        '{"format_version": 2}',
+        "[1]",
+        "[" * 100_000,
+        '{"format_version": ' + "9" * 5000 + "}",
+        '{"row": "\\ud800"}',
     ],
 )
-def test_half_written_or_newer_record_is_one_line(text, message, tmp_path):
+def test_damaged_or_newer_record_is_one_line(text, tmp_path):
     path = tmp_path / "row.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError) as caught:
         read_record(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_record_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.json"):
-        read_record(tmp_path / "nothing.json")
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "", ".hidden", "a\nb", "<script>", "x" * 300, "a|b", 7])
+@pytest.mark.parametrize("part", ["row", "scale", "scores", "dataset"])
+def test_names_that_are_no_names_are_refused(part, name, tmp_path):
+    plain = json.loads(make().model_dump_json())
+    if part == "scores":
+        plain["scores"][str(name) if name != 7 else "a/b"] = {"value": 1.0}
+    elif part == "dataset":
+        plain["protocol"]["data"] = {"dataset": name}
+    else:
+        plain[part] = name
+    with pytest.raises(UserError, match=r"row\.json"):
+        parse_record(ResultRecord, json.dumps(plain), "row.json")
+
+
+def test_a_missing_file_a_folder_and_a_pipe_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("nothing.json", "pipe.json", "folder.json"):
+        with pytest.raises(UserError, match=name):
+            read_record(tmp_path / name)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True, deadline=5000, max_examples=200, database=None)
+@given(content=st.binary(max_size=200) | st.builds(lambda plain: json.dumps(plain).encode(), VALUES))
+def test_any_bytes_give_a_record_or_one_line(content):
+    try:
+        parse_record(ResultRecord, content, "row.json")
+    except UserError as error:
+        assert "\n" not in str(error)

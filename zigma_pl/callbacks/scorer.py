@@ -40,6 +40,7 @@ from zigma_pl.evaluation.summary import score_table
 from zigma_pl.metrics.clip_score import ClipScore
 from zigma_pl.metrics.extractors import FeatureExtractor, build_extractor
 from zigma_pl.module import GenerativeModule
+from zigma_pl.records import check_name
 
 NO_CHECKPOINT = "test scores a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)"
 
@@ -103,6 +104,7 @@ class Scorer(L.Callback):
                 raise UserError(f"scorer.{name}: must be at least 1, got {value}")
         if num_samples < 0 or kid_subset_size < 2:
             raise UserError("scorer needs num_samples >= 0 and kid_subset_size >= 2")
+        check_name(scale, "scorer.scale")
         check_names(metrics or [])
         check_frames_per_second("scorer", frames_per_second)
         self.num_samples = num_samples
@@ -175,6 +177,7 @@ class Scorer(L.Callback):
         """Load the features of the real pictures, or extract them."""
         if self._checkpoint is None:
             raise UserError(NO_CHECKPOINT)
+        self._row_name(trainer)  # a name that cannot be used is refused before hours of sampling
         for features, extractor in self._extractors.items():
             extractor.to(pl_module.device)
             if isinstance(extractor, FeatureExtractor):
@@ -223,7 +226,7 @@ class Scorer(L.Callback):
                 f"the loss is {loss.value}: use trainer.precision=32-true, or an earlier checkpoint if training has "
                 "diverged"
             )
-        scores = {"validation_loss": Score(loss.value, by_time=loss.by_time)}
+        scores = {"validation_loss": Score(value=loss.value, by_time=loss.by_time)}
         protocol: dict[str, Any] = {
             "data": self._describe_data(_datamodule(trainer)),
             "weights": self.weights,
@@ -247,7 +250,15 @@ class Scorer(L.Callback):
         if trainer.is_global_zero:
             training = describe_training(trainer, pl_module, self._checkpoint)
             machine = describe_machine_and_versions(trainer, pl_module)
-            record = ResultRecord(self._row_name(trainer), self.scale, scores, protocol, training, machine, pictures)
+            record = ResultRecord(
+                row=self._row_name(trainer),
+                scale=self.scale,
+                scores=scores,
+                protocol=protocol,
+                training=training,
+                machine=machine,
+                pictures=pictures,
+            )
             self._report = score_table(record, write_record(record, self.results_dir))
         trainer.strategy.barrier()
 
@@ -293,7 +304,7 @@ class Scorer(L.Callback):
             captions = _datamodule(trainer).held_out_conditions(self.split, chunk.sample_ids.tolist()).captions
             assert captions is not None
             extractor.update(chunk.pictures, captions, chunk.sample_ids)
-        return Score(float(extractor.compute()), extractor.comparable)
+        return Score(value=float(extractor.compute()), comparable=extractor.comparable)
 
     def _protocol(self, store: SampleStore, identity: dict[str, Any]) -> dict[str, Any]:
         num_real = [reference.num_real for reference in self._references.values()]
@@ -319,6 +330,7 @@ class Scorer(L.Callback):
         name = self.row or (trainer.logger.name if trainer.logger is not None else None)
         if not name:
             raise UserError("scorer.row: there is no logger to take the name of the row from; give one")
+        check_name(name, "scorer.row (by default the logger's name)")
         return name
 
 

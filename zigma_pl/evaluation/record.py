@@ -1,101 +1,133 @@
-"""The record of a scored row, results/<row>.json: what `test` writes, and tables and report read."""
+"""The record of a scored run, results/<name>.json: what `test` writes, and tables, report and ablations read."""
 
-import json
 import math
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar
 
-from zigma_pl.errors import UserError
-from zigma_pl.files import written_whole
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
+from zigma_pl import records
+from zigma_pl.records import Name, Part, Record
+
+_MAX_NAME_BYTES = 255  # of each part of a path, on the usual file systems
+_OPEN = ConfigDict(extra="allow", strict=True)  # typed where tables and report read it, free elsewhere
 
 
-@dataclass(frozen=True)
-class Score:
+def _checked_path(path: str) -> str:
+    if not path.isprintable() or any(len(part.encode()) > _MAX_NAME_BYTES for part in path.split("/")):
+        raise ValueError("must be a path of one line")
+    return path
+
+
+# Says nothing of where it leads: `Result` in report/results.py looks for pictures beside the record only.
+OneLinePath = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_checked_path)]
+Count = Annotated[int, Field(ge=0, le=2**63)]
+# JSON has no NaN or infinity: a score that is not finite is written as null.
+Value = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+class Score(Part):
     """One number.
 
-    value: the score.
-    comparable: whether published scores of this name can be put beside it; None for the loss, where the question does
-        not arise.
-    std: standard deviation over subsets, of KID; None elsewhere.
-    by_time: of the loss, its mean in ten equal parts of [0, 1], None where there is no sample; None elsewhere.
+    Attributes:
+        value: the score; NaN after reading where it was not finite.
+        comparable: whether published scores of this name can be compared with it; None for the loss, where the
+            question does not arise.
+        std: standard deviation over subsets, of KID; None elsewhere.
+        by_time: of the loss, its mean in ten equal parts of [0, 1], None where there is no sample; None elsewhere.
     """
 
-    value: float
+    value: Value
     comparable: bool | None = None
     std: float | None = None
-    by_time: list[float | None] | None = None
+    by_time: list[float | None] | None = Field(default=None, max_length=1000)
+
+    @model_serializer(mode="wrap")
+    def _without_absent_parts(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialise(self)
+        if self.by_time is None:
+            del plain["by_time"]
+        return plain
 
 
-@dataclass(frozen=True)
-class ResultRecord:
-    """All that is known of a scored row; the dictionaries hold plain values only.
+class Data(TypedDict, total=False):
+    """Which pictures training and scoring used."""
 
-    row: name of the row.
-    scale: "smoke", "h100", "paper" or "as given".
-    scores: by name, "validation_loss" among them.
-    protocol: how it was sampled and scored.
-    training: which checkpoint, and what went into it.
-    machine: device, versions, commit, date.
-    pictures: paths of the grid and of clips.
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    dataset: Name
+    standin: bool
+    note: str | None
+
+
+class Conditions(TypedDict, total=False):
+    """Where classes or captions came from; of records that say nothing else of their data."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    dataset: Name | None
+    items: dict[str, Any] | None
+
+
+class Protocol(TypedDict, total=False):
+    """How a checkpoint was sampled and scored."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    seed: Count | None
+    num_fake: Count | None
+    num_network_calls: float | None
+    image_size_px: Count | None
+    data: Data | None
+    conditions: Conditions | None
+
+
+class Training(TypedDict, total=False):
+    """Which checkpoint, and what went into it."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    steps: Count | None
+    samples_seen: Count | None
+    log_folder: OneLinePath | None
+    memory_gb: float | None
+    gflops: float | None
+
+
+class Pictures(TypedDict, total=False):
+    """Paths of the grid and of clips, as seen from where `test` ran."""
+
+    grid: OneLinePath | None
+    clips: list[OneLinePath]
+
+
+class ResultRecord(Record):
+    """All that is known of a scored run; the dictionaries hold plain values only.
+
+    Attributes:
+        row: name of the run, and of its files.
+        scale: "smoke", "h100", "paper" or "as given".
+        scores: by name, "validation_loss" among them.
+        protocol: how it was sampled and scored.
+        training: which checkpoint, and what went into it.
+        machine: device, versions, commit, date.
+        pictures: paths of the grid and of clips.
     """
 
-    row: str
-    scale: str
-    scores: dict[str, Score]
-    protocol: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
-    pictures: dict[str, Any] = field(default_factory=dict)
+    remedy: ClassVar[str] = "remove it and score again with `test`"
 
-    def to_json(self) -> str:
-        """Return the record as JSON; a score that is not finite becomes null, which `from_json` makes NaN again."""
-        record = {"format_version": FORMAT_VERSION, **asdict(self)}
-        for score in record["scores"].values():
-            score["value"] = score["value"] if math.isfinite(score["value"]) else None
-            if score["by_time"] is None:
-                del score["by_time"]
-        return json.dumps(record, indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str | Path) -> Self:
-        """Read what `to_json` gave.
-
-        Args:
-            text: the JSON.
-            where: its file, for errors.
-
-        Raises:
-            UserError: it is no record, cut off, or written by a newer zigma_pl.
-        """
-        try:
-            record = json.loads(text)
-            version = int(record["format_version"])
-            if version <= FORMAT_VERSION:
-                scores = {name: _score(entry) for name, entry in record["scores"].items()}
-                known = {part.name: record[part.name] for part in fields(cls)}
-                return cls(**{**known, "scores": scores})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{where}: is no whole result record ({type(error).__name__}: {error}); remove it and score again"
-            ) from error
-        raise UserError(
-            f"{where}: has format {version}, written by a newer zigma_pl; this one reads up to {FORMAT_VERSION}: "
-            "update it"
-        )
-
-
-def _score(entry: dict[str, Any]) -> Score:
-    value = entry["value"]
-    return Score(
-        math.nan if value is None else float(value), entry.get("comparable"), entry.get("std"), entry.get("by_time")
-    )
+    row: Name
+    scale: Name
+    scores: dict[Name, Score]
+    protocol: Protocol
+    training: Training
+    machine: dict[str, Any]
+    pictures: Pictures
 
 
 def record_path(results_dir: str | Path, row: str) -> Path:
-    """Return where the record of a row is."""
+    """Return where the record of a run is."""
     return Path(results_dir) / f"{row}.json"
 
 
@@ -103,8 +135,7 @@ def write_record(record: ResultRecord, results_dir: str | Path) -> Path:
     """Write a record, whole or not at all; returns its path."""
     path = record_path(results_dir, record.row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
-        file.write(record.to_json().encode())
+    records.write_record(record, path)
     return path
 
 
@@ -112,11 +143,6 @@ def read_record(path: str | Path) -> ResultRecord:
     """Read a record.
 
     Raises:
-        UserError: there is none, or what `ResultRecord.from_json` raises.
+        UserError: the file is missing, damaged or of a newer format.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read as a result record ({reason}); score the row with `test`") from error
-    return ResultRecord.from_json(text, path)
+    return records.read_record(ResultRecord, Path(path))

@@ -164,5 +164,5 @@ def compute(
             else:
                 manifold = manifold or precision_recall(each_real, each_fake, options.num_neighbours)._asdict()
                 value = manifold[distance]
-        scores[name] = Score(value, comparable, std)
+        scores[name] = Score(value=value, comparable=comparable, std=std)
     return scores
