@@ -71,6 +71,9 @@ class ZigmaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and hand the seed to the module and the data."""
+        parser.add_argument(
+            "--about", type=dict, default={}, help="what the experiment is; only tables and report read it"
+        )
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(NonFiniteGuard, "non_finite")

@@ -125,5 +125,10 @@ def problems(error: ValidationError) -> str:
     entries = error.errors(include_url=False, include_input=False)
     shown = [f"{'.'.join(map(str, entry['loc'])) or 'file'}: {entry['msg']}" for entry in entries[:3]]
     more = f"; and {len(entries) - 3} more" if len(entries) > 3 else ""
-    printable = "".join(letter if letter.isprintable() else " " for letter in "; ".join(shown))
-    return shorten(printable, 400, placeholder="...") + more
+    return one_line("; ".join(shown)) + more
+
+
+def one_line(text: str) -> str:
+    """Return text, such as another library's error message, on one short line of printable characters."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shorten(printable, 400, placeholder="...")

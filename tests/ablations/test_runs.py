@@ -166,7 +166,7 @@ def test_a_half_written_record_is_said_and_made_again(fakes, capsys):
     capsys.readouterr()
     assert fakes.run("--rows", "table1_a") == 0
     assert fakes.calls() == ["test table1_a from end.ckpt"]
-    said = [line for line in capsys.readouterr().out.splitlines() if "no whole result record" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "cannot be used" in line]
     assert len(said) == 1
     assert "results/smoke/table1_a.json" in said[0]
 
@@ -214,14 +214,29 @@ def test_a_row_that_was_done_meanwhile_is_not_repeated(fakes):
     assert all(job.state is State.DONE for job in stale)
 
 
-def test_the_lock_outlives_a_killed_runner_while_its_process_goes_on(tmp_path):
-    with sole_runner(tmp_path) as lock:
-        sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock.fileno(),))
+RUNNER = """
+import os, subprocess, sys
+from pathlib import Path
+from zigma_pl.ablations.local import sole_runner
+with sole_runner(Path(sys.argv[1])) as lock:
+    subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=(lock,))
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_lock_outlives_a_killed_runner_while_its_process_runs(tmp_path):
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], stdin=subprocess.PIPE)
+    assert runner.wait() == -signal.SIGKILL
     with sole_runner(tmp_path) as second:
         assert second is None
-    sleeper.communicate(b"\n")
-    with sole_runner(tmp_path) as third:
-        assert third is not None
+    runner.stdin.close()  # which ends the process that the runner started
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with sole_runner(tmp_path) as third:
+            if third is not None:
+                return
+        time.sleep(0.05)
+    pytest.fail("the lock is still held")
 
 
 def test_several_rows_run_at_a_time(fakes):

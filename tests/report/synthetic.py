@@ -10,7 +10,7 @@ from PIL import Image
 
 from zigma_pl.callbacks.clips import can_write_mp4, save_gif, save_mp4
 from zigma_pl.callbacks.grid import save_png
-from zigma_pl.evaluation.record import ResultRecord, Score
+from zigma_pl.evaluation.record import ResultRecord, Score, write_record
 
 STEPS, BATCH_SIZE = 40, 16
 BETTER = {"sweep": 1.0, "zigzag1": 0.9, "zigzag2": 0.8, "zigzag8": 0.6}
@@ -43,16 +43,16 @@ def write_run(folder: Path, row: str, seed: int, loss: float, clips: bool = Fals
     write_grid(folder / pictures / "grid.png", seed)
     if clips:
         write_clip(folder / pictures / "clips.mp4")
-    record = make_record(row, seed, loss, pictures, clips, log)
-    path = folder / "results" / "smoke" / f"{name}.json"
-    path.write_text(record.to_json())
-    return path
+    record = make_record(name, seed, loss, pictures, clips, log)
+    return write_record(record, folder / "results" / "smoke")
 
 
 def make_record(row: str, seed: int, loss: float, pictures: Path, clips: bool, log: Path) -> ResultRecord:
     by_time = [loss * (0.05 + 0.1 * math.exp(-t)) for t in range(10)]
-    scores = {"validation_loss": Score(loss * 0.1, by_time=by_time), "fid_lite": Score(loss * 800, comparable=False)}
-    scores |= {"kid_lite": Score(loss * 0.2, False, 0.01), "recall_lite": Score(1 - loss, False)}
+    scores = {"validation_loss": Score(value=loss * 0.1, by_time=by_time)}
+    scores |= {"fid_lite": Score(value=loss * 800, comparable=False)}
+    scores |= {"kid_lite": Score(value=loss * 0.2, comparable=False, std=0.01)}
+    scores |= {"recall_lite": Score(value=1 - loss, comparable=False)}
     protocol = {
         "data": {"dataset": "UCF101" if clips else "MMCelebAHQ", "standin": True},
         "sampler": {"class": "ODESampler", "method": "heun", "num_steps": 10},
@@ -66,7 +66,7 @@ def make_record(row: str, seed: int, loss: float, pictures: Path, clips: bool, l
     training = {"steps": STEPS, "samples_seen": STEPS * BATCH_SIZE, "log_folder": str(log), "seconds": None}
     clip_paths = [str(pictures / "clips.mp4" if can_write_mp4() else pictures / "clips.gif")] if clips else []
     return ResultRecord(
-        row, "smoke", scores, protocol, training,
+        row=row, scale="smoke", scores=scores, protocol=protocol, training=training,
         machine={"device": "a processor", "versions": {"torch": "2.13.0"}, "commit": None, "date": "2026-01-02"},
         pictures={"grid": str(pictures / "grid.png"), "clips": clip_paths},
     )  # fmt: skip

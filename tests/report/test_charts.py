@@ -1,75 +1,65 @@
 import math
 import re
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from report.synthetic import BATCH_SIZE, STEPS
 
-from zigma_pl.report.charts import HEIGHT, LEFT, WIDTH, Axis, Series, compact, dot_chart, line_chart, tick_labels
+from zigma_pl.report.charts import FAINT, INK, LIGHT, MUTED, Series, dot_chart, line_chart, path_chart
 from zigma_pl.report.curves import averaged, read_curves
 from zigma_pl.report.figures import over_samples
-from zigma_pl.report.markup import Markup, join, tag
 from zigma_pl.report.results import load_results
 
-
-def test_text_is_escaped_and_markup_is_not():
-    assert tag("p", "a < b & c", tag("b", "d")) == "<p>a &lt; b &amp; c<b>d</b></p>"
-    assert tag("img", src='x"y', alt="", class_="z", aria_label=None, hidden=True) == (
-        '<img src="x&quot;y" alt="" class="z" hidden>'
-    )
-    assert join(["a", [Markup("<br>"), None]], "&") == "a<br>&amp;"
+COLOURS = [*LIGHT, INK[0], MUTED[0], FAINT[0]]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "logarithmic", "ticks"),
-    [
-        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0, 64000, False, [0, 20000, 40000, 60000]),
-        (-3, 3, False, [-2, 0, 2]),
-        (0.09, 1.2, True, [0.1, 0.2, 0.5, 1.0]),
-        (1e-6, 10, True, [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10]),
-    ],
-)
-def test_ticks_are_round(low, high, logarithmic, ticks):
-    assert Axis(low, high, 0, 100, logarithmic).ticks() == pytest.approx(ticks)
+def curves_of(svg):
+    """Paths drawn in a colour of an experiment, by colour; each a list of (x, y) in the picture."""
+    found = {}
+    for data, colour in re.findall(r'<path d="([^"]+)"[^>]*stroke: var\(--c(\w+)\); stroke-width: 1.5', svg):
+        found[f"#{colour}"] = [tuple(map(float, point)) for point in re.findall(r"[ML] (\S+) (\S+)", data)]
+    return found
 
 
-def test_ends_of_an_axis_are_its_values():
-    for axis in (Axis(2, 8, 10, 20), Axis(2, 8, 10, 20, logarithmic=True)):
-        assert [axis(2), axis(8)] == pytest.approx([10, 20])
-    assert Axis(2, 8, 10, 20)(5) == pytest.approx(15)
-    assert Axis(2, 8, 10, 20, logarithmic=True)(4) == pytest.approx(15)
-
-
-def test_ticks_that_lie_close_together_are_told_apart():
-    assert tick_labels([4270.0, 4275.0, 4280.0]) == ["4.27k", "4.275k", "4.28k"]
-    assert tick_labels([0.0, 0.5]) == ["0", "0.5"]
-
-
-def test_compact():
-    assert [compact(value) for value in (0, 0.05, 200, 1500, 2.4e7)] == ["0", "0.05", "200", "1.5k", "24M"]
-
-
-def test_lines_lie_in_the_picture_and_leave_out_what_is_not_finite():
-    points = [(0.0, 1.0), (10.0, math.nan), (20.0, 0.5), (40.0, 0.75)]
-    chart = line_chart("Loss", "samples", "loss", [Series("<a>", 9, points), Series("b", 1, [(5.0, 0.6)])])
-    drawn = re.search(r'points="([^"]+)"', chart)[1].split()
-    assert len(drawn) == 3
-    places = [tuple(map(float, point.split(","))) for point in drawn]
-    assert places[0][0] == LEFT
-    assert all(LEFT <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places)
-    assert places[0][1] < places[2][1] < places[1][1]  # larger is higher
-    assert 'class="line s1 dashed"' in chart
-    assert "&lt;a&gt; ends at 0.7500; b ends at 0.6000" in chart
+def test_lines_leave_out_what_is_not_finite_and_say_where_they_end():
+    points = [(0.0, 1.0), (10.0, math.nan), (20.0, 0.5), (30.0, 1e300), (40.0, 0.75)]
+    chart = line_chart("Loss", "samples", "loss", [Series("<a>", 9, points), Series("b", 2, [(5.0, 0.6)])])
+    places = curves_of(chart.svg)[LIGHT[1]]
+    assert len(places) == 3
+    assert places[1][1] > places[2][1] > places[0][1]  # larger is higher
+    assert "stroke-dasharray" in chart.svg
+    assert (chart.title, chart.text) == ("Loss", "Loss. loss against samples: <a> ends at 0.7500; b ends at 0.6000.")
     assert line_chart("Loss", "samples", "loss", [Series("a", 0, [(1.0, math.inf)])]) is None
 
 
-def test_a_dot_for_each_seed_and_a_place_for_rows_without():
-    rows = [Series("sweep", 0, [(1.0, 0), (3.0, 0)]), Series("zigzag", 1, [])]
-    chart = dot_chart("FID", "FID ↓", rows)
-    assert chart.count("<circle") == 2
-    assert ">2.000<" in chart
-    assert ">not run<" in chart
+def test_a_wide_range_is_logarithmic():
+    series = [Series("a", 0, [(0.0, 0.01), (1.0, 0.1), (2.0, 1.0)])]
+    heights = [y for _, y in curves_of(line_chart("Loss", "samples", "loss", series).svg)[LIGHT[0]]]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
+
+
+def test_a_dot_for_each_seed_and_a_place_for_experiments_without():
+    series = [Series("sweep, $x", 0, [(1.0, 0), (3.0, 0)]), Series("zigzag", 1, [])]
+    chart = dot_chart("FID", "FID ↓", series)
+    assert len(re.findall(rf"<use [^>]*fill: var\(--c{LIGHT[0][1:]}\)", chart.svg)) == 2
+    assert "sweep, $x  2.000" in chart.svg
+    assert "zigzag  not run" in chart.svg
     assert dot_chart("FID", "FID ↓", [Series("zigzag", 1, [])]) is None
+
+
+def test_files_are_well_formed_follow_dark_mode_and_are_the_same_each_time():
+    def draw():
+        order = np.arange(16)
+        return [line_chart("a<b", "x&y", "z", [Series("s", 0, [(0.0, 1.0)])]), path_chart("sweep", order, 4, 0.8)]
+
+    for chart, again in zip(draw(), draw(), strict=True):
+        ElementTree.fromstring(chart.svg)
+        assert chart.svg == again.svg
+        drawn = chart.svg.partition("</style>")[2]
+        assert not [colour for colour in COLOURS if colour in drawn]  # each is a variable
+        assert re.findall(r"#[0-9a-f]{6}", drawn) in ([], ["#000000"] * drawn.count("#000000"))
+        assert "prefers-color-scheme: dark" in chart.svg
 
 
 def test_long_curves_are_averaged_and_short_ones_are_not():

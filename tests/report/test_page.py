@@ -78,9 +78,7 @@ def test_it_can_be_read_by_all(page):
     assert page.elements[0] == ("html", {"lang": "en"})
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     assert all(image["alt"] and int(image["width"]) > 0 for image in page.all("img"))
-    pictures = [attributes for attributes in page.all("svg") if attributes.get("aria-hidden") != "true"]
-    assert len(pictures) > 15
-    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in pictures)
+    assert len(page.all("img")) > 15
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert len(page.all("h1")) == 1
@@ -105,8 +103,8 @@ def test_tables_rows_and_protocols_are_there(page):
     assert "**" not in page.text
     assert page.all("strong")
     links = [attributes["href"] for attributes in page.all("a")]
-    assert "assets/rows/table1_zigzag2.yaml" in links
-    assert "assets/records/smoke/table1_zigzag8_seed1.json" in links
+    assert "assets/1/rows/table1_zigzag2.yaml" in links
+    assert "assets/1/records/smoke/table1_zigzag8_seed1.json" in links
 
 
 def test_videos_play_without_sound_on_request(page):
@@ -121,12 +119,13 @@ def test_missing_files_are_said_and_a_second_report_replaces_the_first(project, 
     shutil.copytree(project, copy)
     out = tmp_path / "out" / "index.html"
     assert command.main(arguments(copy, out)) == 0
-    assert (out.parent / "assets" / "records" / "smoke" / "table1_sweep.json").is_file()
+    assert (out.parent / "assets/1/records/smoke/table1_sweep.json").is_file()
     (copy / "results" / "smoke" / "table1_sweep.json").unlink()
     shutil.rmtree(copy / "results" / "smoke" / "table1_zigzag1")
     shutil.rmtree(copy / "logs")
     assert command.main(arguments(copy, out)) == 0
-    assert not (out.parent / "assets" / "records" / "smoke" / "table1_sweep.json").exists()
+    assert [entry.name for entry in (out.parent / "assets").glob("[!.]*")] == ["2"]
+    assert not (out.parent / "assets/2/records/smoke/table1_sweep.json").exists()
     text = Page(out.read_text()).text
     assert "results/smoke/table1_zigzag1/grid.png is not there" in text
     assert "Training loss" not in text
@@ -144,10 +143,10 @@ def test_scores_at_several_moments_become_a_curve(project, tmp_path):
     out = tmp_path / "out" / "index.html"
     assert command.main(arguments(copy, out)) == 0
     page = Page(out.read_text())
-    svgs = [attributes.get("aria-label", "") for attributes in page.all("svg")]
-    assert any(label.startswith("FID lite ↓. FID lite ↓ against samples seen: sweep ends at 800.0") for label in svgs)
+    texts = [attributes["alt"] for attributes in page.all("img")]
+    assert any(text.startswith("FID lite ↓. FID lite ↓ against samples seen: sweep ends at 800.0") for text in texts)
     assert "320 samples, seed 0" in page.text
-    assert (out.parent / "assets/records/smoke/320" / early.name).read_text() == early.read_text()
+    assert (out.parent / "assets/1/records/smoke/320" / early.name).read_text() == early.read_text()
 
 
 def test_runs_of_the_same_name_do_not_replace_each_other(tmp_path, repository):
@@ -158,7 +157,7 @@ def test_runs_of_the_same_name_do_not_replace_each_other(tmp_path, repository):
     other.write_text(first.read_text().replace('"seed": 0', '"seed": 5'))
     out = tmp_path / "report" / "index.html"
     assert command.main(arguments(tmp_path, out)) == 0
-    records = {path.read_text() for path in (out.parent / "assets" / "records" / "smoke").iterdir()}
+    records = {path.read_text() for path in (out.parent / "assets/1/records/smoke").iterdir()}
     assert records == {first.read_text(), other.read_text()}
 
 
@@ -210,6 +209,6 @@ def test_the_committed_report_shows_the_committed_records(repository, committed_
     """It is made by hand, where curves and pictures lie: `python -m zigma_pl report --out docs/report/index.html`."""
     texts = [(repository / name).read_bytes() for name in committed_results if name.endswith(".json")]
     committed = {text for text in texts if "scores" in json.loads(text)}
-    shown = {path.read_bytes() for path in (repository / "docs/report/assets/records").rglob("*.json")}
+    shown = {path.read_bytes() for path in (repository / "docs/report/assets").rglob("*.json")}
     assert committed
     assert shown == committed

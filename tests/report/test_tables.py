@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,26 +7,26 @@ from report.synthetic import make_record, write_run
 
 from zigma_pl.commands import tables as command
 from zigma_pl.errors import UserError
-from zigma_pl.evaluation.record import ResultRecord, Score
+from zigma_pl.evaluation.record import Score, write_record
+from zigma_pl.report.experiments import by_table, load_experiments
 from zigma_pl.report.results import Result, Results, load_results
-from zigma_pl.report.rows import by_table, load_rows
 from zigma_pl.report.scores import figure, in_order, mean_and_spread, score_of
 from zigma_pl.report.tables import one_cell, views
 
 
 def result(row, seed=0, loss=1.0, scale="smoke", **changes):
-    record = replace(make_record(row, seed, loss, Path("p"), False, Path("l")), scale=scale, **changes)
+    record = make_record(row, seed, loss, Path("p"), False, Path("l")).model_copy(update={"scale": scale, **changes})
     return Result(Path(f"{row}_{scale}_{seed}.json"), record)
 
 
 @pytest.fixture
 def table1(repository):
-    return by_table(load_rows(repository / "experiments"))["table 1"]
+    return by_table(load_experiments(repository / "experiments"))["table 1"]
 
 
 def cells(view, label):
     """Cells of a row by the heading of their column."""
-    (line,) = [line for line in view.lines if line.row.label == label]
+    (line,) = [line for line in view.lines if line.experiment.label == label]
     return dict(zip([column.heading for column in view.columns], line.cells, strict=True))
 
 
@@ -97,7 +96,7 @@ def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):
     first = result("table1_sweep")
     other = {**first.record.protocol, "num_fake": 63, "data": {"dataset": "MMCelebAHQ", "standin": False}}
     second = result("table1_zigzag1", protocol=other, training={"samples_seen": 5, "steps": 1})
-    odd = result("table1_zigzag8", scores={"fid": Score(3.0, comparable=False)})
+    odd = result("table1_zigzag8", scores={"fid": Score(value=3.0, comparable=False)})
     (view,) = views(table1, Results([first, second, odd]))
     assert "63 samples and 64 samples" in view.title
     assert "MMCelebAHQ, real data and a drawn stand-in for MMCelebAHQ" in view.title
@@ -109,7 +108,7 @@ def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):
 
 
 def test_operations_that_a_record_tells_stand_beside_the_published_ones(repository):
-    table6 = by_table(load_rows(repository / "experiments"))["table 6"]
+    table6 = by_table(load_experiments(repository / "experiments"))["table 6"]
     counted = result("table6_dit", training={"samples_seen": 640, "gflops": 228.62})
     (view,) = views(table6, Results([counted, result("table6_uvit")]))
     assert [cells(view, label)["GFLOPs ↓ ours"] for label in ("DiT", "U-ViT", "ZigMa")] == [
@@ -174,7 +173,7 @@ def test_links_of_the_tables_lead_to_files(project, tmp_path):
 def test_half_written_and_newer_records_are_one_line(tmp_path):
     whole = write_run(tmp_path, "table1_sweep", 0, 1.0).read_text()
     record = tmp_path / "results" / "smoke" / "table1_sweep.json"
-    for text, part in ((whole[: len(whole) // 2], "no whole"), (whole.replace('n": 1', 'n": 99', 1), "newer")):
+    for text, part in ((whole[: len(whole) // 2], "cannot be used"), (whole.replace('n": 1', 'n": 99', 1), "newer")):
         record.write_text(text)
         with pytest.raises(UserError, match=part) as caught:
             load_results(tmp_path)
@@ -189,7 +188,7 @@ def test_other_json_files_are_no_records(tmp_path):
 
 
 def test_a_record_without_a_row_is_left_out_and_said(project, tmp_path, capsys):
-    (tmp_path / "odd.json").write_text(ResultRecord("odd", "smoke", {}).to_json())
+    write_record(make_record("odd", 0, 1.0, Path("p"), False, Path("l")), tmp_path)
     arguments = [f"--results={tmp_path}", *options(project, tmp_path)[1:]]
     assert command.main(arguments) == 0
     assert "odd.json: left out" in capsys.readouterr().err

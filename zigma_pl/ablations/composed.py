@@ -11,12 +11,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from zigma_pl.errors import UserError
+from zigma_pl.records import one_line
 
 _ABSENT = "absent"
 
 
 def compose(files: Sequence[Path]) -> dict[str, Any]:
     """Lay YAML files over each other, the later over the earlier, as the command line does with `--config`.
+
+    The block `about` is left out: no number depends on it.
 
     Raises:
         UserError: a file cannot be read, or is no YAML mapping.
@@ -25,12 +28,11 @@ def compose(files: Sequence[Path]) -> dict[str, Any]:
     for path in files:
         try:
             composed = OmegaConf.merge(composed, OmegaConf.load(path))
-        except (OSError, YAMLError, OmegaConfBaseException, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: cannot be read as a configuration ({reason})") from error
+        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
+            raise UserError(f"{path}: cannot be read as a configuration ({one_line(str(error))})") from error
     plain = OmegaConf.to_container(composed)
     assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+    return {str(name): value for name, value in plain.items() if name != "about"}
 
 
 def option(config: dict[str, Any], name: str, default: Any = None) -> Any:

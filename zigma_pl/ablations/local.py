@@ -1,7 +1,6 @@
 """Runs on this machine: each in processes of its own, several side by side, one's failure no other's business."""
 
 import contextlib
-import fcntl
 import os
 import shlex
 import signal
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from zigma_pl.ablations.plan import Run
 from zigma_pl.errors import PREEMPTED_STATUS, UserError
@@ -127,7 +127,7 @@ class LocalRunner:
         finally:
             self._environments.put(environment)
 
-    def _train_and_score(self, job: Job, environment: dict[str, str], lock: IO[bytes]) -> None:
+    def _train_and_score(self, job: Job, environment: dict[str, str], lock: int) -> None:
         if not job.run.is_trained():
             job.state = State.TRAINING
             if not self._call(job, job.run.fit_command(), environment, lock):
@@ -142,7 +142,7 @@ class LocalRunner:
         else:
             job.state, job.note = State.DONE, ""
 
-    def _call(self, job: Job, command: list[str], environment: dict[str, str], lock: IO[bytes]) -> bool:
+    def _call(self, job: Job, command: list[str], environment: dict[str, str], lock: int) -> bool:
         """Run one command to its end; returns whether it ended well."""
         job.run.progress.unlink(missing_ok=True)  # of the command before
         with job.run.output.open("ab") as output:
@@ -156,7 +156,7 @@ class LocalRunner:
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
                 start_new_session=True,  # Ctrl-C is for the runner, which passes it on once
-                pass_fds=(lock.fileno(),),  # should the runner be killed, the row stays locked while this goes on
+                pass_fds=(lock,),  # should the runner be killed, the row stays locked while this goes on
             )
         self._processes.add(process)
         if self._stopped.is_set():  # meanwhile
@@ -189,19 +189,20 @@ class LocalRunner:
 
 
 @contextlib.contextmanager
-def sole_runner(folder: Path) -> Iterator[IO[bytes] | None]:
-    """Lock the log folder of a run for this process and those it starts; gives None if another has it.
+def sole_runner(folder: Path) -> Iterator[int | None]:
+    """Lock the log folder of a run; gives the lock's file descriptor, or None if another process has the lock.
 
-    The lock is the kernel's and ends with the last of these processes, however they end.
+    Processes that inherit the descriptor keep the lock should this one be killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        yield lock
+    descriptors: list[int] = []
+    try:
+        lock = FileLock(folder / ".lock", blocking=False, on_acquired=descriptors.append).acquire()
+    except Timeout:
+        yield None
+        return
+    with lock:
+        yield descriptors[0]
 
 
 def _end_of(output: Path, begin: int, status: int) -> str:

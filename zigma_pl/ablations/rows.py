@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from zigma_pl.errors import UserError
+from zigma_pl.records import check_name
 
 _TABLE = re.compile(r"(table|figure)\w+?_")
 
@@ -38,9 +39,11 @@ def find_rows(folder: Path, table: str | None = None, patterns: Sequence[str] = 
         patterns: names as the shell matches them; a row has to match one.
 
     Raises:
-        UserError: there is no such row.
+        UserError: there is no such row, or a file's name cannot be that of a record.
     """
     rows = [Row(path) for path in sorted(folder.glob("*.yaml"), key=_natural_order)]
+    for row in rows:
+        check_name(row.name, str(row.path))
     of_table = [row for row in rows if table is None or row.prefix == f"table{table}"]
     if table is not None and not of_table:
         tables = sorted({row.prefix.removeprefix("table") for row in rows if row.prefix})

@@ -14,10 +14,10 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.out.suffix != ".html":
         raise UserError(f"--out {options.out}: the name must end in .html")
-    rows, results = read_sources(options.experiments, options.results)
+    experiments, results = read_sources(options.experiments, options.results)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_report(rows, results, options.results, options.out)
+        write_report(experiments, results, options.results, options.out)
     except OSError as error:
         raise UserError(f"--out {options.out}: cannot be written ({error.strerror}): choose another") from error
     print(options.out)

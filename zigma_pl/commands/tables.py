@@ -1,4 +1,4 @@
-"""`python -m zigma_pl tables`: experiments/README.md and docs/results.md from the rows and the result records."""
+"""`python -m zigma_pl tables`: experiments/README.md and docs/results.md from experiments and result records."""
 
 import argparse
 import os
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import written_whole
 from zigma_pl.shipped import shipped_file
 
 if TYPE_CHECKING:
+    from zigma_pl.report.experiments import Experiment
     from zigma_pl.report.results import Results
-    from zigma_pl.report.rows import Row
 
 
 def main(argv: list[str]) -> int:
@@ -19,11 +20,11 @@ def main(argv: list[str]) -> int:
     from zigma_pl.report.markdown import experiments_index, results_page
 
     options = _parser().parse_args(argv)
-    rows, results = read_sources(options.experiments, options.results)
+    experiments, results = read_sources(options.experiments, options.results)
     to_results = Path(os.path.relpath(options.out, options.index.parent)).as_posix()
     texts = {
-        options.index: experiments_index(rows, results, to_results),
-        options.out: results_page(rows, results, options.out, options.results),
+        options.index: experiments_index(experiments, results, to_results),
+        options.out: results_page(experiments, results, options.out, options.results),
     }
     if options.check:
         return _check(texts)
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where rows and records are."""
+    """Add the options that say where experiments and records are."""
     parser.add_argument(
         "--results",
         type=Path,
@@ -47,31 +48,31 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=shipped_file("experiments/digits.yaml").parent,
         metavar="FOLDER",
-        help="folder of the rows' YAML files (default: experiments/ as shipped)",
+        help="folder of the experiments' YAML files (default: experiments/ as shipped)",
     )
 
 
-def read_sources(experiments: Path, records: Path) -> "tuple[list[Row], Results]":
-    """Read rows and records, and say which records are of rows that are not there."""
+def read_sources(experiments: Path, records: Path) -> "tuple[list[Experiment], Results]":
+    """Read experiments and records, and say which records are of experiments that are not there."""
+    from zigma_pl.report.experiments import load_experiments
     from zigma_pl.report.results import Results, load_results
-    from zigma_pl.report.rows import load_rows
 
-    rows, results = load_rows(experiments), load_results(records)
-    names = {row.name for row in rows}
+    loaded, results = load_experiments(experiments), load_results(records)
+    names = {experiment.name for experiment in loaded}
     for result in results:
-        if result.row not in names:
-            print(f"{result.file}: left out, {experiments} has no {result.row}.yaml", file=sys.stderr)
-    return rows, Results([result for result in results if result.row in names])
+        if result.experiment not in names:
+            print(f"{result.file}: left out, {experiments} has no {result.experiment}.yaml", file=sys.stderr)
+    return loaded, Results([result for result in results if result.experiment in names])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m zigma_pl tables",
-        description="Write the index of the rows and the tables of results: our scores beside the published ones.",
+        description="Write the index of experiments and the tables of results: our scores beside the published ones.",
     )
     add_sources(parser)
     for option, default, what in (
-        ("--index", "experiments/README.md", "index of the rows"),
+        ("--index", "experiments/README.md", "index of the experiments"),
         ("--out", "docs/results.md", "tables of results"),
     ):
         help_text = f"{what} (default: {default})"
@@ -81,12 +82,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(texts: dict[Path, str]) -> int:
-    found = {path: path.read_text(encoding="utf-8") if path.is_file() else None for path in texts}
-    stale = [str(path) for path, text in texts.items() if found[path] != text]
+    stale = [str(path) for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()]
     if stale:
         print(
-            f"error: {' and '.join(stale)} {'are' if len(stale) > 1 else 'is'} not what rows and records give: run "
-            "`python -m zigma_pl tables`, and commit what it writes together with the records in results/",
+            f"error: {' and '.join(stale)} {'are' if len(stale) > 1 else 'is'} not what experiments and records give: "
+            "run `python -m zigma_pl tables`, and commit what it writes together with the records in results/",
             file=sys.stderr,
         )
     return 1 if stale else 0
@@ -95,6 +95,7 @@ def _check(texts: dict[Path, str]) -> int:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with written_whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another with --index or --out") from error

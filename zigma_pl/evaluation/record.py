@@ -2,10 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NotRequired,  # pydantic needs it before Python 3.12
+)
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
-from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
+from typing_extensions import TypedDict
 
 from zigma_pl import records
 from zigma_pl.records import Name, Part, Record
@@ -51,14 +56,14 @@ class Score(Part):
         return plain
 
 
-class Data(TypedDict, total=False):
+class Data(TypedDict):
     """Which pictures training and scoring used."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     dataset: Name
     standin: bool
-    note: str | None
+    note: NotRequired[str | None]
 
 
 class Conditions(TypedDict, total=False):

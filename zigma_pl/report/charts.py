@@ -1,30 +1,42 @@
-"""Charts as SVG that is part of the page: lines over samples seen or time, and a dot for each seed of a row.
+"""Charts as SVG files: lines over samples seen or time, a dot for each seed of an experiment, and scan paths.
 
-They take their colours from the page (`style.py`), so they are right in light and dark, and are drawn small, so that
-their text is legible on a narrow screen.
+Matplotlib draws them in the light colours. In the file each colour becomes a variable of CSS with a second value for
+dark mode, so that one file is right in both.
 """
 
-import math
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from zigma_pl.report.curves import Points
-from zigma_pl.report.markup import Markup, join, tag
 from zigma_pl.report.scores import figure
 
-WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 42
-NUM_COLOURS = 8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Hues that stay apart for colour-blind readers; each a little lighter on the dark ground.
+LIGHT = ("#2a78d6", "#d9541e", "#128a60", "#a87000", "#c2457d", "#4a3aa7", "#157315", "#c92f2f")
+DARK = ("#5a9df0", "#f0824f", "#35b98a", "#d9a228", "#e47fab", "#a297f2", "#5cb85c", "#f07878")
+INK, MUTED, FAINT = ("#1c1c22", "#ececf0"), ("#5c5c68", "#a5a5b0"), ("#dddde3", "#3a3a42")
+_IN_DARK = dict([*zip(LIGHT, DARK, strict=True), INK, MUTED, FAINT])
 LOGARITHMIC_FROM = 5.0  # ratio of the largest to the smallest value
-_ROW_HEIGHT = 34
+_LARGEST = 1e100  # of what is shown
+_WIDTH_INCH = 4.6
+_NUM_PATH_PARTS = 6  # of a scan path, each stronger than the one before
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or the dots of one row.
+    """One line, or the dots of one experiment.
 
-    name: of the row.
-    place: the row's place in its table, which gives the colour.
+    name: of the experiment.
+    place: the experiment's place in its table, which gives the colour.
     points: (x, y).
     """
 
@@ -34,176 +46,123 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Values from `low` to `high`, shown from `start` to `end` of the picture."""
+class Chart:
+    """A picture.
 
-    low: float
-    high: float
-    start: float
-    end: float
-    logarithmic: bool = False
+    title: to be shown above it.
+    text: what it shows, in words.
+    svg: the content of its file.
+    size_px: width and height at which its text has the size of that of the page.
+    """
 
-    def __call__(self, value: float) -> float:
-        """Return where a value is in the picture."""
-        low, high, value = (math.log(v) if self.logarithmic else v for v in (self.low, self.high, value))
-        return self.start + (self.end - self.start) * (value - low) / (high - low)
-
-    def ticks(self) -> list[float]:
-        """Return round values: about five, or 1, 2 and 5 of each power of ten."""
-        if self.logarithmic:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            factors = (1, 2, 5) if len(powers) <= 4 else (1,)
-            found = [factor * 10.0**power for power in powers for factor in factors]
-        else:
-            step = _round_step((self.high - self.low) / 5)
-            first = math.ceil(self.low / step - 1e-9)
-            found = [count * step for count in range(first, first + 12)]
-        return [value for value in found if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
+    title: str
+    text: str
+    svg: str
+    size_px: tuple[int, int]
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> Markup | None:
-    """Return lines in one picture, with a logarithmic y axis where they span a lot; None without points."""
-    series = [Series(line.name, line.place, _finite(line.points)) for line in series]
-    xs = [x for line in series for x, _ in line.points]
-    ys = [y for line in series for _, y in line.points]
-    if not xs:
+def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> Chart | None:
+    """Return lines in one chart, with a logarithmic y axis where they span a lot; None without points."""
+    shown = [Series(line.name, line.place, _finite(line.points)) for line in series]
+    shown = [line for line in shown if line.points]
+    ys = [y for line in shown for _, y in line.points]
+    if not ys:
         return None
-    x_axis = _axis(xs, LEFT, WIDTH - RIGHT, from_zero=True)
-    logarithmic = min(ys) > 0 and max(ys) / min(ys) > LOGARITHMIC_FROM
-    y_axis = _axis(ys, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
-    lines = [_line(line, x_axis, y_axis) for line in series if line.points]
-    ends = [f"{line.name} ends at {figure(line.points[-1][1])}" for line in series if line.points]
-    return _picture(title, f"{y_label} against {x_label}: {'; '.join(ends)}", HEIGHT, [
-        _horizontal_grid(y_axis, x_axis),
-        _x_ticks(x_axis, HEIGHT - BOTTOM),
-        _x_label(x_label, HEIGHT),
-        lines,
-    ])  # fmt: skip
+    drawn, axes = _axes(2.8)
+    for line in shown:
+        style = {"color": LIGHT[line.place % len(LIGHT)], "linestyle": "--" if line.place >= len(LIGHT) else "-"}
+        axes.plot(*zip(*line.points, strict=True), marker="o" if len(line.points) == 1 else "", **style)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(x_label, color=MUTED[0])
+    if min(ys) > 0 and max(ys) / min(ys) > LOGARITHMIC_FROM:
+        _make_logarithmic(axes)
+    axes.grid(axis="y", color=FAINT[0])
+    ends = [f"{line.name} ends at {figure(line.points[-1][1])}" for line in shown]
+    return Chart(title, f"{title}. {y_label} against {x_label}: {'; '.join(ends)}.", *_svg(drawn))
 
 
-def dot_chart(title: str, x_label: str, series: Sequence[Series]) -> Markup | None:
-    """Return a line for each row with a dot at the x of each of its points, one for each seed, and their mean."""
-    series = [Series(row.name, row.place, _finite(row.points)) for row in series]
-    xs = [x for row in series for x, _ in row.points]
-    if not xs:
+def dot_chart(title: str, x_label: str, series: Sequence[Series]) -> Chart | None:
+    """Return a line for each experiment with a dot at the x of each of its points, one for each seed."""
+    shown = [Series(row.name, row.place, _finite(row.points)) for row in series]
+    if not any(row.points for row in shown):
         return None
-    height = TOP + _ROW_HEIGHT * len(series) + BOTTOM
-    axis = _axis(xs, RIGHT, WIDTH - RIGHT)
-    rows = [_dots(row, axis, TOP + _ROW_HEIGHT * (number + 1) - 8) for number, row in enumerate(series)]
-    words = [f"{row.name} {', '.join(figure(x) for x, _ in row.points) or 'without a number'}" for row in series]
-    return _picture(title, f"{x_label}: {'; '.join(words)}", height, [
-        _vertical_grid(axis, height),
-        rows,
-        _x_ticks(axis, height - BOTTOM),
-        _x_label(x_label, height),
-    ])  # fmt: skip
+    drawn, axes = _axes(0.7 + 0.3 * len(shown))
+    for height, row in enumerate(shown):
+        values = [x for x, _ in row.points]
+        axes.scatter(values, [height] * len(values), color=LIGHT[row.place % len(LIGHT)], alpha=0.75)
+    means = [figure(sum(x for x, _ in row.points) / len(row.points)) if row.points else "not run" for row in shown]
+    labels = [_plain(f"{row.name}  {mean}") for row, mean in zip(shown, means, strict=True)]
+    axes.set_yticks(range(len(shown)), labels, color=INK[0])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel(x_label, color=MUTED[0])
+    axes.grid(color=FAINT[0])
+    words = [f"{row.name} {', '.join(figure(x) for x, _ in row.points) or 'without a number'}" for row in shown]
+    return Chart(title, f"{title}. {x_label}: {'; '.join(words)}.", *_svg(drawn))
 
 
-def legend(series: Sequence[tuple[str, int]]) -> Markup:
-    """Return names with the colours of their lines."""
-    return tag("ul", [tag("li", swatch(place), name) for name, place in series], class_="legend")
+def path_chart(title: str, order: np.ndarray, side: int, adjacent: float) -> Chart:
+    """Return a scan path over side x side tokens, from the dot to the square; `adjacent` is its share of neighbours."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(1.6, 1.6))
+    axes = drawn.add_axes((0.02, 0.02, 0.96, 0.96))
+    y, x = np.divmod(order, side)
+    bounds = np.linspace(0, len(order) - 1, _NUM_PATH_PARTS + 1).round().astype(int)
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        alpha = 0.35 + 0.65 * number / (_NUM_PATH_PARTS - 1)
+        axes.plot(x[start : end + 1], y[start : end + 1], color=LIGHT[0], alpha=alpha, linewidth=1.8)
+    axes.plot(x[0], y[0], "o", x[-1], y[-1], "s", color=LIGHT[1], markersize=5)
+    axes.set(xlim=(-0.6, side - 0.4), ylim=(side - 0.4, -0.6), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_color(FAINT[0])
+    share = f"{100 * adjacent:.0f} % adjacent"
+    return Chart(f"{title}; {share}", f"Path of {title}: {share}", *_svg(drawn))
 
 
-def swatch(place: int) -> Markup:
-    """Return a short stroke in the colour of a row."""
-    line = tag("line", x1=1, y1=5, x2=21, y2=5, class_=_class("line", place))
-    return tag("svg", line, viewBox="0 0 22 10", width=22, height=10, aria_hidden="true", class_="swatch")
+def _axes(height_inch: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    drawn = Figure(figsize=(_WIDTH_INCH, height_inch), layout="constrained")
+    axes = drawn.subplots()
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.tick_params(length=0, labelcolor=MUTED[0])
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return drawn, axes
 
 
-def compact(value: float, num_digits: int = 3) -> str:
-    """Write a tick: 0.05, 200, 1.5k, 24M."""
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.{num_digits}g}{unit}"
-    return f"{value:.{num_digits}g}"
+def _make_logarithmic(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e4 else (1,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.minorticks_off()
 
 
-def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Write ticks with as many digits as tell them apart, at least three."""
-    labels: list[str] = []
-    for num_digits in range(3, 9):
-        labels = [compact(value, num_digits) for value in ticks]
-        if len(set(labels)) == len(ticks):
-            break
-    return labels
+def _svg(drawn: "Figure") -> tuple[str, tuple[int, int]]:
+    """Return a figure as SVG with text as text and colours that follow dark mode, and its size in pixels."""
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zigma_pl"}):  # the same file each time
+        drawn.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    svg = re.sub("|".join(_IN_DARK), lambda found: f"var(--c{found[0][1:]})", content.getvalue())
+    light = " ".join(f"--c{colour[1:]}: {colour};" for colour in _IN_DARK)
+    dark = " ".join(f"--c{colour[1:]}: {in_dark};" for colour, in_dark in _IN_DARK.items())
+    style = f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    width, height = (round(96 * inches) for inches in drawn.get_size_inches())
+    return svg.replace("<defs>", f"<style>{style}</style>\n <defs>", 1), (width, height)
 
 
-def _picture(title: str, description: str, height: float, parts: Sequence[Markup | list[Markup]]) -> Markup:
-    svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=f"{title}. {description}.")
-    return tag("figure", tag("figcaption", title), svg, class_="chart")
-
-
-def _class(kind: str, place: int) -> str:
-    return f"{kind} s{place % NUM_COLOURS}" + (" dashed" if place >= NUM_COLOURS else "")
+def _plain(text: str) -> str:
+    """Return text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
 
 
 def _finite(points: Points) -> Points:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-
-
-def _axis(
-    values: Sequence[float], start: float, end: float, *, from_zero: bool = False, logarithmic: bool = False
-) -> Axis:
-    low, high = min(values), max(values)
-    if logarithmic:
-        return Axis(low / 1.1, high * 1.1, start, end, logarithmic=True)
-    if from_zero:
-        return Axis(0.0, high or 1.0, start, end)
-    margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    return Axis(low - margin, high + margin, start, end)
-
-
-def _round_step(step: float) -> float:
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-def _line(series: Series, x_axis: Axis, y_axis: Axis) -> Markup:
-    places = [(x_axis(x), y_axis(y)) for x, y in series.points]
-    if len(places) == 1:
-        (x, y), name = places[0], tag("title", series.name)
-        return tag("circle", name, cx=_n(x), cy=_n(y), r=3.5, class_=_class("dot", series.place))
-    points = " ".join(f"{_n(x)},{_n(y)}" for x, y in places)
-    return tag("polyline", tag("title", series.name), points=points, class_=_class("line", series.place))
-
-
-def _dots(series: Series, axis: Axis, y: float) -> Markup:
-    values = [x for x, _ in series.points]
-    mean = figure(sum(values) / len(values)) if values else "not run"
-    return join(
-        tag("text", series.name, x=RIGHT, y=y - 9, class_="name"),
-        tag("text", mean, x=WIDTH - RIGHT, y=y - 9, text_anchor="end", class_="name"),
-        tag("line", x1=RIGHT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"),
-        [tag("circle", cx=_n(axis(x)), cy=y, r=4.5, class_=_class("dot", series.place)) for x in values],
-    )
-
-
-def _horizontal_grid(y_axis: Axis, x_axis: Axis) -> list[Markup]:
-    parts = []
-    ticks = y_axis.ticks()
-    for value, label in zip(ticks, tick_labels(ticks), strict=True):
-        y = _n(y_axis(value))
-        parts.append(tag("line", x1=x_axis.start, x2=x_axis.end, y1=y, y2=y, class_="grid"))
-        parts.append(tag("text", label, x=LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
-    return parts
-
-
-def _vertical_grid(axis: Axis, height: float) -> list[Markup]:
-    places = [_n(axis(value)) for value in axis.ticks()]
-    return [tag("line", x1=x, x2=x, y1=TOP, y2=height - BOTTOM, class_="grid") for x in places]
-
-
-def _x_ticks(axis: Axis, y: float) -> list[Markup]:
-    ticks = axis.ticks()
-    return [
-        tag("text", label, x=_n(x), y=y + 16, text_anchor="end" if x > axis.end - 12 else "middle")
-        for x, label in zip(map(axis, ticks), tick_labels(ticks), strict=True)
-    ]
-
-
-def _x_label(text: str, height: float) -> Markup:
-    return tag("text", text, x=WIDTH / 2, y=height - 6, text_anchor="middle", class_="label")
-
-
-def _n(value: float) -> str:
-    return f"{value:.1f}"
+    return [(x, y) for x, y in points if abs(x) < _LARGEST and abs(y) < _LARGEST]  # which NaN is not

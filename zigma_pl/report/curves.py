@@ -6,6 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from zigma_pl.errors import UserError
+from zigma_pl.records import one_line, read_content
+
 Points = list[tuple[float, float]]  # (step, value)
 
 
@@ -20,7 +23,7 @@ def read_curves(log_folder: Path) -> dict[str, Points]:
 
 
 def _continued_from(log_folder: Path) -> list[Path]:
-    """Return this folder and those it goes on from, the newest first: config.yaml names the checkpoint."""
+    """Return this folder and those that it was resumed from, the newest first: config.yaml names the checkpoint."""
     folders = [log_folder]
     while (checkpoint := _checkpoint_of(folders[-1])) is not None:
         earlier = checkpoint.parent.parent  # <log folder>/checkpoints/last.ckpt
@@ -34,8 +37,12 @@ def _checkpoint_of(log_folder: Path) -> Path | None:
     config = log_folder / "config.yaml"
     if not config.is_file():
         return None
-    path = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("ckpt_path")
-    if not path or not str(path).endswith(".ckpt"):
+    try:
+        options = yaml.load(read_content(config, "remove the log folder"), Loader=yaml.BaseLoader)  # text alone
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{config}: is not the configuration of a run ({one_line(str(error))})") from error
+    path = options.get("ckpt_path") if isinstance(options, dict) else None
+    if not isinstance(path, str) or not path.endswith(".ckpt"):
         return None
     # Relative to the folder in which training ran, which is one that the log folder lies in or the present one.
     candidates = [*(parent / path for parent in log_folder.absolute().parents), Path(path)]

@@ -1,10 +1,9 @@
-"""The charts of a table at one scale: losses and scores against samples seen, scores by row, the loss by time."""
+"""The charts of a table at one scale: losses and scores against samples seen, scores by experiment, loss by time."""
 
 from collections.abc import Callable
 
-from zigma_pl.report.charts import Series, dot_chart, legend, line_chart
+from zigma_pl.report.charts import Chart, Series, dot_chart, line_chart
 from zigma_pl.report.curves import Points, averaged, read_curves
-from zigma_pl.report.markup import Markup, tag
 from zigma_pl.report.results import Result, Results
 from zigma_pl.report.scores import in_order, score_of
 from zigma_pl.report.tables import View
@@ -15,8 +14,8 @@ NUM_PARTS = 100  # of a long training curve, each shown by its mean
 Draw = Callable[[Result], Points]
 
 
-def charts(view: View, results: Results) -> list[Markup]:
-    """Return the heading, the legend and the charts; nothing where there is nothing to draw."""
+def charts(view: View, results: Results) -> list[Chart]:
+    """Return the charts for which there is something to draw."""
     read = {result.file: _curves(result) for line in view.lines for result in line.results}
 
     def logged(tag_name: str) -> Draw:
@@ -31,40 +30,39 @@ def charts(view: View, results: Results) -> list[Markup]:
     ]
     names = in_order([name for line in view.lines for result in line.results for name in result.record.scores])
     drawn += [_score_chart(view, results, name) for name in names]
-    shown = [chart for chart in drawn if chart is not None]
-    if not shown:
-        return []
-    keys = [(line.row.label, place) for place, line in enumerate(view.lines) if line.results]
-    note = f"A line or dot for each seed; of curves of over {2 * NUM_PARTS} points, the means of {NUM_PARTS} parts."
-    return [tag("h4", "Curves"), legend(keys), tag("div", shown, class_="charts"), tag("p", note, class_="muted")]
+    return [chart for chart in drawn if chart is not None]
 
 
 def _series(view: View, draw: Draw) -> list[Series]:
-    """Return a line for each record of each row."""
+    """Return a line for each record of each experiment."""
     return [
-        Series(line.row.label if result.seed is None else f"{line.row.label}, seed {result.seed}", place, draw(result))
+        Series(
+            line.experiment.label if result.seed is None else f"{line.experiment.label}, seed {result.seed}",
+            place,
+            draw(result),
+        )
         for place, line in enumerate(view.lines)
         for result in line.results
     ]
 
 
-def _score_chart(view: View, results: Results, name: str) -> Markup | None:
-    """Return a score against samples seen where some row was scored more than once in training, else by row."""
+def _score_chart(view: View, results: Results, name: str) -> Chart | None:
+    """Return a score against samples seen if it was computed more than once in a training, else by experiment."""
     assert view.scale is not None
     title = score_of(name).heading
     histories: list[Series] = []
     for place, line in enumerate(view.lines):
-        of_row = results.history(line.row.name, view.scale)
-        for seed in dict.fromkeys(result.seed for result in of_row):
-            of_seed = [result for result in of_row if result.seed == seed]
+        history = results.history(line.experiment.name, view.scale)
+        for seed in dict.fromkeys(result.seed for result in history):
+            of_seed = [result for result in history if result.seed == seed]
             points = [(float(result.samples_seen or 0), result.value(name)) for result in of_seed]
-            histories.append(Series(line.row.label, place, [(x, y) for x, y in points if y is not None]))
+            histories.append(Series(line.experiment.label, place, [(x, y) for x, y in points if y is not None]))
     if any(len({x for x, _ in history.points}) > 1 for history in histories):
         return line_chart(title, SAMPLES_SEEN, title, histories)
     rows = []
     for place, line in enumerate(view.lines):
         values = [result.value(name) for result in line.results]
-        rows.append(Series(line.row.label, place, [(value, 0.0) for value in values if value is not None]))
+        rows.append(Series(line.experiment.label, place, [(value, 0.0) for value in values if value is not None]))
     alone = sum(len(row.points) for row in rows) < 2  # the table says it better
     return None if alone else dot_chart(f"{title} by row", title, rows)
 

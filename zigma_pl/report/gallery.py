@@ -1,10 +1,11 @@
-"""Samples on the page: grids that were drawn with the same seeds for every row, videos, and how they came about."""
+"""Samples on the page: grids that were sampled with the same seeds for every experiment, videos, previews."""
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from zigma_pl.report.assets import Assets
-from zigma_pl.report.charts import swatch
-from zigma_pl.report.markup import Markup, tag
 from zigma_pl.report.results import Result
 from zigma_pl.report.tables import View
 
@@ -12,73 +13,83 @@ NUM_PREVIEWS = 4
 _VIDEO_TYPES = {".mp4": "video/mp4", ".webm": "video/webm"}
 
 
-def samples(view: View, assets: Assets) -> Markup:
-    """Return the sample grid, or the videos, of the first seed of each row that was run."""
-    figures = []
+@dataclass(frozen=True)
+class Picture:
+    """A picture or a video of the page, or why it is missing.
+
+    text: what it shows, in words, or why it is missing.
+    address: of the file; None for a missing one.
+    size: width and height of a picture in pixels.
+    video_type: such as "video/mp4"; None for a picture.
+    gif: address of the same as a GIF.
+    """
+
+    text: str
+    address: str | None = None
+    size: tuple[int, int] = (0, 0)
+    video_type: str | None = None
+    gif: str | None = None
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture with its caption, and for a swatch the place of its experiment in the table."""
+
+    caption: str
+    picture: Picture | None
+    place: int | None = None
+
+
+def samples(view: View, assets: Assets) -> Iterator[Captioned]:
+    """Yield the sample grid, or the videos, of the first seed of each experiment that was run."""
     for place, line in enumerate(view.lines):
         for result in line.results[:1]:
-            caption = tag("figcaption", swatch(place), f"{line.row.label}, {_how(result)}")
-            pictures = _pictures(result, line.row.label, assets)
-            figures += [tag("figure", caption, picture) for picture in pictures] or [tag("figure", caption)]
-    return tag("div", figures, class_="pictures")
+            caption = f"{line.experiment.label}, {_how(result)}"
+            for picture in _pictures(result, line.experiment.label, assets) or [None]:
+                yield Captioned(caption, picture, place)
 
 
-def previews(result: Result, label: str, assets: Assets) -> Markup | None:
-    """Return some of the grids that training drew as it went on; None where there is no log folder."""
+def previews(result: Result, label: str, assets: Assets) -> Iterator[Captioned]:
+    """Yield some of the grids that were sampled during training, as far as there is a log folder."""
     folder = result.record.training.get("log_folder")
-    files = sorted((result.locate(folder) / "previews").glob("step_*.png")) if folder else []
-    if not files:
-        return None
+    found = sorted((result.locate(folder) / "previews").glob("step_*.png")) if folder else []
+    files = [file for file in found if re.fullmatch(r"step_[0-9]{1,18}", file.stem) and file.is_file()]
     places = range(min(NUM_PREVIEWS, len(files)))
-    chosen = [files[round(place * (len(files) - 1) / max(1, len(places) - 1))] for place in places]
-    figures = []
-    for file in chosen:
+    for file in [files[round(place * (len(files) - 1) / max(1, len(places) - 1))] for place in places]:
         step = int(file.stem.removeprefix("step_"))
         stem = f"previews/{result.record.scale}/{result.file.stem}_{step}"
-        shown = _shown(file, stem, f"Samples of {label} at step {step}", assets)
-        figures.append(tag("figure", tag("figcaption", f"step {step:,}"), shown))
-    return tag("div", figures, class_="pictures")
+        yield Captioned(f"step {step:,}", _still(file, stem, f"Samples of {label} at step {step}", assets))
 
 
-def _pictures(result: Result, label: str, assets: Assets) -> list[Markup | list[Markup]]:
+def _pictures(result: Result, label: str, assets: Assets) -> list[Picture | None]:
     """Return the videos of a record, or its grid of pictures."""
     pictures = result.record.pictures
     paths = pictures.get("clips") or [pictures.get("grid")]
     stem = f"pictures/{result.record.scale}/{result.file.stem}"
-    return [
-        _shown(result.locate(path), f"{stem}_{number}", f"Samples of {label}", assets)
-        for number, path in enumerate(paths)
-        if path
-    ]
+    return [_shown(result, path, f"{stem}_{number}", label, assets) for number, path in enumerate(paths) if path]
 
 
 def _how(result: Result) -> str:
-    protocol = result.record.protocol
     seed = f"seed {result.seed}" if result.seed is not None else "seed not stated"
-    calls = protocol.get("num_network_calls")
+    calls = result.record.protocol.get("num_network_calls")
     return seed + (f", {calls} network calls" if calls else "")
 
 
-def _shown(file: Path, stem: str, text: str, assets: Assets) -> Markup | list[Markup]:
-    """Return a picture or a video, or that the file is not there."""
-    if not file.is_file():
-        return tag("p", f"{file} is not there", class_="absent")
-    if file.suffix in _VIDEO_TYPES:
-        return _video(file, stem, text, assets)
-    copied = assets.copy_picture(file, stem)
-    if copied is None:
-        return tag("p", f"{file} is no picture", class_="absent")
-    address, (width, height) = copied
-    return tag("img", src=address, alt=text, width=width, height=height)
-
-
-def _video(file: Path, stem: str, text: str, assets: Assets) -> list[Markup]:
-    """Return a video that the reader starts, with a link to the GIF of the same name where there is one."""
-    source = tag("source", src=assets.copy(file, stem + file.suffix), type=_VIDEO_TYPES[file.suffix])
-    video = tag(
-        "video", source, controls=True, muted=True, loop=True, playsinline=True, preload="metadata", aria_label=text
-    )
+def _shown(result: Result, path: str, stem: str, label: str, assets: Assets) -> Picture:
+    file, text = result.picture(path), f"Samples of {label}"
+    if file is None:
+        return Picture(f"{path} is not there")
+    if file.suffix not in _VIDEO_TYPES:
+        return _still(file, stem, text, assets)
     gif = file.with_suffix(".gif")
-    if not gif.is_file():
-        return [video]
-    return [video, tag("a", "the same as GIF", href=assets.copy(gif, f"{stem}.gif"))]
+    return Picture(
+        text,
+        assets.copy(file, stem + file.suffix),
+        video_type=_VIDEO_TYPES[file.suffix],
+        gif=assets.copy(gif, f"{stem}.gif") if gif.is_file() else None,
+    )
+
+
+def _still(file: Path, stem: str, text: str, assets: Assets) -> Picture:
+    copied = assets.copy_picture(file, stem)
+    return Picture(f"{file} is no picture") if copied is None else Picture(text, *copied)

@@ -1,15 +1,20 @@
-"""experiments/README.md and docs/results.md, made from the rows and the result records."""
+"""experiments/README.md and docs/results.md, made from the experiments and the result records."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
+from zigma_pl.records import read_content
+from zigma_pl.report.experiments import FORM, Experiment, by_table
 from zigma_pl.report.results import Results
-from zigma_pl.report.rows import HEADER_FORM, Row, by_table
 from zigma_pl.report.scores import PUBLISHED_NAMES
 from zigma_pl.report.tables import View, heading_of, one_cell, published_text, views
 
 GENERATED = "<!-- Written by `python -m zigma_pl tables`; changes belong into {source}. -->"
+# What could begin markup inside of a line: a backslash, code, emphasis, a link, an HTML tag or entity, a table's cell.
+_MARKUP = re.compile(r"^[#>+=-]|[\\`*\[\]<|~]|&(?=[#\w]+;)|\b_|_\b|(?<=www)\.|(?<=\w):(?=//)")
 
 _INDEX_INTRO = """\
 A file is a row of a table: it names everything in which it differs from configs/base.yaml, and a scale
@@ -32,20 +37,20 @@ _BENCHMARKS = (
 )
 
 _INDEX_FORM = """\
-## A new row
+## A new experiment
 
-Copy a file, change what the row is about and its header, and run `python -m zigma_pl tables`. The header has this form:
+Copy a file, change what the experiment is about and its `about:` block, and run `python -m zigma_pl tables`. The block
+has this form; only `title` is required, and training reads none of it:
 
 ```yaml
 {form}```
 
-- Line 1 is `Paper table ID, TITLE, row NAME.`, or `Our table ID, ...` for a table that the paper lacks (for a figure,
-  `figure ID`), or `No table: WHAT IT IS.` The rows of a table share the title.
-- `Published` has the paper's numbers, and in brackets how they were measured; `nothing` where it has none for the row.
-  Scores are {scores}.
-- A row of the paper needs `Published`, `Run`, `GPU hours` and `Left open by the paper`, with the choice made here or
-  `nothing`; other rows need `Run`. `Without the data` may be there, `Published at SETTING` and `Note` more than once.
-- A line that goes on is indented by three spaces. The first line that is no comment ends the header."""
+- `table` is `table ID`, or for a figure `figure ID`; without it the experiment belongs to no table, and `title` says
+  what it is. The experiments of a table share the title, and have a `name` each.
+- `paper` is there if the table is one of the paper's. `published` has the paper's numbers as printed, `{{}}` where
+  it has none; `protocol` says how they were measured, `elsewhere` has numbers at other settings. Scores are
+  {scores}.
+- `left_open` is what the paper does not say, with the choice made here, or `nothing`."""
 
 
 _RESULTS_INTRO = """\
@@ -53,28 +58,31 @@ Each number of ours has its record in `results/`, which says how it was measured
 them, `python -m zigma_pl report` shows them with curves and samples. ↓ lower is better, ↑ higher is better."""
 
 
-def experiments_index(rows: Sequence[Row], results: Results, address: str) -> str:
+def escape(text: str) -> str:
+    """Return text as Markdown that shows it as it is, on one line."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def experiments_index(experiments: Sequence[Experiment], results: Results, address: str) -> str:
     """Return the text of experiments/README.md; `address` is that of docs/results.md from there."""
+    lines = [
+        (
+            experiment.about.table or "none",
+            f"[{escape(experiment.label)}]({quote(experiment.file.name)})",
+            escape(published_text(experiment)),
+            escape(one_cell(experiment, results)),
+            f"`{experiment.command}`",
+            escape(experiment.about.gpu_hours),
+        )
+        for experiment in experiments
+    ]
     parts = [
         "# Experiments",
-        GENERATED.format(source="the headers of the YAML files"),
+        GENERATED.format(source="the `about:` blocks of the YAML files"),
         _INDEX_INTRO.format(results=address),
-        _markdown_table(
-            ("table", "row", "published", "ours", "command", "GPU hours"),
-            [
-                (
-                    row.table or "none",
-                    f"[{row.label}]({row.file.name})",
-                    published_text(row),
-                    one_cell(row, results),
-                    f"`{row.command}`",
-                    row.gpu_hours,
-                )
-                for row in rows
-            ],
-        ),
+        _markdown_table(("table", "row", "published", "ours", "command", "GPU hours"), lines),
         _benchmarks(PurePosixPath(address).with_name("performance.md")),
-        _INDEX_FORM.format(form=HEADER_FORM, scores=", ".join(PUBLISHED_NAMES)),
+        _INDEX_FORM.format(form=FORM, scores=", ".join(PUBLISHED_NAMES)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -84,50 +92,51 @@ def _benchmarks(performance: PurePosixPath) -> str:
     return _INDEX_BENCHMARKS.format(performance=performance) + _markdown_table(("table", "what", "command"), lines)
 
 
-def results_page(rows: Sequence[Row], results: Results, page: Path, folder: Path) -> str:
+def results_page(experiments: Sequence[Experiment], results: Results, page: Path, folder: Path) -> str:
     """Return the text of docs/results.md, which is `page`; `folder` is that of the records."""
     parts = [
         "# Results",
-        GENERATED.format(source="results/, the headers of experiments/ and results/SCALE/TABLE.md"),
+        GENERATED.format(source="results/, the `about:` blocks of experiments/ and results/SCALE/TABLE.md"),
         _RESULTS_INTRO,
     ]
-    for table, of_table in by_table(list(rows)).items():
-        parts.append(f"## {heading_of(of_table)}")
+    for table, of_table in by_table(experiments).items():
+        parts.append(f"## {escape(heading_of(of_table))}")
         for view in views(of_table, results):
-            parts += [f"### {view.title}", _view_table(view, page)]
+            parts += [f"### {escape(view.title)}", _view_table(view, page)]
             if view.remarks:
-                parts.append("\n".join(f"- {remark}" for remark in view.remarks))
+                parts.append("\n".join(f"- {escape(remark)}" for remark in view.remarks))
             if note := note_on(folder, view.scale, table):
                 parts.append(note)
     return "\n\n".join(parts) + "\n"
 
 
 def _view_table(view: View, page: Path) -> str:
-    headings = ("row", *(column.heading for column in view.columns), "records")
+    headings = ("row", *(escape(column.heading) for column in view.columns), "records")
     lines = []
     for line in view.lines:
-        label = f"[{line.row.label}]({_link(line.row.file, page)})"
+        label = f"[{escape(line.experiment.label)}]({_link(line.experiment.file, page)})"
         records = ", ".join(
             f"[{'record' if result.seed is None else f'seed {result.seed}'}]({_link(result.file, page)})"
             for result in line.results
         )
-        lines.append((label, *line.cells, records))
+        lines.append((label, *map(escape, line.cells), records))
     return _markdown_table(headings, lines)
 
 
 def _link(file: Path, page: Path) -> str:
-    return Path(os.path.relpath(file, page.parent)).as_posix()
+    return quote(Path(os.path.relpath(file, page.parent)).as_posix())
 
 
 def _markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [headings, ["---"] * len(headings), *lines]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [headings, ["---"] * len(headings), *lines])
 
 
 def note_on(folder: Path, scale: str | None, table: str | None) -> str | None:
-    """Return what was written by hand about a table at a scale: "results/h100/table1.md", where there is one."""
+    """Return the Markdown that was written by hand about a table at a scale, "results/h100/table1.md", if it exists."""
     if scale is None or table is None:
         return None
     of_scale = folder if folder.name == scale else folder / scale
     file = of_scale / f"{table.replace(' ', '')}.md"
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    if not file.is_file():
+        return None
+    return read_content(file, "write it again in UTF-8").decode(errors="replace").strip()

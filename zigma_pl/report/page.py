@@ -1,103 +1,154 @@
 """The report: one static page of tables, curves, samples and how each number was made."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 
+from zigma_pl.commands.paths import named_orders
+from zigma_pl.files import written_whole
 from zigma_pl.report import gallery
-from zigma_pl.report.assets import Assets
-from zigma_pl.report.charts import swatch
-from zigma_pl.report.figures import charts
+from zigma_pl.report.assets import Assets, new_assets
+from zigma_pl.report.charts import DARK, LIGHT, Chart, path_chart
+from zigma_pl.report.experiments import NOTHING, Experiment, by_table
+from zigma_pl.report.figures import NUM_PARTS, charts
 from zigma_pl.report.markdown import note_on
-from zigma_pl.report.markup import Markup, tag
 from zigma_pl.report.results import Result, Results
-from zigma_pl.report.rows import NOTHING, Row, by_table
-from zigma_pl.report.scan_paths import scan_paths
 from zigma_pl.report.scores import NOT_RUN, NOT_SCORED
-from zigma_pl.report.style import STYLE
 from zigma_pl.report.tables import Column, Line, View, heading_of, published_text, views
+from zigma_pl.scan.paths import adjacency
 
 TITLE = "zigma_pl: results"
+_PATH_SIDE = 8  # tokens
 
 
-def write_report(rows: Sequence[Row], results: Results, folder: Path, page: Path) -> None:
+def write_report(experiments: Sequence[Experiment], results: Results, folder: Path, page: Path) -> None:
     """Write the page, and beside it a folder "assets" with all that it shows.
 
+    The page and its assets change together: a report that is stopped leaves the earlier one.
+
     Args:
-        rows, results: what it is about.
+        experiments, results: what it is about.
         folder: of the records, where notes on tables lie too.
         page: the HTML file; what an earlier report wrote there is replaced.
     """
-    assets = Assets(page.parent / "assets")
-    tables = by_table(list(rows))
-    sections = [
-        tag("section", _table(table, of_table, results, folder, assets), id=_anchor(table))
-        for table, of_table in tables.items()
-    ]
-    body = tag(
-        "body",
-        tag("header", tag("h1", TITLE), tag("p", _summary(rows, results), class_="muted"), _contents(tables, results)),
-        tag("main", sections, _paths_section()),
-    )
-    page.write_text(f"<!DOCTYPE html>\n{tag('html', _head(), body, lang='en')}\n", encoding="utf-8")
+    with new_assets(page.parent / "assets") as assets:
+        text = _Report(results, folder, assets).render(experiments)
+        with written_whole(page) as file:
+            file.write(text.encode())
 
 
-def _head() -> Markup:
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", TITLE),
-        tag("style", Markup(STYLE)),
-        tag("link", rel="icon", href="data:,"),  # else browsers ask for a file of their own choice
-    )
+@dataclass(frozen=True)
+class _Report:
+    """What the template shows, with the files that it links to put among the assets."""
+
+    results: Results
+    folder: Path
+    assets: Assets
+
+    def render(self, experiments: Sequence[Experiment]) -> str:
+        """Return the page."""
+        environment = Environment(
+            loader=PackageLoader("zigma_pl.report"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        return environment.get_template("page.html").render(
+            title=TITLE,
+            num_run=sum(bool(self.results.scales([experiment.name])) for experiment in experiments),
+            num_experiments=len(experiments),
+            num_records=len(self.results.all),
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+            sections=[self._section(table, of_table) for table, of_table in by_table(experiments).items()],
+            paths=[self._chart(chart, "paths") for chart in _path_charts()],
+            light=LIGHT,
+            dark=DARK,
+            num_colours=len(LIGHT),
+            num_parts=NUM_PARTS,
+            not_run=NOT_RUN,
+            cell_class=_cell_class,
+        )
+
+    def _section(self, table: str | None, experiments: list[Experiment]) -> dict[str, Any]:
+        scales = self.results.scales(experiment.name for experiment in experiments)
+        run = [
+            f"{sum(bool(self.results.of(experiment.name, scale)) for experiment in experiments)} rows at {scale}"
+            for scale in scales
+        ]
+        return {
+            "anchor": (table or "other rows").replace(" ", "-"),
+            "heading": heading_of(experiments),
+            "summary": f"{', '.join(run) or NOT_RUN}; {len(experiments)} in all",
+            "addresses": {
+                experiment.name: self.assets.copy(experiment.file, f"rows/{experiment.file.name}")
+                for experiment in experiments
+            },
+            "views": [self._view(table, view) for view in views(experiments, self.results)],
+        }
+
+    def _view(self, table: str | None, view: View) -> dict[str, Any]:
+        note = note_on(self.folder, view.scale, table)
+        place = f"{(table or 'none').replace(' ', '')}/{view.scale}"
+        return {
+            "scale": view.scale,
+            "title": view.title,
+            "columns": view.columns,
+            "remarks": view.remarks,
+            "lines": [self._line(line, view) for line in view.lines],
+            "note": None if note is None else _from_markdown(note),
+            "charts": [self._chart(chart, place) for chart in charts(view, self.results)] if view.scale else [],
+            "samples": list(gallery.samples(view, self.assets)) if view.scale else [],
+        }
+
+    def _line(self, line: Line, view: View) -> dict[str, Any]:
+        seeds = ["record"] if len(line.results) == 1 else [f"seed {result.seed}" for result in line.results]
+        return {
+            "experiment": line.experiment,
+            "cells": line.cells,
+            "addresses": [self._record(text, result) for text, result in zip(seeds, line.results, strict=True)],
+            "about": _about(line.experiment),
+            "records": [
+                {
+                    "parts": _parts(result),
+                    "previews": list(gallery.previews(result, line.experiment.label, self.assets)),
+                }
+                for result in line.results
+            ],
+            "others": [
+                self._record(f"{of.samples_seen:,} samples, seed {of.seed}", of, f"{of.samples_seen}/")
+                for of in self._others(line, view)
+            ],
+        }
+
+    def _others(self, line: Line, view: View) -> list[Result]:
+        """Return what the table leaves out: records from before the end of a run, and of runs that were repeated."""
+        history = self.results.history(line.experiment.name, view.scale) if view.scale else []
+        return [result for result in history if result not in line.results and result.samples_seen is not None]
+
+    def _record(self, text: str, result: Result, folder: str = "") -> dict[str, str]:
+        """Return the text and the address of a link to a copy of a record."""
+        name = f"records/{result.record.scale}/{folder}{result.file.name}"
+        return {"text": text, "url": self.assets.copy(result.file, name)}
+
+    def _chart(self, chart: Chart, folder: str) -> dict[str, Any]:
+        address = self.assets.write(chart.svg, f"charts/{folder}/{len(list(self.assets.folder.rglob('*.svg')))}.svg")
+        return {"title": chart.title, "text": chart.text, "size": chart.size_px, "address": address}
 
 
-def _summary(rows: Sequence[Row], results: Results) -> list[str]:
-    num_run = sum(bool(results.scales([row.name])) for row in rows)
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    return [
-        f"{num_run} of {len(rows)} rows run, {len(results.all)} records; written on {date} by ",
-        tag("code", "python -m zigma_pl report"),
-        ". ↓ lower is better, ↑ higher is better.",
-    ]
-
-
-def _contents(tables: dict[str | None, list[Row]], results: Results) -> Markup:
-    entries = []
-    for table, of_table in tables.items():
-        scales = results.scales(row.name for row in of_table)
-        run = [f"{sum(bool(results.of(row.name, scale)) for row in of_table)} rows at {scale}" for scale in scales]
-        text = f" ({', '.join(run) or NOT_RUN}; {len(of_table)} in all)"
-        entries.append(tag("li", tag("a", heading_of(of_table), href=f"#{_anchor(table)}"), text))
-    entries.append(tag("li", tag("a", "Scan paths", href="#paths")))
-    return tag("nav", tag("ul", entries), aria_label="Contents")
-
-
-def _anchor(table: str | None) -> str:
-    return (table or "other rows").replace(" ", "-")
-
-
-def _table(table: str | None, rows: list[Row], results: Results, folder: Path, assets: Assets) -> list[Markup]:
-    addresses = {row.name: assets.copy(row.file, f"rows/{row.file.name}") for row in rows}
-    parts = [tag("h2", heading_of(rows))]
-    for view in views(rows, results):
-        parts += [tag("h3", view.title), _scores(view, addresses, assets)]
-        parts += [tag("ul", [tag("li", remark) for remark in view.remarks], class_="remarks")] if view.remarks else []
-        if note := note_on(folder, view.scale, table):
-            parts.append(tag("div", _from_markdown(note), class_="note"))
-        if view.scale is not None:
-            parts += [*charts(view, results), tag("h4", "Samples"), gallery.samples(view, assets)]
-        parts.append(tag("h4", "Rows"))
-        parts += [_details(line, _others(line, view, results), assets) for line in view.lines]
-    return parts
+def _path_charts() -> list[Chart]:
+    orders = named_orders(_PATH_SIDE, _PATH_SIDE, seed=0)
+    return [path_chart(title, order, _PATH_SIDE, adjacency(order, _PATH_SIDE, _PATH_SIDE)) for title, order in orders]
 
 
 def _from_markdown(text: str) -> Markup:
+    """Return notes that were written by hand; HTML in them is shown as text."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for token in tokens:
@@ -106,78 +157,28 @@ def _from_markdown(text: str) -> Markup:
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
-def _scores(view: View, addresses: dict[str, str], assets: Assets) -> Markup:
-    head = [tag("th", "row", scope="col"), *map(_heading, view.columns), tag("th", "files", scope="col")]
-    lines = []
-    for place, line in enumerate(view.lines):
-        label = tag("th", swatch(place) if view.scale else None, line.row.label, scope="row")
-        cells = [
-            tag("td", cell or "–", class_=_class(cell, column))
-            for cell, column in zip(line.cells, view.columns, strict=True)
-        ]
-        links = [tag("a", "YAML", href=addresses[line.row.name])]
-        for result in line.results:
-            name = "record" if len(line.results) == 1 else f"seed {result.seed}"
-            links += [Markup(" "), _link(name, result, assets)]
-        lines.append(tag("tr", label, cells, tag("td", links)))
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", lines))
-    # Focusable, so that it can be scrolled with the keys.
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=f"Scores, {view.title}")
-
-
-def _link(text: str, result: Result, assets: Assets, folder: str = "") -> Markup:
-    """Return a link to a copy of the record's file."""
-    return tag("a", text, href=assets.copy(result.file, f"records/{result.record.scale}/{folder}{result.file.name}"))
-
-
-def _others(line: Line, view: View, results: Results) -> list[Result]:
-    """Return what the table leaves out: records from before the end of a run, which charts show, and of runs again."""
-    if view.scale is None:
-        return []
-    of_row = results.history(line.row.name, view.scale)
-    return [result for result in of_row if result not in line.results and result.samples_seen is not None]
-
-
-def _heading(column: Column) -> Markup:
-    name = column.heading.removesuffix(column.source).strip()
-    return tag("th", name, tag("span", column.source) if name != column.heading else None, scope="col")
-
-
-def _class(cell: str, column: Column) -> str | None:
+def _cell_class(cell: str, column: Column) -> str:
     if cell in (NOT_RUN, NOT_SCORED):
         return "absent"
-    return "ours" if column.source == "ours" else None
+    return "ours" if column.source == "ours" else "other"
 
 
-def _details(line: Line, others: Sequence[Result], assets: Assets) -> Markup:
-    """Return what is known of a row, folded: what its header says, and of each record protocol, training, machine."""
-    row = line.row
-    about = {"command": tag("code", row.command), "GPU hours": row.gpu_hours}
-    if row.in_paper:
-        about |= {"published": published_text(row) or NOTHING, "left open by the paper": row.left_open}
-    about |= {"note" if number == 0 else f"note {number + 1}": note for number, note in enumerate(row.notes)}
-    summary = row.label if line.results else f"{row.label} ({NOT_RUN})"
-    records = [_of_record(result, row, assets) for result in line.results]
-    if others:
-        links = [
-            _link(f"{of.samples_seen:,} samples, seed {of.seed}", of, assets, f"{of.samples_seen}/") for of in others
-        ]
-        records.append([tag("h4", "Other records, after"), tag("ul", [tag("li", link) for link in links])])
-    return tag("details", tag("summary", summary), _list(about), records)
+def _about(experiment: Experiment) -> dict[str, str]:
+    """Return what an experiment says of itself, by what it is called on the page."""
+    about = {"GPU hours": experiment.about.gpu_hours}
+    if experiment.about.paper:
+        about["published"] = published_text(experiment) or NOTHING
+        about["left open by the paper"] = experiment.about.paper.left_open
+    names = ["note", *(f"note {number}" for number in range(2, len(experiment.about.notes) + 1))]
+    return about | dict(zip(names, experiment.about.notes, strict=False))
 
 
-def _of_record(result: Result, row: Row, assets: Assets) -> list[Markup]:
+def _parts(result: Result) -> dict[str, dict[str, str]]:
+    """Return what a record says besides its scores, by heading."""
     record = result.record
-    parts = []
-    for name, values in (("Protocol", record.protocol), ("Training", record.training), ("Machine", record.machine)):
-        heading = name if result.seed is None else f"{name}, seed {result.seed}"
-        parts += [tag("h4", heading), _list(_flat(values))] if values else []
-    drawn = gallery.previews(result, row.label, assets)
-    return [*parts, tag("h4", "While training"), drawn] if drawn else parts
-
-
-def _list(values: dict[str, Any]) -> Markup:
-    return tag("dl", [[tag("dt", name), tag("dd", text)] for name, text in values.items()])
+    parts = {"Protocol": record.protocol, "Training": record.training, "Machine": record.machine}
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return {f"{name}{seed}": _flat(dict(values)) for name, values in parts.items() if values}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -192,12 +193,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[key] = "none" if value is None else str(value)
     return flat
-
-
-def _paths_section() -> Markup:
-    text = (
-        "The paths over a grid of 8 × 8 tokens, from the dot to the square, each part stronger than the one before. "
-        "Adjacent are consecutive tokens that share an edge. Layer i of a row takes path i mod k of its k. Larger: "
-    )
-    words = tag("p", text, tag("code", "python -m zigma_pl paths"), ".")
-    return tag("section", tag("h2", "Scan paths"), words, scan_paths(), id="paths")

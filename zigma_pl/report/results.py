@@ -1,12 +1,14 @@
-"""Result records as tables and charts need them, found below a folder and put with their rows."""
+"""Result records as tables and charts need them, found below a folder and grouped by experiment."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from zigma_pl.evaluation.record import ResultRecord
+from zigma_pl.records import parse_record, read_content
 from zigma_pl.report.scores import LITE, LITE_WARNING
 
 SCALES = ("paper", "h100")  # shown in this order, then others, then "smoke", which says nothing about quality
@@ -20,8 +22,8 @@ class Result:
     record: ResultRecord
 
     @property
-    def row(self) -> str:
-        """Stem of the row's YAML file: a run of another seed may be called <row>_seed<number>."""
+    def experiment(self) -> str:
+        """Stem of the experiment's YAML file: a run of another seed may be called <experiment>_seed<number>."""
         return re.sub(r"_seed\d+$", "", self.record.row)
 
     @property
@@ -35,64 +37,75 @@ class Result:
         return self.record.training.get("samples_seen")
 
     def locate(self, path: str) -> Path:
-        """Return where a file is that the record names relative to the folder in which `test` ran.
+        """Return where a file or folder is that the record names relative to the folder in which `test` ran.
 
         That is one that the record lies in, or the present folder, in which the path is looked for if it is in none.
         """
         candidates = [parent / path for parent in self.file.absolute().parents]
         return next((candidate for candidate in candidates if candidate.exists()), Path(path))
 
+    def picture(self, path: str) -> Path | None:
+        """Return where a picture of the record is; None where it is not a regular file below the record's folder."""
+        found = self.locate(path)
+        beside = found.resolve().is_relative_to(self.file.parent.resolve())
+        return found if beside and found.is_file() else None
+
     def value(self, score: str) -> float | None:
         """Value of a score, or of what else a column is made of; None where it was not computed."""
-        return self.record.scores[score].value if score in self.record.scores else self.record.training.get(score)
+        if score in self.record.scores:
+            return self.record.scores[score].value
+        training = self.record.training
+        return {"memory_gb": training.get("memory_gb"), "gflops": training.get("gflops")}.get(score)
 
 
 def load_results(folder: Path) -> list[Result]:
     """Read all result records below a folder; JSON files of other kinds, such as those of `bench`, are left alone.
 
     Raises:
-        UserError: a file is only half there, or of a newer version.
+        UserError: a file is damaged, or of a newer format.
     """
     found = [(file, _record(file)) for file in sorted(folder.rglob("*.json"))] if folder.is_dir() else []
     return [Result(file, record) for file, record in found if record is not None]
 
 
 def _record(file: Path) -> ResultRecord | None:
-    text = file.read_text(encoding="utf-8", errors="replace")
+    content = read_content(file, ResultRecord.remedy)
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
-        return ResultRecord.from_json(text, file)  # says in one line what is wrong
-    is_record = isinstance(content, dict) and "format_version" in content and "scores" in content
-    return ResultRecord.from_json(text, file) if is_record else None
+        plain = from_json(content)
+    except ValueError:
+        return parse_record(ResultRecord, content, file)  # says in one line what is wrong
+    is_record = isinstance(plain, dict) and "format_version" in plain and "scores" in plain
+    return parse_record(ResultRecord, content, file) if is_record else None
 
 
 class Results:
-    """Records by row and scale."""
+    """Records by experiment and scale."""
 
     def __init__(self, results: Iterable[Result]) -> None:
         self.all = list(results)
         self._by_place: dict[tuple[str, str], list[Result]] = {}
         for result in self.all:
-            self._by_place.setdefault((result.row, result.record.scale), []).append(result)
+            self._by_place.setdefault((result.experiment, result.record.scale), []).append(result)
 
-    def scales(self, rows: Iterable[str]) -> list[str]:
-        """Return the scales at which any of these rows was run, those that say most first."""
-        wanted = set(rows)
-        found = {scale for row, scale in self._by_place if row in wanted}
+    def scales(self, experiments: Iterable[str]) -> list[str]:
+        """Return the scales at which any of these experiments was run, those that say most first."""
+        wanted = set(experiments)
+        found = {scale for name, scale in self._by_place if name in wanted}
         known = {scale: place for place, scale in enumerate(SCALES)} | {"smoke": len(SCALES) + 1}
         return sorted(found, key=lambda scale: (known.get(scale, len(SCALES)), scale))
 
-    def of(self, row: str, scale: str) -> list[Result]:
-        """Return the records of a row: of each seed the one that was trained longest, of equals the first by path."""
+    def of(self, experiment: str, scale: str) -> list[Result]:
+        """Return the longest trained record of each seed of an experiment, of equals the first by path."""
         longest: dict[int | None, Result] = {}
-        for result in sorted(self.history(row, scale), key=_length, reverse=True):  # which keeps equals in their order
+        for result in sorted(
+            self.history(experiment, scale), key=_length, reverse=True
+        ):  # which keeps equals in their order
             longest.setdefault(result.seed, result)
         return sorted(longest.values(), key=lambda result: (result.seed is None, result.seed or 0))
 
-    def history(self, row: str, scale: str) -> list[Result]:
-        """Return all records of a row, by the samples that training had seen."""
-        return sorted(self._by_place.get((row, scale), []), key=_length)
+    def history(self, experiment: str, scale: str) -> list[Result]:
+        """Return all records of an experiment, by the samples that training had seen."""
+        return sorted(self._by_place.get((experiment, scale), []), key=_length)
 
 
 def _length(result: Result) -> int:

@@ -1,7 +1,6 @@
 """What scores are called, which way is better, and how they are written."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,6 +75,8 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """Write one value, or the mean of several seeds with their standard deviation."""
     if len(values) == 1 or not all(map(math.isfinite, values)):
         return figure(sum(values) / len(values))
-    mean, deviation = statistics.fmean(values), statistics.stdev(values)
+    mean = sum(values) / len(values)
+    # Products become infinite where powers would raise OverflowError.
+    deviation = math.sqrt(sum((value - mean) * (value - mean) for value in values) / (len(values) - 1))
     decimals = len(figure(mean).partition(".")[2])
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"

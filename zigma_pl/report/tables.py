@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from zigma_pl.report.experiments import Experiment
 from zigma_pl.report.results import Result, Results, circumstances, seeds_of
-from zigma_pl.report.rows import Row
 from zigma_pl.report.scores import LITE, NOT_RUN, NOT_SCORED, in_order, mean_and_spread, score_of
 
-# Entries of the protocol that have to be alike if rows are to be compared.
+# Entries of the protocol that must be alike if experiments are compared.
 _COMPARED = (
     *("sampler", "guidance", "num_network_calls", "weights", "precision", "image_size_px", "autoencoder", "split"),
     *("num_fake", "num_real", "resize", "reference_sha256", "extractors"),
@@ -24,7 +24,7 @@ Source = Literal["published", "ours", "training"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column after the row's name.
+    """A column after the experiment's name.
 
     score: name of the score, or "samples_seen" of training.
     """
@@ -33,16 +33,21 @@ class Column:
     source: Source
 
     @property
+    def label(self) -> str:
+        """What it shows, and which direction is better."""
+        return "samples seen" if self.source == "training" else score_of(self.score).heading
+
+    @property
     def heading(self) -> str:
-        """What stands above it."""
-        return "samples seen" if self.source == "training" else f"{score_of(self.score).heading} {self.source}"
+        """The label, and whose numbers they are."""
+        return self.label if self.source == "training" else f"{self.label} {self.source}"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row: its cells, and the records that ours are from; none where it was not run."""
+    """An experiment: its cells, and the records that ours are from; none where it was not run."""
 
-    row: Row
+    experiment: Experiment
     cells: tuple[str, ...]
     results: tuple[Result, ...]
 
@@ -58,47 +63,47 @@ class View:
     remarks: tuple[str, ...]
 
 
-def views(rows: Sequence[Row], results: Results) -> list[View]:
-    """Return a table's views, one for each scale at which any of its rows was run."""
-    scales = results.scales(row.name for row in rows)
-    return [_view(rows, results, scale) for scale in scales] or [_view(rows, results, None)]
+def views(experiments: Sequence[Experiment], results: Results) -> list[View]:
+    """Return a table's views, one for each scale at which any of its experiments was run."""
+    scales = results.scales(experiment.name for experiment in experiments)
+    return [_view(experiments, results, scale) for scale in scales] or [_view(experiments, results, None)]
 
 
-def heading_of(rows: Sequence[Row]) -> str:
+def heading_of(experiments: Sequence[Experiment]) -> str:
     """Return the heading of a table, such as "Table 1: scan schemes on ..."."""
-    first = rows[0]
-    if first.table is None:
+    about = experiments[0].about
+    if about.table is None:
         return "Rows of no table"
-    heading = f"{first.table[0].upper()}{first.table[1:]}: {first.title}"
-    return heading if first.in_paper else f"{heading} (not in the paper)"
+    heading = f"{about.table[0].upper()}{about.table[1:]}: {about.title}"
+    return heading if about.paper else f"{heading} (not in the paper)"
 
 
-def one_cell(row: Row, results: Results) -> str:
-    """Return our scores of a row at the scale that says most: "h100: FID lite 459 ± 3 (3 seeds)"."""
-    scales = results.scales([row.name])
+def one_cell(experiment: Experiment, results: Results) -> str:
+    """Return our scores of an experiment at the scale that says most: "h100: FID lite 459 ± 3 (3 seeds)"."""
+    scales = results.scales([experiment.name])
     if not scales:
         return NOT_RUN
-    found = results.of(row.name, scales[0])
+    found = results.of(experiment.name, scales[0])
     names = in_order([name for result in found for name in result.record.scores])
     scores = [f"{score_of(name).label} {_ours(found, name)}" for name in names]
     return f"{scales[0]}: {', '.join(scores)} ({seeds_of(found)})"
 
 
-def _view(rows: Sequence[Row], results: Results, scale: str | None) -> View:
-    of_rows = [tuple(results.of(row.name, scale)) if scale else () for row in rows]
-    together = [result for found in of_rows for result in found]
-    columns = _columns(rows, together)
+def _view(experiments: Sequence[Experiment], results: Results, scale: str | None) -> View:
+    of_each = [tuple(results.of(experiment.name, scale)) if scale else () for experiment in experiments]
+    together = [result for found in of_each for result in found]
+    columns = _columns(experiments, together)
     lines = tuple(
-        Line(row, tuple(_cell(column, row, found) for column in columns), found)
-        for row, found in zip(rows, of_rows, strict=True)
+        Line(experiment, tuple(_cell(column, experiment, found) for column in columns), found)
+        for experiment, found in zip(experiments, of_each, strict=True)
     )
     title = f"Scale {scale}: {'; '.join(circumstances(together))}" if scale else f"{NOT_RUN.capitalize()} at any scale"
-    return View(scale, title, columns, lines, _remarks(rows, together))
+    return View(scale, title, columns, lines, _remarks(experiments, together))
 
 
-def _columns(rows: Sequence[Row], results: Sequence[Result]) -> tuple[Column, ...]:
+def _columns(experiments: Sequence[Experiment], results: Sequence[Result]) -> tuple[Column, ...]:
     """Return for each score the published column, ours, and ours on lite features, as far as there are such numbers."""
-    published = {name for row in rows for name in row.published}
+    published = {name for experiment in experiments for name in experiment.published}
     ours = {name for result in results for name in result.record.scores}
     ours |= {name for name in published if any(result.value(name) is not None for result in results)}
     columns: list[Column] = []
@@ -110,9 +115,9 @@ def _columns(rows: Sequence[Row], results: Sequence[Result]) -> tuple[Column, ..
     return (*columns, Column("samples_seen", "training")) if results else tuple(columns)
 
 
-def _cell(column: Column, row: Row, results: Sequence[Result]) -> str:
+def _cell(column: Column, experiment: Experiment, results: Sequence[Result]) -> str:
     if column.source == "published":
-        return row.published.get(column.score, "")
+        return experiment.published.get(column.score, "")
     if not results:
         return NOT_RUN
     if column.source == "training":
@@ -129,29 +134,34 @@ def _ours(results: Sequence[Result], score: str) -> str:
     return mean_and_spread(values) + (f" ({seeds_of(results[: len(values)])})" if short else "")
 
 
-def _remarks(rows: Sequence[Row], results: Sequence[Result]) -> tuple[str, ...]:
+def _remarks(experiments: Sequence[Experiment], results: Sequence[Result]) -> tuple[str, ...]:
     """Return what a reader has to know before comparing."""
-    protocols = dict.fromkeys(row.protocol for row in rows if row.protocol)
+    papers = [experiment.about.paper for experiment in experiments if experiment.about.paper]
+    protocols = dict.fromkeys(paper.protocol for paper in papers if paper.protocol)
     remarks = [f"Published numbers: {protocol}." for protocol in protocols]
-    for setting in dict.fromkeys(setting for row in rows for setting in row.published_elsewhere):
-        of_rows = [(row.label, row.published_elsewhere[setting]) for row in rows if setting in row.published_elsewhere]
-        remarks.append(f"Published at {setting}: {'; '.join(f'{row} {_plain(numbers)}' for row, numbers in of_rows)}.")
+    for setting in dict.fromkeys(setting for experiment in experiments for setting in experiment.published_elsewhere):
+        numbers = [
+            f"{experiment.label} {_plain(experiment.published_elsewhere[setting])}"
+            for experiment in experiments
+            if setting in experiment.published_elsewhere
+        ]
+        remarks.append(f"Published at {setting}: {'; '.join(numbers)}.")
     if any(name.endswith(LITE) for result in results for name in result.record.scores):
         remarks.append("Scores on lite features rank our own rows; they cannot be set against the published numbers.")
     others = {name for result in results for name, score in result.record.scores.items() if score.comparable is False}
     for name in in_order([name for name in others if not name.endswith(LITE)]):
         remarks.append(f"Our {score_of(name).label} is not comparable with published ones: other weights or settings.")
-    if any("gflops" in row.published for row in rows):
+    if any("gflops" in experiment.published for experiment in experiments):
         remarks.append(_ON_GFLOPS)
     seen = {result.samples_seen for result in results}
     if len(seen) > 1:
         remarks.append("Not all rows have seen the same number of samples.")
-    if len({result.row for result in results}) < len(results):
+    if len({result.experiment for result in results}) < len(results):
         remarks.append("Several seeds: mean ± standard deviation.")
-    for row in rows:
-        if row.table is None:
-            remarks.append(f"{row.label}: {row.title}.")
-    if rows[0].table is not None and _differ(results):
+    for experiment in experiments:
+        if experiment.about.table is None:
+            remarks.append(f"{experiment.label}: {experiment.about.title}.")
+    if experiments[0].about.table is not None and _differ(results):
         remarks.append(f"The rows were not scored alike: they differ in {', '.join(_differ(results))}.")
     return tuple(remarks)
 
@@ -169,7 +179,7 @@ def _differ(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def published_text(row: Row) -> str:
-    """Return the published numbers of a row in words."""
-    elsewhere = [f"at {setting} {_plain(numbers)}" for setting, numbers in row.published_elsewhere.items()]
-    return "; ".join([text for text in (_plain(row.published), *elsewhere) if text])
+def published_text(experiment: Experiment) -> str:
+    """Return the published numbers of an experiment in words."""
+    elsewhere = [f"at {setting} {_plain(numbers)}" for setting, numbers in experiment.published_elsewhere.items()]
+    return "; ".join([text for text in (_plain(experiment.published), *elsewhere) if text])
