@@ -10,6 +10,7 @@ from PIL import Image
 
 from zigma_pl import __main__ as command_line
 from zigma_pl.__main__ import main
+from zigma_pl.ablations.composed import compose
 from zigma_pl.module import GenerativeModule
 
 ROWS = ["sweep", "zigzag1", "zigzag2", "zigzag8"]
@@ -105,7 +106,7 @@ def test_table1_runs_on_the_stand_in(table1, smoke, in_tmp):
 @pytest.mark.parametrize("row", ROWS)
 def test_table1_rows_differ_only_in_the_scan(row, repository):
     def load(name):
-        return yaml.safe_load((repository / "experiments" / f"table1_{name}.yaml").read_text())
+        return compose([repository / "experiments" / f"table1_{name}.yaml"])
 
     reference, config = load("zigzag8"), load(row)
     scan = config["model"]["backbone"]["init_args"].pop("scan")

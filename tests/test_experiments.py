@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from zigma_pl.__main__ import main
+from zigma_pl.ablations.composed import compose
 from zigma_pl.ablations.rows import Row, find_rows, overlay_of
 from zigma_pl.evaluation.record import read_record, record_path
 
@@ -37,7 +37,7 @@ DIGITS = ["--model.backbone.init_args.patch_size=4"]
 
 
 def config_of(row: Row):
-    return yaml.safe_load(row.path.read_text())
+    return compose([row.path])
 
 
 def backbone_of(row: Row):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from configparser import ConfigParser
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -212,3 +213,11 @@ def test_the_committed_report_shows_the_committed_records(repository, committed_
     shown = {path.read_bytes() for path in (repository / "docs/report/assets").rglob("*.json")}
     assert committed
     assert shown == committed
+
+
+def test_the_templates_are_installed(repository):
+    setup = ConfigParser()
+    setup.read(repository / "setup.cfg")
+    (pattern,) = setup["options.package_data"]["zigma_pl.report"].split()
+    installed = {path.name for path in (repository / "zigma_pl" / "report").glob(pattern)}
+    assert installed == {path.name for path in (repository / "zigma_pl" / "report" / "templates").iterdir()}
