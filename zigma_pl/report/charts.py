@@ -70,8 +70,13 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
         return None
     drawn, axes = _axes(2.8)
     for line in shown:
-        style = {"color": LIGHT[line.place % len(LIGHT)], "linestyle": "--" if line.place >= len(LIGHT) else "-"}
-        axes.plot(*zip(*line.points, strict=True), marker="o" if len(line.points) == 1 else "", **style)
+        axes.plot(
+            [x for x, _ in line.points],
+            [y for _, y in line.points],
+            color=LIGHT[line.place % len(LIGHT)],
+            linestyle="--" if line.place >= len(LIGHT) else "-",
+            marker="o" if len(line.points) == 1 else "",
+        )
     axes.set_xlim(left=0)
     axes.set_xlabel(x_label, color=MUTED[0])
     if min(ys) > 0 and max(ys) / min(ys) > LOGARITHMIC_FROM:
