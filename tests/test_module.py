@@ -1,3 +1,5 @@
+import copy
+import threading
 from functools import partial
 
 import lightning as L
@@ -91,6 +93,13 @@ def test_samples_do_not_depend_on_the_batch():
     apart = torch.cat([module.sample(data.conditions(ids)).latents for ids in ([0, 1], [2, 3, 4, 5])])
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together[0], together[1])
+
+
+def test_a_copy_of_the_module_does_not_copy_what_builds_the_optimizer():
+    """From the command line that refers to the trainer, and to processes that it has started."""
+    owner = threading.Lock()  # which cannot be copied
+    module = build(optimizer=partial(lambda owner, parameters: torch.optim.SGD(parameters, lr=0.5), owner))
+    assert copy.deepcopy(module).configure_optimizers()["optimizer"].defaults["lr"] == 0.5
 
 
 def test_seed_changes_the_samples():

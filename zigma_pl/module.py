@@ -94,7 +94,8 @@ class GenerativeModule(L.LightningModule):
         self.objective = objective
         self.sampler = sampler or ODESampler()
         self.guidance = guidance
-        self.optimizer = optimizer
+        # Behind a function, which the copy for the average shares: what the command line gives refers to the trainer.
+        self.optimizer: OptimizerCallable = _shared(optimizer)
         self.lr_schedule = lr_schedule or Constant()
         self.loss_terms = nn.ModuleDict(loss_terms or {})
         self.condition_dropout = condition_dropout if backbone.has_null_condition else 0.0
@@ -311,6 +312,15 @@ class GenerativeModule(L.LightningModule):
                 f"the checkpoint is of another model: {wrong}: give the --config files and options that it was trained "
                 "with"
             )
+
+
+def _shared(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """Return a function that calls `optimizer`; copies of an object that holds it do not copy what it refers to."""
+
+    def build(parameters: Any) -> torch.optim.Optimizer:
+        return optimizer(parameters)
+
+    return build
 
 
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
