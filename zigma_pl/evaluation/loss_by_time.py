@@ -52,7 +52,7 @@ class MeanByTime(ScoreMetric):
             raise UserError(f"times must be in [0, 1], got {times.min():.3g} to {times.max():.3g}")
         bins = (times * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         self.sums = self.sums.index_add(0, bins, losses.detach().to(self.device).double())
-        self.counts = self.counts + bins.bincount(minlength=NUM_BINS)
+        self.counts = self.counts.index_add(0, bins, torch.ones_like(bins))
 
     def compute(self) -> LossByTime:
         """Return the means over all processes; NaN where there was no sample at all."""
