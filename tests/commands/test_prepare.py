@@ -161,7 +161,12 @@ def test_help_names_data_sets_and_options(capsys):
 def test_wrong_usage_is_one_line(capsys, tmp_path):
     assert main(["cifar"]) == 2
     assert "faceshq" in capsys.readouterr().err
-    for flags in (["--out", "x", "--image-size", "8"], [], ["--out", "x", "--devices", "0"]):
+    for flags in (
+        ["--out", "x", "--image-size", "8"],
+        [],
+        ["--out", "x", "--devices", "0"],
+        ["--out", "x", "--shard-size", "1000001"],
+    ):
         with pytest.raises(SystemExit, match="2"):
             main(["mm_celeba_hq", *flags])
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from zigma_pl.batch import RawBatch
-from zigma_pl.data import ImageDataModule
+from zigma_pl.data import Digits, ImageDataModule
 from zigma_pl.data.images import ImageDataset, ImageItem, to_uint8_tensor
 from zigma_pl.encoders import KLAutoencoder
 from zigma_pl.errors import UserError
@@ -263,3 +263,10 @@ def test_ranks_share_training_and_evaluation():
 def test_overfit_batches_is_refused(tmp_path):
     with pytest.raises(UserError, match="overfit_batches"):
         fit(tmp_path, max_steps=2, overfit_batches=2)
+
+
+def test_more_classes_than_a_prepared_set_may_have_are_one_line():
+    data = Digits()
+    data.num_classes = 10**9
+    with pytest.raises(UserError, match=r"Digits: cannot be prepared .*num_classes"):
+        data.content()

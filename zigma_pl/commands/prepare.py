@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, cast
 
 import torch
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 from tqdm import tqdm
 
 from zigma_pl.cli import quieten
@@ -16,6 +16,7 @@ from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.prepared.check import check_content, check_entries, check_files
 from zigma_pl.data.prepared.manifest import (
     MANIFEST_NAME,
+    MAX_SHARD_SIZE,
     KeptDtype,
     Layout,
     Manifest,
@@ -45,6 +46,7 @@ NOT_OFFERED = {
     "num_predict_samples",
 }
 ALL_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+ShardSize = restricted_number_type("ShardSize", int, [(">=", 1), ("<=", MAX_SHARD_SIZE)])
 Accelerator = Literal["auto", "cpu", "gpu"]
 OnBadFile = Literal["stop", "skip"]
 OWN_OPTIONS = (
@@ -118,7 +120,7 @@ def build_parser(name: str, data_class: type[ImageDataModule]) -> Parser:
     add("--out", type=str, required=True, help="folder to write, and to give to --data.cache later")
     add("--splits", nargs="+", choices=ALL_SPLITS, help="which splits (default: all)")
     add("--dtype", type=KeptDtype, default="float32", help=HELP_OF_DTYPE)
-    add("--shard_size", type=PositiveInt, default=512, help="pictures or clips in a shard")
+    add("--shard_size", type=ShardSize, default=512, help="pictures or clips in a shard")
     add("--batch_size", type=PositiveInt, default=16, help="pictures or clips that go through the encoders at once")
     add("--num_workers", type=NonNegativeInt, default=2, help="processes that decode, for each device; 0 for none")
     add("--devices", type=PositiveInt, default=1, help="GPUs, or processes on the CPU, that share the shards")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.loops.progress import _ProcessedTracker
+from pydantic import ValidationError
 from torch import Tensor
 
 from zigma_pl.batch import Batch, RawBatch
@@ -22,6 +23,7 @@ from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
+from zigma_pl.records import problems
 from zigma_pl.transfer import to_device
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what JSON can hold
@@ -154,7 +156,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
             "autoencoder": self.frozen_autoencoder.fingerprint(),
             "text_encoder": None if self._text_encoder is None else self._text_encoder.fingerprint(),
         }
-        return Content.model_validate_json(json.dumps(content))  # tuples become lists, as they do on disk
+        try:
+            return Content.model_validate_json(json.dumps(content))  # tuples become lists, as they do on disk
+        except ValidationError as error:
+            raise UserError(f"{type(self).__name__}: cannot be prepared ({problems(error)}); correct it") from error
 
     @property
     def prepared(self) -> Manifest | None:

@@ -113,7 +113,7 @@ def written(folder, records, first):
 def test_clips_and_ragged_captions_over_several_shards(tmp_path):
     records = records_of_clips(7)
     shards = [written(tmp_path, records[:4], 0), written(tmp_path, records[4:], 4)]
-    split = ArraySplit(tmp_path, shards, seed=0, horizontal_flip=True, max_caption_tokens=4)
+    split = ArraySplit(tmp_path, shards, num_classes=4, seed=0, horizontal_flip=True, max_caption_tokens=4)
     split = pickle.loads(pickle.dumps(split))
     assert len(split) == 7
     order = [5, 0, 6, 3, 3]
@@ -163,3 +163,10 @@ def test_mapping_keeps_no_file_open(tmp_path):
     arrays = [map_array(tmp_path / "a.npy") for _ in range(20)]
     assert arrays[-1][9] == 9
     assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_classes_that_the_set_does_not_have_are_refused(tmp_path):
+    shards = [written(tmp_path, records_of_clips(4), 0)]
+    split = ArraySplit(tmp_path, shards, num_classes=3, seed=0, horizontal_flip=True, max_caption_tokens=4)
+    with pytest.raises(UserError, match="classes that are not below 3"):
+        split.records([0])

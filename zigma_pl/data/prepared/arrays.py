@@ -26,6 +26,10 @@ from zigma_pl.data.prepared.record import PreparedRecord
 from zigma_pl.errors import UserError
 from zigma_pl.files import written_whole
 
+SAMPLE_FIELDS = {"pixels", "moments", "class_ids"}
+CAPTION_FIELDS = {"caption_starts", "token_starts", "text_starts", "caption_features", "caption_text"}
+BYTES = ("pixels", "caption_text")
+
 
 def write_shard(folder: Path, name: str, records: Sequence[PreparedRecord], dtype: np.dtype) -> list[Path]:
     """Write a shard's files `<name>.<field>.npy`, each whole or not at all; returns their paths.
@@ -81,15 +85,18 @@ class ArraySplit(PreparedSamples):
     Args:
         folder: of the split.
         shards: from the manifest.
+        num_classes: from the manifest; classes have to be below it.
         draws: seed, mirroring and caption length, see `PreparedSamples`.
 
     Raises:
-        UserError: a file is missing, or has another size than the manifest says.
+        UserError: a file is missing, or has another size than the manifest says; when samples are read, that a file
+            holds something else than it should.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], **draws: Any) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], *, num_classes: int | None = None, **draws: Any) -> None:
         super().__init__(**draws)
         self.folder = folder
+        self.num_classes = num_classes
         self.shards = [shard for shard in shards if shard.num_samples]
         for shard in self.shards:
             check_sizes(folder, shard)
@@ -118,9 +125,62 @@ class ArraySplit(PreparedSamples):
 
     def _fields(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._mapped:
-            names = self.shards[number].files
-            self._mapped[number] = {name.split(".")[-2]: map_array(self.folder / name) for name in names}
+            shard = self.shards[number]
+            fields = {name.split(".")[-2]: map_array(self.folder / name) for name in shard.files}
+            fault = _fault(fields, shard.num_samples, self.max_caption_tokens, self.num_classes)
+            if number and fault is None and _shapes(fields) != _shapes(self._fields(0)):
+                fault = "its samples have other shapes than those of the first shard"
+            if fault is not None:
+                raise UserError(f"{self.folder / shard.name}.*.npy: {fault}; prepare the set again, or copy it again")
+            self._mapped[number] = fields
         return self._mapped[number]
+
+
+def _fault(
+    fields: dict[str, np.ndarray], num_samples: int, max_tokens: int | None, num_classes: int | None
+) -> str | None:
+    """Return what is wrong with the fields of a shard, None for nothing; see the head of this file."""
+    names = fields.keys()
+    if not names <= SAMPLE_FIELDS | CAPTION_FIELDS or not names & {"pixels", "moments"}:
+        return f"it has the fields {', '.join(sorted(names))}"
+    if max_tokens is not None and not names >= CAPTION_FIELDS:
+        return "it has no captions"
+    if not all(len(fields[name]) == num_samples for name in SAMPLE_FIELDS & names):
+        return f"it does not have {num_samples} samples"
+    kinds = {name: "f" if name in ("moments", "caption_features") else "u" if name in BYTES else "i" for name in names}
+    ndims = {"pixels": (4, 5), "moments": (5, 6), "caption_features": (2,)}
+    for name, array in fields.items():
+        if array.dtype.kind != kinds[name] or array.ndim not in ndims.get(name, (1,)):
+            return f"{name} is {array.dtype} {array.shape}"
+    if "class_ids" in fields and not 0 <= fields["class_ids"].min() <= fields["class_ids"].max() < (num_classes or 1):
+        return f"it has classes that are not below {num_classes}"
+    if names & CAPTION_FIELDS:
+        return _fault_of_captions(fields, num_samples, max_tokens) if names >= CAPTION_FIELDS else "it lacks captions"
+    return None
+
+
+def _fault_of_captions(fields: dict[str, np.ndarray], num_samples: int, max_tokens: int | None) -> str | None:
+    num_captions = len(fields["token_starts"]) - 1
+    ends = {
+        "caption_starts": (num_samples, num_captions, 1),  # at least one caption a sample
+        "token_starts": (num_captions, len(fields["caption_features"]), 0),
+        "text_starts": (num_captions, len(fields["caption_text"]), 0),
+    }
+    for name, (num_parts, end, shortest) in ends.items():
+        starts = fields[name]
+        if len(starts) != num_parts + 1 or starts[0] != 0 or starts[-1] != end or (np.diff(starts) < shortest).any():
+            return f"{name} does not divide what it is for"
+    if max_tokens is not None and (np.diff(fields["token_starts"]) > max_tokens).any():
+        return f"a caption has more than {max_tokens} tokens"
+    try:
+        fields["caption_text"].tobytes().decode()
+    except UnicodeDecodeError as error:
+        return f"captions are not UTF-8 ({error.reason})"
+    return None
+
+
+def _shapes(fields: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
+    return {name: (array.dtype, *array.shape[1:]) for name, array in fields.items()}
 
 
 def _record(index: int, fields: dict[str, np.ndarray], row: int) -> PreparedRecord:

@@ -51,4 +51,4 @@ def open_split(folder: Path, manifest: Manifest, split: Split, **draws: Any) -> 
             f"data.cache {folder}: holds {', '.join(manifest.splits)}, not '{split}'; run `prepare` into the same "
             f"folder with --splits {split}"
         )
-    return ArraySplit(folder / split, manifest.splits[split], **draws)
+    return ArraySplit(folder / split, manifest.splits[split], num_classes=manifest.content.num_classes, **draws)
