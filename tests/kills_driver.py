@@ -23,8 +23,7 @@ from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.io import WholeFileIO
-from zigma_pl.checkpoints.last import last_run
-from zigma_pl.checkpoints.newest import LAST_LINK, checkpoints_in
+from zigma_pl.checkpoints.newest import LAST_LINK, newest_checkpoint
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
@@ -71,9 +70,7 @@ def trainer_for(folder, max_steps, *callbacks, **options):
 def train(folder, max_steps, *callbacks, **options):
     """Train, from the newest checkpoint if there is one."""
     trainer = trainer_for(folder, max_steps, *callbacks, **options)
-    last = None
-    if checkpoints_in(Path(folder, "checkpoints")):
-        last = last_run({"logger": False, "default_root_dir": folder}, None).checkpoint
+    last = newest_checkpoint(Path(folder, "checkpoints")).path
     trainer.fit(build(), datamodule=Digits(batch_size=4), ckpt_path=last)
     return trainer
 

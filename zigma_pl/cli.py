@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -29,8 +30,12 @@ from zigma_pl.callbacks.sample_writer import SampleWriter
 from zigma_pl.callbacks.scorer import NO_CHECKPOINT, Scorer
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.callbacks.training_totals import TrainingTotals
-from zigma_pl.checkpoints.io import WholeFileIO, check_readable, read_step
-from zigma_pl.checkpoints.last import last_run
+from zigma_pl.checkpoints.archive import read_step
+from zigma_pl.checkpoints.io import WholeFileIO, check_readable
+from zigma_pl.checkpoints.last import LastRun, last_run
+from zigma_pl.checkpoints.options import Group
+from zigma_pl.checkpoints.restoring import CheckedConnector
+from zigma_pl.checkpoints.run_folder import WITH_FOLDER, RunFolders, has_folder, keep_rows, run_folder
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.launcher import Launcher
@@ -61,13 +66,17 @@ class SaveConfigOnFit(SaveConfigCallback):
     """Save the whole configuration beside the checkpoints of a training run, and only there."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save when training starts."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Save when training starts, in the folder of the run whatever its logger."""
+        folder = run_folder(trainer)
+        if stage == "fit" and trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
 
 
 class ZigmaCLI(LightningCLI):
     """One module, any data module, and callbacks whose options are groups of their own."""
+
+    _resumed: LastRun | None = None  # the run that `fit --ckpt_path last` resumes
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and hand the seed to the module and the data."""
@@ -83,6 +92,13 @@ class ZigmaCLI(LightningCLI):
         parser.add_lightning_class_args(Scorer, "scorer")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(TrainingTotals, "training_totals")
+        parser.add_argument(
+            "--allow_changed",
+            type=Group,
+            nargs="+",
+            default=[],
+            help="options that may differ from those that the checkpoint of --ckpt_path was trained with",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
@@ -96,9 +112,16 @@ class ZigmaCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""
-        given = self._get(self.config_init, "trainer").plugins
+        options = self._get(self.config_init, "trainer")
+        given = options.plugins
         plugins = given if isinstance(given, list) else [] if given is None else [given]
+        if not any(isinstance(logger, WITH_FOLDER) for logger in _as_list(options.logger)):
+            kwargs |= self._place_of_run(options.logger)
         trainer = super().instantiate_trainer(plugins=[*plugins, WholeFileIO()], **kwargs)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoint):
+                callback.allow_changed = tuple(self._get(self.config, "allow_changed"))
+        trainer._checkpoint_connector = CheckedConnector(trainer)
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False  # its checkpoints would be found by no `last`, and be loaded unasked
@@ -106,7 +129,23 @@ class ZigmaCLI(LightningCLI):
         if isinstance(launcher, _SubprocessScriptLauncher):
             ours = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
             trainer.strategy._launcher = ours
+        if self._resumed is not None and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    keep_rows(logger, read_step(self._resumed.checkpoint) or 0)
         return trainer
+
+    def _place_of_run(self, logger: Any) -> dict[str, Any]:
+        """Return the trainer's options for a run without a logger that has a folder of its own."""
+        runs = self._run_folders()
+        folder = runs.next() if self._resumed is None or self._resumed.folder is None else self._resumed.folder
+        if logger in (None, True):
+            logger = TensorBoardLogger(folder.parents[1], folder.parent.name, folder.name, default_hp_metric=False)
+        return {"default_root_dir": folder, "logger": logger}
+
+    def _run_folders(self) -> RunFolders:
+        options = self.config[self.config["subcommand"]]
+        return RunFolders.of(options.trainer.as_dict(), _experiment_of(options.config))
 
     def _parse_ckpt_path(self) -> None:
         """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
@@ -115,24 +154,36 @@ class ZigmaCLI(LightningCLI):
         if path is None and command == "test":
             raise UserError(NO_CHECKPOINT)
         if path == "last":
-            self._go_on_from_last(command)
+            self._resume_last(command)
         elif path is not None:
             check_readable(Path(path))
 
-    def _go_on_from_last(self, command: str) -> None:
-        """Put the newest checkpoint in the place of "last"; training goes on in its log folder."""
+    def _resume_last(self, command: str) -> None:
+        """Put the newest checkpoint in the place of "last"; training is resumed in its folder."""
         options = self.config[command]
-        run = last_run(options.trainer.as_dict(), options.checkpoint.dirpath)
+        run = last_run(self._run_folders(), options.checkpoint.dirpath)
         for line in run.passed_over:
             _warn(line)
         options.ckpt_path = str(run.checkpoint)
-        if command != "fit" or run.version is None:
+        if command != "fit" or run.folder is None:
             return
-        given = options.trainer.logger
-        for logger in given if isinstance(given, list) else [given]:
-            if "TensorBoardLogger" in str(logger.get("class_path")):
-                logger.init_args.version = run.version
+        self._resumed = run
+        for logger in filter(has_folder, _as_list(options.trainer.logger)):
+            logger.init_args.version = run.folder.name
+            if "purge_step" in logger.init_args:
                 logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it is logged again
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _experiment_of(configs: list[Any] | None) -> str:
+    """Return the name of an experiment: that of its first config file, or of the folder of the run that wrote it."""
+    if not configs:
+        return "run"
+    path = Path(str(configs[0])).absolute()
+    return path.parents[1].name if path.name == "config.yaml" else path.stem
 
 
 @rank_zero_only

@@ -325,11 +325,15 @@ def _shared(optimizer: OptimizerCallable) -> OptimizerCallable:
 
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """Return in words how many weights do not fit a network's, and the first of them by name; None where all fit."""
-    shapes_differ = {name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape}
-    wrong = sorted(expected.keys() ^ found.keys() | shapes_differ)
+
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return a.shape != b.shape or a.is_floating_point() != b.is_floating_point()
+
+    differing = {name for name in expected.keys() & found.keys() if differ(expected[name], found[name])}
+    wrong = sorted(expected.keys() ^ found.keys() | differing)
     if not wrong:
         return None
-    return f"{len(wrong)} parameters are missing, unknown or of other shape, such as {', '.join(wrong[:3])}"
+    return f"{len(wrong)} parameters are missing, unknown or of other shape or type, such as {', '.join(wrong[:3])}"
 
 
 def check_data_fit_backbone(datamodule: Any, backbone: Backbone) -> None:

@@ -112,7 +112,7 @@ def test_nothing_is_read_from_the_device_between_two_looks(tmp_path):
 
     guard = Probe(check_every_n_steps=3)
     train(tmp_path, spoiled(1), [guard], log_every_n_steps=100)
-    assert counts == [0, 0, 0, 0, 0, 1] * 2
+    assert [count > 0 for count in counts] == [False, False, False, False, False, True] * 2
 
 
 def test_wrong_options_are_refused():

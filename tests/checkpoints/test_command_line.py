@@ -14,8 +14,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from zigma_pl import cli
 from zigma_pl.__main__ import main
-from zigma_pl.checkpoints.io import FORMAT_KEY
-from zigma_pl.checkpoints.newest import damage_of
+from zigma_pl.checkpoints.archive import damage_of
+from zigma_pl.checkpoints.content import FORMAT_KEY
 
 LOG = Path("logs/digits/version_0")
 FOLDER = LOG / "checkpoints"

@@ -12,8 +12,9 @@ from torch import nn
 
 from zigma_pl.backbones import ZigMa
 from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.checkpoints.io import FORMAT_KEY, FORMAT_VERSION, WholeFileIO, read_checkpoint, read_step
-from zigma_pl.checkpoints.newest import damage_of
+from zigma_pl.checkpoints.archive import damage_of, read_step
+from zigma_pl.checkpoints.content import FORMAT_KEY, FORMAT_VERSION
+from zigma_pl.checkpoints.io import WholeFileIO, read_checkpoint
 from zigma_pl.errors import UserError
 
 CONTENT = {"state_dict": {"weight": torch.arange(5000.0)}, "global_step": 7}
@@ -155,12 +156,13 @@ def test_a_compiled_backbone_has_the_names_of_a_plain_one():
 
 
 def test_names_of_wrappers_are_taken_off(tmp_path):
-    names = {"module.backbone._orig_mod.blocks.0._orig_mod.weight": 0, "module.backbone.bias": 1}
+    a, b = torch.zeros(1), torch.ones(1)
+    names = {"module.backbone._orig_mod.blocks.0._orig_mod.weight": a, "module.backbone.bias": b}
     plain = {"backbone.blocks.0.weight", "backbone.bias"}
     content = {"state_dict": names, "current_model_state": names, "global_step": 1}
     torch.save(content, tmp_path / "wrapped.ckpt")
     checkpoint = read_checkpoint(tmp_path / "wrapped.ckpt")
     assert set(checkpoint["state_dict"]) == set(checkpoint["current_model_state"]) == plain
-    kept = {"module.a": 0, "other.b": 1}  # a part of that name is none of a wrapper
+    kept = {"module.a": a, "other.b": b}  # a part of that name is none of a wrapper
     torch.save({"state_dict": kept, "global_step": 1}, tmp_path / "kept.ckpt")
     assert read_checkpoint(tmp_path / "kept.ckpt")["state_dict"] == kept

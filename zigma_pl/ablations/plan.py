@@ -11,6 +11,7 @@ import yaml
 
 from zigma_pl.ablations.composed import compose, differences, fingerprint, option, without
 from zigma_pl.ablations.rows import Row, overlay_of
+from zigma_pl.checkpoints.archive import read_step
 from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER, LAST_LINK, newest_checkpoint
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.record import ResultRecord, read_record, record_path
@@ -104,7 +105,7 @@ class Run:
     def is_trained(self) -> bool:
         """Whether there is a checkpoint of the last step."""
         path = self.checkpoint()
-        return path is not None and _steps_of(path) >= self.num_steps
+        return path is not None and (read_step(path) or 0) >= self.num_steps
 
     def found(self) -> "Found":
         """Look at the record, if there is one."""
@@ -208,9 +209,3 @@ def plan(
         if run.num_steps < 1:
             raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} has no end; set it in {run.files[1]}")
     return runs
-
-
-def _steps_of(checkpoint: Path) -> int:
-    from zigma_pl.checkpoints.io import read_step  # and torch with it, only where there is a checkpoint
-
-    return read_step(checkpoint)

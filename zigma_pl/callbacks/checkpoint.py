@@ -9,11 +9,20 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from zigma_pl.checkpoints.newest import LAST_LINK, checkpoints_in, point_last_to, remove_unfinished
-from zigma_pl.checkpoints.resume import State, random_states, set_random_state, validate_if_interrupted_before
+from zigma_pl.checkpoints.content import OPTIONS, RANDOM_STATES, RAW_WEIGHTS, check_finite, not_finite
+from zigma_pl.checkpoints.newest import CHECKPOINT_FOLDER, LAST_LINK, files_in, point_last_to, remove_unfinished
+from zigma_pl.checkpoints.options import GROUPS, Group, Options, check_same, options_of, warning_of
+from zigma_pl.checkpoints.resume import (
+    State,
+    check_random_state,
+    random_states,
+    set_random_state,
+    validate_if_interrupted_before,
+)
+from zigma_pl.checkpoints.run_folder import run_folder
 from zigma_pl.errors import UserError
 
-RANDOM_STATES = "random_states"  # of a checkpoint: by rank
+RESUME = "resume from the checkpoint saved before it, with a lower model.learning_rate"
 
 
 class Checkpoint(ModelCheckpoint):
@@ -28,6 +37,9 @@ class Checkpoint(ModelCheckpoint):
         every_n_train_steps: optimiser steps between checkpoints.
         keep_last: how many of the newest to keep; two, so that one may be damaged.
         keep_every_n_steps: checkpoints of the multiples of so many steps are kept for ever; None for none of them.
+
+    Attributes:
+        allow_changed: groups of options that may differ from those of the checkpoint that is loaded.
     """
 
     def __init__(
@@ -57,6 +69,8 @@ class Checkpoint(ModelCheckpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self._random_states: list[State] = []  # of the checkpoint that training goes on from
         self._began_at = 0
+        self._options: Options | None = None  # of this run
+        self.allow_changed: tuple[Group, ...] = ()
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -73,22 +87,54 @@ class Checkpoint(ModelCheckpoint):
         """Take nothing."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state of every process's random numbers."""
+        """Add the state of every process's random numbers, and the options that decide the numbers.
+
+        Raises: UserError, on all processes, where a weight or the average is not finite: nothing is saved then.
+        """
+        parts = [checkpoint["state_dict"], checkpoint.get(RAW_WEIGHTS, {})]
+        finite = not any(not_finite(part.values()) for part in parts)
+        if not trainer.strategy.reduce_boolean_decision(finite):
+            for part in parts:
+                check_finite(part, f"weights of step {trainer.global_step} are not saved", RESUME)
+            raise UserError(f"weights of step {trainer.global_step} are not saved: another process's are NaN: {RESUME}")
+        if self._options is None:
+            self._options = options_of(trainer, pl_module)
+        checkpoint[OPTIONS] = self._options
         checkpoint[RANDOM_STATES] = random_states(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what `on_train_start` puts in place."""
+        """Compare the options, and keep what `on_train_start` puts in place."""
         found = str(trainer.ckpt_path)
         if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(found) == found):
             raise UserError(f"processes have found different checkpoints, one of them {found}: name one by --ckpt_path")
+        self._compare_options(trainer, pl_module, checkpoint)
         if trainer.state.fn == "fit":
             self._random_states = checkpoint.get(RANDOM_STATES, [])
+            if len(self._random_states) == trainer.world_size:
+                check_random_state(self._random_states[trainer.global_rank])
             self._last_global_step_saved = checkpoint["global_step"]
+
+    def _compare_options(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if OPTIONS not in checkpoint:
+            rank_zero_warn(
+                f"checkpoint {trainer.ckpt_path} does not say which options it was trained with, such as scan and "
+                "objective: they are not compared with those of this run"
+            )
+            return
+        self._options = options_of(trainer, module)
+        changes = check_same(checkpoint[OPTIONS], self._options, self.allow_changed, trainer.ckpt_path)
+        if trainer.state.fn != "fit":  # learning rate, batch size and the like then decide nothing
+            changes = [change for change in changes if change.startswith(tuple(f"{group}." for group in GROUPS))]
+        if changes:
+            rank_zero_warn(warning_of(changes, trainer.ckpt_path))
 
     # --- when to save -------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the folder; before training, remove what a killed run has left in it half written."""
+        folder = run_folder(trainer) / CHECKPOINT_FOLDER
+        if self.dirpath is None:
+            self.dirpath = str(folder)
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero:
             remove_unfinished(self.folder)
@@ -151,15 +197,13 @@ class Checkpoint(ModelCheckpoint):
 
     def _link_and_prune(self, trainer: L.Trainer, newest: Path) -> None:
         point_last_to(newest)
-        older = [path for path in checkpoints_in(self.folder) if path != newest and self._name.fullmatch(path.stem)]
+        names = {path: self._name.fullmatch(path.stem) for path in files_in(self.folder)}
+        steps = {path: int(name["step"]) for path, name in names.items() if name is not None}
+        # The step decides and not the clock; a checkpoint of a higher step, from another run, is left alone.
+        older = sorted((path for path in steps if steps[path] < steps[newest]), key=steps.__getitem__, reverse=True)
         for path in older[self.keep_last - 1 :]:
-            if not self._is_kept_for_ever(path):
+            if self.keep_every_n_steps is None or steps[path] % self.keep_every_n_steps:
                 trainer.strategy.remove_checkpoint(str(path))
-
-    def _is_kept_for_ever(self, path: Path) -> bool:
-        name = self._name.fullmatch(path.stem)
-        assert name is not None
-        return self.keep_every_n_steps is not None and int(name["step"]) % self.keep_every_n_steps == 0
 
 
 def _pattern_of(filename: str) -> re.Pattern[str]:

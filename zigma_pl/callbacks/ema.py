@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from zigma_pl.backbones.sharding import gathered, load_whole, shard
-from zigma_pl.checkpoints.io import RAW_WEIGHTS
+from zigma_pl.checkpoints.content import RAW_WEIGHTS
 from zigma_pl.module import GenerativeModule
 
 _Weights = tuple[Tensor, ...] | list[Tensor]
@@ -61,7 +61,7 @@ class EMA(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.9999, starting_at_step: int = 0, warmup: bool = False) -> None:
         super().__init__(decay=decay, use_buffers=False, update_starting_at_step=starting_at_step)
-        self._decay = decay
+        self.decay = decay
         self._warmup = warmup
         self._swapped = False
 
@@ -80,8 +80,13 @@ class EMA(EMAWeightAveraging):
 
     def _average(self, averages: _Weights, weights: _Weights, num_averaged: Tensor | int) -> None:
         n = int(num_averaged)  # which is on the CPU
-        decay = min(self._decay, (1 + n) / (10 + n)) if self._warmup else self._decay
+        decay = min(self.decay, (1 + n) / (10 + n)) if self._warmup else self.decay
         get_ema_multi_avg_fn(decay)(averages, weights, num_averaged)  # one kernel for all parameters
+
+    @property
+    def averages(self) -> list[Tensor]:
+        """The averaged weights on their device, none before the first update."""
+        return list(self._average_model.module.parameters()) if self.has_average and self._average_model else []
 
     @property
     def has_average(self) -> bool:

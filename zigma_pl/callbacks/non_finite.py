@@ -1,5 +1,6 @@
 """Numbers that are not finite: the step is skipped, counted, and after too many in a row the run stops with a dump."""
 
+import math
 from typing import Any
 
 import lightning as L
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 from zigma_pl.batch import Batch
+from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.step_dump import dump_step
+from zigma_pl.checkpoints.content import largest
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
 
@@ -20,14 +23,15 @@ class NonFiniteGuard(L.Callback):
 
     Such a step leaves weights, average and AdamW's moments as they are; learning rate and data go on. It is counted in
     `train/skipped_steps`. The flag is made on the device, from the norm of the gradients after their reduction over all
-    processes, and AdamW's fused kernel reads it there: nothing waits for the device but the look at the counter.
+    processes, and AdamW's fused kernel reads it there: nothing waits for the device but the look at the counter and
+    the average of the weights. The run stops at once when the average holds NaN or infinity.
 
     Args:
         max_in_a_row: stop the run when as many steps have been skipped one after the other, and write a folder with
             all that reproduces the last of them (`zigma_pl.callbacks.step_dump`) beside the run's logs. With float16's
             loss scaling, which skips steps until it has found its scale, 16 more.
-        check_every_n_steps: optimiser steps between two looks at the counter. A row of skipped steps that has ended by
-            then does not stop the run.
+        check_every_n_steps: optimiser steps between two looks at counter and average. A row of skipped steps that has
+            ended by then does not stop the run.
     """
 
     def __init__(self, max_in_a_row: int = 10, check_every_n_steps: int = 10) -> None:
@@ -70,15 +74,28 @@ class NonFiniteGuard(L.Callback):
         """Stop the run if too many steps have been skipped; all processes count the same and stop together."""
         if not self._stepped:
             return
-        if trainer.global_step % self.check_every_n_steps == 0 and int(self._in_a_row) >= self._limit(trainer):
+        if trainer.global_step % self.check_every_n_steps == 0:
+            self._look(trainer, pl_module)
+        self._micro_batches, self._stepped = [], False
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        averages = [average for one in trainer.callbacks if isinstance(one, EMA) for average in one.averages]  # type: ignore[attr-defined]
+        # One number, so that the device is waited for once.
+        watched = torch.stack([self._in_a_row, largest(averages)]) if averages else self._in_a_row.unsqueeze(0)
+        in_a_row, *average = (float(number) for number in watched.cpu())
+        if in_a_row >= self._limit(trainer):
             assert isinstance(pl_module, GenerativeModule)
             folder, suspect = dump_step(trainer, pl_module, self._micro_batches)
             raise UserError(
-                f"loss or gradient was not finite in {int(self._in_a_row)} steps in a row, up to step "
+                f"loss or gradient was not finite in {int(in_a_row)} steps in a row, up to step "
                 f"{trainer.global_step}{suspect}: {folder} has what reproduces that step; if the data are right, lower "
-                "the learning rate or raise model.lr_schedule.warmup_steps, and go on from the last checkpoint"
+                "the learning rate or raise model.lr_schedule.warmup_steps, and resume from the last checkpoint"
             )
-        self._micro_batches, self._stepped = [], False
+        if not all(map(math.isfinite, average)):
+            raise UserError(
+                f"the average of the weights holds NaN or infinity after step {trainer.global_step}: resume from the "
+                "last checkpoint, which is from before it"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts."""

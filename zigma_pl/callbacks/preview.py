@@ -19,6 +19,7 @@ from zigma_pl.callbacks.clips import (
     to_clip,
 )
 from zigma_pl.callbacks.grid import as_chw_array, save_png, tile, to_pil, to_uint8
+from zigma_pl.checkpoints.run_folder import run_folder
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
 
@@ -61,7 +62,7 @@ class PreviewGrid(L.Callback):
         if batch_idx > 0 or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._num_validations += 1
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes, so all of them have to ask
+        folder = run_folder(trainer)
         if self.num_samples and trainer.is_global_zero and self._num_validations % self.every_n_validations == 0:
             assert isinstance(pl_module, GenerativeModule)
             self.draw(trainer, pl_module, folder / "previews")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.batch import Batch
+from zigma_pl.checkpoints.run_folder import run_folder
 from zigma_pl.module import GenerativeModule
 
 WEIGHTS_NAME = "weights.ckpt"
@@ -37,8 +38,7 @@ def dump_step(trainer: L.Trainer, module: GenerativeModule, batches: Sequence[Ba
 
     Returns: the folder, and in words where a number that was not finite first came up.
     """
-    parent = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes
-    folder = parent / f"non_finite_step_{trainer.global_step:08d}"
+    folder = run_folder(trainer) / f"non_finite_step_{trainer.global_step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     rank = trainer.global_rank
     trainer.save_checkpoint(folder / WEIGHTS_NAME, weights_only=True)

@@ -1,7 +1,6 @@
 """How the trainer writes and reads checkpoints: whole or not at all, verified, and never executing anything."""
 
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +9,23 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from zigma_pl.checkpoints.newest import damage_of
+from zigma_pl.checkpoints.archive import damage_of, foreign_object
+from zigma_pl.checkpoints.content import FORMAT_KEY, FORMAT_VERSION, RAW_WEIGHTS, check_content, check_finite
 from zigma_pl.errors import UserError
 from zigma_pl.files import written_whole
 
 Weights = Literal["average", "raw"]
-RAW_WEIGHTS = "current_model_state"  # beside the average, which is in "state_dict" then
-FORMAT_KEY = "zigma_format_version"
-FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
+_MALFORMED = (  # what torch and pickle raise for a file that is none of theirs
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+    OverflowError,
+    pickle.UnpicklingError,
+)
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # which torch.compile and FSDP put into names
 
 
@@ -50,8 +58,21 @@ class WholeFileIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as `read_checkpoint` does, with `weights_only=True` whatever is asked for."""
-        return read_checkpoint(Path(path), map_location or "cpu")
+        """Read a checkpoint as `read_checkpoint` does, with `weights_only=True` whatever is asked for.
+
+        Raises: UserError also where a weight, raw or averaged, or an optimiser's moment is not finite.
+        """
+        checkpoint = read_checkpoint(Path(path), map_location or "cpu")
+        moments = {
+            f"{name} of parameter {number}": value
+            for state in checkpoint.get("optimizer_states", [])
+            for number, of_parameter in state["state"].items()
+            for name, value in of_parameter.items()
+            if isinstance(value, Tensor)
+        }
+        for tensors in (checkpoint["state_dict"], checkpoint.get(RAW_WEIGHTS, {}), moments):
+            check_finite(tensors, f"checkpoint {path}", "use one that was saved before")
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint's file."""
@@ -75,18 +96,18 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     check_readable(path)
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"{named[1]}, which could run code" if named else "more than tensors and plain values"
-        raise UserError(f"checkpoint {path} holds {what}, and is not loaded: use one that zigma_pl wrote") from error
-    except (RuntimeError, UnicodeDecodeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("PytorchStreamReader|inline_container", str(error)):
-            raise
+        foreign = foreign_object(path)
+        checkpoint: Any = None if foreign else torch.load(path, map_location=map_location, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
+    except _MALFORMED as error:
         raise UserError(
             f"checkpoint {path} is damaged, or no checkpoint of zigma_pl: use the one saved before it"
         ) from error
-    _check_format(checkpoint, path)
+    if foreign:
+        raise UserError(f"checkpoint {path} holds {foreign}, and is not loaded: use one that zigma_pl wrote")
+    check_content(checkpoint, path)
+    assert isinstance(checkpoint, dict)
     for name in ("state_dict", RAW_WEIGHTS):
         if name in checkpoint:
             checkpoint[name] = _plain_names(checkpoint[name])
@@ -120,24 +141,6 @@ def check_readable(path: Path) -> None:
     damage = damage_of(path)
     if damage is not None:
         raise UserError(f"checkpoint {path} {damage}: use the one saved before it, as --ckpt_path last does")
-
-
-def read_step(path: Path) -> int:
-    """Return how many optimiser steps a checkpoint has seen; its weights are not read."""
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-
-
-def _check_format(checkpoint: Any, path: Path) -> None:
-    if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= checkpoint.keys():
-        raise UserError(
-            f"checkpoint {path} is not of a training run of zigma_pl: convert official ZigMa weights by `import-zigma`"
-        )
-    version = checkpoint.get(FORMAT_KEY, 0)
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"checkpoint {path} has format {version}, written by a newer zigma_pl; this one reads up to "
-            f"{FORMAT_VERSION}: update it"
-        )
 
 
 def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""Which files of a folder are checkpoints, whether they are whole, and which is the newest; needs no torch."""
+"""Which files of a folder are checkpoints, and which whole one has the highest step; needs no torch."""
 
 import os
-import zipfile
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from zigma_pl.checkpoints.archive import damage_of, read_step
 from zigma_pl.files import UNFINISHED, sync_folder
 
 CHECKPOINT_FOLDER = "checkpoints"  # of a log folder, as Lightning names it
@@ -40,32 +41,23 @@ def newest_checkpoint(folder: Path) -> Newest:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, whole or not, the one written last first; links to them are left out."""
+    """Return the checkpoints of a folder, whole or not, the highest step first."""
+    # The step decides and not the clock, which may be wrong. Of two files of one step, the one written last is first.
+    return sorted(files_in(folder), key=lambda path: (_step_of(path), path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder in no order; links to them are left out."""
     found = [path for path in folder.glob("*.ckpt") if not path.name.startswith(UNFINISHED)]
-    files = [path for path in found if path.is_file() and not path.is_symlink()]
-    # Of two in the same tick of the file system's clock, names that count steps say which is newer.
-    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    return [path for path in found if path.is_file() and not path.is_symlink()]
 
 
-def damage_of(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's file, as in "<file> is truncated"; None if it is whole.
-
-    All of it is read and compared with the checksums in the archive, 0.3 s a GB where the file is in memory: torch
-    itself does not look at them.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(2) != b"PK":
-                return "is no checkpoint of zigma_pl, or truncated"
-        with zipfile.ZipFile(path) as archive:  # its index is at the end, so what is truncated has none
-            altered = archive.testzip()
-    except zipfile.BadZipFile:
-        return "is truncated"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except (RuntimeError, EOFError, ValueError):  # of an index that says what no index of a checkpoint says
-        return "is altered"
-    return None if altered is None else f"is altered (in {altered})"
+def _step_of(path: Path) -> int:
+    """Return a checkpoint's step; of a damaged one, that in its name."""
+    step = read_step(path)
+    if step is None:
+        step = max((int(digits) for digits in re.findall(r"\d{1,18}", path.stem)), default=-1)
+    return step
 
 
 def point_last_to(path: Path) -> None:

@@ -36,6 +36,15 @@ def set_random_state(state: State) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def check_random_state(state: State) -> None:
+    """Raise ValueError, TypeError or RuntimeError where `set_random_state` would; random numbers stay as they are."""
+    own = random_state()
+    try:
+        set_random_state(state)
+    finally:
+        set_random_state(own)
+
+
 def random_states(trainer: L.Trainer) -> list[State]:
     """Return the states of all processes, by rank; every process has to ask."""
     if trainer.world_size == 1:

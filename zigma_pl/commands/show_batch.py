@@ -31,6 +31,8 @@ class DataCLI(ZigmaCLI):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--out", type=Path, default=Path("batch.png"), help="the picture to write (.png)")
         parser.add_argument("--num_samples", type=int, default=12, help="samples to show")
+        for option in ("--ckpt_path", "--weights_only"):  # of the config.yaml that `fit` writes
+            parser.add_argument(option, default=None, help="not used")
         parser.add_argument("--split", type=str, default="train", help="train, validation or test")
 
     def _parse_ckpt_path(self) -> None:

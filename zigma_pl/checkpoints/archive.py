@@ -1,0 +1,89 @@
+"""A checkpoint's file as a zip archive: whether it is whole, what is named in it, and its step. Needs no torch.
+
+What torch.save writes is an archive of stored entries: a pickle of the structure, and the bytes of each tensor. Nothing
+here executes the pickle: its operations are only listed.
+"""
+
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STEP_KEY = "global_step"  # of a checkpoint
+# Tensors and plain values. torch's own list also has types that make large or sparse tensors from a few bytes.
+PLAIN_GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|torch \w+")
+OTHER_WAYS_TO_NAME = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+_NOT_AN_ARCHIVE_OF_OURS = (RuntimeError, EOFError, ValueError, OverflowError, struct.error, KeyError)
+
+
+def damage_of(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's file, as in "<file> is truncated"; None if it is whole.
+
+    All of it is read and compared with the checksums in the archive, 0.3 s a GB where the file is in memory: torch
+    itself does not look at them. What would take more memory than the file's size is not read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                return "is no checkpoint of zigma_pl, or truncated"
+        with zipfile.ZipFile(path) as archive:  # its index is at the end, so what is truncated has none
+            wrong = _inflated(archive, path)
+            altered = None if wrong else archive.testzip()
+    except zipfile.BadZipFile:
+        return "is truncated"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except _NOT_AN_ARCHIVE_OF_OURS:  # of an index that says what no index of a checkpoint says
+        return "is altered"
+    return wrong or (None if altered is None else f"is altered (in {altered})")
+
+
+def _inflated(archive: zipfile.ZipFile, path: Path) -> str | None:
+    entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        return "has compressed entries, which zigma_pl never writes"
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        return "declares more bytes than it has"
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names) or sum(name.endswith("data.pkl") for name in names) != 1:
+        return "is no checkpoint of zigma_pl"
+    return None
+
+
+def read_step(path: Path) -> int | None:
+    """Return how many optimiser steps a checkpoint has seen, None where the file does not say."""
+    try:
+        operations = _operations(path)
+        for name, value in operations:
+            if name == "BINUNICODE" and value == STEP_KEY:
+                break
+        following = next((value for name, value in operations if "PUT" not in name and name != "MEMOIZE"), None)
+    except (OSError, zipfile.BadZipFile, *_NOT_AN_ARCHIVE_OF_OURS):
+        return None
+    return following if type(following) is int and following >= 0 else None
+
+
+def foreign_object(path: Path) -> str | None:
+    """Return what a whole checkpoint holds that is neither a tensor nor a plain value, None for nothing of that kind.
+
+    Raises:
+        ValueError: the pickle in it is damaged.
+    """
+    for name, value in _operations(path):
+        if name == "GLOBAL" and not PLAIN_GLOBALS.fullmatch(value):
+            return f"{value.replace(' ', '.')}, which could run code"
+        if name in OTHER_WAYS_TO_NAME:
+            return "more than tensors and plain values"
+    return None
+
+
+def _operations(path: Path) -> Iterator[tuple[str, Any]]:
+    with zipfile.ZipFile(path) as archive:
+        if _inflated(archive, path):
+            raise ValueError(path)
+        (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        content = archive.read(name)
+    return ((operation.name, argument) for operation, argument, _ in pickletools.genops(content))

@@ -1,0 +1,98 @@
+"""The folder of a run, whatever its logger: `<save_dir>/<name>/version_<n>`, with checkpoints, config.yaml, previews.
+
+TensorBoard's and CSV's loggers write into it; without one of them it is the trainer's `default_root_dir`.
+"""
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+LOGS = "logs"  # where runs are whose options name no other place
+WITH_FOLDER = (TensorBoardLogger, CSVLogger)
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Return the folder of a run, the same on all processes; every process has to call it."""
+    folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, WITH_FOLDER)]
+    return Path(trainer.strategy.broadcast(folders[0] if folders else trainer.default_root_dir))
+
+
+def has_folder(logger: Any) -> bool:
+    """Whether a logger, given by its options, writes into a folder that its version names."""
+    class_path = str(logger.get("class_path")) if hasattr(logger, "get") else ""
+    return class_path.rpartition(".")[2] in {known.__name__ for known in WITH_FOLDER}
+
+
+@dataclass(frozen=True)
+class RunFolders:
+    """Where the runs of an experiment are.
+
+    Args:
+        experiment: folder of all of them.
+        version: name of the one that the options ask for, None for the next one.
+    """
+
+    experiment: Path
+    version: str | None = None
+
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any], name: str) -> "RunFolders":
+        """Find them from the options of the trainer.
+
+        Args:
+            trainer: the options.
+            name: of the experiment, for loggers that do not say.
+        """
+        given = trainer.get("logger")
+        loggers = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, Mapping)]
+        for logger in sorted(loggers, key=has_folder, reverse=True):
+            options = logger.get("init_args") or {}
+            if options.get("save_dir") and options.get("name"):
+                version = options.get("version") if has_folder(logger) else None
+                return cls(Path(options["save_dir"], options["name"]), None if version is None else _name_of(version))
+        return cls(Path(trainer.get("default_root_dir") or LOGS, name))
+
+    @property
+    def pattern(self) -> Path:
+        """The folder, for people to read."""
+        return self.experiment / (self.version or "version_*")
+
+    def found(self) -> list[Path]:
+        """Return the folders that are there, the newest run first: the number decides and not the clock."""
+        if self.version is not None:
+            return [self.experiment / self.version]
+        numbers = [_number_of(path) for path in self.experiment.glob("version_*")]
+        return [self.experiment / _name_of(number) for number in sorted(n for n in numbers if n is not None)[::-1]]
+
+    def next(self) -> Path:
+        """Return the folder of a new run."""
+        if self.version is not None:
+            return self.experiment / self.version
+        newest = self.found()[:1]
+        return self.experiment / _name_of(1 + (_number_of(newest[0]) or 0) if newest else 0)
+
+
+def _name_of(version: int | str) -> str:
+    return version if isinstance(version, str) else f"version_{version}"
+
+
+def _number_of(folder: Path) -> int | None:
+    found = re.fullmatch(r"version_(0|[1-9]\d{0,17})", folder.name)
+    return int(found[1]) if found else None
+
+
+def keep_rows(logger: CSVLogger, steps_done: int) -> None:
+    """Keep what a run has logged in metrics.csv before the step that it is resumed from; the logger would delete it."""
+    path = Path(logger.log_dir, "metrics.csv")
+    if not path.is_file():
+        return
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps_done]
+    logger.experiment.metrics = [{name: value for name, value in row.items() if value != ""} for row in rows]
+    logger.save()
