@@ -24,6 +24,7 @@ from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.io import WholeFileIO
 from zigma_pl.checkpoints.newest import LAST_LINK, newest_checkpoint
+from zigma_pl.checkpoints.restoring import CheckedConnector
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
@@ -42,16 +43,17 @@ class Noisy(GenerativeModule):
         super().validation_step(batch, batch_idx)
 
 
-def build():
+def build(objective=None, learning_rate=1e-2, **options):
     L.seed_everything(0, verbose=False)
-    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
+    sizes = {"patch_size": 4, "width": 16, "depth": 2, "state_size": 4, "num_classes": 10}
+    adamw = partial(torch.optim.AdamW, lr=learning_rate, weight_decay=0.0)
     return Noisy(
-        backbone, Objective(), optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.0), lr_schedule=Constant(3)
+        ZigMa(1, 8, 8, **{**sizes, **options}), objective or Objective(), optimizer=adamw, lr_schedule=Constant(3)
     )
 
 
 def trainer_for(folder, max_steps, *callbacks, **options):
-    return L.Trainer(
+    trainer = L.Trainer(
         default_root_dir=folder,
         max_steps=max_steps,
         max_epochs=options.pop("max_epochs", -1),
@@ -65,6 +67,8 @@ def trainer_for(folder, max_steps, *callbacks, **options):
         num_sanity_val_steps=0,
         **{"val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 2, **options},
     )
+    trainer._checkpoint_connector = CheckedConnector(trainer)  # as the command line does
+    return trainer
 
 
 def train(folder, max_steps, *callbacks, **options):

@@ -98,7 +98,7 @@ def _changes(prefix: str, found: Mapping[str, Any], own: Mapping[str, Any]) -> I
     weights = found.get("weights_sha256")
     same_weights = weights is not None and weights == own.get("weights_sha256")
     for name in dict.fromkeys([*own, *found]):
-        if name == "name" and same_weights:  # the same network under another path
+        if name in _ONLY_HOW or (name == "name" and same_weights):  # the same network under another path
             continue
         if name not in found or name not in own:  # unknown to the release that wrote the checkpoint, or to this one
             continue

@@ -66,10 +66,17 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
     import yaml
 
     from zigma_pl.checkpoints.newest import log_folder_of
+    from zigma_pl.errors import UserError
 
     log_folder = log_folder_of(ckpt_path)
     if log_folder is None or not (log_folder / "config.yaml").is_file():
         return {}
-    data = (yaml.safe_load((log_folder / "config.yaml").read_text()) or {}).get("data", {})
-    given = data.get("init_args", {})
-    return {"class": data.get("class_path"), **{name: given[name] for name in DATA_OPTIONS if given.get(name)}}
+    path = log_folder / "config.yaml"
+    try:
+        data = yaml.safe_load(path.read_text())["data"]
+        given = {name: data["init_args"].get(name) for name in DATA_OPTIONS}
+        return {"class": data["class_path"], **{name: value for name, value in given.items() if value}}
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not what `fit` wrote ({' '.join(str(error).split())[:200]}): move it away to export without"
+        ) from error

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.checkpoints.content import check_finite
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256, written_whole
 from zigma_pl.interpolant import Objective
@@ -66,6 +67,7 @@ def save_pretrained(
         name: value.detach().to("cpu", dtypes.get(name, value.dtype)).contiguous()
         for name, value in backbone.state_dict().items()
     }
+    check_finite(weights, f"the weights to be saved to {folder}", "save those of another checkpoint")
     content = save(weights, metadata={"format": "pt"})
     description["weights_sha256"] = hashlib.sha256(content).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +112,7 @@ def load_backbone(folder: str | Path) -> Backbone:
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read ({error}): it is truncated or damaged, export it again") from error
     fit_weights(backbone, weights, path)
+    check_finite(weights, path, "export another checkpoint")
     if description.get("weights_sha256", digest := sha256(path)) != digest:
         raise UserError(f"{path} is damaged, or not what {CONFIG_NAME} was written with: export the model again")
     return backbone.eval()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zigma_pl.checkpoints.content import check_finite
 from zigma_pl.checkpoints.io import Weights, weights_of
 from zigma_pl.errors import UserError
 from zigma_pl.interop.folder import build_backbone, fit_weights, read_sampling
@@ -33,22 +34,26 @@ def model_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path) -> Gen
     sampling = read_sampling(
         {
             "objective": options.get("objective") or {},
-            "sampler": _as_described(options.get("sampler") or {"class_path": ODESampler.__name__}),
+            "sampler": _as_described(options.get("sampler") or {"class_path": ODESampler.__name__}, "sampler", path),
             "guidance": options.get("guidance") or {"scale": 1.0, "interval": (0.0, 1.0)},
             "seed": options.get("seed", 0),
         },
         path,
     )
-    given = _as_described(options["backbone"])
+    given = _as_described(options["backbone"], "backbone", path)
     backbone = build_backbone(given["class"], given["options"], path)
     stored = weights_of(checkpoint, weights, path, "--weights raw")
+    other = "another checkpoint" if weights == "raw" else "another checkpoint, or the raw weights (--weights raw)"
+    check_finite(stored, f"{path}, the {weights} weights", f"export {other}")
     own_weights = {name.removeprefix(PREFIX): value for name, value in stored.items() if name.startswith(PREFIX)}
     fit_weights(backbone, own_weights, path)
     return GenerativeModule(backbone, **sampling).eval()
 
 
-def _as_described(given: Mapping[str, Any]) -> dict[str, Any]:
+def _as_described(given: Any, what: str, path: Path) -> dict[str, Any]:
     """Turn the command line's class_path and init_args into a class's name and options."""
+    if not isinstance(given, Mapping) or not isinstance(given.get("init_args") or {}, Mapping):
+        raise UserError(f"{path}: hyper_parameters.{what} is no class_path with init_args: use another checkpoint")
     package, _, name = str(given.get("class_path")).rpartition(".")
     own = package in ("", "zigma_pl") or package.startswith("zigma_pl.")
     return {"class": name if own else given.get("class_path"), "options": dict(given.get("init_args") or {})}
