@@ -1,5 +1,6 @@
 """`--ckpt_path last`, refusals and preemption as a user meets them."""
 
+import csv
 import errno
 import os
 import signal
@@ -78,6 +79,34 @@ def test_last_goes_on_in_the_same_folder_from_the_newest_whole_one(fit, reposito
     assert samples == [2, 4, 6]
     assert main([*options_of("validate", repository), "--ckpt_path=last"]) == 0
     assert main([*options_of("predict", repository), "--ckpt_path=last", "--data.init_args.num_predict_samples=2"]) == 0
+    other = [*options_of("validate", repository), "--ckpt_path=last", "--model.backbone.init_args.scan.scheme=hilbert"]
+    capsys.readouterr()
+    assert main(other) == 1
+    assert "--allow_changed scan" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="scan.scheme zigzag -> hilbert"):
+        assert main([*other, "--allow_changed=scan"]) == 0
+    # Kind: a command that refuses an option which `fit` itself has written.
+    assert main(["show-batch", "--config", str(LOG / "config.yaml"), "--num_samples=1"]) == 0
+    assert main(["validate", "--config", str(LOG / "config.yaml"), "--ckpt_path=last"]) == 0
+
+
+@pytest.mark.parametrize("logger", ["lightning.pytorch.loggers.CSVLogger", "id_logger.IdLogger", "false"])
+def test_a_run_has_one_folder_whatever_its_logger(logger, fit, capsys):
+    """Kind: files of one run in several places, or of several runs in one."""
+    options = [*fit, f"--trainer.logger={logger}", "--trainer.val_check_interval=1"]
+    assert main([*options, "--trainer.max_steps=1"]) == 0
+    assert main([*options, "--trainer.max_steps=2", "--ckpt_path=last"]) == 0
+    assert main([*options, "--trainer.max_steps=1"]) == 0
+    assert sorted(path.name for path in Path("logs/digits").iterdir()) == ["version_0", "version_1"]
+    assert sorted(path.name for path in FOLDER.iterdir()) == ["last.ckpt", "step_00000001.ckpt", "step_00000002.ckpt"]
+    assert sorted(path.name for path in Path().iterdir()) == ["logs"]
+    assert Path("logs").is_dir()
+    assert {path.name for path in Path("logs").iterdir()} == {"digits"}
+    assert {path.name for path in (LOG / "previews").iterdir()} == {"step_00000001.png", "step_00000002.png"}
+    assert (LOG / "config.yaml").is_file()
+    if "CSV" in logger:  # what was logged before is still there
+        rows = list(csv.DictReader((LOG / "metrics.csv").open()))
+        assert [int(row["step"]) for row in rows if row["train/loss"]] == [0, 1]
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
