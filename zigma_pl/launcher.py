@@ -18,7 +18,7 @@ from zigma_pl.errors import UserError
 
 # Most errors come up in all processes together, or in one, whose end the others then notice by an error of their own.
 SECONDS_TO_WAIT_FOR_THE_FIRST = 2.0  # before another process than the first raises: the first ends it till then
-SECONDS_TO_FIND_THE_CAUSE = 1.0  # before the first raises: till then it sees whether another has failed before it
+SECONDS_TO_FIND_THE_CAUSE = 5.0  # before the first raises what a lost connection may have caused: another's end
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -65,7 +65,7 @@ class Launcher(_SubprocessScriptLauncher):
     def _leave_it_to_the_cause(self, error: Exception) -> None:
         if self.cluster_environment.global_rank() != 0:
             time.sleep(SECONDS_TO_WAIT_FOR_THE_FIRST)
-        elif self.procs and not isinstance(error, UserError):
+        elif self.procs and isinstance(error, RuntimeError) and not isinstance(error, DistNetworkError):
             status = self._failure_within(SECONDS_TO_FIND_THE_CAUSE)
             if status:
                 self.kill(signal.SIGKILL)
@@ -86,7 +86,7 @@ class Launcher(_SubprocessScriptLauncher):
         """End this process, which may wait in vain for one that has failed."""
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
             status = self._failure()
-            if status and not ended.wait(2 * SECONDS_TO_FIND_THE_CAUSE):
+            if status and not ended.wait(SECONDS_TO_WAIT_FOR_THE_FIRST):
                 self.kill(signal.SIGKILL)
                 sys.stderr.flush()
                 os._exit(status)

@@ -44,7 +44,7 @@ def raises(error):
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(launcher_module, "SECONDS_TO_FIND_THE_CAUSE", 0.5)
+    monkeypatch.setattr(launcher_module, "SECONDS_TO_FIND_THE_CAUSE", 1.0)
 
 
 @pytest.mark.parametrize("error", [UserError("wrong"), RuntimeError("wrong"), KeyboardInterrupt()])
