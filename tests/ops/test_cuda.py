@@ -11,7 +11,7 @@ from ops.scan_inputs import OPTIONAL, make_arguments, random_order
 from zigma_pl.errors import UserError
 from zigma_pl.ops import causal_conv1d as conv
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
-from zigma_pl.ops import nvrtc
+from zigma_pl.ops import nvrtc, rows
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.selective_scan import cuda, direct, launch, layout, reference, selective_scan
 
@@ -131,6 +131,46 @@ def test_scan_reads_slices_of_projections_in_place():
         loss = cuda.run(**leaves, visit_order=order, deterministic=True).float().square().sum()
         results.append([loss, *torch.autograd.grad(loss, list(leaves.values()))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def far_apart(rows, path):
+    """Rows (1, 2, X) in bfloat16 that are 8 GB apart, in a file of which only two blocks exist."""
+    stride = 2**32 + 8
+    memory = torch.from_file(str(path), shared=True, size=stride + rows.shape[2], dtype=torch.bfloat16)
+    return memory.as_strided(rows.shape, (len(memory), stride, 1)).copy_(rows)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+def test_rows_may_lie_more_than_2_to_the_32_elements_apart(tmp_path):
+    """Kind: offsets that do not fit into 32 bits."""
+    arguments = scan_arguments((1, 2, 16, 16), torch.bfloat16)
+    far = {n: far_apart(t, tmp_path / n) if t.ndim == 3 else t for n, t in arguments.items()}
+    weight = torch.ones(16, 4)
+    for backend in ("reference", "cpu"):
+        assert torch.equal(selective_scan(**far, backend=backend), selective_scan(**arguments, backend=backend))
+        convolved = [conv.causal_conv1d(given["u"], weight, backend=backend) for given in (far, arguments)]
+        assert torch.equal(*convolved)
+    results = []
+    for given in (arguments, far):
+        leaves = {n: t.detach().requires_grad_() for n, t in given.items()}
+        out = cuda.run(**leaves, deterministic=True)
+        results.append([out, *torch.autograd.grad(out, list(leaves.values()), given["delta"])])
+        results[-1].append(conv_cuda.run(given["u"], weight, None, None, "silu"))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_packages_refuse_what_they_would_read_wrongly():
+    far = torch.empty_strided((1, 3, 8), (0, 2**31, 1), device="meta")
+    rows.check_32_bit_offsets("op", "package", far[:, :2], None, torch.empty(2, 3, 8))
+    with pytest.raises(UserError, match="2\\^32"):
+        rows.check_32_bit_offsets("op", "package", far)
+
+
+def test_more_tokens_than_the_kernels_can_count_are_refused():
+    u = torch.empty_strided((1, 2**30, 1), (0, 0, 1), device="meta")
+    with pytest.raises(UserError, match="tokens"):
+        launch.Call(u, u, torch.empty(1, 1), u, u, None, None, None, None)
 
 
 @needs_compiler

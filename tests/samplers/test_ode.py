@@ -1,10 +1,12 @@
 import itertools
+import math
 
 import pytest
 import torch
 
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
+from zigma_pl.samplers.dopri5 import integrate_dopri5
 from zigma_pl.samplers import ODESampler
 
 SCHEDULES = ["linear", "gvp", "vp"]
@@ -14,6 +16,24 @@ PREDICTIONS = ["velocity", "score", "noise"]
 def noise_batch(batch_size=8, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch_size, 2, 3, 1, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize(("t_start", "t_end"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 2.0), (0.3, 0.3)])
+def test_dopri5_integrates_in_either_direction(t_start, t_end) -> None:
+    """Kind: an interval that is given the other way round."""
+    x = noise_batch(dtype=torch.float64)
+    times = []
+
+    def velocity(x, t):
+        times.append(t)
+        return -x * (1 + 2 * t).reshape(-1, *(1,) * (x.ndim - 1))
+
+    found = integrate_dopri5(velocity, x, t_start, t_end, atol=1e-9, rtol=1e-9)
+    exact = x * math.exp(t_start + t_start**2 - t_end - t_end**2)
+    torch.testing.assert_close(found, exact, atol=1e-7, rtol=1e-6)
+    times = torch.cat(times)
+    assert min(t_start, t_end) <= times.min()
+    assert times.max() <= max(t_start, t_end)
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), list(itertools.product(SCHEDULES, PREDICTIONS)))

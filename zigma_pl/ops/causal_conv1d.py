@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from zigma_pl.errors import UserError
 from zigma_pl.ops import causal_conv1d_cuda
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
-from zigma_pl.ops.rows import RowMover, check_rows, check_tensor, check_visit_order, compute_dtype, inverse_order
+from zigma_pl.ops.rows import (
+    RowMover,
+    check_32_bit_offsets,
+    check_rows,
+    check_tensor,
+    check_visit_order,
+    compute_dtype,
+    inverse_order,
+)
 from zigma_pl.ops.threads import threads_that_pay
 
 __all__ = ["ConvolutionBackend", "available_backends", "causal_conv1d", "self_check"]
@@ -222,6 +230,7 @@ def _run_package(
     arranged = (x if visit_order is None else x.index_select(1, visit_order)).transpose(1, 2)
     if x.shape[2] % 8:  # its channel-last kernel wants channels in multiples of 8
         arranged = arranged.contiguous()
+    check_32_bit_offsets("causal_conv1d", "causal_conv1d", arranged)
     parameters = (weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     out = interface.causal_conv1d_fn(arranged, *parameters, activation=activation).transpose(1, 2)
     return out.contiguous() if visit_order is None else out.index_select(1, inverse_order(visit_order))

@@ -59,6 +59,19 @@ def check_rows(op: str, name: str, rows: Tensor) -> None:
     check_tensor(op, name, rows, tuple(rows.shape), "(B, L, E)", rows.device)
 
 
+def check_32_bit_offsets(op: str, backend: str, *tensors: Tensor | None) -> None:
+    """Raises UserError for a tensor with elements that a kernel cannot reach by offsets of 32 bits, unsigned."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if reach >= 2**32:
+            raise UserError(
+                f"{op}: backend '{backend}' reads tensors of up to 2^32 elements, got {tuple(tensor.shape)} with "
+                f"strides {tensor.stride()}; use backend 'cuda'"
+            )
+
+
 def check_visit_order(op: str, visit_order: Tensor, num_tokens: int, device: torch.device) -> None:
     """Raises UserError unless visit_order can index L rows. That it is a permutation is the caller's promise."""
     if visit_order.dtype not in (torch.int32, torch.int64):

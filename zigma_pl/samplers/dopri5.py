@@ -30,32 +30,35 @@ _SAFETY, _SMALLEST_FACTOR, _LARGEST_FACTOR, _SMALLEST_STEP = 0.9, 0.2, 10.0, 1e-
 def integrate_dopri5(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t_start: float, t_end: float, *, atol: float, rtol: float
 ) -> Tensor:
-    """Integrate dx/dt = velocity(x, t) from t_start down to t_end, each sample with its own steps.
+    """Integrate dx/dt = velocity(x, t) from t_start to t_end, up or down, each sample with its own steps.
 
     Args:
         velocity: velocity(x (B, ...), t (B,)) -> (B, ...). Rows that have arrived are still passed, at t_end.
         x: (B, ...) state at t_start.
         t_start: where to start.
-        t_end: where to stop, < t_start.
+        t_end: where to stop.
         atol: absolute tolerance of a step, on the root mean square over a sample.
         rtol: the same relative to the state.
 
     Raises: UserError when a step size vanishes, as it does when an output is not finite.
     """
+    direction = 1.0 if t_end > t_start else -1.0
     t = torch.full((x.shape[0],), t_start, dtype=x.dtype, device=x.device)
+    end = torch.full_like(t, t_end)
     slope = velocity(x, t)
-    step = _first_step(x, slope, t_start - t_end, atol, rtol)
-    while bool((t > t_end).any()):
-        is_last = step >= t - t_end
-        step = torch.where(is_last, t - t_end, step)
-        x_next, slope_next, error = _try_step(velocity, x, t, step, slope, t_end)
+    step = _first_step(x, slope, abs(t_end - t_start), atol, rtol)
+    while bool((t != end).any()):
+        distance = (t - end).abs()
+        is_last = step >= distance
+        step = torch.where(is_last, distance, step)
+        x_next, slope_next, error = _try_step(velocity, x, t, direction * step, slope, end)
         tolerance = atol + rtol * torch.maximum(x.abs(), x_next.abs())
         error_ratio = _rms(error / tolerance)
         accepted = error_ratio <= 1
-        t = torch.where(accepted, torch.where(is_last, torch.full_like(t, t_end), t - step), t)
+        t = torch.where(accepted, torch.where(is_last, end, t + direction * step), t)
         x, slope = (torch.where(_rows(accepted, x), new, old) for new, old in ((x_next, x), (slope_next, slope)))
         step = step * (_SAFETY * error_ratio**-0.2).clamp(_SMALLEST_FACTOR, _LARGEST_FACTOR)
-        _check_progress(step, t, t_end)
+        _check_progress(step, t, end)
     return x
 
 
@@ -67,15 +70,20 @@ def _first_step(x: Tensor, slope: Tensor, span: float, atol: float, rtol: float)
 
 
 def _try_step(
-    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, step: Tensor, slope: Tensor, t_end: float
+    velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, step: Tensor, slope: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the state a step later, the slope there, and the estimated error. The first stage is the known slope."""
-    slopes, backwards = [slope], _rows(-step, x)
+    """Return the state a step later, the slope there, and the estimated error. The first stage is the known slope.
+
+    The step is negative where time falls; rounding takes no stage beyond the end.
+    """
+    slopes, step_of_rows = [slope], _rows(step, x)
     x_stage = x
     for node, weights in zip(_NODES, _STAGE_WEIGHTS, strict=True):
-        x_stage = x + backwards * _weighted_sum(weights, slopes)
-        slopes.append(velocity(x_stage, (t - node * step).clamp(min=t_end)))
-    return x_stage, slopes[-1], backwards * _weighted_sum(_ERROR_WEIGHTS, slopes)
+        x_stage = x + step_of_rows * _weighted_sum(weights, slopes)
+        t_stage = t + node * step
+        t_stage = torch.where(step > 0, t_stage.minimum(end), t_stage.maximum(end))
+        slopes.append(velocity(x_stage, t_stage))
+    return x_stage, slopes[-1], step_of_rows * _weighted_sum(_ERROR_WEIGHTS, slopes)
 
 
 def _weighted_sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
@@ -85,8 +93,8 @@ def _weighted_sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     return total
 
 
-def _check_progress(step: Tensor, t: Tensor, t_end: float) -> None:
-    stuck = (t > t_end) & ~(step >= _SMALLEST_STEP)  # written so that a step that is not a number counts
+def _check_progress(step: Tensor, t: Tensor, end: Tensor) -> None:
+    stuck = (t != end) & ~(step >= _SMALLEST_STEP)  # written so that a step that is not a number counts
     if bool(stuck.any()):
         raise UserError(
             f"dopri5: the step size vanished at t = {t[stuck][0].item():.4g}; the network's output is not finite "

@@ -6,11 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zigma_pl.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
 from zigma_pl.ops.selective_scan.layout import CHUNK_BLOCKS, Cut, Layout, chunks_for, layout_for, pieces_for
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# tiles.cu multiplies a row's number and its bytes in 32 bits, and reads strides of rows as int.
+MAX_TOKENS = 2**30 - 1
+MAX_ROW_STRIDE = 2**31 - 1
 RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
 
 _FOLDER = Path(__file__).parent
@@ -36,6 +40,8 @@ class Call:
         log_A: bool = False,
     ) -> None:
         num_channels, num_states = A.shape
+        if u.shape[1] > MAX_TOKENS:
+            raise UserError(f"selective_scan: backend 'cuda' takes at most {MAX_TOKENS:,} tokens, got {u.shape[1]:,}")
         self.dtype = dtype = row_dtype(u, delta, gate, B, C)
         self.shape = (*u.shape, num_states)  # (B, L, E, N)
         self.device = u.get_device()
@@ -84,7 +90,7 @@ class _Rows:
         if rows.dtype is not dtype:
             rows = rows.to(dtype)
         stride = rows.stride()
-        if stride[2] != 1 and rows.shape[2] != 1:
+        if (stride[2] != 1 and rows.shape[2] != 1) or stride[1] > MAX_ROW_STRIDE:
             rows = rows.contiguous()
         self.aligned = aligned(rows)
         if align and not self.aligned:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zigma_pl.errors import UserError
-from zigma_pl.ops.rows import inverse_order
+from zigma_pl.ops.rows import check_32_bit_offsets, inverse_order
 
 _INSTALL = "pip install 'zigma-pl[cuda]' on a machine with nvcc, with MAMBA_KEEP_CUDA_BUILD=TRUE set"
 
@@ -39,12 +39,15 @@ def run(
     """Selective scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`; not for float64."""
     if u.dtype == torch.float64:
         raise UserError("selective_scan: backend 'mamba_ssm' has no float64; use backend 'cpu', which runs on CUDA too")
+    given = (u, delta, B, C, gate)
+    rows = [None if t is None else _channel_first(t, u.dtype, visit_order) for t in given]
+    check_32_bit_offsets("selective_scan", "mamba_ssm", *rows)
     y = _interface().selective_scan_fn(
-        *(_channel_first(rows, u.dtype, visit_order) for rows in (u, delta)),
+        *rows[:2],
         A.float(),
-        *(_channel_first(rows, u.dtype, visit_order) for rows in (B, C)),
+        *rows[2:4],
         D=None if skip is None else skip.float(),
-        z=None if gate is None else _channel_first(gate, u.dtype, visit_order),
+        z=rows[4],
         delta_bias=None if delta_bias is None else delta_bias.float(),
         delta_softplus=delta_bias is not None,
     )
