@@ -1,62 +1,30 @@
 """How many arithmetic operations a backbone takes, counted op by op without computing anything.
 
-A multiply-add counts as 2, any other operation or elementary function (division, maximum, exp, tanh, rsqrt) as 1, and
-moving, copying or looking up as 0. So linear layers, attention and U-ViT's convolution come out as in PyTorch's
-FlopCounterMode, which counts nothing else.
-
-Axes: B batch, L tokens, E inner width, N state.
+PyTorch's FlopCounterMode counts, with formulas for more ops than its own: those of this package stand beside the ops
+(`zigma_pl.ops.operations`), those of PyTorch's elementwise ops here. So linear layers, attention and U-ViT's
+convolution come out as FlopCounterMode alone has them, which counts nothing else.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import zigma_pl.ops.causal_conv1d
-import zigma_pl.ops.selective_scan  # noqa: F401  both register the ops that are named below
+import zigma_pl.ops.selective_scan.operations  # noqa: F401  both register the formulas of their ops
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.errors import UserError
+from zigma_pl.ops.operations import FORMULAS, SIGMOID, SILU, SILU_BACKWARD, SOFTPLUS, Flops, Formula
 
 NUM_CAPTION_TOKENS = 77  # as CLIP's text encoder gives
 # They change where and how often something is computed, not what has to be computed; the meta device has no other scan.
 _PLAIN_OPTIONS: dict[str, Any] = {"scan_backend": "cpu", "gradient_checkpointing": False}
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Arithmetic operations by kind.
-
-    Args:
-        matrix_products: of linear layers.
-        attention: of the two products of every attention, queries with keys and weights with values.
-        convolution: of the taps.
-        scan: all that the selective scan does, with softplus, skip and gate.
-        elementwise: everything else: norms, softmax, activations, modulation, sums, biases.
-    """
-
-    matrix_products: int = 0
-    attention: int = 0
-    convolution: int = 0
-    scan: int = 0
-    elementwise: int = 0
-
-    def __add__(self, other: "Flops") -> "Flops":
-        return Flops(*(own + others for own, others in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(astuple(self))
-
-    @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of products, attention and convolutions: what many papers, DiT's among them, call FLOPs."""
-        return (self.matrix_products + self.attention + self.convolution) // 2
 
 
 def count_flops(
@@ -81,13 +49,27 @@ def count_flops(
             outline = type(backbone).from_config(backbone.config | plain)
             x_t, t = torch.empty(batch_size, *backbone.latent_shape), torch.empty(batch_size)
             condition = _condition(backbone, batch_size, num_caption_tokens)
-        # The form of attention that is made of products and a softmax; others hide them, and not every device has them.
-        with sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
+        with counting() as counter:
             prediction = outline(x_t, t, condition)
             if backward:
                 parameters = list(outline.parameters())
                 torch.autograd.grad(prediction, parameters, torch.empty_like(prediction), allow_unused=True)
-    return counter.flops
+    return operations_of(counter)
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count what runs in the block by kind; an op whose arithmetic is not known raises UserError."""
+    counter = FlopCounterMode(display=False, custom_mapping=_TORCH_FORMULAS | FORMULAS)
+    # The form of attention that is made of products and a softmax; others hide them, and not every device has them.
+    with sdpa_kernel(SDPBackend.MATH), _KnownOps(), counter:  # which takes composite ops apart first
+        yield counter
+
+
+def operations_of(counter: FlopCounterMode) -> Flops:
+    """Return what a counter of `counting` has counted."""
+    by_op: Mapping[Any, Any] = counter.get_flop_counts().get("Global", {})
+    return sum(by_op.values(), Flops())
 
 
 def _condition(backbone: Backbone, batch_size: int, num_caption_tokens: int) -> Tensor | None:
@@ -98,139 +80,67 @@ def _condition(backbone: Backbone, batch_size: int, num_caption_tokens: int) -> 
     return None
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up what every op takes that runs while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = Flops()
+class _KnownOps(TorchDispatchMode):
+    """Raises UserError for an op without a formula, which FlopCounterMode would count as nothing."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
         op = func.overloadpacket
-        if op in _FORMULAS:
-            self.flops += _FORMULAS[op](args, kwargs or {}, out)
-        elif op not in _NO_ARITHMETIC:
+        if not (op in FORMULAS or op in _TORCH_FORMULAS or op in _NO_ARITHMETIC):
             raise UserError(f"count_flops: the arithmetic of {op} is not known; add it to the tables of {__name__}")
-        return out
-
-
-# ---------------------------------------------------------------------------------------------------------- our ops
-@dataclass(frozen=True)
-class StateUpdate:
-    """What the scan computes for each token, channel and state in one pass (Mamba, arXiv:2312.00752, Eq. 2).
-
-    Often 9 operations are counted instead, for the forward pass as a parallel, associative scan.
-    """
-
-    exponentials: int
-    multiplications: int
-    multiply_adds: int
-
-    @property
-    def instructions(self) -> int:
-        """On the multiply-add units, which take a multiplication alone as long."""
-        return self.multiplications + self.multiply_adds
-
-    @property
-    def flops(self) -> int:
-        """Arithmetic operations."""
-        return self.exponentials + self.multiplications + 2 * self.multiply_adds
-
-
-# delta A, exp, (delta u) B, decay h + that, y + C h.
-STATE_UPDATE = StateUpdate(exponentials=1, multiplications=2, multiply_adds=2)
-# All of that but C h again; the adjoint dh + C dy and what it passes on, decay dh (a multiply-add, a multiplication);
-# dC, dB and d(delta u) (3 multiply-adds); d(delta A) = dh decay h (2 multiplications), its parts in ddelta and dA (2).
-STATE_UPDATE_BACKWARD = StateUpdate(exponentials=1, multiplications=2 + 1 + 2, multiply_adds=1 + 1 + 3 + 2)
-
-SILU, SILU_BACKWARD = 4, 9  # x / (1 + exp(-x)); s = sigmoid(x) again (4), s (1 + x (1 - s)) dy
-SOFTPLUS = 2  # log1p(exp(x))
-
-
-def _scan(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
-    u, _, A, _, _, skip, gate, delta_bias = args[:8]
-    each_channel = 1  # delta u
-    each_channel += 2 * (skip is not None) + (SILU + 1) * (gate is not None) + (1 + SOFTPLUS) * (delta_bias is not None)
-    return Flops(scan=u.numel() * (STATE_UPDATE.flops * A.shape[1] + each_channel))
-
-
-def _scan_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
-    u, _, A, _, _, skip, gate, delta_bias = args[1:9]
-    each_channel = 1 + 3  # delta u again; d(delta u) times delta and times u, the latter added to ddelta
-    each_channel += 4 * (skip is not None)  # its parts in du and dskip
-    each_channel += (SILU_BACKWARD + 4) * (gate is not None)  # dgate = dout y silu', dy = dout silu(gate) from s above
-    each_channel += (1 + SOFTPLUS + 5) * (delta_bias is not None)  # again; (1 - exp(-delta)) ddelta, and its sum
-    return Flops(scan=u.numel() * (STATE_UPDATE_BACKWARD.flops * A.shape[1] + each_channel))
-
-
-def _causal_convolution(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
-    x, weight, bias, _, silu = args
-    taps = 2 * weight.shape[1] * x.numel()
-    return Flops(convolution=taps, elementwise=x.numel() * ((bias is not None) + SILU * silu))
-
-
-def _causal_convolution_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
-    _, x, weight, bias, _, silu = args
-    taps = 2 * weight.shape[1] * x.numel()
-    # dx and dweight; for the derivative of silu the convolution again.
-    return Flops(
-        convolution=(2 + silu) * taps,
-        elementwise=x.numel() * ((bias is not None) * (1 + silu) + SILU_BACKWARD * silu),
-    )
+        return func(*args, **(kwargs or {}))
 
 
 # ---------------------------------------------------------------------------------------------------- PyTorch's ops
-Formula = Callable[[tuple[Any, ...], Mapping[str, Any], Any], Flops]
 aten = torch.ops.aten
 
 
 def _of_kind(kind: str, op: Any) -> Formula:
     """Return PyTorch's own formula, which leaves out the bias, as of this kind."""
-    return lambda args, kwargs, out: Flops(**{kind: flop_registry[op](*args, **kwargs, out_val=out)})
+
+    def formula(*args: Any, out_shape: Any, **kwargs: Any) -> Flops:
+        return Flops(**{kind: flop_registry[op](*args, out_val=out_shape, **kwargs)})
+
+    return formula
 
 
-def _biased(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor) -> Flops:
-    return _of_kind("matrix_products", aten.addmm)(args, kwargs, out) + Flops(elementwise=out.numel())
+def _biased(*args: Any, out_shape: Any, **kwargs: Any) -> Flops:
+    products = _of_kind("matrix_products", aten.addmm)(*args, out_shape=out_shape, **kwargs)
+    return products + Flops(elementwise=math.prod(out_shape))
 
 
-def _convolution(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor) -> Flops:
-    bias = Flops(elementwise=0 if args[2] is None else out.numel())
-    return _of_kind("convolution", aten.convolution)(args, kwargs, out) + bias
+def _convolution(*args: Any, out_shape: Any, **kwargs: Any) -> Flops:
+    taps = _of_kind("convolution", aten.convolution)(*args, out_shape=out_shape, **kwargs)
+    return taps + Flops(elementwise=0 if args[2] is None else math.prod(out_shape))
 
 
-def _convolution_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
-    bias = Flops(elementwise=args[0].numel() if args[10][2] else 0)
-    return _of_kind("convolution", aten.convolution_backward)(args, kwargs, out) + bias
+def _convolution_backward(*args: Any, **kwargs: Any) -> Flops:
+    taps = _of_kind("convolution", aten.convolution_backward)(*args, **kwargs)
+    return taps + Flops(elementwise=math.prod(args[0]) if args[10][2] else 0)
 
 
 def _each_output(operations: int) -> Formula:
-    return lambda args, kwargs, out: Flops(elementwise=operations * out.numel())
+    return lambda *args, out_shape, **kwargs: Flops(elementwise=operations * math.prod(out_shape))
 
 
 def _each_input(operations: int) -> Formula:
-    return lambda args, kwargs, out: Flops(elementwise=operations * args[0].numel())
+    return lambda *args, **kwargs: Flops(elementwise=operations * math.prod(args[0]))
 
 
-def _layer_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
-    x, _, weight, bias, _ = args
+def _layer_norm(x: Any, shape: Any, weight: Any, bias: Any, epsilon: float, **_: Any) -> Flops:
     # Mean; difference, its square and their sum; quotient.
-    return Flops(elementwise=x.numel() * (5 + (weight is not None) + (bias is not None)))
+    return Flops(elementwise=math.prod(x) * (5 + (weight is not None) + (bias is not None)))
 
 
-def _layer_norm_backward(args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Flops:
+def _layer_norm_backward(
+    dout: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any, mask: Any, **_: Any
+) -> Flops:
     # xhat again (2); means of dy and of dy xhat (3); rstd (dy - mean - xhat mean) (4).
-    weight, bias = args[5:7]
-    return Flops(elementwise=args[1].numel() * (9 + 3 * (weight is not None) + (bias is not None)))
+    return Flops(elementwise=math.prod(x) * (9 + 3 * (weight is not None) + (bias is not None)))
 
 
-_FORMULAS: dict[Any, Formula] = {
-    torch.ops.zigma_pl.selective_scan_cpu: _scan,
-    torch.ops.zigma_pl.selective_scan_cpu_backward: _scan_backward,
-    torch.ops.zigma_pl.causal_conv1d_cpu: _causal_convolution,
-    torch.ops.zigma_pl.causal_conv1d_cpu_backward: _causal_convolution_backward,
+_TORCH_FORMULAS: dict[Any, Formula] = {
     aten.mm: _of_kind("matrix_products", aten.mm),
     aten.addmm: _biased,
     aten.bmm: _of_kind("attention", aten.bmm),
@@ -241,13 +151,14 @@ _FORMULAS: dict[Any, Formula] = {
     aten._safe_softmax: _each_input(5),  # maximum, difference, exp, sum, quotient
     aten._softmax_backward_data: _each_input(4),  # y (dy - sum(y dy))
     aten.silu: _each_output(SILU),
+    aten.sigmoid: _each_output(SIGMOID),  # of which, on the meta device, SiLU's derivative is made
     aten.silu_backward: _each_output(SILU_BACKWARD),
     # x (1 + tanh(c (x + a x^3))) / 2; that of its derivative, with the tanh again.
     aten.gelu: _each_output(9),
     aten.gelu_backward: _each_output(18),
     aten.softplus: _each_output(SOFTPLUS),
     aten.addcmul: _each_output(2),
-    **dict.fromkeys((aten.add, aten.add_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)),
+    **dict.fromkeys((aten.add, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)),
     **dict.fromkeys((aten.exp, aten.cos, aten.sin, aten.rsqrt), _each_output(1)),
     **dict.fromkeys((aten.sum, aten.mean, aten.embedding_dense_backward), _each_input(1)),
 }
@@ -255,5 +166,5 @@ _NO_ARITHMETIC = {
     *(aten.view, aten._unsafe_view, aten.permute, aten.t, aten.transpose, aten.expand, aten.squeeze, aten.unsqueeze),
     *(aten.split, aten.split_with_sizes, aten.unbind, aten.slice, aten.select, aten.cat, aten.stack, aten.detach),
     *(aten.clone, aten.copy_, aten._to_copy, aten.embedding, aten.slice_backward),
-    *(aten.ones, aten.empty_like, aten.new_empty_strided, aten.new_zeros),
+    *(aten.ones, aten.fill_, aten.empty_like, aten.new_empty_strided, aten.new_zeros),
 }

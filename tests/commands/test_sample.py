@@ -264,6 +264,29 @@ def test_another_encoder_than_that_of_config_does_not_get_its_path(by_caption, i
     assert_same(pictures, sample(by_caption, *options)[0])
 
 
+def test_a_hub_name_in_config_needs_the_callers_leave(by_caption, in_tmp, capsys, monkeypatch):
+    """Kind: a file that makes a program fetch what its author chose."""
+    asked = []
+
+    class Refused(Exception):
+        pass
+
+    def autoencoder(path, subfolder):
+        asked.append((path, subfolder))
+        raise Refused
+
+    monkeypatch.setattr("zigma_pl.data.requested.KLAutoencoder", autoencoder)
+    data = {"autoencoder": "someone/vae", "autoencoder_subfolder": "vae", "text_encoder": "hashing"}
+    zigma_pl.save_pretrained(zigma_pl.from_pretrained(by_caption), "model", {"data": data})
+    options = ["--model", "model", "--prompt", "a hat"]
+    refused(options, r"someone/vae.*--allow-hub", capsys)
+    assert asked == []
+    for allowed in (["--allow-hub"], ["--autoencoder", "someone/vae", "--autoencoder-subfolder", "vae"]):
+        with pytest.raises(Refused):
+            main(["sample", "--device", "cpu", *options, *allowed])
+    assert asked == [("someone/vae", "vae")] * 2
+
+
 def test_export_keeps_the_encoders_that_sampling_needs(by_caption, in_tmp):
     data = json.loads((by_caption / "config.json").read_text())["data"]
     assert (data["text_encoder"], data["max_caption_tokens"], data["image_size_px"]) == ("hashing", 16, 16)

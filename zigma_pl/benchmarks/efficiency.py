@@ -22,7 +22,8 @@ from zigma_pl.benchmarks.report import (
     ratio_cell,
 )
 from zigma_pl.benchmarks.timing import Measurement
-from zigma_pl.flops import Flops, count_flops
+from zigma_pl.flops import count_flops
+from zigma_pl.ops.operations import Flops
 
 CONTESTANTS = train.CONTESTANTS
 DEFAULT_CONTESTANTS = {

@@ -9,7 +9,8 @@ from zigma_pl.benchmarks.model_table import Setting, dit_among, match_parameters
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, outline
 from zigma_pl.benchmarks.plots import draw_flops
 from zigma_pl.benchmarks.report import Result, figure_cell
-from zigma_pl.flops import Flops, count_flops
+from zigma_pl.flops import count_flops
+from zigma_pl.ops.operations import Flops
 
 # How a network is executed changes nothing.
 CONTESTANTS = {name: contestant for name, contestant in FAMILIES.items() if contestant.execution == "eager"}

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from zigma_pl.flops import STATE_UPDATE, STATE_UPDATE_BACKWARD, StateUpdate
+from zigma_pl.ops.selective_scan.operations import STATE_UPDATE, STATE_UPDATE_BACKWARD, StateUpdate
 
 Pass = Literal["forward", "backward", "both"]
 
@@ -72,7 +72,7 @@ class Work:
 def scan_work(shape: tuple[int, int, int, int], bytes_per_element: int, gated: bool) -> dict[Pass, Work]:
     """Count the scan of (B, L, E, N): every input read once, every output written once, no recomputation but exp.
 
-    Of the arithmetic only that of the state updates counts, as `zigma_pl.flops` has it.
+    Of the arithmetic only that of the state updates counts, as `zigma_pl.ops.selective_scan.operations` has it.
     """
     num_rows, num_tokens, num_channels, num_states = shape
     rows = num_rows * num_tokens * num_channels * bytes_per_element

@@ -1,7 +1,6 @@
 """`python -m zigma_pl sample`: draw pictures from an exported model, under prompts or classes."""
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     encoders = parser.add_argument_group("frozen encoders, where config.json does not tell, or they lie elsewhere")
     encoders.add_argument("--autoencoder", help="folder or hub name of an AutoencoderKL, or identity for pixels")
     encoders.add_argument("--autoencoder-subfolder", help="folder inside it that holds the autoencoder, such as vae")
+    encoders.add_argument(
+        "--allow-hub",
+        action="store_true",
+        help="download the autoencoder that config.json names on the Hugging Face hub, where it is no local folder",
+    )
     encoders.add_argument("--text-encoder", choices=("hashing", "clip", "minilm"), help="encoder of the prompts")
     encoders.add_argument("--text-encoder-path", metavar="FOLDER", help="folder of the text encoder's weights")
     return parser
@@ -117,18 +121,27 @@ def requests_of(backbone: "Backbone", options: argparse.Namespace) -> list["Samp
 def encoders_of(backbone: "Backbone", options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of the encoders: those given, before those that config.json keeps of the training run.
 
-    Raises: UserError when neither tells one that is needed.
+    Paths in config.json are relative to the working directory, as they were in the training run.
+
+    Raises: UserError when neither tells one that is needed, or config.json alone names one on the hub and `--allow-hub`
+        is not given.
     """
-    from zigma_pl.interop.folder import CONFIG_NAME
+    from zigma_pl.interop.folder import CONFIG_NAME, read_config
 
     path = options.model / CONFIG_NAME
-    data = json.loads(path.read_text()).get("data", {})
-    if "class" in data:  # the data set of the run; one that does not have the option is of pixels
-        data.setdefault("autoencoder", "identity")
-    found = {name: data[name] for name in ENCODER_OPTIONS if name in data}
+    data = read_config(options.model).data
+    found = {} if data is None else data.model_dump(include=set(ENCODER_OPTIONS), exclude_none=True)
+    if data is not None and data.class_path:  # a data set that does not have the option is of pixels
+        found.setdefault("autoencoder", "identity")
     for name, belonging in (("autoencoder", "autoencoder_subfolder"), ("text_encoder", "text_encoder_path")):
         if getattr(options, name) is not None:
             found.pop(belonging, None)  # it was the other one's
+    named = found.get("autoencoder", "identity")
+    if options.autoencoder is None and named != "identity" and not options.allow_hub and not Path(named).is_dir():
+        raise UserError(
+            f"{path} names the autoencoder '{named}', which is no folder here: give its folder by --autoencoder, or "
+            "--allow-hub to download it from the Hugging Face hub"
+        )
     found |= {name: value for name, value in vars(options).items() if name in ENCODER_OPTIONS and value is not None}
     if "autoencoder" not in found:
         raise UserError(f"{path} does not tell how latents become pictures: give --autoencoder")

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zigma_pl.backbones.vision_mamba import VisionMamba
 from zigma_pl.backbones.zigma import ZigMa
 from zigma_pl.errors import UserError
+from zigma_pl.interop.weights_file import read_tensors
 from zigma_pl.nn.embeddings import sinusoid_frequencies
 from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.scan.schedule import ScanConfig
@@ -49,6 +48,7 @@ BIDIRECTIONAL_RENAMES = [
 ]
 BIDIRECTIONAL = "v2"  # the official scan_type of raster order and its reverse
 TIME_WEIGHT = "time_embedding.mlp.0.weight"
+CLASS_TABLE = "y_embedder.embedding_table.weight"
 
 
 def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZigMa | VisionMamba:
@@ -163,9 +163,13 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     shapes = {name: tuple(value.shape) for name, value in strip_prefix(state_dict).items()}
     if "x_embedder.proj.weight" not in shapes:
         raise UserError("this is no ZigMa checkpoint: it has no x_embedder.proj.weight")
-    width, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"][:4]
+    dimensions = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.weight": 2, CLASS_TABLE: 2}
+    for name, expected in dimensions.items():
+        if len(shapes.get(name, range(expected))) != expected:
+            raise UserError(f"this is no ZigMa checkpoint: {name} has shape {shapes[name]}, of not {expected} axes")
+    width, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
     config: dict[str, Any] = {"in_channels": in_channels, "embed_dim": width, "patch_size": patch_size}
-    config["depth"] = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    config["depth"] = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     config["use_pe"] = 2 if "pos_embed" in shapes else 0
     if any(name.endswith(".A_b_log") for name in shapes):
         config["scan_type"] = "v2"  # only the bidirectional baseline has a second set of parameters
@@ -173,8 +177,8 @@ def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         config["img_dim"] = round(shapes["pos_embed"][1] ** 0.5) * patch_size
     if "y_embedder.weight" in shapes:
         config |= {"has_text": True, "d_context": shapes["y_embedder.weight"][1]}
-    if "y_embedder.embedding_table.weight" in shapes:
-        config["num_classes"] = shapes["y_embedder.embedding_table.weight"][0]
+    if CLASS_TABLE in shapes:
+        config["num_classes"] = shapes[CLASS_TABLE][0]
     return config
 
 
@@ -188,17 +192,18 @@ def read_state_dict(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
     Raises: UserError when the file is missing, truncated, or would need to execute code to load.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_tensors(path, "give the checkpoint file to import")
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the checkpoint file to import")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): it is truncated or damaged") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read ({reason}): it is truncated or damaged") from error
     except Exception as error:  # torch raises pickle.UnpicklingError, and others, for objects it refuses
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} holds more than tensors and is refused ({reason}): save the state dict alone and import that"
         ) from error
@@ -206,9 +211,10 @@ def read_state_dict(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
 
 
 def _select_entry(content: Any, path: Path, weights: str) -> dict[str, Tensor]:
-    if isinstance(content, dict) and all(isinstance(value, Tensor) for value in content.values()):
+    if isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values()):
         return content
-    if isinstance(content, dict) and isinstance(content.get(weights), dict):
-        return content[weights]
-    keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    raise UserError(f"{path} has no entry {weights!r} (it has: {keys}): choose one with --weights")
+    entry = content.get(weights) if isinstance(content, dict) else None
+    if isinstance(entry, dict) and all(isinstance(value, Tensor) for value in entry.values()):
+        return entry
+    keys = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content).__name__
+    raise UserError(f"{path} has no state dict {weights!r} (it has: {keys[:200]}): choose one with --weights")

@@ -7,6 +7,7 @@ from typing import Any
 from zigma_pl.checkpoints.content import check_finite
 from zigma_pl.checkpoints.io import Weights, weights_of
 from zigma_pl.errors import UserError
+from zigma_pl.interop.described import ClassOptions
 from zigma_pl.interop.folder import build_backbone, fit_weights, read_sampling
 from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import ODESampler
@@ -31,29 +32,30 @@ def model_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path) -> Gen
             f"{path} does not say how to build its backbone, because its run was started from Python: export the "
             "module there, by zigma_pl.save_pretrained(module, folder)"
         )
+    seed = options.get("seed") or 0
+    if not isinstance(seed, int):
+        raise UserError(f"{path} has the seed {seed!r:.100}, which is no whole number: export another checkpoint")
     sampling = read_sampling(
-        {
-            "objective": options.get("objective") or {},
-            "sampler": _as_described(options.get("sampler") or {"class_path": ODESampler.__name__}, "sampler", path),
-            "guidance": options.get("guidance") or {"scale": 1.0, "interval": (0.0, 1.0)},
-            "seed": options.get("seed", 0),
-        },
+        options.get("objective") or {},
+        _as_described(options.get("sampler") or {"class_path": ODESampler.__name__}, "sampler", path),
+        options.get("guidance") or {},
         path,
     )
-    given = _as_described(options["backbone"], "backbone", path)
-    backbone = build_backbone(given["class"], given["options"], path)
+    described = _as_described(options["backbone"], "backbone", path)
     stored = weights_of(checkpoint, weights, path, "--weights raw")
     other = "another checkpoint" if weights == "raw" else "another checkpoint, or the raw weights (--weights raw)"
     check_finite(stored, f"{path}, the {weights} weights", f"export {other}")
     own_weights = {name.removeprefix(PREFIX): value for name, value in stored.items() if name.startswith(PREFIX)}
+    backbone = build_backbone(described.class_name, described.options, own_weights, path)
     fit_weights(backbone, own_weights, path)
-    return GenerativeModule(backbone, **sampling).eval()
+    return GenerativeModule(backbone, **sampling, seed=seed).eval()
 
 
-def _as_described(given: Any, what: str, path: Path) -> dict[str, Any]:
+def _as_described(given: Any, what: str, path: Path) -> ClassOptions:
     """Turn the command line's class_path and init_args into a class's name and options."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("init_args") or {}, Mapping):
+    class_path, init_args = (given.get("class_path"), given.get("init_args")) if isinstance(given, Mapping) else (0, 0)
+    if not isinstance(class_path, str) or not isinstance(init_args or {}, Mapping):
         raise UserError(f"{path}: hyper_parameters.{what} is no class_path with init_args: use another checkpoint")
-    package, _, name = str(given.get("class_path")).rpartition(".")
+    package, _, name = class_path.rpartition(".")
     own = package in ("", "zigma_pl") or package.startswith("zigma_pl.")
-    return {"class": name if own else given.get("class_path"), "options": dict(given.get("init_args") or {})}
+    return ClassOptions(class_name=name if own else class_path, options=dict(init_args or {}))

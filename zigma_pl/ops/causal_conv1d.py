@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from zigma_pl.errors import UserError
 from zigma_pl.ops import causal_conv1d_cuda
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
+from zigma_pl.ops.operations import SILU, SILU_BACKWARD, Flops, counts_operations_of
 from zigma_pl.ops.rows import (
     RowMover,
     check_32_bit_offsets,
@@ -205,6 +207,22 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 
 conv_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+# ------------------------------------------------------------------------------------------------------ operations
+@counts_operations_of(torch.ops.zigma_pl.causal_conv1d_cpu, torch.ops.zigma_pl.causal_conv1d_cuda)
+def _operations(x: Any, weight: Any, bias: Any, visit_order: Any, silu: bool, **_: Any) -> Flops:
+    num_elements = math.prod(x)
+    elementwise = num_elements * ((bias is not None) + SILU * silu)
+    return Flops(convolution=2 * weight[1] * num_elements, elementwise=elementwise)
+
+
+@counts_operations_of(torch.ops.zigma_pl.causal_conv1d_cpu_backward, torch.ops.zigma_pl.causal_conv1d_cuda_backward)
+def _backward_operations(dout: Any, x: Any, weight: Any, bias: Any, visit_order: Any, silu: bool, **_: Any) -> Flops:
+    """Count dx and dweight, and for the derivative of silu the convolution again."""
+    num_elements = math.prod(x)
+    elementwise = num_elements * ((bias is not None) * (1 + silu) + SILU_BACKWARD * silu)
+    return Flops(convolution=(2 + silu) * 2 * weight[1] * num_elements, elementwise=elementwise)
 
 
 # ------------------------------------------------------------------------------------- the package causal-conv1d (CUDA)
