@@ -3,7 +3,7 @@
 Nothing here uses a network; `python -m zigma_pl weights fetch` does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +23,17 @@ class WeightFile:
         name: path below the folder of the set.
         url: public address.
         size_bytes: None where it is not recorded.
-        sha256: in hexadecimal, None where it is not recorded.
+        sha256: in hexadecimal, None where it is not recorded, which only files of a repository may be.
+        repository: on the Hugging Face hub, as OWNER/NAME; None for a file elsewhere.
+        revision: the commit of the repository.
     """
 
     name: str
     url: str = ""
     size_bytes: int | None = None
     sha256: str | None = None
+    repository: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Weights:
 
 def _hugging_face(repository: str, revision: str, *files: WeightFile) -> tuple[WeightFile, ...]:
     address = f"https://huggingface.co/{repository}/resolve/{revision}"
-    return tuple(WeightFile(file.name, f"{address}/{file.name}", file.size_bytes, file.sha256) for file in files)
+    return tuple(
+        replace(file, url=f"{address}/{file.name}", repository=repository, revision=revision) for file in files
+    )
 
 
 WEIGHTS = {
@@ -59,7 +65,7 @@ WEIGHTS = {
         "latents (data.autoencoder)",
         _hugging_face(
             "stabilityai/sd-vae-ft-ema",
-            "main",
+            "f04b2c4b98319346dad8c65879f680b1997b204a",
             WeightFile("diffusion_pytorch_model.safetensors", size_bytes=334_643_276),
             WeightFile("config.json"),
         ),
@@ -135,13 +141,13 @@ WEIGHTS = {
     ),
     "i3d": Weights(
         "FVD",
-        (
+        _hugging_face(
+            "flateon/FVD-I3D-torchscript",
+            "1c2d61711c52571ad617a1063e6fa691b212e184",
             WeightFile(
                 "i3d_torchscript.pt",
-                "https://huggingface.co/flateon/FVD-I3D-torchscript/resolve/"
-                "1c2d61711c52571ad617a1063e6fa691b212e184/i3d_torchscript.pt",
-                51_235_320,
-                "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
+                size_bytes=51_235_320,
+                sha256="bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
             ),
         ),
     ),

@@ -9,7 +9,7 @@ from lightning.pytorch.profilers import SimpleProfiler
 
 from zigma_pl.backbones import ZigMa
 from zigma_pl.callbacks.data_wait import FETCH, DataClock, FetchWatch, advice_on_encoding, advice_on_loading
-from zigma_pl.callbacks.model_cost import peak_of, tokens_per_image, training_flops_per_image
+from zigma_pl.callbacks.model_cost import peak_flops_per_second, tokens_per_image, training_flops_per_image
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import COCO, Digits
 from zigma_pl.data.samples import SampleLoader
@@ -271,8 +271,10 @@ def test_advice_on_encoding():
         ("Something New", None),
     ],
 )
-def test_peaks_are_found_by_name(name, tflops):
-    peak = peak_of(name)
+def test_peaks_are_found_by_name(name, tflops, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops_per_second(torch.device("cpu")) is None
+    peak = peak_flops_per_second(torch.device("cuda"))
     assert peak == (None if tflops is None else pytest.approx(tflops * 1e12))
 
 

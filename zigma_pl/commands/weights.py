@@ -1,19 +1,13 @@
 """`python -m zigma_pl weights {list,check,fetch}`: files of frozen networks; only `fetch` uses a network."""
 
 import argparse
-import hashlib
-import os
-import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import UNFINISHED, sha256
 from zigma_pl.weights import DEFAULT_ROOT, WEIGHTS, Finding, State, WeightFile, check, folder_of, weights_of
-
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 30
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,42 +90,33 @@ def fetch(name: str, root: Path = DEFAULT_ROOT) -> list[Finding]:
 
 
 def download(file: WeightFile, path: Path) -> None:
-    """Download one file to `path`, with a progress bar; what is not as recorded is not kept."""
-    from tqdm import tqdm
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    hasher = hashlib.sha256()
-    try:
-        with part.open("wb") as target, tqdm(desc=str(path), total=file.size_bytes, unit="B", unit_scale=True) as bar:
-            for chunk in chunks(file.url, bar):
-                target.write(chunk)
-                hasher.update(chunk)
-                bar.update(len(chunk))
-        digest, size_bytes = hasher.hexdigest(), part.stat().st_size
-        if file.sha256 not in (None, digest) or file.size_bytes not in (None, size_bytes):
-            raise UserError(f"{file.url} gave another file ({size_bytes} bytes, sha256 {digest}): it was not kept")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def chunks(url: str, bar: Any) -> Iterator[bytes]:
-    """Yield what an address gives, and tell the progress bar how much there is.
+    """Download one file to `path`, with a progress bar; what is not as recorded is not kept.
 
     Raises:
-        UserError: it cannot be reached, or breaks off.
+        UserError: it cannot be downloaded, or is another file.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "zigma_pl"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
+        part = _download_into(Path(folder), file)
+        size_bytes, digest = part.stat().st_size, sha256(part)
+        if file.sha256 not in (None, digest) or file.size_bytes not in (None, size_bytes):
+            raise UserError(f"{file.url} gave another file ({size_bytes} bytes, sha256 {digest}): it was not kept")
+        part.replace(path)
+
+
+def _download_into(folder: Path, file: WeightFile) -> Path:
+    # Imported here, since the other actions need neither.
+    import httpx
+    import huggingface_hub
+    import torch
+
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-            announced = int(response.headers.get("Content-Length") or 0)
-            bar.total = bar.total or announced or None
-            received = 0
-            while chunk := response.read(_CHUNK_BYTES):
-                received += len(chunk)
-                yield chunk
-    except (OSError, HTTPException) as error:
-        raise UserError(f"cannot download {url} ({error}): fetch again, or put the file there by hand") from error
-    if announced and received != announced:
-        raise UserError(f"{url} broke off after {received} of {announced} bytes: fetch again")
+        if file.repository:
+            options = {"revision": file.revision, "local_dir": folder}
+            return Path(huggingface_hub.hf_hub_download(file.repository, file.name, **options))
+        part = folder / Path(file.name).name
+        torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256)
+        return part
+    except (OSError, RuntimeError, HTTPException, httpx.HTTPError) as error:  # RuntimeError: of another hash
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot download {file.url} ({reason}): fetch again, or put the file there by hand") from error
