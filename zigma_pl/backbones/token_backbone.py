@@ -23,6 +23,7 @@ from zigma_pl.nn.embeddings import (
     masked_mean,
     unpatchify,
 )
+from zigma_pl.nn.shapes import check_shape
 
 
 class TokenBackbone(Backbone):
@@ -74,6 +75,15 @@ class TokenBackbone(Backbone):
     ) -> Tensor:
         """Predict (B, C, H, W), of videos (B, F, C, H, W); see Backbone.forward for the arguments."""
         self.check_inputs(x_t, condition)
+        batch_size, owner = len(x_t), type(self).__name__
+        check_shape(owner, "t", t, "(B,)", batch_size)
+        if condition is not None:
+            any_size = [None] * (condition.ndim - 1)
+            check_shape(owner, "condition", condition, "(B, T, D)" if any_size else "(B,)", batch_size, *any_size)
+            if caption_mask is not None:
+                check_shape(owner, "caption_mask", caption_mask, "(B, T)", *condition.shape[:2])
+            if condition_dropped is not None:
+                check_shape(owner, "condition_dropped", condition_dropped, "(B,)", batch_size)
         if condition is None:
             condition, condition_dropped = self.null_condition_for(x_t)
         patches = self.run_layers(self.embed_tokens(x_t), t, condition, caption_mask, condition_dropped)

@@ -7,6 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from zigma_pl.nn.shapes import check_shape
+
 
 class CrossAttention(nn.Module):
     """Attend from tokens (B, L, D) to caption tokens (B, T, D): (B, L, D).
@@ -27,7 +29,15 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(inner, width)
 
     def forward(self, tokens: Tensor, caption: Tensor, caption_mask: Tensor | None = None) -> Tensor:
-        """Attend to the caption tokens where caption_mask, (B, T) bool, is True; to all of them when it is None."""
+        """Attend to the caption tokens where caption_mask, (B, T) bool, is True; to all of them when it is None.
+
+        Raises: UserError for an argument of another shape.
+        """
+        width = self.to_query.in_features
+        check_shape("CrossAttention", "tokens", tokens, "(B, L, D)", None, None, width)
+        check_shape("CrossAttention", "caption", caption, "(B, T, D)", len(tokens), None, width)
+        if caption_mask is not None:
+            check_shape("CrossAttention", "caption_mask", caption_mask, "(B, T)", *caption.shape[:2])
         query, key, value = (
             rearrange(projected, "b l (h d) -> b h l d", h=self.num_heads)
             for projected in (self.to_query(tokens), self.to_key(caption), self.to_value(caption))

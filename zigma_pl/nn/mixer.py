@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.mamba_mixer import ActivationMemory, MixerWeights
@@ -133,6 +134,7 @@ class MambaMixer(ScanDirection):
 
     def forward(self, tokens: Tensor, visit_order: Tensor | None = None) -> Tensor:
         """Mix tokens (B, L, D) along visit_order, (L,) int32, or along raster order when it is None."""
+        check_shape("MambaMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         return self.out_proj(self.scan(x, gate, visit_order))
 
@@ -197,6 +199,8 @@ class ParallelMixer(nn.Module):
 
     def forward(self, tokens: Tensor, visit_orders: Tensor) -> Tensor:
         """Mix tokens (B, L, D) along visit_orders, (k, L) int32."""
+        check_shape("ParallelMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
+        check_shape("ParallelMixer", "visit_orders", visit_orders, "(k, L)", len(self.directions), tokens.shape[1])
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         scanned = (
             direction.scan(x, gate, visit_order)  # type: ignore[operator]  # a ScanDirection

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zigma_pl.errors import UserError
 from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ops.selective_scan import ScanBackend
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -48,8 +49,9 @@ class ZigzagMamba(nn.Module):
     def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Mix tokens (B, L, D) of a (height, width) grid; a square grid is assumed when `grid` is None.
 
-        Raises: UserError when L is not height * width, or no square when `grid` is None.
+        Raises: UserError for tokens of another shape, when L is not height * width, or no square when `grid` is None.
         """
+        check_shape("ZigzagMamba", "tokens", tokens, "(B, L, D)", None, None, self.mixer.in_proj.in_features)
         num_tokens = tokens.shape[1]
         height, width = grid if grid is not None else (math.isqrt(num_tokens),) * 2
         if height * width != num_tokens:
