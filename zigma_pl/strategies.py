@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.optim import Optimizer
 
-from zigma_pl.backbones.sharding import gathered, load_whole, scattered
+from zigma_pl.backbones.sharding import load_whole, load_whole_optimizer
 
 
 class FullySharded(ModelParallelStrategy):
@@ -26,16 +25,6 @@ class FullySharded(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the whole weights."""
-        assert self.lightning_module is not None
-        return gathered(self.lightning_module.state_dict())
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the whole moments."""
-        state = optimizer.state_dict()
-        return state | {"state": {number: gathered(moments) for number, moments in state["state"].items()}}
-
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint whole, as other strategies do."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
@@ -47,10 +36,6 @@ class FullySharded(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Keep this process's part of the moments."""
+        assert self.lightning_module is not None
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            moments = {
-                number: {name: scattered(value, parameters[number]) for name, value in of_parameter.items()}
-                for number, of_parameter in state["state"].items()
-            }
-            optimizer.load_state_dict(state | {"state": moments})
+            load_whole_optimizer(self.lightning_module, optimizer, state)

@@ -32,39 +32,55 @@ def shard(backbone: nn.Module, mesh: "DeviceMesh") -> None:
     fully_shard(backbone, mesh=mesh, reshard_after_forward=True)
 
 
-def gathered(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with its sharded tensors whole, on the CPU of process 0; elsewhere they are None.
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """Return a module's state with its sharded tensors whole, on the CPU of process 0; elsewhere it is empty.
 
     All processes have to call it.
     """
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    def gather(value: Any) -> Any:
-        if not is_sharded(value):
-            return value
-        whole = made_whole(value)
-        return whole.cpu() if torch.distributed.get_rank() == 0 else None
-
-    return {name: gather(value) for name, value in state.items()}
+    return get_model_state_dict(module, options=_whole())
 
 
 def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load whole tensors into a module whose parameters are sharded; all processes have to call it, with equal states.
 
-    Raises: KeyError for a tensor that the state does not have.
+    Raises: RuntimeError for a tensor that the state does not have.
     """
-    with torch.no_grad():
-        for name, own in module.state_dict().items():
-            own.copy_(scattered(state[name], own))
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict
+
+    set_model_state_dict(module, dict(state), options=_whole())
 
 
-def scattered(whole: Any, like: Tensor) -> Any:
-    """Return a tensor sharded as `like` is, if it is and their shapes are the same; else what was given."""
-    if not is_sharded(like) or not isinstance(whole, Tensor) or whole.shape != like.shape:
-        return whole
-    from torch.distributed.tensor import distribute_tensor
+def load_whole_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimiser's state of one process, with whole tensors, where the module's parameters are sharded.
 
-    whole = whole.to(device=like.device, dtype=like.dtype)
-    return distribute_tensor(whole, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    Args:
+        module: whose parameters are optimised.
+        optimizer: in which the state is loaded.
+        state: as its `state_dict` gives it in one process: parameters by number, in the order of the groups.
+    """
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    name_of = {
+        number: names[parameter]
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        for number, parameter in zip(saved["params"], own["params"], strict=True)
+    }
+    named = {
+        "state": {name_of[number]: moments for number, moments in state["state"].items()},
+        "param_groups": [
+            group | {"params": [name_of[number] for number in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+    set_optimizer_state_dict(module, optimizer, named, options=_whole())
+
+
+def _whole() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def made_whole(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from zigma_pl.backbones.sharding import gathered, load_whole, shard
+from zigma_pl.backbones.sharding import load_whole, shard, whole_state
 from zigma_pl.checkpoints.content import RAW_WEIGHTS
 from zigma_pl.module import GenerativeModule
 
@@ -117,7 +117,9 @@ class EMA(EMAWeightAveraging):
         """Store the average as "state_dict" and the weights as "current_model_state"; without average, only those."""
         if self.has_average:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
-            checkpoint["state_dict"] = gathered(checkpoint["state_dict"])
+            if pl_module.device_mesh is not None:
+                assert self._average_model is not None
+                checkpoint["state_dict"] = whole_state(self._average_model.module)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the average up again when training goes on; evaluation and sampling read "state_dict" as it is."""

@@ -112,8 +112,10 @@ def _download_into(folder: Path, file: WeightFile) -> Path:
 
     try:
         if file.repository:
-            options = {"revision": file.revision, "local_dir": folder}
-            return Path(huggingface_hub.hf_hub_download(file.repository, file.name, **options))
+            found = huggingface_hub.hf_hub_download(
+                file.repository, file.name, revision=file.revision, local_dir=folder
+            )
+            return Path(found)
         part = folder / Path(file.name).name
         torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256)
         return part
