@@ -68,7 +68,7 @@ def load_whole_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, st
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
         for number, parameter in zip(saved["params"], own["params"], strict=True)
     }
-    named = {
+    named: dict[str, Any] = {
         "state": {name_of[number]: moments for number, moments in state["state"].items()},
         "param_groups": [
             group | {"params": [name_of[number] for number in group["params"]]} for group in state["param_groups"]

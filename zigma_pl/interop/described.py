@@ -27,10 +27,15 @@ Built = TypeVar("Built")
 class ClassOptions(Part):
     """A class of this package by its name, and its constructor's options."""
 
-    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(serialize_by_alias=True)
 
     class_name: str = Field(alias="class")
     options: dict[str, Any]
+
+    @classmethod
+    def of(cls, class_name: str, options: Mapping[str, Any]) -> Self:
+        """Describe a class and its options."""
+        return cls.model_validate({"class": class_name, "options": dict(options)})
 
 
 class Sparse(Part):
@@ -44,7 +49,7 @@ class Sparse(Part):
 class DataDescription(Sparse):
     """The data set that a model was trained on, and the frozen encoders of its data module."""
 
-    model_config = ConfigDict(extra="ignore", serialize_by_alias=True, validate_by_name=True)
+    model_config = ConfigDict(extra="ignore", serialize_by_alias=True)
 
     class_path: str | None = Field(default=None, alias="class")
     image_size_px: int | None = None

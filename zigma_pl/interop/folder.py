@@ -169,7 +169,7 @@ def _check_fit(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) 
 
 def describe_sampling(model: GenerativeModule) -> dict[str, Any]:
     """Return as plain values what sampling from a module needs beside its backbone."""
-    sampler = ClassOptions(class_name=known_name(model.sampler, SAMPLERS), options=options_of(model.sampler))
+    sampler = ClassOptions.of(known_name(model.sampler, SAMPLERS), options_of(model.sampler))
     return {
         "objective": options_of(model.objective),
         "sampler": sampler,

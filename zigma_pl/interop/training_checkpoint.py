@@ -53,9 +53,10 @@ def model_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path) -> Gen
 
 def _as_described(given: Any, what: str, path: Path) -> ClassOptions:
     """Turn the command line's class_path and init_args into a class's name and options."""
-    class_path, init_args = (given.get("class_path"), given.get("init_args")) if isinstance(given, Mapping) else (0, 0)
-    if not isinstance(class_path, str) or not isinstance(init_args or {}, Mapping):
+    described = given if isinstance(given, Mapping) else {}
+    class_path, init_args = described.get("class_path"), described.get("init_args") or {}
+    if not isinstance(class_path, str) or not isinstance(init_args, Mapping):
         raise UserError(f"{path}: hyper_parameters.{what} is no class_path with init_args: use another checkpoint")
     package, _, name = class_path.rpartition(".")
     own = package in ("", "zigma_pl") or package.startswith("zigma_pl.")
-    return ClassOptions(class_name=name if own else class_path, options=dict(init_args or {}))
+    return ClassOptions.of(name if own else class_path, init_args)
