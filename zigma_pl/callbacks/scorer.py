@@ -250,15 +250,16 @@ class Scorer(L.Callback):
         if trainer.is_global_zero:
             training = describe_training(trainer, pl_module, self._checkpoint)
             machine = describe_machine_and_versions(trainer, pl_module)
-            record = ResultRecord(
-                row=self._row_name(trainer),
-                scale=self.scale,
-                scores=scores,
-                protocol=protocol,
-                training=training,
-                machine=machine,
-                pictures=pictures,
-            )
+            parts = {
+                "row": self._row_name(trainer),
+                "scale": self.scale,
+                "scores": scores,
+                "protocol": protocol,
+                "training": training,
+                "machine": machine,
+                "pictures": pictures,
+            }
+            record = ResultRecord.model_validate(parts)
             self._report = score_table(record, write_record(record, self.results_dir))
         trainer.strategy.barrier()
 

@@ -11,7 +11,7 @@ LITE = "lite, not comparable with published FID"
 
 def score_table(record: ResultRecord, path: Path) -> str:
     """Return what is printed at the end: the scores, and where the record is."""
-    lines = [f"\n{record.row}, scale {record.scale}, {_summary(record.protocol)}"]
+    lines = [f"\n{record.row}, scale {record.scale}, {_summary(dict(record.protocol))}"]
     for name, score in record.scores.items():
         spread = "" if score.std is None else f" ± {score.std:.2g}"
         remark = "" if score.comparable is not False else (LITE if name.endswith("_lite") else NOT_COMPARABLE)

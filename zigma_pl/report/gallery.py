@@ -64,9 +64,10 @@ def previews(result: Result, label: str, assets: Assets) -> Iterator[Captioned]:
 def _pictures(result: Result, label: str, assets: Assets) -> list[Picture | None]:
     """Return the videos of a record, or its grid of pictures."""
     pictures = result.record.pictures
-    paths = pictures.get("clips") or [pictures.get("grid")]
+    grid = pictures.get("grid")
+    paths = pictures.get("clips") or ([] if grid is None else [grid])
     stem = f"pictures/{result.record.scale}/{result.file.stem}"
-    return [_shown(result, path, f"{stem}_{number}", label, assets) for number, path in enumerate(paths) if path]
+    return [_shown(result, path, f"{stem}_{number}", label, assets) for number, path in enumerate(paths)]
 
 
 def _how(result: Result) -> str:
