@@ -25,6 +25,7 @@ from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm, tapped
 from zigma_pl.interpolant.objective import Evaluation, Objective
 from zigma_pl.optimizers import Constant, LearningRateSchedule, parameter_groups
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
+from zigma_pl.ranges import LARGEST_SEED, check_numbers, check_whole_numbers
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
 from zigma_pl.samplers.graphed import GraphedBackbone
 from zigma_pl.transfer import to_device
@@ -90,6 +91,8 @@ class GenerativeModule(L.LightningModule):
         # From the command line: plain options, all that `load_from_checkpoint` needs. From Python: objects, not stored.
         made_from_options = _given_hyperparameters.get() is not None
         self.save_hyperparameters(ignore=[] if made_from_options else _OBJECTS)
+        check_numbers("model", least=0, most=1, condition_dropout=condition_dropout)
+        check_whole_numbers("model", least=0, most=LARGEST_SEED, seed=seed)
         self.backbone = backbone
         self.objective = objective
         self.sampler = sampler or ODESampler()

@@ -192,5 +192,3 @@ def test_wrong_options_are_explained(build, variant):
     for shape in ((1, 2, 6, 4), (1, 3, 2, 4, 6), (1, 2, 2, 6, 4)):
         with pytest.raises(UserError, match=message):
             build()(torch.zeros(shape), torch.zeros(1))
-    with pytest.raises(UserError, match="latent_frames must be at least 1, got 0"):
-        build(latent_frames=0)

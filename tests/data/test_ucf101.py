@@ -144,7 +144,7 @@ def test_standin_leaves_root_alone(tmp_path):
     assert [len(data.load_split(split)) for split in ("train", "validation", "test")] == [10, 5, 5]
     assert next(iter(data.train_dataloader())).images.shape == (5, 4, 3, 16, 16)
     assert [path.name for path in (tmp_path / "ucf-standin").iterdir()] == ["v1-15x16px-37frames"]
-    with pytest.raises(UserError, match="standin_num_items must be at least 15"):
+    with pytest.raises(UserError, match="standin_num_items: .* from 15"):
         ucf101(tmp_path, standin=True, standin_num_items=14)
 
 
@@ -228,11 +228,6 @@ def test_empty_or_undecodable_files(root, content):
 def test_number_of_classes_that_is_not_the_data_sets(root):
     assert "data.num_classes is 101, but classInd.txt" in refused(ucf101(root, num_classes=101))
     assert ucf101(root, num_classes=5).load_split("train")
-
-
-def test_options_are_checked(root):
-    with pytest.raises(UserError, match="num_validation_groups must be at least 1"):
-        ucf101(root, num_validation_groups=0)
 
 
 REAL = {"bigbuckbunny.mp4": 132, "bikes.mp4": 250, "carphone_pristine.mp4": 120}  # frames of each

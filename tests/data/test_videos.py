@@ -151,12 +151,6 @@ def test_description_names_what_decides_the_clips(root):
     assert Numbered(root, clip_start="first").described()["clip_start"] == "first"
 
 
-@pytest.mark.parametrize("option", ["num_frames", "frame_stride", "clips_per_video"])
-def test_counts_are_checked(root, option):
-    with pytest.raises(UserError, match=f"data.{option} must be at least 1, got 0"):
-        Numbered(root, **{option: 0})
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_bad_video_out_of_a_worker_is_one_line(root, tmp_path, num_workers):
     for video in range(3):

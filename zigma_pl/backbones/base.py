@@ -12,7 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_numbers, check_whole_numbers
 from zigma_pl.scan.schedule import ScanConfig
+
+# Largest values of the options that decide how much is allocated; each is far beyond any network that was trained.
+LARGEST = {
+    "in_channels": 4096,
+    "latent_height": 16_384,
+    "latent_width": 16_384,
+    "latent_frames": 16_384,
+    "patch_size": 1024,
+    "width": 65_536,
+    "depth": 4096,
+    "state_size": 4096,
+    "expand": 64,
+    "conv_kernel": 64,
+    "num_classes": 10_000_000,
+    "caption_dim": 65_536,
+    "num_heads": 4096,
+    "attention_heads": 4096,
+    "attention_head_dim": 4096,
+}
 
 
 class Backbone(nn.Module, ABC):
@@ -110,8 +130,15 @@ class Backbone(nn.Module, ABC):
 
 
 def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a constructor's `locals()` as a `Backbone.config`: its options alone, dataclasses as dictionaries."""
+    """Return a constructor's `locals()` as a `Backbone.config`: its options alone, dataclasses as dictionaries.
+
+    Raises: UserError for a number that is out of its range; nothing has been allocated by then.
+    """
     options = {name: value for name, value in constructor_locals.items() if name not in ("self", "__class__")}
+    owner = type(constructor_locals["self"]).__name__
+    for name in LARGEST.keys() & options.keys():
+        check_whole_numbers(owner, most=LARGEST[name], **{name: options[name]})
+    check_numbers(owner, above=0, most=64, mlp_ratio=options.get("mlp_ratio"))
     return {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}  # type: ignore[arg-type]
 
 
@@ -120,7 +147,8 @@ def resolve_size(
 ) -> tuple[int, int]:
     """Return (width, depth) from a preset, explicit numbers, or a preset with one of them replaced."""
     preset = presets[size] if size is not None else (None, None)
-    width, depth = width or preset[0], depth or preset[1]
+    width = preset[0] if width is None else width
+    depth = preset[1] if depth is None else depth
     if width is None or depth is None:
         raise UserError(f"a backbone needs a size ({', '.join(presets)}) or both width and depth")
     return width, depth

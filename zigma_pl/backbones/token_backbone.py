@@ -25,6 +25,8 @@ from zigma_pl.nn.embeddings import (
 )
 from zigma_pl.nn.shapes import check_shape
 
+MAX_TOKENS = 2**22
+
 
 class TokenBackbone(Backbone):
     """A backbone that cuts x_t into patches, runs layers over their tokens, and puts the patches back.
@@ -38,8 +40,12 @@ class TokenBackbone(Backbone):
     def __init__(self, width: int, config: dict[str, Any]) -> None:
         frame_shape = (config["in_channels"], config["latent_height"], config["latent_width"])
         num_frames: int | None = config["latent_frames"]
-        if num_frames is not None and num_frames < 1:
-            raise UserError(f"latent_frames must be at least 1, got {num_frames}; None is for pictures")
+        num_tokens = math.prod(frame_shape[1:]) // config["patch_size"] ** 2 * (num_frames or 1)
+        if num_tokens > MAX_TOKENS:
+            raise UserError(
+                f"latent_height, latent_width and latent_frames give {num_tokens:,} tokens, more than the "
+                f"{MAX_TOKENS:,} that a scan can be over: lower them or raise patch_size"
+            )
         latent_shape = frame_shape if num_frames is None else (num_frames, *frame_shape)
         super().__init__(latent_shape, config["num_classes"], config["caption_dim"], config["null_condition"], config)
         self.num_frames = num_frames

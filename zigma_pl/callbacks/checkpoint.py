@@ -21,6 +21,7 @@ from zigma_pl.checkpoints.resume import (
 )
 from zigma_pl.checkpoints.run_folder import run_folder
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_whole_numbers
 
 RESUME = "resume from the checkpoint saved before it, with a lower model.learning_rate"
 
@@ -50,11 +51,8 @@ class Checkpoint(ModelCheckpoint):
         keep_last: int = 2,
         keep_every_n_steps: int | None = None,
     ) -> None:
-        if every_n_train_steps < 1 or keep_last < 1 or (keep_every_n_steps is not None and keep_every_n_steps < 1):
-            raise UserError(
-                "checkpoint.every_n_train_steps, checkpoint.keep_last and checkpoint.keep_every_n_steps must be at "
-                "least 1; keep_every_n_steps may be null"
-            )
+        check_whole_numbers("checkpoint", every_n_train_steps=every_n_train_steps, keep_last=keep_last)
+        check_whole_numbers("checkpoint", keep_every_n_steps=keep_every_n_steps)
         self._name = _pattern_of(filename)
         super().__init__(
             dirpath=dirpath,

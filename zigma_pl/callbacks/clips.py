@@ -11,8 +11,8 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from zigma_pl.callbacks.grid import tile, to_pil
-from zigma_pl.errors import UserError
 from zigma_pl.files import whole_file
+from zigma_pl.ranges import check_whole_numbers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,8 +27,7 @@ _CODEC = "libx264"  # H.264, which every browser plays
 
 def check_frames_per_second(owner: str, frames_per_second: int) -> None:
     """Raise UserError, naming the owner of the option, when it is out of range."""
-    if not 1 <= frames_per_second <= MAX_FRAMES_PER_SECOND:
-        raise UserError(f"{owner}.frames_per_second: must be 1 to {MAX_FRAMES_PER_SECOND}, got {frames_per_second}")
+    check_whole_numbers(owner, most=MAX_FRAMES_PER_SECOND, frames_per_second=frames_per_second)
 
 
 def to_clip(frames: Tensor) -> Clip:

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from zigma_pl.backbones.sharding import load_whole, shard, whole_state
 from zigma_pl.checkpoints.content import RAW_WEIGHTS
 from zigma_pl.module import GenerativeModule
+from zigma_pl.ranges import check_numbers, check_whole_numbers
 
 _Weights = tuple[Tensor, ...] | list[Tensor]
 
@@ -53,13 +54,15 @@ class EMA(EMAWeightAveraging):
     validation, checkpoints and the end of training see the weights themselves.
 
     Args:
-        decay: weight of the old average.
+        decay: weight of the old average, at least 0 and below 1.
         starting_at_step: optimiser step at which the average starts, from the weights of that moment.
         warmup: let the decay rise, as min(decay, (1 + n) / (10 + n)) after n updates, so that the average of a short
             run does not remember the weights it began with.
     """
 
     def __init__(self, decay: float = 0.9999, starting_at_step: int = 0, warmup: bool = False) -> None:
+        check_numbers("ema", least=0, below=1, decay=decay)
+        check_whole_numbers("ema", least=0, starting_at_step=starting_at_step)
         super().__init__(decay=decay, use_buffers=False, update_starting_at_step=starting_at_step)
         self.decay = decay
         self._warmup = warmup

@@ -13,6 +13,7 @@ from zigma_pl.callbacks.step_dump import dump_step
 from zigma_pl.checkpoints.content import largest
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
+from zigma_pl.ranges import check_whole_numbers
 
 # What float16's loss scaling may need to find its scale: it starts at 2^16 and is halved in each step that it skips.
 SKIPPED_BY_LOSS_SCALING = 16
@@ -35,8 +36,7 @@ class NonFiniteGuard(L.Callback):
     """
 
     def __init__(self, max_in_a_row: int = 10, check_every_n_steps: int = 10) -> None:
-        if max_in_a_row < 1 or check_every_n_steps < 1:
-            raise UserError("non_finite needs max_in_a_row >= 1 and check_every_n_steps >= 1")
+        check_whole_numbers("non_finite", max_in_a_row=max_in_a_row, check_every_n_steps=check_every_n_steps)
         self.max_in_a_row = max_in_a_row
         self.check_every_n_steps = check_every_n_steps
         self._in_a_row = torch.zeros(())

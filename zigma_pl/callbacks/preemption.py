@@ -13,6 +13,7 @@ from lightning.pytorch import callbacks
 
 from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.errors import PREEMPTED_STATUS, UserError
+from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.signals import Repeats, listen
 
 _ASK_TO_BE_RUN_AGAIN = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send
@@ -50,8 +51,7 @@ class Preemption(callbacks.Checkpoint):
     """
 
     def __init__(self, check_every_n_steps: int = 10) -> None:
-        if check_every_n_steps < 1:
-            raise UserError(f"preemption.check_every_n_steps must be at least 1, got {check_every_n_steps}")
+        check_whole_numbers("preemption", check_every_n_steps=check_every_n_steps)
         self.check_every_n_steps = check_every_n_steps
         self._signals = Repeats()
         self._trainer: L.Trainer | None = None  # whose run listens

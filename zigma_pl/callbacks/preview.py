@@ -20,8 +20,8 @@ from zigma_pl.callbacks.clips import (
 )
 from zigma_pl.callbacks.grid import as_chw_array, save_png, tile, to_pil, to_uint8
 from zigma_pl.checkpoints.run_folder import run_folder
-from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
+from zigma_pl.ranges import check_whole_numbers
 
 
 class PreviewGrid(L.Callback):
@@ -46,8 +46,8 @@ class PreviewGrid(L.Callback):
         every_n_validations: int = 1,
         frames_per_second: int = 8,
     ) -> None:
-        if num_samples < 0 or num_columns < 1 or every_n_validations < 1:
-            raise UserError("preview needs num_samples >= 0, num_columns >= 1 and every_n_validations >= 1")
+        check_whole_numbers("preview", least=0, num_samples=num_samples)
+        check_whole_numbers("preview", num_columns=num_columns, every_n_validations=every_n_validations)
         check_frames_per_second("preview", frames_per_second)
         self.num_samples = num_samples
         self.num_columns = num_columns

@@ -10,6 +10,7 @@ import lightning as L
 
 from zigma_pl.callbacks.throughput import IMAGES_PER_SECOND
 from zigma_pl.files import whole_file
+from zigma_pl.ranges import check_numbers
 
 Phase = Literal["training", "validation loss", "sampling"]
 
@@ -40,6 +41,7 @@ class ProgressFile(L.Callback):
     """
 
     def __init__(self, path: str, seconds_between: float = 1.0) -> None:
+        check_numbers("ProgressFile", least=0, seconds_between=seconds_between)
         self.path = Path(path)
         self.seconds_between = seconds_between
         self._phase: Phase | None = None

@@ -12,6 +12,7 @@ from zigma_pl.callbacks.grid import save_png, tile, to_pil, to_uint8
 from zigma_pl.errors import UserError
 from zigma_pl.files import whole_file
 from zigma_pl.module import Samples
+from zigma_pl.ranges import check_whole_numbers
 
 
 class SampleWriter(L.Callback):
@@ -29,8 +30,7 @@ class SampleWriter(L.Callback):
     def __init__(
         self, folder: str = "samples", num_grid: int = 100, num_columns: int = 10, frames_per_second: int = 8
     ) -> None:
-        if num_grid < 1 or num_columns < 1:
-            raise UserError("samples needs num_grid >= 1 and num_columns >= 1")
+        check_whole_numbers("samples", num_grid=num_grid, num_columns=num_columns)
         check_frames_per_second("samples", frames_per_second)
         self.folder = Path(folder)
         self.num_grid = num_grid

@@ -40,6 +40,7 @@ from zigma_pl.evaluation.summary import score_table
 from zigma_pl.metrics.clip_score import ClipScore
 from zigma_pl.metrics.extractors import FeatureExtractor, build_extractor
 from zigma_pl.module import GenerativeModule
+from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.records import check_name
 
 NO_CHECKPOINT = "test scores a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)"
@@ -98,12 +99,10 @@ class Scorer(L.Callback):
         num_columns: int = 8,
         frames_per_second: int = 8,
     ) -> None:
-        least_one = {"batch_size": batch_size, "kid_num_subsets": kid_num_subsets, "num_neighbours": num_neighbours}
-        for name, value in {**least_one, "num_grid": num_grid, "num_columns": num_columns}.items():
-            if value < 1:
-                raise UserError(f"scorer.{name}: must be at least 1, got {value}")
-        if num_samples < 0 or kid_subset_size < 2:
-            raise UserError("scorer needs num_samples >= 0 and kid_subset_size >= 2")
+        check_whole_numbers("scorer", batch_size=batch_size, num_neighbours=num_neighbours)
+        check_whole_numbers("scorer", kid_num_subsets=kid_num_subsets, num_grid=num_grid, num_columns=num_columns)
+        check_whole_numbers("scorer", least=0, num_samples=num_samples)
+        check_whole_numbers("scorer", least=2, kid_subset_size=kid_subset_size)
         check_name(scale, "scorer.scale")
         check_names(metrics or [])
         check_frames_per_second("scorer", frames_per_second)

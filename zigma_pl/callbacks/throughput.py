@@ -12,8 +12,8 @@ from zigma_pl.batch import Batch
 from zigma_pl.callbacks.data_wait import DataClock, FetchWatch, advice_on_encoding, advice_on_loading
 from zigma_pl.callbacks.model_cost import peak_flops_per_second, tokens_per_image, training_flops_per_image
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
+from zigma_pl.ranges import check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
-        if peak_tflops is not None and not peak_tflops > 0:
-            raise UserError(f"throughput.peak_tflops must be > 0, got {peak_tflops}")
+        check_numbers("throughput", above=0, peak_tflops=peak_tflops)
         self.peak_tflops = peak_tflops
         self.peak_memory_gib = 0.0
         self._clock = DataClock(torch.device("cpu"))

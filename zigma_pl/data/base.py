@@ -24,7 +24,10 @@ from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_enco
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
 from zigma_pl.records import problems
+from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.transfer import to_device
+
+MAX_SIDE_PX = 65_536
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what JSON can hold
 
@@ -91,9 +94,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         num_predict_samples: int = 16,
     ) -> None:
         super().__init__()
-        _check_counts(batch_size=batch_size, image_size_px=image_size_px, num_predict_samples=num_predict_samples)
-        if num_workers < 0:
-            raise UserError(f"data.num_workers must not be negative, got {num_workers}; 0 loads in the main process")
+        check_whole_numbers("data", batch_size=batch_size, num_predict_samples=num_predict_samples)
+        check_whole_numbers("data", most=MAX_SIDE_PX, image_size_px=image_size_px)
+        check_whole_numbers("data", least=0, most=1024, num_workers=num_workers)
+        check_whole_numbers("data", least=0, most=LARGEST_SEED, seed=seed)
+        check_whole_numbers("data", most=65_536, caption_dim=caption_dim, max_caption_tokens=max_caption_tokens)
         if predict_captions == []:
             raise UserError("data.predict_captions is empty: give at least one caption, or leave the option out")
         self.batch_size = batch_size
@@ -357,9 +362,3 @@ def _move(raw: RawBatch, device: torch.device) -> RawBatch:
         if isinstance(value, Tensor) and name != "sample_ids"
     }
     return raw._replace(**moved)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"data.{name} must be at least 1, got {count}")

@@ -18,6 +18,7 @@ from zigma_pl.data.picture_files import PictureFiles, clean_captions, climbs_out
 from zigma_pl.data.standins.scenes import write_coco
 from zigma_pl.errors import UserError
 from zigma_pl.files import read_regular
+from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.records import problems
 
 REMEDY = (
@@ -100,8 +101,7 @@ class COCO(DownloadedDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root=root, num_workers=num_workers, **options)
-        if num_validation_images < 1:
-            raise UserError(f"data.num_validation_images must be at least 1, got {num_validation_images}")
+        check_whole_numbers("data", num_validation_images=num_validation_images)
         self.year = year
         self.num_validation_images = num_validation_images
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.standins.folder import write_once
-from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_whole_numbers
 
 
 class DownloadedDataModule(ImageDataModule):
@@ -26,8 +26,7 @@ class DownloadedDataModule(ImageDataModule):
 
     def __init__(self, root: str, standin: bool = False, standin_num_items: int = 200, **options: Any) -> None:
         super().__init__(**options)
-        if standin and standin_num_items < self.smallest_standin:
-            raise UserError(f"data.standin_num_items must be at least {self.smallest_standin}, got {standin_num_items}")
+        check_whole_numbers("data", least=self.smallest_standin if standin else 1, standin_num_items=standin_num_items)
         self.root = root
         self.standin = standin
         self.standin_num_items = standin_num_items

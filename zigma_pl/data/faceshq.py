@@ -23,6 +23,7 @@ from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, evenly_s
 from zigma_pl.data.split_lists import number_in_name, read_number_list
 from zigma_pl.data.standins.faces import write_faceshq
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_whole_numbers
 
 REMEDY = (
     "expected <root>/CelebAMask-HQ/CelebA-HQ-img/<id>.jpg and <root>/ffhq/images1024x1024/<thousands>/<id>.png; set "
@@ -106,8 +107,7 @@ class FacesHQ(DownloadedDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root=root, image_size_px=image_size_px, num_workers=num_workers, **options)
-        if num_validation_images < 1:
-            raise UserError(f"data.num_validation_images must be at least 1, got {num_validation_images}")
+        check_whole_numbers("data", num_validation_images=num_validation_images)
         self.celeba_hq_folder = celeba_hq_folder
         self.ffhq_folder = ffhq_folder
         self.split_by = split_by

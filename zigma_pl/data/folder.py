@@ -14,6 +14,7 @@ from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, clean_captions, climbs_out, find_pictures
 from zigma_pl.errors import UserError
 from zigma_pl.files import read_regular
+from zigma_pl.ranges import check_numbers, check_whole_numbers
 from zigma_pl.records import problems
 
 OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")  # said to be left out
@@ -79,10 +80,12 @@ class ImageFolder(ImageDataModule):
     ) -> None:
         self.has_captions = condition == "caption"
         super().__init__(num_workers=num_workers, **options)
-        if min(validation_share, test_share) < 0 or validation_share + test_share >= 1:
+        check_numbers("data", least=0, below=1, validation_share=validation_share, test_share=test_share)
+        check_whole_numbers("data", num_classes=num_classes)
+        if validation_share + test_share >= 1:
             raise UserError(
-                "data.validation_share and data.test_share must not be negative and must leave pictures for training, "
-                f"got {validation_share} and {test_share}"
+                f"data.validation_share {validation_share} and data.test_share {test_share} leave no pictures for "
+                "training: lower them"
             )
         if num_classes is not None and condition != "class":
             raise UserError(f"data.num_classes goes with data.condition 'class', not '{condition}'; leave it out")

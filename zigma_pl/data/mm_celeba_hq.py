@@ -16,6 +16,7 @@ from zigma_pl.data.split_lists import read_splits
 from zigma_pl.data.standins.faces import write_mm_celeba_hq
 from zigma_pl.errors import UserError
 from zigma_pl.files import read_regular
+from zigma_pl.ranges import check_whole_numbers
 
 # The archives unpack to different folders, and many people have the pictures from CelebAMask-HQ, which are the same.
 IMAGE_FOLDERS = ("images", "image/images", "image", "CelebA-HQ-img", "CelebAMask-HQ/CelebA-HQ-img")
@@ -139,8 +140,7 @@ class MMCelebAHQ(DownloadedDataModule):
     ) -> None:
         self.has_captions = condition == "caption"
         super().__init__(root=root, num_workers=num_workers, **options)
-        if num_validation_images < 1:
-            raise UserError(f"data.num_validation_images must be at least 1, got {num_validation_images}")
+        check_whole_numbers("data", num_validation_images=num_validation_images)
         self.conditioned_on = condition
         self.num_validation_images = num_validation_images
 

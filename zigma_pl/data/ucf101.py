@@ -17,6 +17,7 @@ from zigma_pl.data.standins.clips import MOTIONS, write_ucf101
 from zigma_pl.data.videos import VideoDataModule, VideoItem
 from zigma_pl.errors import UserError
 from zigma_pl.files import read_regular
+from zigma_pl.ranges import check_whole_numbers
 
 NUM_CLASSES = 101
 SHORTEST_FRAMES = 29
@@ -214,8 +215,7 @@ class UCF101(VideoDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root=root, num_workers=num_workers, **options)
-        if num_validation_groups < 1:
-            raise UserError(f"data.num_validation_groups must be at least 1, got {num_validation_groups}")
+        check_whole_numbers("data", num_validation_groups=num_validation_groups, num_classes=num_classes)
         if num_classes is not None and condition == "none":
             raise UserError("data.num_classes goes with data.condition 'class', not 'none'; leave it out")
         self.fold = fold

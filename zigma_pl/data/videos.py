@@ -15,6 +15,7 @@ from zigma_pl.data.images import PixelDataset, PixelItem, resize_and_crop, to_ui
 from zigma_pl.data.samples import PixelSamples, SplitSamples, draw
 from zigma_pl.data.video_files import Video, import_av, open_video
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_whole_numbers
 
 ClipStart = Literal["random", "centre", "first"]
 ShortVideos = Literal["error", "loop"]
@@ -161,10 +162,7 @@ class VideoDataModule(DownloadedDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root=root, **options)
-        counts = {"num_frames": num_frames, "frame_stride": frame_stride, "clips_per_video": clips_per_video}
-        for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"data.{name} must be at least 1, got {count}")
+        check_whole_numbers("data", num_frames=num_frames, frame_stride=frame_stride, clips_per_video=clips_per_video)
         self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.clip_start = clip_start

@@ -10,6 +10,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.interpolant.conversions import Quantity, coefficients_like, convert, interpolate
 from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
 from zigma_pl.randomness import rand_per_sample, randn_per_sample
+from zigma_pl.ranges import check_numbers
 from zigma_pl.transfer import to_device
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -90,10 +91,9 @@ class Objective:
         _check_choice("prediction", prediction, get_args(Prediction))
         _check_choice("weighting", weighting, get_args(Weighting))
         _check_choice("time_sampling", time_sampling, get_args(TimeSampling))
-        if not logit_std > 0:
-            raise UserError(f"objective.logit_std: must be > 0, got {logit_std}")
-        if not 0 < time_margin < 0.5:
-            raise UserError(f"objective.time_margin: must lie in (0, 0.5), got {time_margin}")
+        check_numbers("objective", logit_mean=logit_mean)
+        check_numbers("objective", above=0, logit_std=logit_std)
+        check_numbers("objective", above=0, below=0.5, time_margin=time_margin)
         self.schedule: ScheduleName = schedule
         self.prediction: Prediction = prediction
         self.weighting: Weighting = weighting

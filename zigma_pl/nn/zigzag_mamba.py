@@ -13,6 +13,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ops.selective_scan import ScanBackend
+from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.scan.schedule import ScanConfig
 
 
@@ -41,6 +42,9 @@ class ZigzagMamba(nn.Module):
         conv_kernel: int = 4,
         scan_backend: ScanBackend = "auto",
     ) -> None:
+        counts = {"width": width, "state_size": state_size, "expand": expand, "conv_kernel": conv_kernel}
+        check_whole_numbers("ZigzagMamba", most=65_536, **counts)
+        check_whole_numbers("ZigzagMamba", least=0, order_index=order_index)
         super().__init__()
         self.order_index = order_index
         self.scan = scan

@@ -1,6 +1,5 @@
 """Classifier-free guidance (arXiv:2207.12598), limited to an interval of times if wished (arXiv:2404.07724)."""
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant.objective import Network
+from zigma_pl.ranges import check_numbers
 
 
 class GuidableBackbone(Protocol):
@@ -45,8 +45,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not (self.scale >= 0 and math.isfinite(self.scale)):
-            raise UserError(f"guidance.scale: must be >= 0 and finite, got {self.scale}")
+        check_numbers("guidance", least=0, scale=self.scale)
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise UserError(f"guidance.interval: need 0 <= low < high <= 1, got {tuple(self.interval)}")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_numbers
 from zigma_pl.samplers.base import Predictor, Sampler
 from zigma_pl.samplers.dopri5 import integrate_dopri5
 from zigma_pl.samplers.time_grids import check_steps, time_grid
@@ -50,8 +51,7 @@ class ODESampler(Sampler):
         if error_control not in get_args(ErrorControl):
             choices = ", ".join(get_args(ErrorControl))
             raise UserError(f"ODESampler.error_control: {error_control!r} is unknown; choose one of {choices}")
-        if not (atol > 0 and rtol > 0):
-            raise UserError(f"ODESampler: atol and rtol must be > 0, got {atol} and {rtol}")
+        check_numbers("ODESampler", above=0, atol=atol, rtol=rtol)
         self.method: ODEMethod = method
         self.num_steps = num_steps
         self.time_shift = time_shift

@@ -16,6 +16,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.interpolant.objective import Objective
 from zigma_pl.interpolant.schedules import Schedule
 from zigma_pl.randomness import randn_per_sample
+from zigma_pl.ranges import check_numbers
 from zigma_pl.samplers.base import Predictor, Sampler
 from zigma_pl.samplers.time_grids import check_steps, time_grid
 
@@ -75,10 +76,8 @@ class SDESampler(Sampler):
         _check_choice("method", method, get_args(SDEMethod))
         _check_choice("diffusion", diffusion, get_args(Diffusion))
         _check_choice("last_step", last_step, get_args(LastStep))
-        if not (diffusion_scale >= 0 and math.isfinite(diffusion_scale)):
-            raise UserError(f"SDESampler.diffusion_scale: must be >= 0 and finite, got {diffusion_scale}")
-        if not 0 < last_step_size < 1:
-            raise UserError(f"SDESampler.last_step_size: must lie in (0, 1), got {last_step_size}")
+        check_numbers("SDESampler", least=0, diffusion_scale=diffusion_scale)
+        check_numbers("SDESampler", above=0, below=1, last_step_size=last_step_size)
         self.method: SDEMethod = method
         self.num_steps = num_steps
         self.diffusion: Diffusion = diffusion

@@ -1,8 +1,8 @@
 """The times at which a fixed-step sampler stops on its way from noise to data."""
 
-import math
+from zigma_pl.ranges import check_numbers, check_whole_numbers
 
-from zigma_pl.errors import UserError
+MAX_STEPS = 1_000_000
 
 
 def check_steps(owner: str, num_steps: int, time_shift: float) -> None:
@@ -10,10 +10,8 @@ def check_steps(owner: str, num_steps: int, time_shift: float) -> None:
 
     Raises: UserError naming `owner` and the option.
     """
-    if num_steps < 1:
-        raise UserError(f"{owner}.num_steps: must be at least 1, got {num_steps}")
-    if not (time_shift > 0 and math.isfinite(time_shift)):
-        raise UserError(f"{owner}.time_shift: must be > 0 and finite, got {time_shift}; 1 is the uniform grid")
+    check_whole_numbers(owner, most=MAX_STEPS, num_steps=num_steps)
+    check_numbers(owner, above=0, most=1e6, time_shift=time_shift)
 
 
 def shift_time(t: float, shift: float) -> float:

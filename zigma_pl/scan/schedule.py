@@ -6,8 +6,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.scan.clips import clip_order
 from zigma_pl.scan.paths import NUM_SYMMETRIES, SchemeName, check_legacy_inverse, visit_order
+
+MAX_RANDOM_ORDERS = 4096
+MAX_PLACES = 2**28  # in all orders of a backbone together: 1 GiB
 
 VideoScan = Literal["3d", "factorized"]
 Axis = Literal["space", "time"]
@@ -21,7 +25,7 @@ class ScanConfig:
         scheme: sweep (straight rows and columns), zigzag (rows and columns to and fro), hilbert (a Hilbert curve for
             any rectangle) or random.
         num_orders: k, how many of the scheme's orders the layers take in turn: 1 to 8, in the sequence of
-            zigma_pl.scan.paths; for random any number from 1 on. One raster order is sweep with num_orders 1.
+            zigma_pl.scan.paths; for random 1 to 4096. One raster order is sweep with num_orders 1.
         indices: which of the scheme's orders the layers take in turn, in place of the first k: each 0 to 7 or, for
             random, 0 or more; k is then their number. Of sweep and zigzag, [0, 6] are the rows from the top left and
             those from the bottom right.
@@ -50,14 +54,13 @@ class ScanConfig:
             object.__setattr__(self, "num_orders", len(self.indices))
         if self.scheme not in get_args(SchemeName):
             raise UserError(f"scan.scheme: unknown {self.scheme!r}; choose one of {', '.join(get_args(SchemeName))}")
-        allowed = "1 or more" if self.scheme == "random" else f"1 to {NUM_SYMMETRIES}"
-        if self.num_orders < 1 or (self.scheme != "random" and self.num_orders > NUM_SYMMETRIES):
-            raise UserError(f"scan.num_orders: {self.scheme} allows {allowed} orders, not {self.num_orders}")
-        if any(index < 0 or (self.scheme != "random" and index >= NUM_SYMMETRIES) for index in self.indices or ()):
-            known = "0 or more" if self.scheme == "random" else f"0 to {NUM_SYMMETRIES - 1}"
-            raise UserError(f"scan.indices: the orders of {self.scheme} are {known}, not {list(self.indices or ())}")
-        if self.seed < 0:
-            raise UserError(f"scan.seed: must be 0 or more, not {self.seed}")
+        most = MAX_RANDOM_ORDERS if self.scheme == "random" else NUM_SYMMETRIES
+        check_whole_numbers("scan", most=most, num_orders=self.num_orders)
+        for index in self.indices or ():
+            check_whole_numbers(
+                "scan", least=0, most=LARGEST_SEED if self.scheme == "random" else most - 1, indices=index
+            )
+        check_whole_numbers("scan", least=0, most=LARGEST_SEED, seed=self.seed)
         if self.video not in get_args(VideoScan):
             raise UserError(f"scan.video: unknown {self.video!r}; choose one of {', '.join(get_args(VideoScan))}")
         if not self.plan or not set(self.plan) <= set(get_args(Axis)):
@@ -73,6 +76,8 @@ class ScanConfig:
         Raises:
             UserError: the scheme does not exist on this grid.
         """
+        if self.num_orders * height * width * (num_frames or 1) > MAX_PLACES:
+            raise UserError(f"scan.num_orders: {self.num_orders} orders of so many tokens do not fit: choose fewer")
         return [self._order(index, height, width, num_frames) for index in range(self.num_orders)]
 
     def order_index(self, layer: int) -> int:
