@@ -1,6 +1,9 @@
 import errno
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,6 +198,40 @@ def test_full_disk_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("zigma_pl.commands.paths.main", full)
     assert run(["paths"]) == 1
     assert "the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError])
+def test_errors_of_the_file_system_are_one_line_with_the_path(error, monkeypatch, capsys):
+    """Kind: tracebacks where a path cannot be used."""
+
+    def refused(_):
+        raise error(errno.EACCES, "not like this", "some/place")
+
+    monkeypatch.setattr("zigma_pl.commands.paths.main", refused)
+    assert run(["paths"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: some/place: not like this: choose another path, or correct this one and its permissions"
+    ]
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(digits, in_tmp, capsys):
+    Path("logs").write_text("a file where a folder should be")
+    assert error_of(["fit", *digits, *TINY], capsys)
+    assert Path("logs").read_text() == "a file where a folder should be"
+
+
+def test_output_that_nobody_reads_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "zigma_pl", "weights", "list"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (command_line.CLOSED_OUTPUT_STATUS, "")
+
+
+@pytest.mark.parametrize("command", ["validate", "predict", "test"])
+def test_commands_that_need_a_checkpoint_refuse_to_run_without_one(command, digits, in_tmp, capsys):
+    assert "--ckpt_path" in error_of([command, *digits, *TINY], capsys)
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

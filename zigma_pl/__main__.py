@@ -9,6 +9,8 @@ from importlib import import_module
 from zigma_pl.errors import BackendUnavailable, UserError
 from zigma_pl.signals import end_with_parent, ended_by_signals
 
+CLOSED_OUTPUT_STATUS = 141  # as of a program that SIGPIPE ends
+
 # command -> (module with main(argv) -> exit status, one line of help)
 COMMANDS = {
     "fit": ("zigma_pl.cli", "train a model: --config experiments/ROW.yaml"),
@@ -73,11 +75,21 @@ def expected_error(error: BaseException | None) -> BaseException | None:
     return error
 
 
+def _output_is_closed() -> bool:
+    """Whether nobody reads our output any more, as after `| head -1`; what is still to be written is dropped then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     0 done, 1 failed with a message, 2 wrong usage, 75 preempted and to be run again, 128 + n ended by signal n: 130 by
-    Ctrl-C, 129 by SIGHUP, 143 by SIGTERM.
+    Ctrl-C, 129 by SIGHUP, 143 by SIGTERM, 141 where nobody reads the output.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         end_with_parent()
@@ -100,7 +112,14 @@ def run(argv: list[str] | None) -> int:
     module_name, _ = COMMANDS[command]
     arguments = argv if module_name == "zigma_pl.cli" else options
     try:
-        return import_module(module_name).main(arguments)
+        try:
+            return import_module(module_name).main(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return CLOSED_OUTPUT_STATUS
     except (ValueError, BackendUnavailable) as error:
         cause = expected_error(error)
         if cause is None:
@@ -108,9 +127,15 @@ def run(argv: list[str] | None) -> int:
         print(f"error: {one_line(cause)}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            print(f"error: the disk is full ({one_line(error)}): free some space and run again", file=sys.stderr)
+            return 1
+        if error.filename is None:
             raise
-        print(f"error: the disk is full ({one_line(error)}): free some space and run again", file=sys.stderr)
+        print(
+            f"error: {error.filename}: {error.strerror}: choose another path, or correct this one and its permissions",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -8,15 +8,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zigma_pl.callbacks.agreement import Agreement
@@ -27,7 +30,7 @@ from zigma_pl.callbacks.preemption import Preempted, Preemption
 from zigma_pl.callbacks.preview import PreviewGrid
 from zigma_pl.callbacks.progress import Progress
 from zigma_pl.callbacks.sample_writer import SampleWriter
-from zigma_pl.callbacks.scorer import NO_CHECKPOINT, Scorer
+from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.archive import read_step
@@ -40,7 +43,11 @@ from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.launcher import Launcher
 from zigma_pl.module import GenerativeModule
-from zigma_pl.shipped import shipped_file
+from zigma_pl.ranges import LARGEST_SEED
+from zigma_pl.shipped import find_config, shipped_file
+from zigma_pl.trainer_options import check_trainer_options
+
+REFUSALS = (MisconfigurationException, ModuleNotFoundError)  # of Lightning and its loggers
 
 DESCRIPTIONS = {
     "fit": "Train a model.",
@@ -99,8 +106,19 @@ class ZigmaCLI(LightningCLI):
             default=[],
             help="options that may differ from those that the checkpoint of --ckpt_path was trained with",
         )
+        for action in parser._actions:
+            put_int_first(action)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the options, and refuse those of the trainer that do not suit before anything is made."""
+        super().parse_arguments(parser, args)
+        options = self.config.get(str(self.config.get("subcommand")), self.config)
+        seed = options.seed_everything
+        if seed is not False and (seed is True or not 0 <= seed <= LARGEST_SEED):
+            raise UserError(f"seed_everything {seed}: give a whole number from 0 to {LARGEST_SEED:,}")
+        check_trainer_options(options.trainer.as_dict())
 
     def before_instantiate_classes(self) -> None:
         """Add what needs no options: a comparison of all processes, and our progress bar, unless it is turned off."""
@@ -110,6 +128,19 @@ class ZigmaCLI(LightningCLI):
         if self._get(self.config, "trainer").enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(Progress())
 
+    def instantiate_classes(self) -> None:
+        """Make what the options describe.
+
+        Raises: UserError where Lightning or a logger refuses its options.
+        """
+        try:
+            super().instantiate_classes()
+        except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+            refusal = next((cause for cause in causes(error) if isinstance(cause, REFUSALS)), None)
+            if refusal is None:
+                raise
+            raise UserError(f"these options cannot be used here: {refusal}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""
         options = self._get(self.config_init, "trainer")
@@ -117,7 +148,12 @@ class ZigmaCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [] if given is None else [given]
         if not any(isinstance(logger, WITH_FOLDER) for logger in _as_list(options.logger)):
             kwargs |= self._place_of_run(options.logger)
-        trainer = super().instantiate_trainer(plugins=[*plugins, WholeFileIO()], **kwargs)
+        try:
+            trainer = super().instantiate_trainer(plugins=[*plugins, WholeFileIO()], **kwargs)
+        except (ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"trainer: these options cannot be used: {error}") from error
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
                 callback.allow_changed = tuple(self._get(self.config, "allow_changed"))
@@ -151,8 +187,8 @@ class ZigmaCLI(LightningCLI):
         """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
         command = self.config["subcommand"]
         path = self.config[command].get("ckpt_path")
-        if path is None and command == "test":
-            raise UserError(NO_CHECKPOINT)
+        if path is None and command != "fit":
+            raise UserError(f"{command} needs a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)")
         if path == "last":
             self._resume_last(command)
         elif path is not None:
@@ -186,6 +222,24 @@ def _experiment_of(configs: list[Any] | None) -> str:
     return path.parents[1].name if path.name == "config.yaml" else path.stem
 
 
+def put_int_first(action: Any) -> None:
+    """Have an option that takes whole numbers and others keep a whole number as it is: 1 batch is not 1.0, all of them.
+
+    Python's typing returns the same object for Union[int, float] and Union[float, int], whichever was made first by any
+    library, and so the order of the two, in which jsonargparse tries them, is left to chance.
+    """
+    parts = get_args(getattr(action, "_typehint", None))
+    if {int, float} <= {part for part in parts if isinstance(part, type)}:
+        action._typehint = reduce(or_, [int, *(part for part in parts if part is not int)])
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it comes from: jsonargparse wraps the errors of constructors in its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 @rank_zero_only
 def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
@@ -207,6 +261,17 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
+def with_shipped_configs(argv: list[str]) -> list[str]:
+    """Return arguments in which each `--config FILE` that is found among the shipped files only has its whole path."""
+    found = list(argv)
+    for place, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            found[place] = f"--config={find_config(argument.removeprefix('--config='))}"
+        elif argument == "--config" and place + 1 < len(argv):
+            found[place + 1] = str(find_config(argv[place + 1]))
+    return found
+
+
 @contextmanager
 def process_arguments(argv: list[str]) -> Iterator[None]:
     """Make `argv` the arguments of the process, where LightningCLI reads them and with which DDP starts the others."""
@@ -220,6 +285,7 @@ def process_arguments(argv: list[str]) -> Iterator[None]:
 def run_cli(cli_class: type[CLI], command: str, argv: list[str], parser_kwargs: dict[str, Any], **options: Any) -> CLI:
     """Read the options of a command over module, data and YAML layers, and do what the class does with them."""
     quieten()
+    argv = with_shipped_configs(argv)
     Parser.command = command
     with process_arguments(argv):
         return cli_class(

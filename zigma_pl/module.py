@@ -28,6 +28,7 @@ from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_genera
 from zigma_pl.ranges import LARGEST_SEED, check_numbers, check_whole_numbers
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
 from zigma_pl.samplers.graphed import GraphedBackbone
+from zigma_pl.trainer_options import schedule_validation
 from zigma_pl.transfer import to_device
 
 log = logging.getLogger(__name__)
@@ -235,6 +236,10 @@ class GenerativeModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Forget what a run that was interrupted has left."""
         self._losses, self._terms, self._gradient_norm = [], [], None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Validate next if it is time to."""
+        schedule_validation(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log, on the steps that are logged: mean loss of the whole batch, its gradient norm before clipping, and rate.

@@ -24,7 +24,8 @@ def check_whole_numbers(owner: str, least: int = 1, most: int = LARGEST_COUNT, *
     for name, value in counts.items():
         if value is None:
             continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or not (least <= int(value) <= most):
             raise UserError(f"{owner}.{name}: must be a whole number from {least:,} to {most:,}, got {_shown(value)}")
 
 

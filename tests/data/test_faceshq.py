@@ -197,5 +197,5 @@ def test_standin_has_both_sets_in_all_splits_and_is_silent(tmp_path, num_items):
         assert {ffhq for ffhq, _ in numbers(data.load_split(split))} == {False, True}
     assert len(data.load_split("train")) + len(data.load_split("test")) == num_items
     assert not (tmp_path / "f").exists()
-    with pytest.raises(UserError, match="standin_num_items: .* from 4"):
+    with pytest.raises(UserError, match=r"standin_num_items: .* from 4"):
         faces(tmp_path / "f", standin=True, standin_num_items=3)

@@ -144,7 +144,7 @@ def test_standin_leaves_root_alone(tmp_path):
     assert [len(data.load_split(split)) for split in ("train", "validation", "test")] == [10, 5, 5]
     assert next(iter(data.train_dataloader())).images.shape == (5, 4, 3, 16, 16)
     assert [path.name for path in (tmp_path / "ucf-standin").iterdir()] == ["v1-15x16px-37frames"]
-    with pytest.raises(UserError, match="standin_num_items: .* from 15"):
+    with pytest.raises(UserError, match=r"standin_num_items: .* from 15"):
         ucf101(tmp_path, standin=True, standin_num_items=14)
 
 

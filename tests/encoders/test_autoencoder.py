@@ -72,6 +72,22 @@ def test_mean_and_deviation_per_channel(tmp_path):
     torch.testing.assert_close(KLAutoencoder(str(tmp_path)).decode(latents), expected)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"latents_mean": [0.0] * 4},
+        {"latents_std": [1.0] * 4},
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 3},
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0, 0.0, 1.0, 1.0]},
+        {"scaling_factor": 0.0},
+    ],
+)
+def test_half_a_scale_is_refused(tmp_path, wrong):
+    save_tiny_kl(tmp_path, **wrong)
+    with pytest.raises(UserError, match=next(reversed(wrong)).replace("latents_mean", "latents_std")):
+        KLAutoencoder(str(tmp_path))
+
+
 def test_a_sample_does_not_depend_on_its_batch(tiny_kl):
     autoencoder = KLAutoencoder(tiny_kl[0])
     pixels = torch.rand(3, 3, 16, 16)

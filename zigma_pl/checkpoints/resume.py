@@ -7,6 +7,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from zigma_pl.trainer_options import schedule_validation
+
 State = dict[str, Any]
 
 
@@ -59,6 +61,7 @@ def validate_if_interrupted_before(trainer: L.Trainer) -> None:
 
     Lightning itself would leave it out, and with it a point of the curve, a preview, and whatever it draws at random.
     """
+    schedule_validation(trainer)
     loop = trainer.fit_loop.epoch_loop
     batches: Any = loop.batch_progress.total
     saved_before_validation = batches.completed == batches.processed - 1

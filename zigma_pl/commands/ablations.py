@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zigma_pl.commands.tables import add_sources
 from zigma_pl.errors import PREEMPTED_STATUS, UserError
-from zigma_pl.shipped import shipped_file
+from zigma_pl.shipped import find_config, shipped_file
 
 if TYPE_CHECKING:
     from zigma_pl.ablations.local import Job
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--config",
         nargs="+",
         action="extend",
-        type=Path,
+        type=find_config,
         default=[],
         metavar="FILE",
         help="laid over rows and scale, such as folders of data or devices",

@@ -25,6 +25,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
 from zigma_pl.records import problems
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
+from zigma_pl.trainer_options import check_length
 from zigma_pl.transfer import to_device
 
 MAX_SIDE_PX = 65_536
@@ -207,8 +208,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> SampleLoader:
         """Return the endless training batches, from the step that training has come to."""
-        if getattr(self.trainer, "overfit_batches", 0):
-            raise UserError("trainer.overfit_batches does not go with the endless training order; leave it out")
+        if self.trainer is not None:
+            names = ("max_epochs", "limit_train_batches", "overfit_batches", "fast_dev_run")
+            check_length({name: getattr(self.trainer, name, None) for name in names})
         samples = self.samples("train")
         order = samples.training_order(
             self.batch_size, seed=self.seed, steps_done=self._steps_done, **self._rank_and_world_size()

@@ -17,6 +17,7 @@ from torch import Tensor
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import randn_per_sample
+from zigma_pl.ranges import check_numbers
 from zigma_pl.transfer import to_device
 
 _PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at 256 px, 2 at 1024 px
@@ -160,7 +161,24 @@ class KLAutoencoder(Autoencoder):
             config: dict[str, Any] = AutoencoderKL.load_config(self.path, **self._where())
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
             raise UserError(f"autoencoder: '{self.path}' holds a {config['_class_name']}, not an AutoencoderKL")
-        return {**_default_arguments(AutoencoderKL), **config}
+        config = {**_default_arguments(AutoencoderKL), **config}
+        self._check_shift_and_scale(config)
+        return config
+
+    def _check_shift_and_scale(self, config: dict[str, Any]) -> None:
+        """Refuse a shift without its scale: latents would be of another size than in the autoencoder's training."""
+        mean, std, num_channels = config["latents_mean"], config["latents_std"], int(config["latent_channels"])
+        if mean is None and std is None:
+            check_numbers("autoencoder", above=0, scaling_factor=config["scaling_factor"])
+            return
+        for name, values in (("latents_mean", mean), ("latents_std", std)):
+            if not isinstance(values, list) or len(values) != num_channels:
+                raise UserError(
+                    f"autoencoder: config.json of '{self.path}' needs {name} with one number for each of "
+                    f"{num_channels} channels, as it has the other of latents_mean and latents_std: correct the file"
+                )
+        for value in std:
+            check_numbers("autoencoder", above=0, latents_std=value)
 
     @cached_property
     def _network(self) -> Any:
