@@ -24,7 +24,7 @@ from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
 
 ANY_VALUE = {("Objective", "logit_mean")}  # numeric options that may be negative
-NOT_OPTIONS = {"MambaBackbone", "OfficialShards", "RequestedData", "SamplingBar"}  # built by our code alone
+NOT_OPTIONS = {"MambaBackbone", "RequestedData", "SamplingBar"}  # built by our code alone
 BACKBONE = {"in_channels": 1, "latent_height": 4, "latent_width": 4, "width": 8, "depth": 1, "num_classes": None}
 REQUIRED = {
     "root": "nowhere",

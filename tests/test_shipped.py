@@ -13,8 +13,9 @@ from zigma_pl.shipped import find_config, shipped_file
 def installed(in_tmp, monkeypatch):
     """A folder of shipped files that is not the working directory."""
     folder = in_tmp / "share"
-    (folder / "experiments").mkdir(parents=True)
-    (folder / "experiments" / "digits.yaml").write_text("model: {}\n")
+    for name in ("experiments/digits.yaml", "configs/slurm/row.sbatch"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("model: {}\n")
     monkeypatch.setattr(shipped, "folders", lambda: (in_tmp / "nowhere", folder))
     return folder
 

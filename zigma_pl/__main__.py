@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import select
 import sys
 from importlib import import_module
 
@@ -77,12 +78,12 @@ def expected_error(error: BaseException | None) -> BaseException | None:
 
 def _output_is_closed() -> bool:
     """Whether nobody reads our output any more, as after `| head -1`; what is still to be written is dropped then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    is_closed = any(events & select.POLLERR for _, events in output.poll(0))
+    if is_closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return is_closed
 
 
 def main(argv: list[str] | None = None) -> int:

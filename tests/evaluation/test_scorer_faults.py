@@ -26,7 +26,7 @@ def test_missing_checkpoint_is_one_line(score, capsys, repository):
     with pytest.raises(UserError, match="give --ckpt_path"):
         score(ckpt_path=None)
     assert main(["test", "--config", str(repository / "experiments" / "digits.yaml")]) == 1
-    assert "error: test scores a checkpoint: give --ckpt_path" in capsys.readouterr().err
+    assert "error: test needs a checkpoint: give --ckpt_path" in capsys.readouterr().err
 
 
 def test_checkpoint_without_an_average_is_refused(trained, score):
@@ -111,7 +111,7 @@ def test_subsets_larger_than_the_set_are_found_first(score):
     ("options", "message"),
     [
         ({"metrics": ["fidd"]}, "unknown score 'fidd'"),
-        ({"num_samples": -1}, "num_samples >= 0"),
+        ({"num_samples": -1}, "scorer.num_samples"),
         ({"batch_size": 0}, "scorer.batch_size"),
         ({"frames_per_second": 99}, "scorer.frames_per_second"),
     ],
