@@ -19,6 +19,7 @@ from zigma_pl.interpolant import Objective
 from zigma_pl.interpolant.schedules import VPSchedule
 from zigma_pl.module import GenerativeModule
 from zigma_pl.nn.zigzag_mamba import ZigzagMamba
+from zigma_pl.optimizers import LearningRateSchedule
 from zigma_pl.ranges import check_numbers, check_whole_numbers
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
@@ -47,7 +48,7 @@ def our_classes():
         if module.name.startswith(("zigma_pl.callbacks.", "zigma_pl.data.", "zigma_pl.samplers.")):
             import_module(module.name)
     found = {ScanConfig, Guidance, Objective, VPSchedule, GenerativeModule, ZigzagMamba}
-    for base in (Backbone, Sampler, L.Callback, ImageDataModule):
+    for base in (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule):
         found |= subclasses(base)
     return sorted((each for each in found if each.__name__ not in NOT_OPTIONS), key=lambda each: each.__name__)
 
@@ -84,7 +85,7 @@ def test_walk_finds_the_options():
     assert {
         ("ZigMa", "patch_size"),
         ("EMA", "decay"),
-        ("GenerativeModule", "betas"),
+        ("GenerativeModule", "condition_dropout"),
         ("UCF101", "batch_size"),
         ("Scorer", "kid_subset_size"),
         ("ScanConfig", "indices"),
@@ -96,7 +97,7 @@ def test_walk_finds_the_options():
 def test_every_numeric_option_refuses_nonsense(some_class, option):
     build(some_class)
     allowed = (some_class.__name__, option) in ANY_VALUE
-    pair = option in ("betas", "interval", "indices")
+    pair = option in ("interval", "indices")
     for value in [math.nan] if allowed else [-1, math.nan]:
         with pytest.raises(UserError, match=option):
             build(some_class, **{option: (value, value) if pair else value})
@@ -139,6 +140,13 @@ def test_products_out_of_range_are_refused_before_anything_is_allocated():
         scan = ScanConfig(scheme="random", num_orders=4096)
         with pytest.raises(UserError, match="num_orders"):
             build(ZigMa, latent_height=1024, latent_width=1024, scan=scan)
+
+
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": math.nan}, {"betas": (2.0, 0.9)}, {"weight_decay": -1.0}])
+def test_options_of_optimisers_are_refused_in_one_line(options):
+    module = build(GenerativeModule, optimizer=lambda groups: torch.optim.AdamW(groups, **options))
+    with pytest.raises(UserError, match=r"model\.optimizer"):
+        module.configure_optimizers()
 
 
 def test_bounds_are_exact():

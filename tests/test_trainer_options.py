@@ -181,7 +181,7 @@ def test_whole_numbers_come_first_whatever_the_order_of_a_union():
         ("--trainer.logger=lightning.pytorch.loggers.WandbLogger", "wandb"),
         ("--seed_everything=-1", "seed_everything"),
         ("--seed_everything=true", "seed_everything"),
-        ("--model.warmup_steps=-5", "warmup_steps"),
+        ("--model.condition_dropout=2", "condition_dropout"),
         ("--model.backbone.init_args.depth=-1", "depth"),
         ("--ema.decay=2", "decay"),
     ],

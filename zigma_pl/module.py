@@ -136,7 +136,10 @@ class GenerativeModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimiser over groups of parameters by role, and its learning-rate schedule in optimiser steps."""
-        optimizer = self.optimizer(parameter_groups([self.backbone, self.loss_terms]))
+        try:
+            optimizer = self.optimizer(parameter_groups([self.backbone, self.loss_terms]))
+        except ValueError as error:  # torch's optimisers check their own options
+            raise UserError(f"model.optimizer: {error}: correct its options") from error
         # One kernel for all parameters, which a flag on the device can tell to skip a step (`callbacks/non_finite.py`).
         # Not with float16's loss scaling: it would undo the scaling itself, after the gradients have been clipped.
         if self._trainer is None or self.trainer.precision != "16-mixed":

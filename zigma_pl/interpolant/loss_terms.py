@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant.objective import Evaluation, Objective
+from zigma_pl.ranges import check_numbers
 
 
 class LossInputs(NamedTuple):
@@ -59,6 +60,7 @@ class LossTerm(nn.Module, ABC):
         super().__init__()
         if start_step < 0 or (end_step is not None and end_step <= start_step):
             raise UserError(f"loss term: need 0 <= start_step < end_step, got {start_step} and {end_step}")
+        check_numbers("loss term", weight=weight)
         self.weight = weight
         self.start_step = start_step
         self.end_step = end_step

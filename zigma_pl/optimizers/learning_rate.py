@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
-from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_numbers, check_whole_numbers
 
 
 class LearningRateSchedule(ABC):
@@ -16,7 +16,7 @@ class LearningRateSchedule(ABC):
     """
 
     def __init__(self, warmup_steps: int = 0) -> None:
-        _check_steps("warmup_steps", warmup_steps)
+        check_whole_numbers("lr_schedule", least=0, warmup_steps=warmup_steps)
         self.warmup_steps = warmup_steps
 
     def factor(self, step: int, num_steps: int) -> float:
@@ -71,7 +71,7 @@ class WarmupStableDecay(LearningRateSchedule):
 
     def __init__(self, warmup_steps: int = 0, decay_steps: int = 0, final_factor: float = 0.0) -> None:
         super().__init__(warmup_steps)
-        _check_steps("decay_steps", decay_steps)
+        check_whole_numbers("lr_schedule", least=0, decay_steps=decay_steps)
         self.decay_steps = decay_steps
         self.final_factor = _checked_factor(final_factor)
 
@@ -83,12 +83,6 @@ class WarmupStableDecay(LearningRateSchedule):
         return 1.0 - (1.0 - self.final_factor) * min(1.0, into_decay / self.decay_steps)
 
 
-def _check_steps(name: str, steps: int) -> None:
-    if steps < 0:
-        raise UserError(f"lr_schedule.{name}: must be at least 0, got {steps}")
-
-
 def _checked_factor(factor: float) -> float:
-    if not 0 <= factor <= 1:
-        raise UserError(f"lr_schedule.final_factor: must lie in [0, 1], got {factor}")
+    check_numbers("lr_schedule", least=0, most=1, final_factor=factor)
     return factor
