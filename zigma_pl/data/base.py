@@ -23,8 +23,8 @@ from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
-from zigma_pl.records import problems
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
+from zigma_pl.records import problems
 from zigma_pl.trainer_options import check_length
 from zigma_pl.transfer import to_device
 
