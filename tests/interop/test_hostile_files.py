@@ -3,6 +3,7 @@
 Kinds: sizes in a file that are allocated before they are checked; malformed but valid JSON; any bytes.
 """
 
+import copy
 import json
 import os
 import resource
@@ -23,6 +24,12 @@ from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import ODESampler
 
 DEEP = "[" * 100_000 + "]" * 100_000
+# As JSON text, since some of them are more than Python's own encoder or ours would write.
+HOSTILE = [
+    *("null", "true", "0", "-1", "0.5", "1e9", "1000000000", "1000000000000", "1e400", "NaN", "9" * 5000),
+    *('""', '"a/b"', '"../.."', '"\\ud800"', '"\\u0000"', '"lone \\udfff"', f'"{"x" * 100_000}"', '"é\\n\\u001b[2J"'),
+    *("[]", "[[]]", "{}", '{"a": 1}', "[1, 2]", '["linear"]', DEEP),
+]
 NUM_BYTES_ALLOWED = 2**30
 SECONDS_ALLOWED = 5
 
@@ -37,6 +44,23 @@ def exported(tmp_path_factory):
     data = {"class": "zigma_pl.data.Digits", "autoencoder": "identity"}
     zigma_pl.save_pretrained(model, folder, {"training": {"step": 1}, "data": data})
     return folder, json.loads((folder / "config.json").read_text())
+
+
+def places(value, above=()):
+    """Every place in JSON content, as the keys that lead to it."""
+    if isinstance(value, dict):
+        return [(*above, key) for key in value] + [p for key in value for p in places(value[key], (*above, key))]
+    return []
+
+
+def replaced(content, place, text):
+    """JSON text of the content with something else in one place."""
+    content = copy.deepcopy(content)
+    inner = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = "@here@"
+    return json.dumps(content).replace('"@here@"', text).encode()
 
 
 def loads_or_is_refused(folder, config):
@@ -76,12 +100,40 @@ def test_any_bytes_are_refused_in_one_line(exported, content):
 
 @bounded
 @given(data=st.data())
+def test_a_changed_config_loads_or_is_refused(exported, data):
+    folder, content = exported
+    place = data.draw(st.sampled_from(places(content)))
+    loads_or_is_refused(folder, replaced(content, place, data.draw(st.sampled_from(HOSTILE))))
+
+
+@bounded
+@given(data=st.data())
 def test_a_damaged_config_loads_or_is_refused(exported, data):
     folder, content = exported
     text = bytearray(json.dumps(content).encode())
     for _ in range(data.draw(st.integers(1, 3))):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     loads_or_is_refused(folder, bytes(text[: data.draw(st.integers(1, len(text)))]))
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        *((("config", name), 10**9) for name in ("depth", "latent_height", "in_channels", "state_size", "patch_size")),
+        (("config", "width"), 10**6),
+        (("config", "num_classes"), 10**12),
+        (("config", "scan", "num_orders"), 10**9),
+        (("sampler", "options", "num_steps"), 10**12),
+    ],
+)
+def test_sizes_are_refused_before_anything_is_allocated(exported, place, number):
+    folder, content = exported
+    (folder / "config.json").write_bytes(replaced(content, place, str(number)))
+    start, most_bytes = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError):
+        zigma_pl.from_pretrained(folder)
+    assert time.monotonic() - start < SECONDS_ALLOWED
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_bytes < 2**17  # kB
 
 
 def header(content):

@@ -1,5 +1,6 @@
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,20 @@ def test_pickles_that_would_execute_are_refused(tmp_path, capsys):
     with pytest.raises(UserError, match=r"bad\.pt holds more than tensors"):
         read_state_dict(tmp_path / "bad.pt")
     assert "executed" not in capsys.readouterr().out
+
+
+def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path):
+    """Kind: sizes in a file that are allocated before they are checked."""
+    torch.save({"ema": {"a": torch.zeros(1_000_000)}}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    assert read_state_dict(tmp_path / "plain.pt").keys() == {"a"}
+    with pytest.raises(UserError, match=r"small\.pt has compressed entries"):
+        read_state_dict(tmp_path / "small.pt")
 
 
 @pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])

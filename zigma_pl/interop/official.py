@@ -7,6 +7,7 @@ weights, exactly: the last layer is negated, and the first layer of the time per
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from zigma_pl.backbones.vision_mamba import VisionMamba
 from zigma_pl.backbones.zigma import ZigMa
+from zigma_pl.checkpoints.archive import damage_of
 from zigma_pl.errors import UserError
 from zigma_pl.interop.weights_file import read_tensors
 from zigma_pl.nn.embeddings import sinusoid_frequencies
@@ -196,6 +198,9 @@ def read_state_dict(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
         return read_tensors(path, "give the checkpoint file to import")
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the checkpoint file to import")
+    damage = damage_of(path) if zipfile.is_zipfile(path) else None  # a file of an old format is no archive
+    if damage is not None:
+        raise UserError(f"{path} {damage}: download it again")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
