@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 
 from zigma_pl.errors import UserError
-from zigma_pl.ranges import check_numbers, check_whole_numbers
+from zigma_pl.ranges import LARGEST_COUNT, check_numbers, check_whole_numbers
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are other names of them
 _NEVER = 2**62  # batches between validations
@@ -45,15 +45,17 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
             "choose 32-true, bf16-mixed or 16-mixed"
         )
     check_numbers("trainer", least=0, gradient_clip_val=options.get("gradient_clip_val"))
-    for least, names in {
-        -1: ("num_sanity_val_steps",),
-        0: ("min_steps",),
-        1: ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"),
-    }.items():
-        check_whole_numbers("trainer", least=least, **{name: options.get(name) for name in names})
+    check_whole_numbers("trainer", least=-1, num_sanity_val_steps=options.get("num_sanity_val_steps"))
+    check_whole_numbers("trainer", least=0, min_steps=options.get("min_steps"))
+    check_whole_numbers(
+        "trainer",
+        accumulate_grad_batches=options.get("accumulate_grad_batches"),
+        log_every_n_steps=options.get("log_every_n_steps"),
+        num_nodes=options.get("num_nodes"),
+    )
     for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
-        most = 1.0 if isinstance(options.get(name), float) else 1e9
-        check_numbers("trainer", least=0, most=most, **{name: options.get(name)})
+        limit: dict[str, Any] = {name: options.get(name)}
+        check_numbers("trainer", least=0, most=1 if isinstance(limit[name], float) else LARGEST_COUNT, **limit)
     if options.get("max_steps") != -1:
         check_whole_numbers("trainer", max_steps=options.get("max_steps"))
     _check_validation_interval(options)
@@ -96,7 +98,7 @@ def schedule_validation(trainer: L.Trainer) -> None:
     validation once every epoch, stay as they are.
     """
     interval = getattr(trainer, "val_check_interval", None)  # absent where it is a time
-    if trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):  # type: ignore[attr-defined]
+    if trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):
         return
     is_due = trainer.global_step % interval == 0 and not trainer.fit_loop._should_accumulate()
-    trainer.val_check_batch = 1 if is_due else _NEVER  # type: ignore[attr-defined]
+    trainer.val_check_batch = 1 if is_due else _NEVER

@@ -14,6 +14,7 @@ from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.machine import choose_device, describe_machine
 from zigma_pl.benchmarks.report import Result
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_numbers
 
 MODEL_SUBJECTS = {
     "forward": "frames per second and memory of one network call, by the size of the grid",
@@ -81,6 +82,7 @@ def _run_scan(options: argparse.Namespace, save: Callable[[Result], None]) -> Re
     device = choose_device(options.device)
     dtype = DTYPES[options.dtype or DEFAULT_DTYPE[device.type]]
     names = options.contestants or default_names(device)
+    check_numbers("bench scan", above=0, bandwidth=options.bandwidth)
     bandwidth = None if options.bandwidth is None else 1e9 * options.bandwidth
     return scan.run(
         scan.ScanOptions(device, dtype, options.repeats or DEFAULT_SCAN_REPEATS[device.type], bandwidth),

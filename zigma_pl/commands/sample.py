@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 
 if TYPE_CHECKING:
     from zigma_pl.backbones import Backbone
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
     from zigma_pl.interop.folder import from_pretrained
 
     model = from_pretrained(options.model)
+    check_whole_numbers("sample", least=0, most=LARGEST_SEED, seed=options.seed)
     model.seed = options.seed
     model.sampler = sampler_with_steps(model.sampler, options.num_steps)
     if options.guidance is not None:
