@@ -75,7 +75,10 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert (log / "previews" / "step_00000004.png").is_file()
     last = log / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 4
-    assert yaml.safe_load((log / "config.yaml").read_text())["trainer"]["max_steps"] == 4
+    written = yaml.safe_load((log / "config.yaml").read_text())
+    assert written["trainer"]["max_steps"] == 4
+    backbone = written["model"]["backbone"]["init_args"]
+    assert (backbone["in_channels"], backbone["latent_height"], backbone["num_classes"]) == (1, 8, 10)  # of the data
 
     module = GenerativeModule.load_from_checkpoint(last, map_location="cpu")
     assert module.backbone.config["width"] == 16
@@ -121,6 +124,24 @@ def test_table1_rows_differ_only_in_the_scan(row, repository):
     assert scan == expected
 
 
+def test_classes_of_a_folder_come_from_the_checkpoint_when_sampling(digits, in_tmp):
+    """Kind: options to repeat; the folder whose classes were counted in training is gone."""
+    for name in ("a", "b", "c"):
+        Path("mine", name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(Path("mine", name, f"{number}.png"))
+    own = {"class_path": "zigma_pl.data.ImageFolder", "init_args": {"root": "mine", "condition": "class"}}
+    own["init_args"] |= {"image_size_px": 8, "validation_share": 0.5, "batch_size": 4}
+    Path("own.yaml").write_text(yaml.safe_dump({"data": own}))
+    options = [*digits, "--config", "own.yaml", *TINY, "--scorer.num_samples=0"]
+    assert run(["fit", *options, "--preview.num_samples=0"]) == 0
+    Path("mine").rename("gone")
+    last = "logs/digits/version_0/checkpoints/last.ckpt"
+    assert run(["predict", *options, "--data.init_args.num_predict_samples=4", "--ckpt_path", last]) == 0
+    table = json.loads(Path("samples", "samples.json").read_text())
+    assert [row["class_id"] for row in table["samples"]] == [0, 1, 2, 0]
+
+
 def error_of(arguments, capsys):
     assert run(arguments) != 0
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
@@ -162,6 +183,7 @@ def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):
         (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt"]),
         (["--model.guidance.scale=-1"], ["guidance.scale"]),
         (["--model.objective.prediction=speed"], ["speed", "velocity"]),
+        (["--model.backbone.init_args.num_classes=7"], ["num_classes=7", "num_classes=10", "Digits"]),
     ],
 )
 def test_wrong_options_give_one_clear_line(options, parts, digits, in_tmp, capsys):

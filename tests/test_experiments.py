@@ -41,10 +41,20 @@ def config_of(row: Row):
 
 
 def backbone_of(row: Row):
-    config = config_of(row)["model"]["backbone"]
+    """The backbone at its own size; to ask the data module would need files of the autoencoder."""
+    config, data = config_of(row)["model"]["backbone"], config_of(row)["data"]["init_args"]
+    side = data["image_size_px"] // 8
+    of_data = {
+        "in_channels": 4,
+        "latent_height": side,
+        "latent_width": side,
+        "latent_frames": data.get("num_frames"),
+        "num_classes": 101 if row.prefix == "table4" else None,
+        "caption_dim": 768 if "text_encoder" in data else None,
+    }
     module_name, _, class_name = config["class_path"].rpartition(".")
     with torch.device("meta"):
-        return getattr(import_module(module_name), class_name).from_config(config["init_args"])
+        return getattr(import_module(module_name), class_name).from_config(config["init_args"] | of_data)
 
 
 @pytest.fixture(scope="module")

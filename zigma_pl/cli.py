@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 import lightning as L
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -36,10 +37,11 @@ from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.archive import read_step
 from zigma_pl.checkpoints.io import WholeFileIO, check_readable
 from zigma_pl.checkpoints.last import LastRun, last_run
-from zigma_pl.checkpoints.options import Group
+from zigma_pl.checkpoints.options import Group, stored_specification
 from zigma_pl.checkpoints.restoring import CheckedConnector
 from zigma_pl.checkpoints.run_folder import WITH_FOLDER, RunFolders, has_folder, keep_rows, run_folder
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.errors import UserError
 from zigma_pl.launcher import Launcher
 from zigma_pl.module import GenerativeModule
@@ -121,7 +123,8 @@ class ZigmaCLI(LightningCLI):
         check_trainer_options(options.trainer.as_dict())
 
     def before_instantiate_classes(self) -> None:
-        """Add what needs no options: a comparison of all processes, and our progress bar, unless it is turned off."""
+        """Fill in what the data decide, and add a comparison of all processes and our progress bar."""
+        self._fill_from_data_or_checkpoint()
         options = vars(self.config[self.config["subcommand"]].as_flat())
         compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
         self.trainer_defaults["callbacks"] = [Agreement(compared)]
@@ -140,6 +143,19 @@ class ZigmaCLI(LightningCLI):
             if refusal is None:
                 raise
             raise UserError(f"these options cannot be used here: {refusal}") from error
+
+    def _fill_from_data_or_checkpoint(self) -> None:
+        """Set options of the backbone that are not stated: from the data, after training from the checkpoint."""
+        command = self.config["subcommand"]
+        options = self.config[command]
+        path, backbone = options.get("ckpt_path"), options.model.backbone.get("init_args", Namespace())
+        if command != "fit" and path is not None:
+            stored = stored_specification(Path(path))
+            fill_from(stored, backbone)
+            if command == "predict":  # without the data set, which may not be there
+                fill_from({"num_classes": stored.get("num_classes")}, options.data.init_args)
+        if any(backbone.get(name, "not an option") is None for name in Specification._fields):
+            fill_from(Specification.of(make_data_module(options.data))._asdict(), backbone)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""
@@ -208,6 +224,14 @@ class ZigmaCLI(LightningCLI):
             logger.init_args.version = run.folder.name
             if "purge_step" in logger.init_args:
                 logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it is logged again
+
+
+def make_data_module(options: Any) -> ImageDataModule:
+    """Return the data module of parsed options; no data and no weights are loaded."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    data: ImageDataModule = parser.instantiate(Namespace(data=options)).data
+    return data
 
 
 def _as_list(value: Any) -> list[Any]:

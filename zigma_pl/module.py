@@ -19,6 +19,7 @@ from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.backbones.sharding import made_whole, shard
 from zigma_pl.batch import Batch
+from zigma_pl.data.specification import check_data_fit_backbone
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
 from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm, tapped
@@ -345,23 +346,3 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     if not wrong:
         return None
     return f"{len(wrong)} parameters are missing, unknown or of other shape or type, such as {', '.join(wrong[:3])}"
-
-
-def check_data_fit_backbone(datamodule: Any, backbone: Backbone) -> None:
-    """Raise UserError, naming the options to change, when the data module and the backbone do not go together."""
-    data_shape = tuple(datamodule.latent_shape)
-    if data_shape != backbone.latent_shape:
-        frames = data_shape[0] if len(data_shape) == 4 else "null"
-        channels, height, width = data_shape[-3:]
-        raise UserError(
-            f"the data module gives latents of shape {data_shape}, but the backbone is built for "
-            f"{backbone.latent_shape}: set model.backbone.init_args.in_channels={channels}, latent_height={height}, "
-            f"latent_width={width}, latent_frames={frames}"
-        )
-    for option in ("num_classes", "caption_dim"):
-        wanted, given = getattr(backbone, option), getattr(datamodule, option)
-        if wanted is not None and wanted != given:
-            raise UserError(
-                f"the backbone has {option}={wanted}, but the data module gives {option}={given}: "
-                f"set model.backbone.init_args.{option} to match"
-            )

@@ -36,10 +36,6 @@ TINY = [
     "--data.init_args.batch_size=4",
 ]
 CAPTIONED = [
-    "--model.backbone.init_args.in_channels=4",
-    "--model.backbone.init_args.latent_height=8",
-    "--model.backbone.init_args.latent_width=8",
-    "--model.backbone.init_args.caption_dim=24",
     "--model.guidance.scale=3",
     "--data.init_args.caption_dim=24",
     "--data.init_args.image_size_px=16",
@@ -71,7 +67,7 @@ def by_class(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unconditional(tmp_path_factory):
-    options = ["--model.backbone.init_args.num_classes=null", "--model.guidance.scale=1"]
+    options = ["--data.init_args.condition=none", "--model.guidance.scale=1"]
     return trained(tmp_path_factory.mktemp("unconditional"), "digits", *options)
 
 

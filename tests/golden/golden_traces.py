@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from zigma_pl.ablations.composed import compose
 from zigma_pl.ablations.rows import Row, find_rows, overlay_of
 from zigma_pl.batch import Batch
+from zigma_pl.cli import make_data_module
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.module import GenerativeModule
 
 GOLDEN = Path(__file__).parent
@@ -45,10 +47,14 @@ def build(experiment: Row, parser: jsonargparse.ArgumentParser) -> tuple[Generat
     overlay = overlay_of(experiment, "smoke", REPOSITORY / "configs" / "scale")
     assert overlay is not None
     config = compose([experiment.path, overlay])
-    backbone = config["model"]["backbone"]
-    backbone["init_args"] |= BACKBONE | (CROSS_ATTENTION if "caption_dim" in backbone["init_args"] else {})
-    built = parser.instantiate(parser.parse_object({"model": config["model"] | MODEL, "data": config["data"]}))
-    return built.model, built.data
+    config["model"]["backbone"]["init_args"] |= BACKBONE
+    parsed = parser.parse_object({"model": config["model"] | MODEL, "data": config["data"]})
+    data, options = make_data_module(parsed.data), parsed.model.backbone.init_args
+    fill_from(Specification.of(data)._asdict(), options)
+    if data.caption_dim is not None:
+        for name, value in CROSS_ATTENTION.items():
+            options[name] = value
+    return parser.instantiate(parsed).model, data
 
 
 def make_parser() -> jsonargparse.ArgumentParser:

@@ -26,7 +26,8 @@ class DiT(TokenBackbone):
     """Diffusion transformer (arXiv:2212.09748); classes are added to the time embedding, captions cross-attended.
 
     Args:
-        in_channels: C, channels of the latents (or pixels).
+        in_channels: C, channels of the latents (or pixels). On the command line this, height, width, frames, classes
+            and caption width are those of the data module where they are not given.
         latent_height: H of the latents.
         latent_width: W of the latents.
         patch_size: side of the square patch that makes one token; H and W must be divisible by it.
@@ -49,9 +50,9 @@ class DiT(TokenBackbone):
 
     def __init__(
         self,
-        in_channels: int,
-        latent_height: int,
-        latent_width: int,
+        in_channels: int | None = None,
+        latent_height: int | None = None,
+        latent_width: int | None = None,
         patch_size: int = 1,
         latent_frames: int | None = None,
         size: Size | None = None,

@@ -39,6 +39,11 @@ class TokenBackbone(Backbone):
 
     def __init__(self, width: int, config: dict[str, Any]) -> None:
         frame_shape = (config["in_channels"], config["latent_height"], config["latent_width"])
+        if None in frame_shape:
+            raise UserError(
+                "a backbone made in Python needs in_channels, latent_height and latent_width (and for videos "
+                "latent_frames): only the command line takes them from the data module"
+            )
         num_frames: int | None = config["latent_frames"]
         num_tokens = math.prod(frame_shape[1:]) // config["patch_size"] ** 2 * (num_frames or 1)
         if num_tokens > MAX_TOKENS:

@@ -29,7 +29,8 @@ class UViT(TokenBackbone):
     their own embeddings. A dropped caption counts as a single null token, however many caption tokens the batch has.
 
     Args:
-        in_channels: C, channels of the latents (or pixels).
+        in_channels: C, channels of the latents (or pixels). On the command line this, height, width, frames, classes
+            and caption width are those of the data module where they are not given.
         latent_height: H of the latents.
         latent_width: W of the latents.
         patch_size: side of the square patch that makes one token; H and W must be divisible by it.
@@ -55,9 +56,9 @@ class UViT(TokenBackbone):
 
     def __init__(
         self,
-        in_channels: int,
-        latent_height: int,
-        latent_width: int,
+        in_channels: int | None = None,
+        latent_height: int | None = None,
+        latent_width: int | None = None,
         patch_size: int = 1,
         latent_frames: int | None = None,
         size: Size | None = None,
@@ -83,7 +84,7 @@ class UViT(TokenBackbone):
         self.norm = nn.LayerNorm(width)
         # The prediction starts at zero, the convolution as the identity: its few weights, if zero, hold up all others.
         self.projection = zero_linear(width, self.patch_features)
-        self.final_convolution = identity_convolution(in_channels) if final_convolution else nn.Identity()
+        self.final_convolution = identity_convolution(self.latent_shape[-3]) if final_convolution else nn.Identity()
 
     def forward(
         self,

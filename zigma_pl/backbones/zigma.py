@@ -20,7 +20,8 @@ class ZigMa(MambaBackbone):
     """Zigzag Mamba (arXiv:2403.13802): layer i scans the tokens along order Omega_i = S_{i mod k}.
 
     Args:
-        in_channels: C, channels of the latents (or pixels).
+        in_channels: C, channels of the latents (or pixels). On the command line this, height, width, frames, classes
+            and caption width are those of the data module where they are not given.
         latent_height: H of the latents.
         latent_width: W of the latents.
         patch_size: side of the square patch that makes one token; H and W must be divisible by it.
@@ -47,9 +48,9 @@ class ZigMa(MambaBackbone):
 
     def __init__(
         self,
-        in_channels: int,
-        latent_height: int,
-        latent_width: int,
+        in_channels: int | None = None,
+        latent_height: int | None = None,
+        latent_width: int | None = None,
         patch_size: int = 1,
         latent_frames: int | None = None,
         size: Size | None = None,

@@ -7,11 +7,15 @@ numbers without a word.
 import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 
 from zigma_pl.callbacks.ema import EMA
+from zigma_pl.checkpoints.content import OPTIONS
+from zigma_pl.checkpoints.io import read_checkpoint
+from zigma_pl.data.specification import Specification
 from zigma_pl.errors import UserError
 from zigma_pl.module import GenerativeModule
 
@@ -63,6 +67,13 @@ def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
     }
     plain: Options = json.loads(json.dumps(options, default=str))  # tuples become lists, whoever wrote them
     return plain
+
+
+def stored_specification(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's backbone was built for, by the names of `Specification`; its weights are not read."""
+    options = read_checkpoint(path, "meta").get(OPTIONS, {})
+    stored = {**options.get("backbone", {}), **options.get("conditions", {})}
+    return {name: stored.get(name) for name in Specification._fields}
 
 
 def check_same(found: Mapping[str, Mapping[str, Any]], own: Options, allowed: Collection[str], where: Any) -> list[str]:

@@ -1,6 +1,5 @@
 """`show-batch`: a picture of a batch as the model gets it, decoded again, with class or caption under each sample."""
 
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zigma_pl.batch import RawBatch
-from zigma_pl.cli import ZigmaCLI, parser_of, run_cli
+from zigma_pl.cli import ZigmaCLI, make_data_module, parser_of, run_cli
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 
@@ -43,10 +42,7 @@ class DataCLI(ZigmaCLI):
 
     def instantiate_classes(self) -> None:
         """Make the data module alone."""
-        options = self.config.data
-        module_name, _, class_name = options.class_path.rpartition(".")
-        data_class = getattr(sys.modules[module_name], class_name)
-        self.datamodule = data_class(**options.init_args.as_dict())
+        self.datamodule = make_data_module(self.config.data)
 
 
 def main(argv: list[str]) -> int:

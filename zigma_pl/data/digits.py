@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 in ten classes, part of the package, no download."""
 
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,19 +15,21 @@ _SPLIT_SEED = 0  # the split belongs to the data set: it must not move with the 
 class DigitImages(ImageDataset):
     """Grey 8 x 8 digits. `pixels` (num_images, 8, 8) uint8, `labels` (num_images,) in 0..9."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, with_classes: bool = True) -> None:
         self.pixels = pixels
         self.labels = labels
+        self.with_classes = with_classes
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> ImageItem:
-        return ImageItem(Image.fromarray(self.pixels[index]), class_id=int(self.labels[index]))
+        class_id = int(self.labels[index]) if self.with_classes else None
+        return ImageItem(Image.fromarray(self.pixels[index]), class_id=class_id)
 
 
 class Digits(ImageDataModule):
-    """Handwritten digits with their class as condition, 1 x 8 x 8, in pixel space.
+    """Handwritten digits with their class as condition, or without, 1 x 8 x 8, in pixel space.
 
     The split is fixed and stratified: each class is shuffled once, whatever the seed; of every ten images the first is
     for validation, the sixth for testing, and the other eight for training (185, 179 and 1,433 images).
@@ -37,9 +40,9 @@ class Digits(ImageDataModule):
         seed: seed of the training order.
         cache: folder that `python -m zigma_pl prepare digits` wrote, to read instead.
         num_predict_samples: digits that `predict` draws; sample i is of class i modulo 10.
+        condition: what the model is given: the class or nothing.
     """
 
-    num_classes = 10
     image_channels = 1
 
     def __init__(
@@ -49,6 +52,7 @@ class Digits(ImageDataModule):
         seed: int = 0,
         cache: str | None = None,
         num_predict_samples: int = 100,
+        condition: Literal["class", "none"] = "class",
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -58,13 +62,19 @@ class Digits(ImageDataModule):
             cache=cache,
             num_predict_samples=num_predict_samples,
         )
+        self.conditioned_on = condition
+        self.num_classes = 10 if condition == "class" else None
+
+    def described(self) -> dict[str, Any]:
+        """Return as plain values what decides which items a split has and what is in them."""
+        return {**super().described(), "condition": self.conditioned_on}
 
     def load_split(self, split: Split) -> DigitImages:
         """Return the digits of one split, in the package's order."""
         pixels, labels = load_all_digits()
         rank_in_class = shuffled_rank_in_class(labels) % 10
         chosen = {"validation": rank_in_class == 0, "test": rank_in_class == 5}.get(split, rank_in_class % 5 != 0)
-        return DigitImages(pixels[chosen], labels[chosen])
+        return DigitImages(pixels[chosen], labels[chosen], self.conditioned_on == "class")
 
 
 @lru_cache(maxsize=1)
