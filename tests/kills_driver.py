@@ -27,6 +27,7 @@ from zigma_pl.checkpoints.newest import LAST_LINK, newest_checkpoint
 from zigma_pl.checkpoints.restoring import CheckedConnector
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.optimizers import Constant
 
@@ -45,7 +46,7 @@ class Noisy(GenerativeModule):
 
 def build(objective=None, learning_rate=1e-2, **options):
     L.seed_everything(0, verbose=False)
-    sizes = {"patch_size": 4, "width": 16, "depth": 2, "state_size": 4, "num_classes": 10}
+    sizes = {"patch_size": 4, "width": 16, "depth": 2, "mixers": Mamba(state_size=4), "num_classes": 10}
     adamw = partial(torch.optim.AdamW, lr=learning_rate, weight_decay=0.0)
     return Noisy(
         ZigMa(1, 8, 8, **{**sizes, **options}), objective or Objective(), optimizer=adamw, lr_schedule=Constant(3)

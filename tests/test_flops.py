@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.errors import UserError
 from zigma_pl.flops import count_flops, counting, operations_of
+from zigma_pl.mixers import Mamba, SelfAttention
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.operations import Flops
 from zigma_pl.ops.selective_scan import reference, selective_scan
@@ -19,7 +20,8 @@ B, C, L, D, E, N, K, R = 2, 4, 6, 32, 64, 16, 4, 2
 M, HEADS = 96, 2  # hidden width of the perceptron, heads of the attention
 GRID = {"in_channels": C, "latent_height": 3, "latent_width": 2}
 ONE_LAYER = {**GRID, "width": D, "depth": 1, "position_embedding": "learnable"}
-TRANSFORMER = {"num_heads": HEADS, "mlp_ratio": M / D}
+PERCEPTRON = {"mlp_ratio": M / D}
+DIT, UVIT = SelfAttention(HEADS, qk_norm=False), SelfAttention(HEADS, bias=False, qk_norm=False)
 
 
 def embeddings():
@@ -91,8 +93,8 @@ BY_HAND = {
         ParallelMamba(**ONE_LAYER, scan=ScanConfig("zigzag", 3)),
         embeddings() + mamba_block(3) + final_layer(True),
     ),
-    "dit": (DiT(**ONE_LAYER, **TRANSFORMER), embeddings() + dit_block() + final_layer(False)),
-    "uvit": (UViT(**ONE_LAYER, **TRANSFORMER), embeddings() + uvit_layers()),
+    "dit": (DiT(**ONE_LAYER, **PERCEPTRON, mixers=DIT), embeddings() + dit_block() + final_layer(False)),
+    "uvit": (UViT(**ONE_LAYER, **PERCEPTRON, mixers=UVIT), embeddings() + uvit_layers()),
 }
 
 
@@ -205,6 +207,7 @@ VARIANTS = {
     "factorized": ZigMa(**GRID, width=D, depth=3, latent_frames=2, scan=ScanConfig("zigzag", 8, video="factorized")),
     "bidirectional clip": VisionMamba(**ONE_LAYER, latent_frames=2, caption_dim=8),
     "skips": UViT(**GRID, width=D, depth=3, latent_frames=2, caption_dim=8),
+    "hybrid": ZigMa(**GRID, width=D, depth=2, mixers=[Mamba(), SelfAttention(rotary=True)]),
     "DiT with captions": DiT(**GRID, width=D, depth=2, latent_frames=2, caption_dim=8),
 }
 
@@ -216,7 +219,7 @@ def test_no_form_of_a_backbone_runs_an_op_that_is_not_counted(backbone):
 
 
 def test_recomputation_and_backend_do_not_count():
-    options = {"gradient_checkpointing": True, "scan_backend": "cuda"}
+    options = {"gradient_checkpointing": True, "mixers": [Mamba(scan_backend="cuda")]}
     plain, other = (count_flops(ZigMa(**ONE_LAYER, **more), backward=True) for more in ({}, options))
     assert plain == other
 

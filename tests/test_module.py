@@ -12,6 +12,7 @@ from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.optimizers import Constant
 from zigma_pl.samplers import Guidance, ODESampler
@@ -23,7 +24,7 @@ def adamw(**options):
 
 def build(**options):
     torch.manual_seed(0)
-    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
+    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, mixers=Mamba(state_size=4), num_classes=10)
     defaults = {"sampler": ODESampler(num_steps=3), "optimizer": adamw()}
     return GenerativeModule(backbone, Objective(), **defaults | options)
 
@@ -213,5 +214,5 @@ def test_validation_loss_is_fixed(tmp_path):
 
 
 def test_unconditional_backbone_trains_on_labelled_data(tmp_path):
-    module = GenerativeModule(ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, state_size=4), Objective())
+    module = GenerativeModule(ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, mixers=Mamba(state_size=4)), Objective())
     trainer_for(tmp_path, 1, logger=False, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=8))

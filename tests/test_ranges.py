@@ -17,6 +17,7 @@ from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.interpolant.schedules import VPSchedule
+from zigma_pl.mixers import Mamba, MixerOptions
 from zigma_pl.module import GenerativeModule
 from zigma_pl.nn.zigzag_mamba import ZigzagMamba
 from zigma_pl.optimizers import LearningRateSchedule
@@ -25,7 +26,7 @@ from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
 
 ANY_VALUE = {("Objective", "logit_mean")}  # numeric options that may be negative
-NOT_OPTIONS = {"MambaBackbone", "RequestedData", "SamplingBar"}  # built by our code alone
+NOT_OPTIONS = {"RequestedData", "SamplingBar"}  # built by our code alone
 BACKBONE = {"in_channels": 1, "latent_height": 4, "latent_width": 4, "width": 8, "depth": 1, "num_classes": None}
 REQUIRED = {
     "root": "nowhere",
@@ -48,7 +49,7 @@ def our_classes():
         if module.name.startswith(("zigma_pl.callbacks.", "zigma_pl.data.", "zigma_pl.samplers.")):
             import_module(module.name)
     found = {ScanConfig, Guidance, Objective, VPSchedule, GenerativeModule, ZigzagMamba}
-    for base in (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule):
+    for base in (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule, MixerOptions):
         found |= subclasses(base)
     return sorted((each for each in found if each.__name__ not in NOT_OPTIONS), key=lambda each: each.__name__)
 
@@ -84,6 +85,7 @@ def test_walk_finds_the_options():
     found = {(each.__name__, option) for each, option in CASES}
     assert {
         ("ZigMa", "patch_size"),
+        ("Mamba", "state_size"),
         ("EMA", "decay"),
         ("GenerativeModule", "condition_dropout"),
         ("UCF101", "batch_size"),
@@ -109,7 +111,7 @@ def test_every_numeric_option_refuses_nonsense(some_class, option):
         (ZigMa, "depth", 10**9),
         (ZigMa, "width", 10**6),
         (ZigMa, "num_classes", 10**12),
-        (ZigMa, "state_size", 10**9),
+        (Mamba, "state_size", 10**9),
         (ZigMa, "latent_height", 10**9),
         (ZigMa, "width", 0),
         (ZigMa, "depth", "12"),

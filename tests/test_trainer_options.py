@@ -11,6 +11,7 @@ from zigma_pl.cli import put_int_first
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.trainer_options import check_length, check_trainer_options
 
@@ -75,7 +76,7 @@ def test_values_that_work_pass(options):
 
 
 def build():
-    backbone = ZigMa(1, 8, 8, patch_size=4, width=8, depth=1, state_size=2, num_classes=10)
+    backbone = ZigMa(1, 8, 8, patch_size=4, width=8, depth=1, mixers=Mamba(state_size=2), num_classes=10)
     return GenerativeModule(backbone, Objective())
 
 

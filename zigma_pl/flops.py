@@ -42,11 +42,10 @@ def count_flops(
 
     Raises: UserError when the backbone runs an op whose arithmetic is not known.
     """
-    plain = {name: value for name, value in _PLAIN_OPTIONS.items() if name in backbone.config}
     # In inference mode PyTorch would not say what ops such as a linear layer are made of.
     with torch.inference_mode(False), torch.set_grad_enabled(backward):
         with torch.device("meta"):
-            outline = type(backbone).from_config(backbone.config | plain)
+            outline = type(backbone).from_config(_plain(backbone.config))
             x_t, t = torch.empty(batch_size, *backbone.latent_shape), torch.empty(batch_size)
             condition = _condition(backbone, batch_size, num_caption_tokens)
         with counting() as counter:
@@ -70,6 +69,15 @@ def operations_of(counter: FlopCounterMode) -> Flops:
     """Return what a counter of `counting` has counted."""
     by_op: Mapping[Any, Any] = counter.get_flop_counts().get("Global", {})
     return sum(by_op.values(), Flops())
+
+
+def _plain(options: Any) -> Any:
+    """Return a backbone's options, those of its mixers among them, with _PLAIN_OPTIONS in place of what was chosen."""
+    if isinstance(options, list):
+        return [_plain(entry) for entry in options]
+    if not isinstance(options, Mapping):
+        return options
+    return {name: _PLAIN_OPTIONS[name] if name in _PLAIN_OPTIONS else _plain(o) for name, o in options.items()}
 
 
 def _condition(backbone: Backbone, batch_size: int, num_caption_tokens: int) -> Tensor | None:

@@ -7,6 +7,7 @@ from backbones import tiny
 from zigma_pl.backbones import DiT
 from zigma_pl.backbones.dit import DiTBlock
 from zigma_pl.errors import UserError
+from zigma_pl.mixers import SelfAttention, Visit
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import unpatchify
 
@@ -30,22 +31,23 @@ def test_without_positions_it_follows_a_permutation_of_the_patches(kind):
 
 def test_block_is_three_gated_branches_and_starts_as_the_identity():
     torch.manual_seed(0)
-    block = DiTBlock(8, 2, 4.0, CrossAttention(8, 2, 4)).double()
+    block = DiTBlock(8, SelfAttention(2, qk_norm=False), 4.0, CrossAttention(8, 2, 4)).double()
+    visit = Visit(torch.zeros(5, 2))
     x, conditioning, caption = (torch.randn(2, *shape, 8, dtype=torch.float64) for shape in ((5,), (), (3,)))
-    assert torch.equal(block(x, conditioning, caption), x)
+    assert torch.equal(block(x, conditioning, visit, caption), x)
     torch.nn.init.normal_(block.modulation[1].weight)
     shifts = torch.nn.functional.silu(conditioning) @ block.modulation[1].weight.T
     shifts = shifts.reshape(2, 9, 1, 8).unbind(1)  # shift, scale and gate of attention, perceptron, cross-attention
     expected = x
     for index, branch in (
-        (0, block.attention),
+        (0, lambda tokens: block.mixer(tokens, visit)),
         (6, lambda tokens: block.cross_attention(tokens, caption)),
         (3, block.mlp),
     ):
         normalised = torch.nn.functional.layer_norm(expected, (8,), eps=1e-6)
         modulated = normalised * (1 + shifts[index + 1]) + shifts[index]
         expected = expected + shifts[index + 2] * branch(modulated)
-    torch.testing.assert_close(block(x, conditioning, caption), expected)
+    torch.testing.assert_close(block(x, conditioning, visit, caption), expected)
 
 
 def test_sizes_are_the_papers_with_its_perceptron():
@@ -54,9 +56,9 @@ def test_sizes_are_the_papers_with_its_perceptron():
         with torch.device("meta"):
             backbone = DiT(4, 32, 32, patch_size=2, size=size, num_classes=1000, mlp_ratio=4.0)
         assert backbone.num_parameters() / 1e6 == pytest.approx(expected, rel=0.01)
-        assert backbone.blocks[0].attention.num_heads == heads
+        assert backbone.blocks[0].mixer.num_heads == heads
 
 
 def test_heads_must_divide_the_width():
     with pytest.raises(UserError, match=r"width of 16 .* 3 attention heads: set num_heads"):
-        build(num_heads=3)
+        build(mixers=SelfAttention(num_heads=3))

@@ -5,7 +5,9 @@ import torch
 from backbones import tiny
 
 from zigma_pl.backbones import ParallelMamba, VisionMamba, ZigMa
-from zigma_pl.nn.mixer import MambaMixer, ParallelMixer
+from zigma_pl.mixers import Visit
+from zigma_pl.mixers.mamba import MambaMixer
+from zigma_pl.mixers.parallel import ParallelMixer
 from zigma_pl.scan.paths import visit_order
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -25,8 +27,9 @@ def test_mixer_is_the_sum_of_single_mixers(num_directions):
     torch.manual_seed(0)
     mixer, tokens = ParallelMixer(16, num_directions), torch.randn(2, 12, 16)
     orders = torch.stack([torch.randperm(12) for _ in range(num_directions)]).int()
-    expected = sum(split(mixer, i)(tokens, orders[i]) for i in range(num_directions))
-    torch.testing.assert_close(mixer(tokens, orders), expected)
+    visits = [Visit(torch.empty(0), order) for order in (orders, *orders)]
+    expected = sum(split(mixer, i)(tokens, visits[1 + i]) for i in range(num_directions))
+    torch.testing.assert_close(mixer(tokens, visits[0]), expected)
 
 
 def test_one_direction_is_zigma_with_one_order():
@@ -40,7 +43,7 @@ def test_one_direction_is_zigma_with_one_order():
 def test_every_layer_scans_all_orders():
     backbone = tiny.build(ParallelMamba, scan=ScanConfig(num_orders=5))
     expected = [visit_order("zigzag", 2, 3, index=index).tolist() for index in range(5)]
-    assert all(backbone.visit_order(layer).tolist() == expected for layer in range(3))
+    assert all(backbone.visit(layer).order.tolist() == expected for layer in range(3))
     assert all(len(block.mixer.directions) == 5 for block in backbone.blocks)
 
 
@@ -69,7 +72,7 @@ def test_size_is_matched_for_every_number_of_orders_and_with_captions():
 
 def test_vision_mamba_scans_forward_and_in_reverse():
     backbone = tiny.build(VisionMamba)
-    assert backbone.visit_order(2).tolist() == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]
+    assert backbone.visit(2).order.tolist() == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]
 
 
 @pytest.mark.parametrize(("direction", "expected"), [(0, range(2, 6)), (1, range(3)), (None, range(6))])

@@ -18,8 +18,7 @@ CLASSES, CAPTIONS = ({"num_classes": 4}, torch.tensor([2])), ({"caption_dim": 5}
 @pytest.mark.parametrize("scheme", ["sweep", "zigzag", "hilbert", "random"])
 def test_a_layer_of_zigma_reaches_what_its_order_visits_later(scheme, options, condition):
     for index in range(8):
-        backbone = tiny.build(ZigMa, depth=1, scan=ScanConfig(scheme), **options)
-        backbone.layer_orders = [index]
+        backbone = tiny.build(ZigMa, depth=1, scan=ScanConfig(scheme, indices=(index,)), **options)
         order = visit_order(scheme, 2, 3, index=index).tolist()
         for step, token in enumerate(order):
             assert reached(backbone, token, condition) == set(order[step:])

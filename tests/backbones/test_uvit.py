@@ -57,7 +57,7 @@ def test_final_convolution_mixes_across_patch_borders():
 
 def test_prediction_starts_at_zero_and_the_convolution_as_the_identity():
     """A convolution that starts at zero gives no other weight a gradient, and slows all down until it has grown."""
-    fresh, (x, t) = UViT(2, 4, 6, patch_size=2, width=16, depth=3, num_heads=2), tiny.draw()
+    fresh, (x, t) = UViT(2, 4, 6, patch_size=2, width=16, depth=3), tiny.draw()
     prediction = fresh(x, t)
     assert not prediction.any()
     prediction.sum().backward()

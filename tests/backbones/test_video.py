@@ -6,7 +6,6 @@ from backbones import tiny
 from backbones.tiny import reached
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.errors import UserError
 from zigma_pl.optimizers import parameter_roles
 from zigma_pl.scan import clip_order, visit_order
 from zigma_pl.scan.schedule import ScanConfig
@@ -34,8 +33,7 @@ def of_place(place):
 @pytest.mark.parametrize("index", [0, 1, 6])
 def test_a_3d_layer_reaches_what_its_path_visits_later(index):
     order = clip_order("zigzag", F, 2, 3, index=index).tolist()
-    backbone = build(depth=1)
-    backbone.layer_orders = [index]
+    backbone = build(depth=1, scan=ScanConfig(indices=(index,)))
     for token in (0, 5, 8, 17):
         assert reached(backbone, token) == set(order[order.index(token) :])
 
@@ -63,16 +61,12 @@ def test_temporal_layers_never_mix_places(captions):
     condition = torch.randn(1, 7, 5) if captions else None
     for token in (0, 8, 17):
         assert reached(factorized("time", "time", **options), token, condition) == of_place(token % L)
-    forward = factorized("time", **options)
-    backward = factorized("time", **options)
-    backward.layer_orders = [backward.layer_orders[0] + 1]
-    assert reached(forward, L + 2, condition) == {L + 2, 2 * L + 2}
-    assert reached(backward, L + 2, condition) == {2, L + 2}
+    assert reached(factorized("time", **options), L + 2, condition) == {L + 2, 2 * L + 2}
 
 
 def test_space_and_time_together_reach_everything():
     backbone = build(depth=9, scan=ScanConfig(video="factorized"))
-    assert [block.mixer.axis for block in backbone.blocks] == ["space", "space", "time"] * 3
+    assert [block.sequences.axis for block in backbone.blocks] == ["space", "space", "time"] * 3
     assert reached(backbone, L + 4) == EVERYTHING
 
 
@@ -84,7 +78,7 @@ def test_one_layer_of_the_baselines_reaches_the_whole_clip(backbone_class):
 
 
 def test_vision_mamba_goes_through_the_clip_and_back():
-    assert build(VisionMamba).visit_order(2).tolist() == [[*range(F * L)], [*reversed(range(F * L))]]
+    assert build(VisionMamba).visit(2).order.tolist() == [[*range(F * L)], [*reversed(range(F * L))]]
 
 
 def test_final_convolution_stays_within_the_frame():
@@ -138,11 +132,12 @@ def test_frame_positions_are_not_decayed():
     assert parameter_roles(backbone)["frame_position_embedding.table"] == "embedding"
 
 
-def test_parallel_mamba_has_no_factorized_scan():
-    assert build(ParallelMamba, scan=ScanConfig(num_orders=2)).visit_order(0).shape == (2, F * L)
-    with pytest.raises(UserError, match=r"scan.video: a ParallelMamba has no factorized scan"):
-        build(ParallelMamba, scan=ScanConfig(video="factorized"))
-    assert tiny.build(ParallelMamba, scan=ScanConfig(video="factorized"))  # which pictures never use
+def test_parallel_directions_of_a_factorized_scan_go_along_space_and_time():
+    assert build(ParallelMamba, scan=ScanConfig(num_orders=2)).visit(0).order.shape == (2, F * L)
+    backbone = build(ParallelMamba, depth=3, scan=ScanConfig(num_orders=2, video="factorized"))
+    assert [backbone.visit(layer).order.shape for layer in range(3)] == [(2, L), (2, L), (2, F)]
+    space = build(ParallelMamba, depth=1, scan=ScanConfig(num_orders=2, video="factorized"))
+    assert reached(space, L + 2) <= of_frame(1)
 
 
 @pytest.mark.parametrize("residual", ["prenorm", "legacy"])

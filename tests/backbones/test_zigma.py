@@ -5,7 +5,7 @@ import torch
 from backbones import tiny
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.backbones.zigma import SIZES
+from zigma_pl.backbones.mixer_backbone import SIZES
 from zigma_pl.scan.paths import visit_order
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -15,8 +15,11 @@ build = functools.partial(tiny.build, ZigMa)
 def test_layers_cycle_through_the_orders_of_the_token_grid():
     backbone = build(depth=5, scan=ScanConfig(num_orders=3))
     for layer in range(5):
-        assert backbone.visit_order(layer).tolist() == visit_order("zigzag", 2, 3, index=layer % 3).tolist()
-        assert backbone.visit_order(layer).dtype == torch.int32
+        visit = backbone.visit(layer)
+        assert visit.order.tolist() == visit_order("zigzag", 2, 3, index=layer % 3).tolist()
+        assert visit.order.dtype == torch.int32
+        assert visit.order[visit.inverse.long()].tolist() == list(range(6))
+        assert visit.places.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert len([name for name, _ in backbone.named_buffers() if name.startswith("visit_order")]) == 3
 
 

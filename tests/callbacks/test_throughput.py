@@ -16,6 +16,7 @@ from zigma_pl.data.samples import SampleLoader
 from zigma_pl.errors import UserError
 from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import ODESampler
 
@@ -92,7 +93,7 @@ class SlowDigits(Digits):
 
 def fit(folder, data=None, callbacks=None, *, max_steps=6, **options):
     torch.manual_seed(0)
-    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, state_size=4, num_classes=10)
+    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, mixers=Mamba(state_size=4), num_classes=10)
     module = GenerativeModule(backbone, Objective(), ODESampler(num_steps=1))
     callbacks = [Throughput()] if callbacks is None else callbacks
     logged = Logged()

@@ -17,6 +17,7 @@ from zigma_pl.callbacks.preview import PreviewGrid
 from zigma_pl.callbacks.sample_writer import SampleWriter
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import Guidance, ODESampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
@@ -25,7 +26,7 @@ from zigma_pl.scan.schedule import ScanConfig
 def build(latent_frames=3, **options):
     torch.manual_seed(0)
     scan = ScanConfig(video="factorized")
-    size = {"patch_size": 4, "width": 16, "depth": 3, "state_size": 4}
+    size = {"patch_size": 4, "width": 16, "depth": 3, "mixers": Mamba(state_size=4)}
     backbone = ZigMa(3, 8, 8, latent_frames=latent_frames, num_classes=2, scan=scan, **size)
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

@@ -9,6 +9,7 @@ from zigma_pl.backbones import ZigMa
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.optimizers import Constant
 
@@ -36,7 +37,7 @@ class Remember(L.Callback):
 
 def build(module_class=GenerativeModule):
     torch.manual_seed(0)
-    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, state_size=4, num_classes=10)
+    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, mixers=Mamba(state_size=4), num_classes=10)
     return module_class(
         backbone, Objective(), optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0), lr_schedule=Constant(3)
     )

@@ -8,6 +8,7 @@ from zigma_pl.backbones import ZigMa
 from zigma_pl.data import Digits
 from zigma_pl.evaluation.loss_by_time import MeanByTime, bin_name
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 
 
@@ -45,7 +46,7 @@ def test_nothing_is_left_after_a_reset_and_infinite_losses_show():
 
 
 def test_validation_logs_the_loss_by_time(tmp_path):
-    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, state_size=4)
+    backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, mixers=Mamba(state_size=4))
     trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
     module = GenerativeModule(backbone, Objective())
     (metrics,) = trainer.validate(module, datamodule=Digits(batch_size=50), verbose=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zigma_pl.ablations.composed import compose
 from zigma_pl.ablations.rows import Row, find_rows, overlay_of
+from zigma_pl.backbones.migration import migrated_weights
 from zigma_pl.batch import Batch
 from zigma_pl.cli import make_data_module
 from zigma_pl.data.base import ImageDataModule
@@ -107,7 +108,8 @@ def random_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 def read_weights(name: str) -> dict[str, Tensor]:
     """Return stored weights as float32, under today's names."""
-    return {name: value.float() for name, value in load_file(GOLDEN / "weights" / name).items()}
+    weights = {name: value.float() for name, value in load_file(GOLDEN / "weights" / name).items()}
+    return migrated_weights(weights)
 
 
 def main() -> None:

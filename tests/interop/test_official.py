@@ -15,8 +15,8 @@ from zigma_pl.__main__ import main
 from zigma_pl.errors import UserError
 from zigma_pl.interop import load_zigma_checkpoint
 from zigma_pl.interop.official import infer_config, read_state_dict, reverse_time
+from zigma_pl.mixers.mamba import MambaMixer
 from zigma_pl.nn.embeddings import sinusoid, sinusoid_frequencies
-from zigma_pl.nn.mixer import MambaMixer
 
 GOLDEN = Path(os.environ.get("ZIGMA_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
 KINDS = {

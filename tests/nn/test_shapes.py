@@ -1,17 +1,22 @@
 """Kind: public modules called with tensors of another shape answer in one line."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.errors import UserError
+from zigma_pl.mixers import Visit
+from zigma_pl.mixers.mamba import MambaMixer
+from zigma_pl.mixers.parallel import ParallelMixer
 from zigma_pl.nn.cross_attention import CrossAttention
-from zigma_pl.nn.mixer import MambaMixer, ParallelMixer
 from zigma_pl.nn.zigzag_mamba import ZigzagMamba
 
 ONES = torch.ones
 MIXER, PARALLEL, ATTENTION = MambaMixer(8), ParallelMixer(8, 2), CrossAttention(8, 1, 8)
 ORDERS = torch.arange(4).int().expand(2, 4)
+PLACES = torch.zeros(4, 2)
 
 
 def refused(module, *arguments):
@@ -20,7 +25,7 @@ def refused(module, *arguments):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("module", [ZigzagMamba(8), MIXER], ids=["ZigzagMamba", "MambaMixer"])
+@pytest.mark.parametrize("module", [ZigzagMamba(8), partial(MIXER, visit=Visit(PLACES))], ids=["layer", "mixer"])
 @pytest.mark.parametrize("shape", [(2, 4, 7), (2, 4, 9), (4, 8), (2, 2, 2, 8), (8,), ()])
 def test_tokens_of_another_shape(module, shape):
     refused(module, ONES(shape))
@@ -32,8 +37,9 @@ def test_tokens_of_another_shape(module, shape):
     [(ONES(2, 4, 7), ORDERS), (ONES(2, 4, 8), ORDERS[:1]), (ONES(2, 4, 8), ORDERS[0]), (ONES(2, 5, 8), ORDERS)],
 )
 def test_parallel_mixer(arguments):
-    refused(PARALLEL, *arguments)
-    PARALLEL(ONES(2, 4, 8), ORDERS)
+    tokens, orders = arguments
+    refused(PARALLEL, tokens, Visit(PLACES, orders))
+    PARALLEL(ONES(2, 4, 8), Visit(PLACES, ORDERS))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_cross_attention(arguments):
 
 @pytest.mark.parametrize("kind", [ZigMa, VisionMamba, ParallelMamba, DiT, UViT])
 def test_backbones(kind):
-    backbone = kind(2, 2, 2, width=16, depth=1, caption_dim=3, **({"num_heads": 1} if kind in (DiT, UViT) else {}))
+    backbone = kind(2, 2, 2, width=16, depth=1, caption_dim=3)
     x, t, caption, mask, dropped = ONES(2, 2, 2, 2), ONES(2), ONES(2, 3, 3), ONES(2, 3).bool(), ONES(2).bool()
     backbone(x, t, caption, mask, dropped)
     refused(backbone, ONES(2, 2, 2, 3), t, caption)

@@ -9,10 +9,12 @@ import torch
 from ops.scan_inputs import random_order
 
 from zigma_pl.backbones import ParallelMamba, ZigMa
-from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.mixers import Branch, Visit
+from zigma_pl.mixers.mamba import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.mamba_mixer import MixerWeights
+from zigma_pl.ops.rows import inverse_order, take_rows
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 WIDTH, NUM_STATES, NUM_TOKENS = 16, 16, 33
@@ -41,12 +43,12 @@ def make_arguments(dtype, absent=(), num_tokens=NUM_TOKENS):
     return {n: t for n, t in {**dict(zip(INPUTS, inputs, strict=True)), **weights}.items() if n not in absent}
 
 
-def run_op(memory, **given):
+def run_op(memory, branch_inverse=None, **given):
     """Both results as one tensor."""
     weights = MixerWeights(*(given[name] for name in MixerWeights._fields))
     x_new, out = mamba_mixer.add_norm_mix(
         *map(given.get, INPUTS), weights, random_order(given["x"].shape[1]), epsilon=1e-5, activation_memory=memory,
-        deterministic=True,
+        deterministic=True, branch_inverse=branch_inverse,
     )  # fmt: skip
     return torch.cat([x_new, out.to(x_new.dtype)], -1)
 
@@ -59,8 +61,9 @@ def run_plain(**given):
         module = mixer.get_submodule(owner)
         delattr(module, last)
         setattr(module, last, given[name])  # a tensor in the place of the parameter, so that gradients reach it
-    inputs = (given["x"], given.get("branch"), given.get("gate"), norm, given["shift"], given["scale"])
-    return torch.cat(mixer.add_norm_mix(*inputs, random_order(given["x"].shape[1])), -1)
+    branch = Branch(given["branch"], given["gate"]) if "branch" in given else None
+    visit = Visit(torch.empty(0), random_order(given["x"].shape[1]))
+    return torch.cat(mixer.add_norm_mix(given["x"], branch, norm, given["shift"], given["scale"], visit)[:2], -1)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -76,6 +79,25 @@ def test_output_and_gradients(dtype, memory, absent):
     arguments = make_arguments(dtype, absent)
     errors = relative_errors(functools.partial(run_op, memory), run_plain, arguments)
     assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("compiling", [False, True])
+def test_branch_is_read_where_the_layer_before_left_it(compiling, monkeypatch):
+    """A mixer whose rows are in visit order hands them on as they are."""
+    arguments, inverse = make_arguments(torch.float32), torch.randperm(NUM_TOKENS).int()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    weights_of_loss = torch.randn(2, NUM_TOKENS, 2 * WIDTH)
+    results = []
+    for moved in (False, True):
+        leaves = {name: t.detach().clone().requires_grad_() for name, t in arguments.items()}
+        given = dict(leaves)
+        if moved:
+            given["branch"] = take_rows(leaves["branch"], inverse_order(inverse))
+        output = run_op("lean", branch_inverse=inverse if moved else None, **given)
+        results.append([output, *torch.autograd.grad((output * weights_of_loss).sum(), list(leaves.values()))])
+    for plain, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, plain)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -100,7 +122,7 @@ def test_lean_keeps_what_it_says():
     inputs, weights = [arguments[n] for n in INPUTS], [arguments[n] for n in MixerWeights._fields]
     sizes = {}
     for memory in ("nothing", "lean", "fast"):
-        _, _, *kept = mamba_mixer.mix_forward(*inputs, weights, order, 1e-5, memory, False)
+        _, _, *kept = mamba_mixer.mix_forward(*inputs, None, weights, order, 1e-5, memory, False)
         *rows, states, entered, u, delta = [t for t in kept if t.dtype != torch.float32]
         sizes[memory] = sum(t.numel() for t in (*rows, entered, u, delta)) / (2 * NUM_TOKENS)
         assert (states.numel() > 0) == (memory != "nothing")
@@ -115,15 +137,15 @@ def test_opcheck(kept, absent):
     inputs, weights = [arguments.get(n) for n in INPUTS], [arguments[n] for n in MixerWeights._fields]
     options = (order, 1e-5, kept, True)
     if kept == "nothing":
-        torch.library.opcheck(mamba_mixer.mix_forward, (*inputs, weights, *options))
+        torch.library.opcheck(mamba_mixer.mix_forward, (*inputs, None, weights, *options))
         return
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in inputs]
     weight_leaves = [w.detach().clone().requires_grad_() for w in weights]
-    torch.library.opcheck(mamba_mixer.mix_forward, (*leaves, weight_leaves, *options))
-    x_new, out, *rest = mamba_mixer.mix_forward(*inputs, weights, *options)
+    torch.library.opcheck(mamba_mixer.mix_forward, (*leaves, None, weight_leaves, *options))
+    x_new, out, *rest = mamba_mixer.mix_forward(*inputs, None, weights, *options)
     dx_new = None if absent else x_new
     torch.library.opcheck(
-        mamba_mixer.mix_backward, (dx_new, out, rest, *inputs[1:], weights, order, True, torch.float32)
+        mamba_mixer.mix_backward, (dx_new, out, rest, *inputs[1:], None, weights, order, True, torch.float32)
     )
 
 
@@ -134,7 +156,7 @@ def test_opcheck(kept, absent):
 )
 def test_backbone_gives_the_same_with_and_without_the_ops(backbone_class, options, monkeypatch):
     torch.manual_seed(0)
-    backbone = backbone_class(2, 4, 6, patch_size=2, width=16, depth=2, state_size=4, **options)
+    backbone = backbone_class(2, 4, 6, patch_size=2, width=16, depth=2, **options)
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     x_t, t = torch.randn(2, 2, 4, 6), torch.rand(2)

@@ -7,6 +7,8 @@ import torch
 
 from zigma_pl.ops import norms, norms_cuda
 from zigma_pl.ops.backends import relative_errors
+from zigma_pl.ops.norms_cuda import IN_PLACE, Inverses
+from zigma_pl.ops.rows import inverse_order, take_rows
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 NAMES = ("x", "branch", "gate", "weight", "shift", "scale")
@@ -37,13 +39,22 @@ def together(results):
     return torch.cat([results[0], results[1].to(results[0].dtype)], -1)
 
 
-def run_kernels(centred, **given):
+def run_kernels(centred, inverses=IN_PLACE, **given):
     tensors = [given.get(name) for name in NAMES]
-    return together(norms.add_norm_modulate(*tensors, epsilon=1e-5, centred=centred))
+    branch, out = inverses
+    options = {"branch_inverse": branch, "out_inverse": out}
+    return together(norms.add_norm_modulate(*tensors, epsilon=1e-5, centred=centred, **options))
 
 
-def run_plain(centred, **given):
-    return together(norms._run_reference(*map(given.get, NAMES), 1e-5, centred))
+def run_plain(centred, inverses=IN_PLACE, **given):
+    return together(norms._run_reference(*map(given.get, NAMES), inverses, 1e-5, centred))
+
+
+def random_inverses(num_tokens, of_branch, of_out):
+    """Inverses of random orders, one for all samples (1) or for each of two (2), None for 0."""
+    generator = torch.Generator().manual_seed(3)
+    orders = [torch.randperm(num_tokens, generator=generator) for _ in range(3)]
+    return Inverses(*({0: None, 1: orders[0], 2: torch.stack(orders[1:])}[number] for number in (of_branch, of_out)))
 
 
 @pytest.fixture
@@ -116,14 +127,66 @@ def test_all_ways_give_the_same_bits(monkeypatch):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+ORDERS = [(0, 1), (1, 0), (1, 1), (2, 2)]  # of branch and out, as `random_inverses` takes them
+
+
+@pytest.mark.parametrize("orders", ORDERS)
+def test_rows_are_read_and_written_in_visit_order(orders):
+    """The plain form, against rows that are moved before and after."""
+    arguments, inverses = make_arguments((2, 13, 24), torch.float32), random_inverses(13, *orders)
+    given = [arguments[name] for name in NAMES]
+    given[1] = given[1] if inverses.branch is None else take_rows(given[1], inverses.branch)
+    x_new, out = norms.add_norm_modulate(*given, epsilon=1e-5)
+    expected = out if inverses.out is None else take_rows(out, inverse_order(inverses.out))
+    found = norms.add_norm_modulate(
+        *arguments.values(), epsilon=1e-5, branch_inverse=inverses.branch, out_inverse=inverses.out
+    )
+    for one, other in zip(found, (x_new, expected), strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize(("orders", "dtype"), [*((o, torch.float32) for o in ORDERS), ((2, 1), torch.bfloat16)])
+def test_kernels_read_and_write_rows_in_visit_order(orders, dtype):
+    arguments, inverses = make_arguments((2, 13, 24), dtype), random_inverses(13, *orders)
+    errors = relative_errors(run_kernels, run_plain, arguments, centred=False, inverses=inverses)
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+def test_all_ways_move_rows_alike(monkeypatch):
+    arguments, inverses, results = make_arguments((2, 5, 16), torch.float32), random_inverses(5, 1, 2), []
+    for compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=compiling: value)
+        leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+        output = run_kernels(False, inverses, **leaves)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(leaves.values()))])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("orders", [(0, 0), *ORDERS])
+@pytest.mark.parametrize("num_tokens", [1, 63, 1000])
+def test_norms_on_the_gpu(num_tokens, orders, dtype):
+    arguments = {name: t.cuda() for name, t in make_arguments((2, num_tokens, 768), dtype).items()}
+    inverses = Inverses(*(t if t is None else t.cuda() for t in random_inverses(num_tokens, *orders)))
+    for centred in (False, True):
+        errors = relative_errors(run_kernels, run_plain, arguments, centred=centred, inverses=inverses)
+        assert max(errors.values()) < max(TOLERANCES[dtype], 1e-5), errors
+
+
 @needs_compiler
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("absent", [(), ("branch", "gate", "weight")])
 def test_opcheck(absent):
     arguments = make_arguments((1, 5, 16), torch.bfloat16, absent=absent)
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in map(arguments.get, NAMES)]
-    torch.library.opcheck(norms.norm_forward, (*leaves, 1e-5, False, True))
+    moved = random_inverses(5, 0 if absent else 1, 1)
+    torch.library.opcheck(norms.norm_forward, (*leaves, *moved, 1e-5, False, True))
     plain = [t if t is None else t.detach() for t in leaves]
-    _, out, normalised, rstd = norms.norm_forward(*plain, 1e-5, False, True)
-    torch.library.opcheck(norms.norm_backward, (None, out, normalised, rstd, *plain[1:], False, torch.float32))
-    torch.library.opcheck(norms.norm_forward, (*plain, 1e-5, False, False))
+    _, out, normalised, rstd = norms.norm_forward(*plain, *moved, 1e-5, False, True)
+    torch.library.opcheck(norms.norm_backward, (None, out, normalised, rstd, *plain[1:], *moved, False, torch.float32))
+    torch.library.opcheck(norms.norm_forward, (*plain, None, None, 1e-5, False, False))

@@ -88,34 +88,35 @@ def test_adjacency_of_clips_by_hand() -> None:
 
 
 def test_3d_layers_take_the_orders_of_the_clip_in_turn() -> None:
-    orders, indices = ScanConfig("zigzag", num_orders=3).layer_orders(5, 2, 3, num_frames=4)
-    assert indices == [0, 1, 2, 0, 1]
+    orders, layers = ScanConfig("zigzag", num_orders=3).layer_orders([1] * 5, 2, 3, num_frames=4)
+    assert layers == [(None, 0), (None, 1), (None, 2), (None, 0), (None, 1)]
     for index, order in enumerate(orders):
         np.testing.assert_array_equal(order, clip_order("zigzag", 4, 2, 3, index=index))
 
 
 def test_factorized_layers_take_the_zigzags_and_the_directions_of_time_in_turn() -> None:
-    config = ScanConfig(video="factorized")
-    orders, indices = config.layer_orders(24, 2, 3, num_frames=4)
-    space, time = indices[0::3] + indices[1::3], indices[2::3]
-    assert indices[:9] == [0, 1, 8, 2, 3, 9, 4, 5, 8]
-    assert sorted(space) == sorted([*range(8), *range(8)])
-    assert time == [8, 9, 8, 9, 8, 9, 8, 9]
-    assert [config.layer_axis(layer, 4) for layer in range(4)] == ["space", "space", "time", "space"]
-    for index in range(8):
-        np.testing.assert_array_equal(orders[index], visit_order("zigzag", 2, 3, index=index))
-    assert [order.tolist() for order in orders[8:]] == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    orders, layers = ScanConfig(video="factorized").layer_orders([1] * 24, 2, 3, num_frames=4)
+    assert [layer.axis for layer in layers] == ["space", "space", "time"] * 8
+    taken = [orders[index].tolist() for _, index in layers if index is not None]
+    zigzags = [visit_order("zigzag", 2, 3, index=index).tolist() for index in range(8)]
+    assert taken[0::3] == zigzags[0::2] * 2
+    assert taken[1::3] == zigzags[1::2] * 2
+    assert taken[2::3] == [[0, 1, 2, 3], [3, 2, 1, 0]] * 4
 
 
 def test_plans_need_not_be_sst() -> None:
     config = ScanConfig("hilbert", 2, video="factorized", plan=("time", "space", "time"))
-    assert config.layer_orders(7, 2, 3, num_frames=2)[1] == [2, 0, 3, 2, 1, 3, 2]
+    orders, layers = config.layer_orders([1, 0, 1, 1, 1, 1, 1, 1], 2, 3, num_frames=2)
+    assert [layer.axis for layer in layers] == ["time", None, "space", "time", "time", "space", "time", "time"]
+    first, second = (visit_order("hilbert", 2, 3, index=index).tolist() for index in range(2))
+    taken = [orders[index].tolist() for _, index in layers if index is not None]
+    assert taken == [[0, 1], first, [1, 0], [0, 1], second, [1, 0], [0, 1]]
 
 
 def test_pictures_know_nothing_of_plans() -> None:
     plain, factorized = ScanConfig(), ScanConfig(video="factorized", plan=("time",))
-    assert [factorized.layer_axis(layer, None) for layer in range(3)] == [None] * 3
-    for a, b in zip(plain.layer_orders(9, 2, 3)[0], factorized.layer_orders(9, 2, 3)[0], strict=True):
+    assert factorized.layer_orders([1] * 9, 2, 3)[1] == plain.layer_orders([1] * 9, 2, 3)[1]
+    for a, b in zip(plain.layer_orders([1] * 9, 2, 3)[0], factorized.layer_orders([1] * 9, 2, 3)[0], strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 
 from zigma_pl.errors import UserError
 from zigma_pl.scan import ScanConfig, inverse, visit_order
+from zigma_pl.scan.schedule import LayerOrder
 
 DEFAULT = ScanConfig()
 
@@ -35,11 +36,11 @@ def test_sweep_with_one_order_is_the_raster() -> None:
 
 def test_layers_wrap_around() -> None:
     config = ScanConfig("zigzag", num_orders=3)
-    orders, indices = config.layer_orders(8, 4, 6)
+    orders, layers = config.layer_orders([1] * 8, 4, 6)
     assert len(orders) == 3
-    assert indices == [0, 1, 2, 0, 1, 2, 0, 1] == [config.order_index(layer) for layer in range(8)]
-    for layer, index in enumerate(indices):
-        np.testing.assert_array_equal(config.layer_order(layer, 4, 6), orders[index])
+    assert [layer.order for layer in layers] == [0, 1, 2, 0, 1, 2, 0, 1]
+    for layer, (axis, index) in enumerate(layers):
+        assert axis is None
         np.testing.assert_array_equal(orders[index], visit_order("zigzag", 4, 6, index=layer % 3))
 
 
@@ -47,12 +48,45 @@ def test_layers_may_take_other_orders_than_the_first() -> None:
     config = ScanConfig("sweep", indices=(0, 6))
     assert config.num_orders == 2
     forward = np.arange(12)
-    orders, indices = config.layer_orders(4, 3, 4)
-    assert indices == [0, 1, 0, 1]
+    orders, layers = config.layer_orders([1] * 4, 3, 4)
+    assert [layer.order for layer in layers] == [0, 1, 0, 1]
     np.testing.assert_array_equal(orders, [forward, forward[::-1]])
-    clip, _ = ScanConfig("sweep", indices=(6,), video="factorized", plan=("space",)).layer_orders(2, 3, 4, 2)
+    clip, _ = ScanConfig("sweep", indices=(6,), video="factorized", plan=("space",)).layer_orders([1, 1], 3, 4, 2)
     np.testing.assert_array_equal(clip[0], forward[::-1])
     assert ScanConfig(**asdict(config)) == config
+
+
+def test_layers_that_ignore_orders_do_not_count() -> None:
+    """With attention in every fourth layer, a count of all layers would never use orders 3 and 7."""
+    config = ScanConfig("zigzag", num_orders=8)
+    orders, layers = config.layer_orders([1, 1, 1, 0] * 6, 2, 3)
+    assert [layer.order for layer in layers] == [
+        *(0, 1, 2, None, 3, 4, 5, None, 6, 7, 0, None),
+        *(1, 2, 3, None, 4, 5, 6, None, 7, 0, 1, None),
+    ]
+    for index, order in enumerate(orders):
+        np.testing.assert_array_equal(order, visit_order("zigzag", 2, 3, index=index))
+    assert config.layer_orders([0, 0], 2, 3) == ([], [LayerOrder(), LayerOrder()])
+
+
+def test_layers_of_several_directions_take_the_next_orders() -> None:
+    expected = [visit_order("zigzag", 2, 3, index=index) for index in range(4)]
+    orders, layers = ScanConfig("zigzag", num_orders=4).layer_orders([2, 1, 2, 4, 4], 2, 3)
+    taken = [(0, 1), (2,), (3, 0), (1, 2, 3, 0), (1, 2, 3, 0)]
+    assert len(orders) == 4
+    for (_, index), chosen in zip(layers, taken, strict=True):
+        assert index is not None
+        stacked = np.stack([expected[order] for order in chosen])
+        np.testing.assert_array_equal(orders[index], stacked if len(chosen) > 1 else stacked[0])
+
+
+@pytest.mark.parametrize("num_frames", [None, 3])
+def test_both_ways_puts_the_reverse_after_each_order(num_frames: int | None) -> None:
+    config = ScanConfig("zigzag", num_orders=2, both_ways=True)
+    assert config.period == 4
+    first, back, second, again = config.orders(2, 3, num_frames)
+    np.testing.assert_array_equal([first, second], ScanConfig("zigzag", num_orders=2).orders(2, 3, num_frames))
+    np.testing.assert_array_equal([back, again], [first[::-1], second[::-1]])
 
 
 def test_random_takes_any_number_of_orders_from_its_seed() -> None:

@@ -20,10 +20,12 @@ from zigma_pl.benchmarks import forward
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs
 from zigma_pl.benchmarks.timing import CudaClock, repeated
-from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.mixers import Mamba
+from zigma_pl.mixers.mamba import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms, norms_cuda
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.mamba_mixer import MixerWeights
+from zigma_pl.ops.norms_cuda import IN_PLACE
 
 WIDTH, NUM_STATES = 768, 16
 BF16 = torch.bfloat16
@@ -98,26 +100,26 @@ def time_ops(num_rows, num_tokens):
     given, order = branch_arguments(num_rows, num_tokens, BF16), random_order(num_tokens)
     inputs = [given[n] for n in ("x", "branch", "gate")]
     modulation = norms_cuda.Modulation(given["norm_weight"], given["shift"], given["scale"])
-    forward = norms_cuda.run_forward(*inputs, modulation, 1e-5, False, True)
+    forward = norms_cuda.run_forward(*inputs, modulation, IN_PLACE, 1e-5, False, True)
     dx_new, dout = torch.randn_like(forward.x_new), torch.randn_like(forward.out)
     kept = (forward.normalised, forward.rstd)
     results = {
-        "norm forward": median_ms(lambda: norms_cuda.run_forward(*inputs, modulation, 1e-5, False, True)),
+        "norm forward": median_ms(lambda: norms_cuda.run_forward(*inputs, modulation, IN_PLACE, 1e-5, False, True)),
         "norm forward, nothing kept": median_ms(
-            lambda: norms_cuda.run_forward(*inputs, modulation, 1e-5, False, False)
+            lambda: norms_cuda.run_forward(*inputs, modulation, IN_PLACE, 1e-5, False, False)
         ),
         "norm backward": median_ms(
-            lambda: norms_cuda.run_backward(dx_new, dout, kept, *inputs[1:], modulation, False, torch.float32)
+            lambda: norms_cuda.run_backward(dx_new, dout, kept, *inputs[1:], modulation, IN_PLACE, False, torch.float32)
         ),
     }
     weights = [given[n] for n in MixerWeights._fields]
-    arguments = (*inputs, *modulation, weights, order, 1e-5)
+    arguments = (*inputs, *modulation, None, weights, order, 1e-5)
     for memory in ("nothing", "lean", "fast"):
         results[f"{memory} forward"] = median_ms(lambda m=memory: mamba_mixer.mix_forward(*arguments, m, False))
         if memory == "nothing":
             continue
         kept = list(mamba_mixer.mix_forward(*arguments, memory, False)[2:])
-        backward = (dx_new, dout, kept, *inputs[1:], *modulation, weights, order, False, torch.float32)
+        backward = (dx_new, dout, kept, *inputs[1:], *modulation, None, weights, order, False, torch.float32)
         results[f"{memory} backward"] = median_ms(lambda b=backward: mamba_mixer.mix_backward(*b))
     return results
 
@@ -165,7 +167,7 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     before = torch.cuda.memory_allocated()
     options = ModelOptions(torch.device("cuda"), BF16, 1, compile_scope="blocks")
     more = {"caption_dim": 768} if captions else {}
-    backbone = build(FAMILIES["zigzag8"], (grid, grid), options, activation_memory=memory, **more)
+    backbone = build(FAMILIES["zigzag8"], (grid, grid), options, mixers=Mamba(activation_memory=memory), **more)
     caption = torch.randn(batch_size, 77, 768, device="cuda") if captions else None
     lengths = torch.arange(batch_size, device="cuda")[:, None] % 77
     mask = torch.arange(77, device="cuda") <= lengths if captions == 2 else None

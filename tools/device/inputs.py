@@ -7,7 +7,8 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.mixers import Visit
+from zigma_pl.mixers.mamba import MambaMixer
 from zigma_pl.scan.paths import visit_order
 
 
@@ -48,8 +49,10 @@ def mixer_arguments(num_rows, num_tokens, order):
         seen.update(u=u, delta=delta, A=A, B=B, C=C, **{n: rest[n] for n in ("skip", "gate", "delta_bias")})
         return u
 
-    with mock.patch("zigma_pl.nn.mixer.selective_scan", scan), torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        mixer(torch.randn(num_rows, num_tokens, 768, device="cuda"), order)
+    tokens, visit = torch.randn(num_rows, num_tokens, 768, device="cuda"), Visit(torch.empty(0), order)
+    patched = mock.patch("zigma_pl.mixers.mamba.selective_scan", scan)
+    with patched, torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        mixer(tokens, visit)
     return seen
 
 

@@ -24,6 +24,7 @@ from zigma_pl.backbones.zigma import ZigMa
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import ModelOptions
 from zigma_pl.benchmarks.train import prepare
+from zigma_pl.mixers import Mamba
 
 GOAL = {2: 0.92, 4: 0.88}
 
@@ -33,7 +34,7 @@ def build(options, device):
     torch.manual_seed(0)
     if device.type == "cpu":
         return ZigMa(4, 8, 8, width=32, depth=2), Setting(8, options.batch_size)
-    backbone = ZigMa(4, 32, 32, size="B", activation_memory=options.activation_memory).to(device)
+    backbone = ZigMa(4, 32, 32, size="B", mixers=Mamba(activation_memory=options.activation_memory)).to(device)
     if not options.eager:
         compile_regions(backbone)
     return backbone, Setting(32, options.batch_size)

@@ -11,7 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.backbones.migration import migrated_options
+from zigma_pl.class_paths import build_described, described
 from zigma_pl.errors import UserError
+from zigma_pl.mixers import MixerOptions
 from zigma_pl.ranges import check_numbers, check_whole_numbers
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -24,12 +27,8 @@ LARGEST = {
     "patch_size": 1024,
     "width": 65_536,
     "depth": 4096,
-    "state_size": 4096,
-    "expand": 64,
-    "conv_kernel": 64,
     "num_classes": 10_000_000,
     "caption_dim": 65_536,
-    "num_heads": 4096,
     "attention_heads": 4096,
     "attention_head_dim": 4096,
 }
@@ -66,9 +65,14 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the backbone that `config`, a `Backbone.config` of plain types, describes."""
-        options = dict(config)
-        if "scan" in options:
+        options = migrated_options(cls.__name__, config)
+        if options.get("scan") is not None:
             options["scan"] = ScanConfig(**options["scan"])
+        if options.get("mixers") is not None:
+            given = options["mixers"]
+            entries = given if isinstance(given, list) else [given]
+            mixers = [build_described(entry, MixerOptions) for entry in entries]  # type: ignore[type-abstract]
+            options["mixers"] = mixers if isinstance(given, list) else mixers[0]
         return cls(**options)
 
     @abstractmethod
@@ -139,7 +143,15 @@ def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
     for name in LARGEST.keys() & options.keys():
         check_whole_numbers(owner, most=LARGEST[name], **{name: options[name]})
     check_numbers(owner, above=0, most=64, mlp_ratio=options.get("mlp_ratio"))
-    return {name: asdict(value) if is_dataclass(value) else value for name, value in options.items()}  # type: ignore[arg-type]
+    return {name: _plain(value) for name, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, MixerOptions):
+        return described(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def resolve_size(

@@ -3,6 +3,7 @@
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 
 from zigma_pl.backbones.base import plain_options, resolve_size
 from zigma_pl.backbones.token_backbone import TokenBackbone, make_cross_attention
+from zigma_pl.mixers import Mixer, MixerOptions, SelfAttention, Visit
+from zigma_pl.mixers.base import layers_of
+from zigma_pl.mixers.sequences import Sequences
 from zigma_pl.nn.block import FinalLayer, modulate, zero_linear
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import PositionKind
 from zigma_pl.nn.mlp import MLP
-from zigma_pl.nn.self_attention import SelfAttention, default_num_heads
+from zigma_pl.scan.schedule import ScanConfig
 
 Size = Literal["S", "B", "L", "XL"]
 
@@ -36,7 +40,8 @@ class DiT(TokenBackbone):
             XL (1152, 28, 16).
         width: D; overrides the preset.
         depth: number of layers; overrides the preset.
-        num_heads: heads of the self-attention; by default 16 for a width of 1152, else of 64 channels each.
+        mixers: the mixer of every layer, or a plan of several that the layers repeat; None for the paper's attention.
+        scan: the orders for mixers that take orders.
         mlp_ratio: hidden width of the perceptron over D. The paper has 4; with 4.5 every size has ZigMa's number of
             parameters within 3 % (both without captions, for which ZigMa has twice as many cross-attentions).
         position_embedding: none, cosine (fixed, as in the paper) or learnable.
@@ -58,7 +63,8 @@ class DiT(TokenBackbone):
         size: Size | None = None,
         width: int | None = None,
         depth: int | None = None,
-        num_heads: int | None = None,
+        mixers: MixerOptions | list[MixerOptions] | None = None,
+        scan: ScanConfig = ScanConfig(),  # noqa: B008  a frozen dataclass
         mlp_ratio: float = 4.5,
         position_embedding: PositionKind = "cosine",
         num_classes: int | None = None,
@@ -68,12 +74,15 @@ class DiT(TokenBackbone):
         attention_head_dim: int = 64,
         gradient_checkpointing: bool = False,
     ) -> None:
+        mixers = mixers or SelfAttention(qk_norm=False)
         config = plain_options(locals())
         width, depth = resolve_size(SIZES, size, width, depth)
-        num_heads = num_heads or default_num_heads(width)
         super().__init__(width, config)
+        layers = layers_of(mixers, depth)
+        self.hold_orders(layers, scan)
         self.blocks = nn.ModuleList(
-            DiTBlock(width, num_heads, mlp_ratio, make_cross_attention(width, config)) for _ in range(depth)
+            DiTBlock(*(width, layer, mlp_ratio), make_cross_attention(width, config), self.sequences(order))
+            for layer, order in zip(layers, self.layer_orders, strict=True)
         )
         self.final_layer = FinalLayer(width, self.patch_features)
 
@@ -87,36 +96,49 @@ class DiT(TokenBackbone):
     ) -> Tensor:
         """Run the blocks and the final layer, all modulated by time (and class, or mean caption)."""
         conditioning, caption, caption_mask = self.embed_conditioning(t, condition, caption_mask, condition_dropped)
-        for block in self.blocks:
-            x = self.run_block(block, x, conditioning, caption, caption_mask)
+        for layer, block in enumerate(self.blocks):
+            x = self.run_block(block, x, conditioning, self.visit(layer), caption, caption_mask)
         return self.final_layer(x, None, conditioning)
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention if there are captions, and a perceptron: x + gate * branch(modulate(norm(x)))."""
+    """A mixer, cross-attention if there are captions, and a perceptron: x + gate * branch(modulate(norm(x)))."""
 
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, cross_attention: CrossAttention | None = None
+        self,
+        width: int,
+        mixer: MixerOptions,
+        mlp_ratio: float,
+        cross_attention: CrossAttention | None = None,
+        sequences: Sequences | None = None,
     ) -> None:
         super().__init__()
         self.num_branches = 2 if cross_attention is None else 3
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attention = SelfAttention(width, num_heads)
+        self.mixer: Mixer = mixer.build(width)
+        self.sequences = sequences
         self.cross_attention = cross_attention
         self.mlp = MLP(width, mlp_ratio)
         self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 3 * self.num_branches * width))
-        for layer in (*self.attention.children(), *self.mlp.children()):
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
+        for layer in (*self.mixer.projections(), self.mlp.hidden, self.mlp.out_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
     def forward(
-        self, x: Tensor, conditioning: Tensor, caption: Tensor | None = None, caption_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        conditioning: Tensor,
+        visit: Visit,
+        caption: Tensor | None = None,
+        caption_mask: Tensor | None = None,
     ) -> Tensor:
         """Run the block on x (B, L, D) with conditioning (B, D), caption (B, T, D) and its mask (B, T) bool."""
         modulation = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
         shift, scale, gate = modulation[:3]
-        x = torch.addcmul(x, gate, self.attention(modulate(self.norm(x), shift, scale)))
+        tokens = modulate(self.norm(x), shift, scale)
+        mix = self.mixer.mix if self.sequences is None else partial(self.sequences.mix, self.mixer)
+        x = torch.addcmul(x, gate, mix(tokens, visit))
         if self.cross_attention is not None:
             shift, scale, gate = modulation[6:]
             query = modulate(self.norm(x), shift, scale)

@@ -5,6 +5,7 @@ Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens of 
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.errors import UserError
+from zigma_pl.mixers import MixerOptions, Visit
+from zigma_pl.mixers.sequences import Sequences
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import (
     CaptionEmbedding,
@@ -24,12 +27,16 @@ from zigma_pl.nn.embeddings import (
     unpatchify,
 )
 from zigma_pl.nn.shapes import check_shape
+from zigma_pl.ops.rows import inverse_order
+from zigma_pl.scan.schedule import Axis, LayerOrder, ScanConfig
 
 MAX_TOKENS = 2**22
 
 
 class TokenBackbone(Backbone):
     """A backbone that cuts x_t into patches, runs layers over their tokens, and puts the patches back.
+
+    A subclass calls `hold_orders` with its layers' mixers before it builds them.
 
     Args:
         width: D.
@@ -65,6 +72,38 @@ class TokenBackbone(Backbone):
             self.class_embedding = ClassEmbedding(self.num_classes, width, config["null_condition"])
         if self.caption_dim is not None:
             self.caption_embedding = CaptionEmbedding(self.caption_dim, width, config["null_condition"])
+
+    def hold_orders(self, mixers: Sequence[MixerOptions], scan: ScanConfig) -> None:
+        """Keep the orders that the mixers of the layers take, and the places of their tokens."""
+        # Derived from the configuration, so never saved: an order in a checkpoint could be averaged or go stale.
+        taken = [mixer.num_orders for mixer in mixers]
+        orders, self.layer_orders = scan.layer_orders(taken, *self.grid, self.num_frames)
+        for index, order in enumerate(orders):
+            held = torch.as_tensor(order, dtype=torch.int32)
+            self.register_buffer(f"visit_order_{index}", held, persistent=False)
+            self.register_buffer(f"visit_inverse_{index}", inverse_order(held).int(), persistent=False)
+        for axis in {layer.axis for layer in self.layer_orders}:
+            self.register_buffer(f"places_{axis or 'all'}", self._places(axis), persistent=False)
+
+    def _places(self, axis: Axis | None) -> Tensor:
+        frames = () if self.num_frames is None else (self.num_frames,)
+        sizes = {"space": self.grid, "time": frames, None: (*frames, *self.grid)}[axis]
+        return torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes)).float()
+
+    def visit(self, layer: int) -> Visit:
+        """Return what the mixer of a layer is told: its order or orders, and where the tokens lie."""
+        axis, order = self.layer_orders[layer]
+        places: Tensor = getattr(self, f"places_{axis or 'all'}")
+        if order is None:
+            return Visit(places)
+        return Visit(places, getattr(self, f"visit_order_{order}"), getattr(self, f"visit_inverse_{order}"))
+
+    def sequences(self, layer: LayerOrder) -> Sequences | None:
+        """Return what a layer cuts clips into, None where it takes all tokens as one sequence."""
+        if layer.axis is None:
+            return None
+        assert self.num_frames is not None
+        return Sequences(layer.axis, self.num_frames)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -121,7 +160,7 @@ class TokenBackbone(Backbone):
     ) -> Tensor:
         """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features); of videos F L for L."""
 
-    def run_block(self, block: nn.Module, *arguments: Tensor | None) -> Any:
+    def run_block(self, block: nn.Module, *arguments: Any) -> Any:
         """Call the block; with gradient checkpointing, keep its inputs only and run it again in the backward pass.
 
         A block draws no random numbers: the state of the generators is not kept for the second run.

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from zigma_pl.backbones.base import plain_options, resolve_size
 from zigma_pl.backbones.token_backbone import TokenBackbone
+from zigma_pl.errors import UserError
+from zigma_pl.mixers import Mixer, MixerOptions, SelfAttention, Visit
+from zigma_pl.mixers.base import layers_of
 from zigma_pl.nn.block import zero_linear
 from zigma_pl.nn.embeddings import PositionKind
 from zigma_pl.nn.mlp import MLP
-from zigma_pl.nn.self_attention import SelfAttention, default_num_heads
+from zigma_pl.ops.rows import inverse_order
+from zigma_pl.scan.schedule import ScanConfig
 
 Size = Literal["S", "B", "L", "XL"]
 
@@ -39,7 +43,9 @@ class UViT(TokenBackbone):
             XL (1152, 39, 16), each with ZigMa's number of parameters within 3 % (both without captions).
         width: D; overrides the preset.
         depth: number of layers; overrides the preset.
-        num_heads: heads of the self-attention; by default 16 for a width of 1152, else of 64 channels each.
+        mixers: the mixer of every layer, or a plan of several that the layers repeat; None for the paper's attention.
+            With captions, all have to take a mask.
+        scan: the orders for mixers that take orders; the tokens before the patches are visited first.
         mlp_ratio: hidden width of the perceptron over D. The paper has 4; 4.25 makes up ZigMa's parameters.
         final_convolution: end with the paper's 3 x 3 convolution over the predicted latents.
         position_embedding: none, cosine (fixed) or learnable (as in the paper).
@@ -64,7 +70,8 @@ class UViT(TokenBackbone):
         size: Size | None = None,
         width: int | None = None,
         depth: int | None = None,
-        num_heads: int | None = None,
+        mixers: MixerOptions | list[MixerOptions] | None = None,
+        scan: ScanConfig = ScanConfig(),  # noqa: B008  a frozen dataclass
         mlp_ratio: float = 4.25,
         final_convolution: bool = True,
         position_embedding: PositionKind = "learnable",
@@ -73,13 +80,20 @@ class UViT(TokenBackbone):
         null_condition: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
+        mixers = mixers or SelfAttention(bias=False, qk_norm=False)
         config = plain_options(locals())
         width, depth = resolve_size(SIZES, size, width, depth)
-        num_heads = num_heads or default_num_heads(width)
         super().__init__(width, config)
+        layers = layers_of(mixers, depth)
+        if caption_dim is not None and not all(layer.takes_mask for layer in layers):
+            raise UserError("mixers: a UViT with captions needs mixers that take a mask, such as SelfAttention")
+        self.hold_orders(layers, scan)
+        if any(order.axis is not None for order in self.layer_orders):
+            raise UserError("scan.video: a UViT has no factorized scan of videos; choose 3d, or another backbone")
         self.num_skips = (depth - 1) // 2
         self.blocks = nn.ModuleList(
-            UViTBlock(width, num_heads, mlp_ratio, takes_skip=layer >= depth - self.num_skips) for layer in range(depth)
+            UViTBlock(width, mixer, mlp_ratio, takes_skip=layer >= depth - self.num_skips)
+            for layer, mixer in enumerate(layers)
         )
         self.norm = nn.LayerNorm(width)
         # The prediction starts at zero, the convolution as the identity: its few weights, if zero, hold up all others.
@@ -113,8 +127,13 @@ class UViT(TokenBackbone):
             mask = nn.functional.pad(mask, (0, num_patches), value=True)
         x = torch.cat([prefix.to(x.dtype), x], dim=1)
         skips: list[Tensor] = []
+        visits = {
+            order: visit_after(prefix.shape[1], self.visit(layer))._replace(mask=mask)
+            for layer, order in enumerate(self.layer_orders)
+        }
         for layer, block in enumerate(self.blocks):
-            x = self.run_block(block, x, skips.pop() if layer >= num_blocks - self.num_skips else None, mask)
+            skip = skips.pop() if layer >= num_blocks - self.num_skips else None
+            x = self.run_block(block, x, skip, visits[self.layer_orders[layer]])
             if layer < self.num_skips:
                 skips.append(x)
         return self.projection(self.norm(x[:, -num_patches:]))
@@ -140,28 +159,38 @@ class UViT(TokenBackbone):
 
 
 class UViTBlock(nn.Module):
-    """x + attention(norm(x)), then x + perceptron(norm(x)); before them, a skip is merged into x if it takes one."""
+    """x + mixer(norm(x)), then x + perceptron(norm(x)); before them, a skip is merged into x if it takes one."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, takes_skip: bool) -> None:
+    def __init__(self, width: int, mixer: MixerOptions, mlp_ratio: float, takes_skip: bool) -> None:
         super().__init__()
         self.merge_skip = nn.Linear(2 * width, width) if takes_skip else None
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, num_heads, bias=False)
+        self.mixer_norm = nn.LayerNorm(width)
+        self.mixer: Mixer = mixer.build(width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        merging = [] if self.merge_skip is None else [self.merge_skip]
+        for layer in (*merging, *self.mixer.projections(), self.mlp.hidden, self.mlp.out_proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, skip: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Run the block on x and skip, both (B, L, D), attending to the tokens where mask, (B, L) bool, is True."""
+    def forward(self, x: Tensor, skip: Tensor | None, visit: Visit) -> Tensor:
+        """Run the block on x and skip, both (B, L, D)."""
         if self.merge_skip is not None:
             assert skip is not None
             x = self.merge_skip(torch.cat([x, skip], dim=-1)).to(x.dtype)
-        x = x + self.attention(self.attention_norm(x), mask)
+        x = x + self.mixer.mix(self.mixer_norm(x), visit)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def visit_after(num_prefix: int, visit: Visit) -> Visit:
+    """Return a visit of that many more tokens, which come before those of `visit` and lie outside of the grid."""
+    places = torch.nn.functional.pad(visit.places, (0, 0, num_prefix, 0), value=-1.0)
+    if visit.order is None:
+        return Visit(places)
+    first = torch.arange(num_prefix, dtype=visit.order.dtype, device=places.device).expand(*visit.order.shape[:-1], -1)
+    order = torch.cat([first, visit.order + num_prefix], dim=-1)
+    return Visit(places, order, inverse_order(order).to(order.dtype))
 
 
 def identity_convolution(num_channels: int) -> nn.Conv2d:

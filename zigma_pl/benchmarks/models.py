@@ -15,6 +15,8 @@ from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.benchmarks.checks import dtype_name, relative_error
 from zigma_pl.benchmarks.memory import forget_compiled_code
 from zigma_pl.errors import UserError
+from zigma_pl.mixers import Mamba, MixerOptions, SelfAttention
+from zigma_pl.mixers.mamba import ScanDirection
 from zigma_pl.samplers.graphed import GraphedBackbone
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -60,7 +62,7 @@ class Contestant:
         execution: as it is, with torch.compile, replayed as a CUDA graph, or both.
         scan: its visit orders, None for transformers.
         counts_orders: whether its name says how many orders there are.
-        options: further options of the backbone.
+        mixers: plan of the backbone; its own where there is none.
     """
 
     architecture: Architecture
@@ -68,7 +70,7 @@ class Contestant:
     execution: Execution = "eager"
     scan: ScanConfig | None = None
     counts_orders: bool = False
-    options: tuple[tuple[str, str], ...] = ()
+    mixers: tuple[MixerOptions, ...] = ()
 
     @property
     def label(self) -> str:
@@ -142,24 +144,28 @@ def contestants_named(
 
 
 def executions_of(
-    prefix: str, architecture: Architecture, family: str, scan: ScanConfig | None = None, **options: str
+    prefix: str, architecture: Architecture, family: str, scan: ScanConfig | None = None, *mixers: MixerOptions
 ) -> dict[str, Contestant]:
     """Return name -> contestant for every execution: prefix, prefix-compiled, prefix-graph, prefix-compiled-graph."""
     return {
         prefix if execution == "eager" else f"{prefix}-{execution}": Contestant(
-            architecture, family, execution, scan, options=tuple(options.items())
+            architecture, family, execution, scan, mixers=mixers
         )
         for execution in get_args(Execution)
     }
 
 
+FAST = Mamba(activation_memory="fast")
+HYBRID = (Mamba(), Mamba(), Mamba(), SelfAttention())
 FAMILIES: dict[str, Contestant] = {
     **executions_of("zigzag8", "ZigMa", "ZigMa zigzag-8", ScanConfig("zigzag", 8)),
     **executions_of("sweep", "ZigMa", "ZigMa sweep", ScanConfig("sweep", 1)),
-    **executions_of("zigzag8-fast", "ZigMa", "ZigMa zigzag-8, fast", ScanConfig("zigzag", 8), activation_memory="fast"),
-    **executions_of("sweep-fast", "ZigMa", "ZigMa sweep, fast", ScanConfig("sweep", 1), activation_memory="fast"),
+    **executions_of("zigzag8-fast", "ZigMa", "ZigMa zigzag-8, fast", ScanConfig("zigzag", 8), FAST),
+    **executions_of("sweep-fast", "ZigMa", "ZigMa sweep, fast", ScanConfig("sweep", 1), FAST),
     **executions_of("vision_mamba", "VisionMamba", "VisionMamba"),
     **executions_of("parallel8", "ParallelMamba", "parallel Mamba-8", ScanConfig("zigzag", 8)),
+    **executions_of("attention", "ZigMa", "attention", ScanConfig("zigzag", 8), SelfAttention()),
+    **executions_of("hybrid", "ZigMa", "ZigMa, attention in one of four", ScanConfig("zigzag", 8), *HYBRID),
     **executions_of("dit", "DiT", "DiT"),
     **executions_of("uvit", "UViT", "U-ViT"),
 }
@@ -184,7 +190,8 @@ def outline(contestant: Contestant, grid: tuple[int, int], options: ModelOptions
 def _construct(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, **more: Any) -> Backbone:
     architecture = contestant.architecture
     backbone_class = getattr(import_module(_HOMES[architecture]), architecture)
-    more |= dict(contestant.options)
+    if contestant.mixers:
+        more = {"mixers": list(contestant.mixers)} | more
     if contestant.scan is not None:
         more["scan"] = contestant.scan
     depth = options.depth
@@ -278,8 +285,10 @@ def _add_noise(backbone: nn.Module) -> None:
 def _reference(contestant: Contestant, small: ModelOptions, like: Backbone) -> Backbone:
     """Return the backbone with the same weights in float64 on the CPU, its scan by the definition of the op."""
     on_cpu = ModelOptions(torch.device("cpu"), torch.float32, 1, None, small.width, small.depth)
-    more = {"scan_backend": "reference"} if contestant.architecture in _SCANNED else {}
-    reference = build(contestant, CHECKED_GRID, on_cpu, **more)
+    reference = build(contestant, CHECKED_GRID, on_cpu)
+    for module in reference.modules():
+        if isinstance(module, ScanDirection):
+            module.scan_backend = "reference"
     reference.load_state_dict(like.state_dict())
     return reference.double()
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from zigma_pl.backbones.base import resolve_size
-from zigma_pl.backbones.mamba import SIZES
+from zigma_pl.backbones.mixer_backbone import SIZES
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.forward import prepare
 from zigma_pl.benchmarks.machine import Machine

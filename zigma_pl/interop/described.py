@@ -73,8 +73,10 @@ class ModelConfig(Sparse, Record):
     """
 
     model_config = ConfigDict(extra="allow")  # a user may keep more in it, which nothing reads
+    newest_version: ClassVar[int] = 2  # of version 1 are exports with options of mixers among those of the backbone
     remedy: ClassVar[str] = REMEDY
 
+    format_version: int = Field(default=2, ge=1)
     backbone: str
     config: dict[str, Any]
     objective: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.backbones.migration import migrated_weights
 from zigma_pl.checkpoints.content import check_finite
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256, written_whole
@@ -146,7 +147,7 @@ def build_backbone(name: str, options: Mapping[str, Any], stored: Mapping[str, T
         raise UserError(f"{what}: depth is {depth}, but there are {len(stored)} tensors in all: {REMEDY}")
     with torch.device("meta"):
         outline = build(backbone_class, options, what, backbone_class.from_config)
-    _check_fit(outline, stored, source)
+    _check_fit(outline, migrated_weights(stored), source)
     return build(backbone_class, options, what, backbone_class.from_config)
 
 
@@ -155,6 +156,7 @@ def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path)
 
     Raises: UserError that names the first parameters that are missing, unknown or of another shape.
     """
+    weights = migrated_weights(weights)
     _check_fit(backbone, weights, source)
     backbone.load_state_dict(weights)
 

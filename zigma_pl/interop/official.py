@@ -20,8 +20,8 @@ from zigma_pl.backbones.zigma import ZigMa
 from zigma_pl.checkpoints.archive import damage_of
 from zigma_pl.errors import UserError
 from zigma_pl.interop.weights_file import read_tensors
+from zigma_pl.mixers.mamba import MambaMixer
 from zigma_pl.nn.embeddings import sinusoid_frequencies
-from zigma_pl.nn.mixer import MambaMixer
 from zigma_pl.scan.schedule import ScanConfig
 
 # Official name -> ours. The numbered blocks keep their number.

@@ -3,19 +3,20 @@
 Axes: B batch, L tokens, T caption tokens, D width.
 """
 
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.mixers.base import Branch, Mixer, Visit, add_branch_and_norm
+from zigma_pl.mixers.sequences import Sequences
 from zigma_pl.nn.cross_attention import CrossAttention
-from zigma_pl.nn.mixer import MambaMixer, ParallelMixer
-from zigma_pl.ops.norms import add_norm_modulate
 
 Residual = Literal["prenorm", "legacy"]
-# What a block hands on beside x: in the legacy form the residual (B, L, D); in the prenorm form the last branch
-# (B, L, D) and its gate (B, 1, D), which are still to be added. The next norm does that in the same pass over memory.
-Carry = Tensor | tuple[Tensor, Tensor] | None
+# What a block hands on beside x: in the legacy form the residual (B, L, D); in the prenorm form the last branch, which
+# is still to be added. The next norm does that in the same pass over memory.
+Carry = Tensor | Branch | None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -41,19 +42,22 @@ class ZigzagBlock(nn.Module):
 
     Args:
         width: D.
-        mixer: maps (B, L, D) and its visit order or orders to (B, L, D).
+        mixer: mixes the tokens.
         cross_attention: maps tokens, caption tokens and mask to (B, L, D); None without captions.
         residual: which of the two forms above.
+        sequences: what the mixer takes clips apart into; None for all tokens as one sequence.
     """
 
     def __init__(
         self,
         width: int,
-        mixer: MambaMixer | ParallelMixer,
+        mixer: Mixer,
         cross_attention: CrossAttention | None = None,
         residual: Residual = "prenorm",
+        sequences: Sequences | None = None,
     ) -> None:
         super().__init__()
+        self.sequences = sequences
         self.residual: Residual = residual
         self.num_branches = 1 if cross_attention is None else 2
         self.norm = nn.RMSNorm(width, eps=1e-5)
@@ -67,7 +71,7 @@ class ZigzagBlock(nn.Module):
         x: Tensor,
         carry: Carry,
         conditioning: Tensor,
-        visit_order: Tensor | None,
+        visit: Visit,
         caption: Tensor | None = None,
         caption_mask: Tensor | None = None,
     ) -> tuple[Tensor, Carry]:
@@ -77,7 +81,7 @@ class ZigzagBlock(nn.Module):
             x: (B, L, D) tokens.
             carry: what the block before handed on beside x, None in the first.
             conditioning: (B, D).
-            visit_order: (L,) int32, or (k, L) for a mixer of k directions.
+            visit: the order in which the mixer visits the tokens.
             caption: (B, T, D) caption tokens.
             caption_mask: (B, T) bool, True where a caption token counts.
 
@@ -85,38 +89,37 @@ class ZigzagBlock(nn.Module):
         """
         modulation = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
         run = self._run_legacy if self.residual == "legacy" else self._run_prenorm
-        return run(x, carry, modulation, visit_order, caption, caption_mask)
+        return run(x, carry, modulation, visit, caption, caption_mask)
 
     def _run_prenorm(
         self,
         x: Tensor,
         carry: Carry,
         modulation: tuple[Tensor, ...],
-        visit_order: Tensor | None,
+        visit: Visit,
         caption: Tensor | None,
         caption_mask: Tensor | None,
     ) -> tuple[Tensor, Carry]:
         shift, scale, gate, *cross = modulation
-        pending = _pending(carry)
-        if isinstance(self.mixer, MambaMixer):
-            x, branch = self.mixer.add_norm_mix(x, *pending, self.norm, shift, scale, visit_order)
+        assert carry is None or isinstance(carry, Branch)
+        if self.sequences is None:
+            x, rows, inverse = self.mixer.add_norm_mix(x, carry, self.norm, shift, scale, visit)
         else:
-            assert self.norm.eps is not None
-            x, tokens = add_norm_modulate(x, *pending, self.norm.weight, shift, scale, epsilon=self.norm.eps)
-            branch = self.mixer(tokens, visit_order)
+            x, rows, inverse = self.sequences.add_norm_mix(self.mixer, x, carry, self.norm, shift, scale, visit)
+        branch = Branch(rows, gate, inverse)
         if self.cross_attention is not None:
             assert self.cross_norm is not None
             shift, scale, cross_gate = cross
-            x, query = _add_layer_norm(x, (branch, gate), self.cross_norm, shift, scale)
-            branch, gate = self.cross_attention(query, caption, caption_mask), cross_gate
-        return x, (branch, gate)
+            x, query = add_branch_and_norm(x, branch, self.cross_norm, shift, scale)
+            branch = Branch(self.cross_attention(query, caption, caption_mask), cross_gate)
+        return x, branch
 
     def _run_legacy(
         self,
         x: Tensor,
         residual: Carry,
         modulation: tuple[Tensor, ...],
-        visit_order: Tensor | None,
+        visit: Visit,
         caption: Tensor | None,
         caption_mask: Tensor | None,
     ) -> tuple[Tensor, Carry]:
@@ -124,22 +127,15 @@ class ZigzagBlock(nn.Module):
         assert residual is None or isinstance(residual, Tensor)
         residual = x if residual is None else x + residual
         x = self.norm(residual)
-        x = torch.addcmul(x, gate, self.mixer(modulate(x, shift, scale), visit_order))
+        tokens = modulate(x, shift, scale)
+        mix = self.mixer.mix if self.sequences is None else partial(self.sequences.mix, self.mixer)
+        x = torch.addcmul(x, gate, mix(tokens, visit))
         if self.cross_attention is not None:
             assert self.cross_norm is not None
             shift, scale, gate = cross
             query = modulate(self.cross_norm(x), shift, scale)
             x = torch.addcmul(x, gate, self.cross_attention(query, caption, caption_mask))
         return x, residual
-
-
-def _pending(carry: Carry) -> tuple[Tensor | None, Tensor | None]:
-    assert carry is None or isinstance(carry, tuple)
-    return (None, None) if carry is None else carry
-
-
-def _add_layer_norm(x: Tensor, carry: Carry, norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    return add_norm_modulate(x, *_pending(carry), norm.weight, shift, scale, epsilon=norm.eps, centred=True)
 
 
 class FinalLayer(nn.Module):
@@ -166,7 +162,8 @@ class FinalLayer(nn.Module):
         """
         if self.modulation is not None:
             shift, scale = self.modulation(conditioning)[:, None].chunk(2, dim=-1)
-            return self.projection(_add_layer_norm(x, carry, self.norm, shift, scale)[1])
+            assert carry is None or isinstance(carry, Branch)
+            return self.projection(add_branch_and_norm(x, carry, self.norm, shift, scale)[1])
         assert self.legacy_norm is not None
         assert carry is None or isinstance(carry, Tensor)
         x = x if carry is None else x + carry

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.errors import UserError
-from zigma_pl.nn.mixer import MambaMixer
+from zigma_pl.mixers import Mamba, MixerOptions, Visit
 from zigma_pl.nn.shapes import check_shape
-from zigma_pl.ops.selective_scan import ScanBackend
+from zigma_pl.ops.rows import inverse_order
 from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -26,10 +26,7 @@ class ZigzagMamba(nn.Module):
         width: D.
         order_index: i, which of the k orders of `scan` this layer uses (taken modulo k).
         scan: family and number of orders.
-        state_size: states for each inner channel, N.
-        expand: inner width over D.
-        conv_kernel: taps of the causal convolution.
-        scan_backend: which implementation runs the scan.
+        mixer: options of the mixer, one that takes one order.
     """
 
     def __init__(
@@ -37,33 +34,33 @@ class ZigzagMamba(nn.Module):
         width: int,
         order_index: int = 0,
         scan: ScanConfig = ScanConfig(),  # noqa: B008  a frozen dataclass
-        state_size: int = 16,
-        expand: int = 2,
-        conv_kernel: int = 4,
-        scan_backend: ScanBackend = "auto",
+        mixer: MixerOptions = Mamba(),  # noqa: B008  a frozen dataclass
     ) -> None:
-        counts = {"width": width, "state_size": state_size, "expand": expand, "conv_kernel": conv_kernel}
-        check_whole_numbers("ZigzagMamba", most=65_536, **counts)
+        check_whole_numbers("ZigzagMamba", most=65_536, width=width)
         check_whole_numbers("ZigzagMamba", least=0, order_index=order_index)
         super().__init__()
+        self.width = width
         self.order_index = order_index
         self.scan = scan
-        self.mixer = MambaMixer(width, state_size, expand, conv_kernel, scan_backend)
+        self.mixer = mixer.build(width)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Mix tokens (B, L, D) of a (height, width) grid; a square grid is assumed when `grid` is None.
 
         Raises: UserError for tokens of another shape, when L is not height * width, or no square when `grid` is None.
         """
-        check_shape("ZigzagMamba", "tokens", tokens, "(B, L, D)", None, None, self.mixer.in_proj.in_features)
+        check_shape("ZigzagMamba", "tokens", tokens, "(B, L, D)", None, None, self.width)
         num_tokens = tokens.shape[1]
         height, width = grid if grid is not None else (math.isqrt(num_tokens),) * 2
         if height * width != num_tokens:
             raise UserError(f"{num_tokens} tokens do not fill a {height} x {width} grid: pass grid=(height, width)")
-        return self.mixer(tokens, _visit_order(self.scan, self.order_index, height, width, tokens.device))
+        return self.mixer.mix(tokens, _visit(self.scan, self.order_index, height, width, tokens.device))
 
 
 @lru_cache(maxsize=64)
-def _visit_order(scan: ScanConfig, order_index: int, height: int, width: int, device: torch.device) -> Tensor:
+def _visit(scan: ScanConfig, order_index: int, height: int, width: int, device: torch.device) -> Visit:
     orders = scan.orders(height, width)
-    return torch.as_tensor(orders[order_index % len(orders)], dtype=torch.int32, device=device)
+    order = torch.as_tensor(orders[order_index % len(orders)], dtype=torch.int32, device=device)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=-1).float().to(device)
+    return Visit(places, order, inverse_order(order).int())

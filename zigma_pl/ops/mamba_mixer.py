@@ -47,11 +47,12 @@ def add_norm_mix(
     epsilon: float,
     activation_memory: ActivationMemory,
     deterministic: bool,
+    branch_inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream, and mix the normalised and modulated sum along an order; CUDA only.
 
     Args:
-        x, branch, gate, shift, scale, epsilon: as of `norms.add_norm_modulate`.
+        x, branch, gate, shift, scale, epsilon, branch_inverse: as of `norms.add_norm_modulate`.
         norm_weight: (D,) of the RMSNorm.
         weights: of the mixer.
         visit_order: (L,) int32 or int64, None for raster order.
@@ -63,13 +64,13 @@ def add_norm_mix(
     Returns: x_new = x + gate * branch, and the next branch, (B, L, D).
     """
     kept = activation_memory if torch.is_grad_enabled() else "nothing"
-    inputs = (x, branch, gate, norm_weight, shift, scale)
+    inputs, inverse = (x, branch, gate, norm_weight, shift, scale), None if branch is None else branch_inverse
     if torch.compiler.is_compiling():
-        x_new, out, *_ = mix_forward(*inputs, list(weights), visit_order, epsilon, kept, deterministic)
+        x_new, out, *_ = mix_forward(*inputs, inverse, list(weights), visit_order, epsilon, kept, deterministic)
     elif kept == "nothing":
-        x_new, out, _ = run_forward(inputs, weights.cast(shift.dtype), visit_order, epsilon, kept)
+        x_new, out, _ = run_forward(inputs, inverse, weights.cast(shift.dtype), visit_order, epsilon, kept)
     else:  # what an op costs the host is too much for every layer of a training step
-        x_new, out = _Mix.apply(epsilon, kept, deterministic, visit_order, *inputs, *weights)
+        x_new, out = _Mix.apply(epsilon, kept, deterministic, visit_order, inverse, *inputs, *weights)
     return (x if branch is None else x_new), out
 
 
@@ -78,30 +79,36 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, epsilon: float, kept: str, deterministic: bool, visit_order: Tensor | None, *tensors: Any
+        ctx: Any,
+        epsilon: float,
+        kept: str,
+        deterministic: bool,
+        visit_order: Tensor | None,
+        branch_inverse: Tensor | None,
+        *tensors: Any,
     ) -> tuple[Tensor, Tensor]:
         inputs, weights = tensors[:6], MixerWeights(*tensors[6:])
         cast = weights.cast(inputs[-1].dtype)
-        x_new, out, left = run_forward(inputs, cast, visit_order, epsilon, kept)
+        x_new, out, left = run_forward(inputs, branch_inverse, cast, visit_order, epsilon, kept)
         ctx.options = (deterministic, inputs[0].dtype)
         ctx.dtypes = tuple(t if t is None else t.dtype for t in tensors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*left, *cast, *inputs[1:], visit_order)
+        ctx.save_for_backward(*left, *cast, *inputs[1:], branch_inverse, visit_order)
         return x_new, out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
-        kept, cast, (*inputs, visit_order) = Kept(*saved[:8]), CastWeights(*saved[8:17]), saved[17:]
+        kept, cast, (*inputs, inverse, visit_order) = Kept(*saved[:8]), CastWeights(*saved[8:17]), saved[17:]
         if dout is None:
             dout = torch.zeros_like(kept.normalised)
-        gradients, dweights = run_backward(dx_new, dout, kept, inputs, cast, visit_order, *ctx.options)
+        gradients, dweights = run_backward(dx_new, dout, kept, inputs, inverse, cast, visit_order, *ctx.options)
         given = (
             gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
             for gradient, dtype in zip((*gradients, *dweights), ctx.dtypes, strict=True)
         )
-        return None, None, None, None, *given
+        return None, None, None, None, None, *given
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
@@ -116,6 +123,7 @@ def mix_forward(
     norm_weight: Tensor,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
     epsilon: float,
@@ -123,8 +131,8 @@ def mix_forward(
     deterministic: bool,
 ) -> OpResults:
     """Returns x_new (empty without a branch), the next branch, and a `Kept`."""
-    inputs = (x, branch, gate, norm_weight, shift, scale)
-    x_new, out, left = run_forward(inputs, MixerWeights(*weights).cast(shift.dtype), visit_order, epsilon, kept)
+    inputs, cast = (x, branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
+    x_new, out, left = run_forward(inputs, branch_inverse, cast, visit_order, epsilon, kept)
     x_new, out, *rest = (t if t.numel() else t.clone() for t in (x_new, out, *left))  # an op returns no tensor twice
     return x_new, out, *rest  # type: ignore[return-value]
 
@@ -137,6 +145,7 @@ def _(
     norm_weight: Tensor,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
     epsilon: float,
@@ -165,6 +174,7 @@ def mix_backward(
     norm_weight: Tensor,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
     deterministic: bool,
@@ -172,7 +182,9 @@ def mix_backward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Returns the gradients of x, branch, gate, norm_weight, shift, scale (empty where absent), and of the weights."""
     inputs, given = (branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
-    gradients, dweights = run_backward(dx_new, dout, Kept(*kept), inputs, given, visit_order, deterministic, stream)
+    gradients, dweights = run_backward(
+        *(dx_new, dout, Kept(*kept), inputs, branch_inverse, given, visit_order, deterministic, stream)
+    )
     # The scan's gradients of A, skip and bias lie in one piece of memory, as the convolution's two do: an op returns
     # nothing that shares it.
     shared = {"dt_bias": dweights.dt_bias, "D": dweights.D, "conv_bias": dweights.conv_bias}
@@ -193,6 +205,7 @@ def _(
     norm_weight: Tensor,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
     deterministic: bool,
@@ -203,24 +216,25 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: OpResults) -> None:
-    x, branch, gate, norm_weight, shift, scale, weights, visit_order, _, _, ctx.deterministic = inputs
+    x, branch, gate, norm_weight, shift, scale, inverse, weights, visit_order, _, _, ctx.deterministic = inputs
     ctx.stream = x.dtype
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:], visit_order, branch, gate, norm_weight, shift, scale, *weights)
+    ctx.save_for_backward(*output[2:], visit_order, branch, gate, norm_weight, shift, scale, inverse, *weights)
 
 
 def _op_backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
     saved, count = ctx.saved_tensors, len(Kept._fields)
     kept, visit_order, inputs = list(saved[:count]), saved[count], saved[count + 1 : count + 6]
+    inverse, weights = saved[count + 6], list(saved[count + 7 :])
     if dout is None:
         dout = torch.zeros_like(kept[0])
     gradients, dweights = mix_backward(
-        dx_new, dout, kept, *inputs, list(saved[count + 6 :]), visit_order, ctx.deterministic, ctx.stream
+        dx_new, dout, kept, *inputs, inverse, weights, visit_order, ctx.deterministic, ctx.stream
     )
     present = (True, *(t is not None for t in inputs))
     given = (g if there else None for g, there in zip(gradients, present, strict=True))
-    return *given, dweights, None, None, None, None
+    return *given, None, dweights, None, None, None, None
 
 
 mix_forward.register_autograd(_op_backward, setup_context=_setup_context)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from zigma_pl.ops import causal_conv1d_cuda as convolution
 from zigma_pl.ops import norms_cuda as norms
-from zigma_pl.ops.norms_cuda import Modulation, NormGradients
+from zigma_pl.ops.norms_cuda import Inverses, Modulation, NormGradients
 from zigma_pl.ops.selective_scan import direct
 
 # Rows between two states of the scan that are kept. At 32,768 tokens and E = 1,536, every 8th takes 201 MB instead of
@@ -23,7 +23,7 @@ KEEP_EVERY = {"nothing": 0, "lean": 32, "fast": 8}
 
 
 class MixerWeights(NamedTuple):
-    """The parameters of a `nn.mixer.MambaMixer`; R is the rank of the step sizes, K the taps of the convolution."""
+    """The parameters of a `mixers.mamba.MambaMixer`; R is the rank of the step sizes, K the taps of the convolution."""
 
     in_proj: Tensor  # (2 E, D)
     conv_weight: Tensor  # (E, K)
@@ -95,12 +95,17 @@ def _step_sizes(projected: Tensor, weights: CastWeights) -> Tensor:
 
 
 def run_forward(
-    inputs: Inputs, weights: CastWeights, visit_order: Tensor | None, epsilon: float, kept: str
+    inputs: Inputs,
+    branch_inverse: Tensor | None,
+    weights: CastWeights,
+    visit_order: Tensor | None,
+    epsilon: float,
+    kept: str,
 ) -> tuple[Tensor, Tensor, Kept]:
     """Returns x_new (empty without a branch), the next branch, and what is kept."""
     x, branch, gate, *vectors = inputs
     keep, fast = kept != "nothing", kept == "fast"
-    norm = norms.run_forward(x, branch, gate, Modulation(*vectors), epsilon, False, keep)
+    norm = norms.run_forward(x, branch, gate, Modulation(*vectors), Inverses(branch_inverse), epsilon, False, keep)
     entered = linear(norm.out, weights.in_proj)
     rows, gate = entered.chunk(2, -1)
     u = _convolve(rows, weights, visit_order)
@@ -122,6 +127,7 @@ def run_backward(
     dout: Tensor,
     kept: Kept,
     inputs: tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor],
+    branch_inverse: Tensor | None,
     weights: CastWeights,
     visit_order: Tensor | None,
     deterministic: bool,
@@ -137,6 +143,7 @@ def run_backward(
     del dentered
     gradients = norms.run_backward(
         *(dx_new, dmodulated, (kept.normalised, kept.rstd), branch, gate, Modulation(*vectors)),
+        inverses=Inverses(branch_inverse),
         centred=False,
         stream=stream,
     )

@@ -1,7 +1,8 @@
 // Residual sum, normalisation over the width and adaptive scale and shift in one pass over the rows, and the gradients.
 // A warp works off a row at a time and keeps it in registers; a block of WARPS warps takes chunk_rows rows of one batch
 // element. A lane holds VECTORS groups of 8 neighbouring elements. X_FLOAT: whether the residual stream is float32 where
-// the other rows have 16 bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm).
+// the other rows have 16 bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm). BRANCH_MOVED, OUT_MOVED: whether
+// the rows of branch and out (and of their gradients) lie elsewhere than those of x.
 
 #define THREADS (32 * WARPS)
 #define VECTORS ((WIDTH + 255) / 256)
@@ -18,6 +19,8 @@ struct Params {
     const Element *branch, *gate, *shift, *scale;
     const float* weight;  // (WIDTH)
     Long gate_batch, shift_batch, scale_batch;
+    const int *branch_inverse, *out_inverse;  // where the row of each row of x lies, (L) or (B, L)
+    Long branch_inverse_batch, out_inverse_batch;
     Stream* x_new;
     Element *normalised, *out;
     float* rstd;  // (B, L)
@@ -77,17 +80,33 @@ __device__ __forceinline__ void load_factor(const Params& p, Long batch, int col
     for (int i = 0; i < 8; ++i) factor[i] = fmaf(weight[i], factor[i], weight[i]);
 }
 
+// Where the row of branch begins that belongs to a row of x, and that of out.
+__device__ __forceinline__ Long branch_begin(const Params& p, Long batch, int row) {
+#if BRANCH_MOVED
+    row = p.branch_inverse[batch * p.branch_inverse_batch + row];
+#endif
+    return (batch * p.num_rows + row) * WIDTH;
+}
+
+__device__ __forceinline__ Long out_begin(const Params& p, Long batch, int row) {
+#if OUT_MOVED
+    row = p.out_inverse[batch * p.out_inverse_batch + row];
+#endif
+    return (batch * p.num_rows + row) * WIDTH;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const Params p) {
     const Long batch = blockIdx.y;
     const int end = min((blockIdx.x + 1) * p.chunk_rows, p.num_rows);
     for (int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH;
+        const Long from = branch_begin(p, batch, row), to = out_begin(p, batch, row);
         float x[VECTORS][8], sum = 0.f, squares = 0.f;
         FOR_GROUPS(v, column) {
             load8(p.x + begin + column, x[v]);
             if (!p.branch) continue;
             float branch[8], gate[8];
-            load8(p.branch + begin + column, branch);
+            load8(p.branch + from + column, branch);
             load8(p.gate + batch * p.gate_batch + column, gate);
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[v][i] = fmaf(gate[i], branch[i], x[v][i]);
@@ -116,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const Params 
             load8(p.shift + batch * p.shift_batch + column, shift);
 #pragma unroll
             for (int i = 0; i < 8; ++i) shift[i] = fmaf(x[v][i], factor[i], shift[i]);
-            store8(p.out + begin + column, shift);
+            store8(p.out + to + column, shift);
         }
     }
 }
@@ -148,10 +167,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
         for (int i = 0; i < 8; ++i) dshift[v][i] = dscale[v][i] = dgate[v][i] = 0.f;
     for (int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH;
+        const Long from = branch_begin(p, batch, row), to = out_begin(p, batch, row);
         float normalised[VECTORS][8], dx[VECTORS][8], dx_new[VECTORS][8], sum = 0.f, product = 0.f;
         const float rstd = p.rstd[batch * p.num_rows + row];
         FOR_GROUPS(v, column) {
-            load8(p.dout + begin + column, dx[v]);
+            load8(p.dout + to + column, dx[v]);
             load8(p.normalised + begin + column, normalised[v]);
             if (p.dx_new) load8(p.dx_new + begin + column, dx_new[v]);
         }
@@ -177,14 +197,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
             store8(p.dx + begin + column, dx[v]);
             if (!p.branch) continue;
             float branch[8], gate[8];
-            load8(p.branch + begin + column, branch);
+            load8(p.branch + from + column, branch);
             load8(p.gate + batch * p.gate_batch + column, gate);
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 dgate[v][i] = fmaf(dx[v][i], branch[i], dgate[v][i]);
                 gate[i] *= dx[v][i];
             }
-            store8(p.dbranch + begin + column, gate);
+            store8(p.dbranch + from + column, gate);
         }
     }
     float* sums = p.sums + (batch * p.num_chunks + blockIdx.x) * 3 * WIDTH;

@@ -12,7 +12,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.norms_cuda import MAX_WIDTH, ROW_KINDS, Modulation, NormGradients, run_backward, run_forward
+from zigma_pl.ops.norms_cuda import (
+    MAX_WIDTH,
+    ROW_KINDS,
+    Inverses,
+    Modulation,
+    NormGradients,
+    run_backward,
+    run_forward,
+)
+from zigma_pl.ops.rows import inverse_order, take_rows
 
 __all__ = ["add_norm_modulate"]
 
@@ -27,10 +36,15 @@ def add_norm_modulate(
     *,
     epsilon: float,
     centred: bool = False,
+    branch_inverse: Tensor | None = None,
+    out_inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream, and normalise and modulate the sum for the next branch.
 
     x_new = x + gate * branch;  out = norm(x_new) * weight * (1 + scale) + shift   (adaLN-Zero, arXiv:2212.09748).
+
+    x is in raster order. A branch whose rows are in a visit order is read through the inverse of that order, and out is
+    written in a visit order through its inverse, in the same pass over memory.
 
     Args:
         x: (B, L, D), the residual stream.
@@ -41,19 +55,23 @@ def add_norm_modulate(
         scale: (B, 1, D).
         epsilon: added to the mean square.
         centred: LayerNorm, without bias; else RMSNorm.
+        branch_inverse: (L,) or (B, L) integers, the row of branch that belongs to each row of x; None for raster order.
+        out_inverse: (L,) or (B, L) integers, the row of out that each row of x goes to; None for raster order.
 
     Returns: x_new in x's dtype (x itself without a branch), and out. Where the CUDA form runs, out has the dtype of
         shift, so 16 bits under autocast, in which only a matrix product takes it.
     """
+    inverses = Inverses(None if branch is None else branch_inverse, out_inverse)
     if not runs_fused(x, shift):
-        return _run_reference(x, branch, gate, weight, shift, scale, epsilon, centred)
+        return _run_reference(x, branch, gate, weight, shift, scale, inverses, epsilon, centred)
     inputs, keep = (x, branch, gate, weight, shift, scale), torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        x_new, out, *_ = norm_forward(*inputs, epsilon, centred, keep)
+        x_new, out, *_ = norm_forward(*inputs, *inverses, epsilon, centred, keep)
     elif keep:  # an op costs the host several times as much
-        x_new, out = _AddNormModulate.apply(epsilon, centred, *inputs)
+        x_new, out = _AddNormModulate.apply(epsilon, centred, inverses, *inputs)
     else:
-        x_new, out, *_ = run_forward(x, branch, gate, Modulation(weight, shift, scale), epsilon, centred, keep)
+        modulation = Modulation(weight, shift, scale)
+        x_new, out, *_ = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, keep)
     return (x if branch is None else x_new), out
 
 
@@ -64,15 +82,17 @@ def _run_reference(
     weight: Tensor | None,
     shift: Tensor,
     scale: Tensor,
+    inverses: Inverses,
     epsilon: float,
     centred: bool,
 ) -> tuple[Tensor, Tensor]:
     if branch is not None:
         assert gate is not None
-        x = torch.addcmul(x, gate, branch)
+        x = torch.addcmul(x, gate, branch if inverses.branch is None else take_rows(branch, inverses.branch))
     width = (x.shape[-1],)
     normalised = F.layer_norm(x, width, weight, eps=epsilon) if centred else F.rms_norm(x, width, weight, epsilon)
-    return x, torch.addcmul(shift, normalised, 1 + scale)
+    out = torch.addcmul(shift, normalised, 1 + scale)
+    return x, out if inverses.out is None else take_rows(out, inverse_order(inverses.out))
 
 
 def runs_fused(x: Tensor, shift: Tensor) -> bool:
@@ -100,6 +120,7 @@ class _AddNormModulate(torch.autograd.Function):
         ctx: Any,
         epsilon: float,
         centred: bool,
+        inverses: Inverses,
         x: Tensor,
         branch: Tensor | None,
         gate: Tensor | None,
@@ -107,23 +128,25 @@ class _AddNormModulate(torch.autograd.Function):
         shift: Tensor,
         scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        x_new, out, *kept = run_forward(x, branch, gate, Modulation(weight, shift, scale), epsilon, centred, True)
+        modulation = Modulation(weight, shift, scale)
+        x_new, out, *kept = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, True)
         ctx.options = (centred, x.dtype)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, branch, gate, weight, shift, scale)
+        ctx.save_for_backward(*kept, *inverses, branch, gate, weight, shift, scale)
         return x_new, out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
-        normalised, rstd, branch, gate, *vectors = ctx.saved_tensors  # read once: see checkpointing
+        normalised, rstd, *moved, branch, gate, weight, shift, scale = ctx.saved_tensors  # read once: see checkpointing
+        vectors = (weight, shift, scale)
         if dout is None:
             dout = torch.zeros_like(normalised)
         kept, modulation = (normalised, rstd), Modulation(*vectors)
-        gradients = run_backward(dx_new, dout, kept, branch, gate, modulation, *ctx.options)
+        gradients = run_backward(dx_new, dout, kept, branch, gate, modulation, Inverses(*moved), *ctx.options)
         inputs = (None, branch, gate, *vectors)
         given = (g if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True))
-        return None, None, *given
+        return None, None, None, *given
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
@@ -135,12 +158,15 @@ def norm_forward(
     weight: Tensor | None,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     epsilon: float,
     centred: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns a NormForward."""
-    forward = run_forward(x, branch, gate, Modulation(weight, shift, scale), epsilon, centred, keep)
+    modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
+    forward = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, keep)
     return forward.x_new, forward.out, forward.normalised, forward.rstd
 
 
@@ -152,6 +178,8 @@ def _(
     weight: Tensor | None,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     epsilon: float,
     centred: bool,
     keep: bool,
@@ -181,12 +209,14 @@ def norm_backward(
     weight: Tensor | None,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     centred: bool,
     stream: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns NormGradients in the dtypes of the inputs; that of an absent argument is empty."""
-    modulation = Modulation(weight, shift, scale)
-    gradients = run_backward(dx_new, dout, (normalised, rstd), branch, gate, modulation, centred, stream)
+    modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
+    gradients = run_backward(dx_new, dout, (normalised, rstd), branch, gate, modulation, inverses, centred, stream)
     return like_inputs(gradients, (None, branch, gate, weight, shift, scale))
 
 
@@ -209,6 +239,8 @@ def _(
     weight: Tensor | None,
     shift: Tensor,
     scale: Tensor,
+    branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     centred: bool,
     stream: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -235,8 +267,9 @@ def _backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) ->
     if dout is None:
         dout = torch.zeros_like(normalised)
     gradients = norm_backward(dx_new, dout, normalised, *rest, ctx.centred, ctx.stream)
-    present = (True, *(t is not None for t in rest[1:]))
-    return *(g if there else None for g, there in zip(gradients, present, strict=True)), None, None, None
+    present = (True, *(t is not None for t in rest[1:-2]))
+    given = (g if there else None for g, there in zip(gradients, present, strict=True))
+    return *given, None, None, None, None, None
 
 
 norm_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -28,7 +28,7 @@ RESULTS = (
 )
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 27  # of struct Params in norms.cu
+_NUM_FIELDS = 31  # of struct Params in norms.cu
 
 
 class Modulation(NamedTuple):
@@ -39,6 +39,19 @@ class Modulation(NamedTuple):
     scale: Tensor
 
 
+class Inverses(NamedTuple):
+    """Which row of `branch`, and of `out`, belongs to each row of x: (L,) or (B, L), None for the same row.
+
+    They are the inverses of the orders that those rows are in.
+    """
+
+    branch: Tensor | None = None
+    out: Tensor | None = None
+
+
+IN_PLACE = Inverses()
+
+
 class Launch:
     """Launches of the kernels for one shape and dtype, and the memory they write.
 
@@ -47,6 +60,7 @@ class Launch:
         stream: dtype of the residual stream.
         modulation: weight, shift and scale.
         blocks: that a multiprocessor is to be given, at most.
+        inverses: where the rows of branch and out lie.
         centred: LayerNorm, else RMSNorm.
         epsilon: added to the mean square.
     """
@@ -57,6 +71,7 @@ class Launch:
         stream: torch.dtype,
         modulation: Modulation,
         blocks: int,
+        inverses: Inverses,
         centred: bool = False,
         epsilon: float = 0,
     ) -> None:
@@ -69,7 +84,9 @@ class Launch:
         self._addresses = (shift.data_ptr(), scale.data_ptr(), 0 if weight is None else weight.data_ptr())
         self._strides = (shift.stride(0), scale.stride(0))
         self.dtype, self.device = modulation.shift.dtype, modulation.shift.device
-        self._kinds = (ROW_KINDS[self.dtype], int(stream != self.dtype), shape[2], int(centred))
+        self._inverses = [None if t is None else t.to(torch.int32).contiguous() for t in inverses]
+        moved = tuple(int(inverse is not None) for inverse in self._inverses)
+        self._kinds = (ROW_KINDS[self.dtype], int(stream != self.dtype), shape[2], int(centred), *moved)
         self._epsilon = struct.unpack("I", struct.pack("f", epsilon))[0]
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -90,6 +107,8 @@ class Launch:
             *(address.get(name, 0) for name in ("x", "branch", "gate")),
             *self._addresses,
             *strides,
+            *(0 if t is None else t.data_ptr() for t in self._inverses),
+            *(0 if t is None or t.ndim == 1 else num_rows for t in self._inverses),
             *(address.get(name, 0) for name in RESULTS),
             *(num_batch, num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
         )
@@ -117,12 +136,16 @@ def as_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def _kernel(name: str, row_kind: int, x_float: int, width: int, centred: int, device: int) -> nvrtc.Kernel:
+def _kernel(
+    name: str, row_kind: int, x_float: int, width: int, centred: int, branch_moved: int, out_moved: int, device: int
+) -> nvrtc.Kernel:
     options = {
         "ROW_KIND": row_kind,
         "X_FLOAT": x_float,
         "WIDTH": width,
         "CENTRED": centred,
+        "BRANCH_MOVED": branch_moved,
+        "OUT_MOVED": out_moved,
         "WARPS": WARPS,
         "COLUMNS": COLUMNS,
     }
@@ -151,12 +174,13 @@ def run_forward(
     branch: Tensor | None,
     gate: Tensor | None,
     modulation: Modulation,
+    inverses: Inverses,
     epsilon: float,
     centred: bool,
     keep: bool,
 ) -> NormForward:
     """The forward pass as `norm_forward` without the dispatch of an op."""
-    launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, centred, epsilon)
+    launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, inverses, centred, epsilon)
     out = launch.new(*x.shape)
     x_new = launch.new(*(x.shape if branch is not None else (0,)), dtype=x.dtype)
     normalised = launch.new(*(x.shape if keep else (0,)))
@@ -194,6 +218,7 @@ def run_backward(
     branch: Tensor | None,
     gate: Tensor | None,
     modulation: Modulation,
+    inverses: Inverses,
     centred: bool,
     stream: torch.dtype,
 ) -> NormGradients:
@@ -203,11 +228,11 @@ def run_backward(
         dx_new: of the sum, None where it is not used further.
         dout: of the modulated rows.
         kept: normalised rows and 1 / rms.
-        branch, gate, modulation, centred: as in the forward pass.
+        branch, gate, modulation, inverses, centred: as in the forward pass.
         stream: dtype of the residual stream.
     """
     normalised, rstd = kept
-    launch = Launch(normalised.shape, stream, modulation, BACKWARD_BLOCKS, centred)
+    launch = Launch(normalised.shape, stream, modulation, BACKWARD_BLOCKS, inverses, centred)
     num_batch, _, width = normalised.shape
     gated, weighted = branch is not None, modulation.weight is not None
     dx = launch.new(*normalised.shape, dtype=stream)

@@ -1,15 +1,45 @@
 """What the ops share about rows: visit orders, argument checks, the dtype to compute in."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from zigma_pl.errors import UserError
 
 
 def inverse_order(visit_order: Tensor) -> Tensor:
-    """Returns (L,) int64 with inverse[visit_order[k]] = k; visit_order is a permutation of 0..L-1."""
-    steps = torch.arange(visit_order.numel(), device=visit_order.device)
-    return torch.zeros_like(steps).index_copy_(0, visit_order.long(), steps)
+    """Returns (..., L) int64 with inverse[visit_order[k]] = k, for each permutation of 0..L-1, (..., L)."""
+    steps = torch.arange(visit_order.shape[-1], device=visit_order.device).expand(visit_order.shape)
+    return torch.empty_like(steps, memory_format=torch.contiguous_format).scatter_(-1, visit_order.long(), steps)
+
+
+def take_rows(rows: Tensor, order: Tensor) -> Tensor:
+    """Returns the rows, (B, L, D), in an order, (L,) or (B, L), a permutation: out[:, k] = rows[:, order[k]]."""
+    return _TakeRows.apply(rows, order)
+
+
+class _TakeRows(torch.autograd.Function):
+    """As a gather in both passes: the backward pass of indexing would add rows up one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _gather(rows, order)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None]:
+        return _gather(dout, inverse_order(ctx.saved_tensors[0])), None
+
+
+def _gather(rows: Tensor, order: Tensor) -> Tensor:
+    if order.ndim == 1:
+        return rows.index_select(1, order)
+    num_batch, num_rows, width = rows.shape
+    flat = order + num_rows * torch.arange(num_batch, device=order.device)[:, None]
+    return rows.reshape(-1, width).index_select(0, flat.view(-1)).view(rows.shape)
 
 
 class RowMover:

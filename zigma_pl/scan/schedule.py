@@ -1,7 +1,8 @@
 """Which visit order each layer uses: layer i takes Omega_i = S_{i mod k}, one of k (ZigMa, arXiv:2403.13802)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,6 +16,17 @@ MAX_PLACES = 2**28  # in all orders of a backbone together: 1 GiB
 
 VideoScan = Literal["3d", "factorized"]
 Axis = Literal["space", "time"]
+
+
+class LayerOrder(NamedTuple):
+    """What a layer scans along.
+
+    axis: what its sequences run along, None where all tokens are one sequence.
+    order: which of the shared orders it takes, None where it ignores orders.
+    """
+
+    axis: Axis | None = None
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class ScanConfig:
             take the k orders in turn, layers of time go forward and backward in turn.
         legacy_inverse: of hilbert on pictures, the scrambled orders of the official release, for its checkpoints: the
             inverse permutations of the curves.
+        both_ways: after each of the k orders comes its reverse, so that layers take 2 k orders in turn.
     """
 
     scheme: SchemeName = "zigzag"
@@ -46,6 +59,7 @@ class ScanConfig:
     plan: tuple[Axis, ...] = ("space", "space", "time")
     legacy_inverse: bool = False
     indices: tuple[int, ...] | None = None
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", tuple(self.plan))  # a list comes from JSON
@@ -68,52 +82,67 @@ class ScanConfig:
         if self.legacy_inverse:
             check_legacy_inverse(self.scheme)
 
+    @property
+    def period(self) -> int:
+        """How many orders layers take in turn."""
+        return self.num_orders * (2 if self.both_ways else 1)
+
     def orders(self, height: int, width: int, num_frames: int | None = None) -> list[np.ndarray]:
-        """Return the k visit orders of a height x width token grid, each (height * width,) int32.
+        """Return the orders of a height x width token grid that layers take in turn, each (height * width,) int32.
 
         With `num_frames` they are those of all tokens of a clip, (num_frames * height * width,), frame after frame.
 
         Raises:
             UserError: the scheme does not exist on this grid.
         """
-        if self.num_orders * height * width * (num_frames or 1) > MAX_PLACES:
-            raise UserError(f"scan.num_orders: {self.num_orders} orders of so many tokens do not fit: choose fewer")
-        return [self._order(index, height, width, num_frames) for index in range(self.num_orders)]
-
-    def order_index(self, layer: int) -> int:
-        """Return which of the k orders a layer uses, 0 to k - 1; layers count from 0."""
-        assert layer >= 0, layer
-        return layer % self.num_orders
-
-    def layer_order(self, layer: int, height: int, width: int) -> np.ndarray:
-        """Return the visit order of a layer, (height * width,) int32."""
-        return self._order(self.order_index(layer), height, width)
-
-    def layer_axis(self, layer: int, num_frames: int | None) -> Axis | None:
-        """Return what a layer's sequences run along: space, time, or None where all tokens are one sequence."""
-        if num_frames is None or self.video == "3d":
-            return None
-        return self.plan[layer % len(self.plan)]
+        if self.period * height * width * (num_frames or 1) > MAX_PLACES:
+            raise UserError(f"scan.num_orders: {self.period} orders of so many tokens do not fit: choose fewer")
+        orders = [self._order(index, height, width, num_frames) for index in range(self.num_orders)]
+        return [way for order in orders for way in (order, order[::-1].copy())] if self.both_ways else orders
 
     def layer_orders(
-        self, depth: int, height: int, width: int, num_frames: int | None = None
-    ) -> tuple[list[np.ndarray], list[int]]:
-        """Return the orders that `depth` layers share, and for each layer its index into them.
+        self, num_taken: Sequence[int], height: int, width: int, num_frames: int | None = None
+    ) -> tuple[list[np.ndarray], list[LayerOrder]]:
+        """Return the orders that layers share, and for each layer its axis and its index into them.
 
-        They are the k orders of `orders`; of a factorized scan, the k orders of a frame, (height * width,), and then
-        the two of its frames, (num_frames,), forward and backward. A backbone holds them once, as non-persistent
-        buffers.
+        A layer takes the next orders after those of the layers before it. A layer that takes none does not count, so
+        that the others still take every order; it sees all tokens of a clip at once.
+
+        Args:
+            num_taken: how many orders each layer takes.
+            height, width, num_frames: as of `orders`.
+
+        Returns: the orders, each (L,) for layers that take one, (k, L) for those that take k at once. L is the number
+            of tokens of a picture or clip, height * width * num_frames; of a factorized scan height * width in layers
+            of space, num_frames in layers of time. A backbone holds them once, as non-persistent buffers.
         """
+        if not any(num_taken):
+            return [], [LayerOrder()] * len(num_taken)
+        turns = self._turns(height, width, num_frames)
+        taken_before: dict[Axis | None, int] = dict.fromkeys(turns, 0)
+        shared: dict[tuple[Axis | None, tuple[int, ...]], np.ndarray] = {}
+        layers: list[LayerOrder] = []
+        for number in num_taken:
+            if not number:
+                layers.append(LayerOrder())
+                continue
+            num_before = sum(layer.order is not None for layer in layers)
+            axis = self.plan[num_before % len(self.plan)] if None not in turns else None
+            orders, first = turns[axis], taken_before[axis]
+            chosen = tuple(index % len(orders) for index in range(first, first + number))
+            taken_before[axis] += number
+            if (axis, chosen) not in shared:
+                stacked = np.stack([orders[index] for index in chosen])
+                shared[axis, chosen] = stacked if number > 1 else stacked[0]
+            layers.append(LayerOrder(axis, list(shared).index((axis, chosen))))
+        return list(shared.values()), layers
+
+    def _turns(self, height: int, width: int, num_frames: int | None) -> dict[Axis | None, list[np.ndarray]]:
+        """Return the orders that layers of each axis take in turn."""
         if num_frames is None or self.video == "3d":
-            return self.orders(height, width, num_frames), [self.order_index(layer) for layer in range(depth)]
-        axes = [self.layer_axis(layer, num_frames) for layer in range(depth)]
+            return {None: self.orders(height, width, num_frames)}
         forward = np.arange(num_frames, dtype=np.int32)
-        turns = [axes[:layer].count(axis) for layer, axis in enumerate(axes)]  # earlier layers of the same axis
-        indices = [
-            self.order_index(turn) if axis == "space" else self.num_orders + turn % 2
-            for axis, turn in zip(axes, turns, strict=True)
-        ]
-        return [*self.orders(height, width), forward, forward[::-1].copy()], indices
+        return {"space": self.orders(height, width), "time": [forward, forward[::-1].copy()]}
 
     def _order(self, index: int, height: int, width: int, num_frames: int | None = None) -> np.ndarray:
         index = index if self.indices is None else self.indices[index]

@@ -3,7 +3,7 @@
 // that end,
 //   state = sum over rows of exp(A S) x B  (x = delta u);  adjoint = sum over rows of exp(A S) dy C.
 // No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing, and a block
-// stops where nothing is left of any of its channels: `nn.mixer.MambaMixer` puts those beside each other that forget alike.
+// stops where nothing is left of any of its channels: `mixers.mamba.MambaMixer` puts those beside each other that forget alike.
 // A lane adds up four rows of a tile and, of each four states, one. A block has 16 of the states, and one of the pieces into
 // which chunks are cut to keep the GPU busy.
 

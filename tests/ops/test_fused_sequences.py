@@ -1,12 +1,13 @@
-"""The factorized mixer through the fused CUDA op, emulated on the CPU: the same numbers as op by op."""
+"""A mixer on the sequences of a factorized scan by the fused CUDA op, emulated: the numbers are those op by op."""
 
 import shutil
 
 import pytest
 import torch
 
+from zigma_pl.mixers import Branch, Mamba, Visit
+from zigma_pl.mixers.sequences import Sequences
 from zigma_pl.nn.block import ZigzagBlock
-from zigma_pl.nn.factorized import FactorizedMixer
 from zigma_pl.ops import mamba_mixer
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing")
@@ -16,18 +17,19 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulati
 @pytest.mark.parametrize(("axis", "num_steps"), [("space", 6), ("time", 3)])
 def test_fused_block_agrees_with_the_plain_one(axis, num_steps, monkeypatch):
     torch.manual_seed(0)
-    block = ZigzagBlock(24, FactorizedMixer(24, axis=axis, num_frames=3))
+    block = ZigzagBlock(24, Mamba().build(24), sequences=Sequences(axis, 3))
     for parameter in block.modulation.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     x, branch, gate, conditioning = (torch.randn(2, *shape, 24) for shape in ((18,), (18,), (1,), ()))
-    inputs, order = (x, branch, gate, conditioning), torch.randperm(num_steps).int()
+    inputs = (x, branch, gate, conditioning)
+    visit = Visit(torch.empty(0), torch.randperm(num_steps).int())
     weights_of_loss = torch.randn(2, 18, 24)
 
     def run(fused):
         monkeypatch.setattr(mamba_mixer, "runs_fused", lambda *_: fused)
         block.zero_grad()
         x, branch, gate, conditioning = (value.clone().requires_grad_() for value in inputs)
-        added, (mixed, _) = block(x, (branch, gate), conditioning, order)
+        added, (mixed, *_) = block(x, Branch(branch, gate), conditioning, visit)
         ((added + mixed) * weights_of_loss).sum().backward()
         gradients = [value.grad for value in (x, branch, gate, conditioning, *block.parameters())]
         return [added.detach(), mixed.detach(), *gradients]

@@ -1,22 +1,23 @@
-"""The selective state-space mixer of Mamba, its rows visited in one given order or in several at once.
+"""The selective state-space mixer of Mamba, which reads its rows along a visit order.
 
 Axes: B batch, L tokens, D width, E inner width, N state.
 """
 
-import functools
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from zigma_pl.mixers.base import Branch, Mixer, MixerOptions, Visit
 from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.mamba_mixer import ActivationMemory, MixerWeights
-from zigma_pl.ops.norms import add_norm_modulate
 from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
+from zigma_pl.ranges import check_whole_numbers
 
 
 class ScanDirection(nn.Module):
@@ -88,7 +89,7 @@ class ScanDirection(nn.Module):
         )
 
 
-class MambaMixer(ScanDirection):
+class MambaMixer(ScanDirection, Mixer):
     """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
 
     The order is an index that both operations read and write rows through, so the output stays in raster order
@@ -132,78 +133,70 @@ class MambaMixer(ScanDirection):
         for half in self.in_proj.weight.chunk(2):
             half.copy_(half[order])
 
-    def forward(self, tokens: Tensor, visit_order: Tensor | None = None) -> Tensor:
-        """Mix tokens (B, L, D) along visit_order, (L,) int32, or along raster order when it is None."""
+    def wants_rows_arranged(self, visit: Visit) -> bool:
+        """The kernels read rows through one order; where each sample has its own, rows have to be in it."""
+        return visit.order is not None and visit.order.ndim > 1
+
+    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
+        """Mix tokens (B, L, D) along the order of the visit, (L,), or as they lie without one."""
         check_shape("MambaMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        return self.out_proj(self.scan(x, gate, visit_order))
+        return self.out_proj(self.scan(x, gate, visit.order))
 
     def add_norm_mix(
-        self,
-        x: Tensor,
-        branch: Tensor | None,
-        branch_gate: Tensor | None,
-        norm: nn.RMSNorm,
-        shift: Tensor,
-        scale: Tensor,
-        visit_order: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Add a gated branch to x, and mix the normalised and modulated sum: the sum and the mixed tokens, (B, L, D).
-
-        One op on a GPU. Arguments as of `ops.norms.add_norm_modulate`.
-        """
+        self, x: Tensor, branch: Branch | None, norm: nn.RMSNorm, shift: Tensor, scale: Tensor, visit: Visit
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add, normalise, modulate and mix: one op on a GPU."""
         assert norm.eps is not None
         weights = MixerWeights(
             *(self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight),
             *(self.dt_proj.bias, self.A_log, self.D, self.out_proj.weight),
         )
-        if not mamba_mixer.runs_fused(x, shift, weights, self.scan_backend):
-            x, tokens = add_norm_modulate(x, branch, branch_gate, norm.weight, shift, scale, epsilon=norm.eps)
-            return x, self(tokens, visit_order)
-        return mamba_mixer.add_norm_mix(
-            *(x, branch, branch_gate, norm.weight, shift, scale, weights, visit_order),
+        fused = mamba_mixer.runs_fused(x, shift, weights, self.scan_backend)
+        if not fused or self.wants_rows_arranged(visit):
+            return super().add_norm_mix(x, branch, norm, shift, scale, visit)
+        rows, gate, inverse = (None, None, None) if branch is None else branch
+        x, mixed = mamba_mixer.add_norm_mix(
+            *(x, rows, gate, norm.weight, shift, scale, weights, visit.order),
             epsilon=norm.eps,
             activation_memory=self.activation_memory,
             deterministic=torch.are_deterministic_algorithms_enabled(),
+            branch_inverse=inverse,
         )
+        return x, mixed, None
 
 
-class ParallelMixer(nn.Module):
-    """Mix tokens (B, L, D) -> (B, L, D) along k visit orders at once, so at k times the scan's cost.
+def check_sizes(options: Any) -> None:
+    """Raise UserError for a state_size, expand or conv_kernel that is out of its range."""
+    largest = {"state_size": 4096, "expand": 64, "conv_kernel": 64}
+    for name, most in largest.items():
+        check_whole_numbers(type(options).__name__, most=most, **{name: getattr(options, name)})
 
-    The projections in and out are shared; each direction has its own ScanDirection, and their outputs are summed
-    (ZigMa, arXiv:2403.13802, Fig. 4; with an order and its reverse, Vision Mamba, arXiv:2401.09417).
+
+@dataclass(frozen=True)
+class Mamba(MixerOptions):
+    """Mamba (arXiv:2312.00752): a causal convolution and a selective scan along one order.
 
     Args:
-        width: D.
-        num_directions: k.
-        state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
+        state_size: states for each inner channel of the scan, N.
+        expand: inner width over D.
+        conv_kernel: taps of the causal convolution.
+        scan_backend: which implementation runs the scan; "auto" chooses by device.
+        activation_memory: what a layer keeps for the backward pass on a GPU: "lean" little, the rest is recomputed;
+            "fast" twice as much, for steps that take a tenth less time.
     """
 
-    def __init__(
-        self,
-        width: int,
-        num_directions: int,
-        state_size: int = 16,
-        expand: int = 2,
-        conv_kernel: int = 4,
-        scan_backend: ScanBackend = "auto",
-    ) -> None:
-        super().__init__()
-        inner = expand * width
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
-        self.directions = nn.ModuleList(
-            ScanDirection(width, state_size, expand, conv_kernel, scan_backend) for _ in range(num_directions)
-        )
-        self.out_proj = nn.Linear(inner, width, bias=False)
+    state_size: int = 16
+    expand: int = 2
+    conv_kernel: int = 4
+    scan_backend: ScanBackend = "auto"
+    activation_memory: ActivationMemory = "lean"
 
-    def forward(self, tokens: Tensor, visit_orders: Tensor) -> Tensor:
-        """Mix tokens (B, L, D) along visit_orders, (k, L) int32."""
-        check_shape("ParallelMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
-        check_shape("ParallelMixer", "visit_orders", visit_orders, "(k, L)", len(self.directions), tokens.shape[1])
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        scanned = (
-            direction.scan(x, gate, visit_order)  # type: ignore[operator]  # a ScanDirection
-            for direction, visit_order in zip(self.directions, visit_orders, strict=True)
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    def build(self, width: int) -> MambaMixer:
+        """Make one layer."""
+        return MambaMixer(
+            *(width, self.state_size, self.expand, self.conv_kernel, self.scan_backend, self.activation_memory)
         )
-        return self.out_proj(functools.reduce(torch.add, scanned))

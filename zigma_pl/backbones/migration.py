@@ -1,0 +1,33 @@
+"""Options and weights of backbones that were stored before mixers had options of their own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zigma_pl.class_paths import described
+from zigma_pl.mixers import Mamba, MixerOptions, ParallelDirections, SelfAttention
+
+_OF_MAMBA = ("state_size", "expand", "conv_kernel", "scan_backend", "activation_memory")
+_RENAME = re.compile(r"^blocks\.(\d+)\.attention(_norm)?\.")  # of DiT and U-ViT
+
+
+def migrated_options(backbone: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a backbone, by the name of its class, with those of its mixers as `mixers`."""
+    kept = dict(options)
+    of_mamba = {name: kept.pop(name) for name in _OF_MAMBA if name in kept}
+    mixers: MixerOptions | None = None
+    if of_mamba and backbone == "ZigMa":
+        mixers = Mamba(**of_mamba)
+    elif of_mamba:
+        num_directions = kept["scan"]["num_orders"] if "scan" in kept else 2
+        mixers = ParallelDirections(num_directions, **of_mamba)
+    elif "num_heads" in kept:
+        mixers = SelfAttention(kept.pop("num_heads"), bias=backbone == "DiT", qk_norm=False)
+    return kept if mixers is None else {**kept, "mixers": described(mixers)}
+
+
+def migrated_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a backbone under the names that its parameters have now."""
+    return {_RENAME.sub(r"blocks.\1.mixer\2.", name): value for name, value in weights.items()}
