@@ -116,7 +116,7 @@ def fit(folder, data=None, callbacks=None, *, max_steps=6, **options):
 
 def test_rates_count_every_batch_and_only_training_time(tmp_path, clock):
     saving = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3)
-    validation = {"limit_val_batches": 1, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    validation = {"limit_val_batches": 1, "val_check_interval": 2, "check_val_every_n_epoch": None}
     options = {"enable_checkpointing": True, "accumulate_grad_batches": 2, **validation}
     rows, _ = fit(tmp_path, SlowDigits(clock), [Throughput(), TakesTime(clock), saving], max_steps=4, **options)
     assert clock.seconds > 3 * 100  # two validations and a checkpoint

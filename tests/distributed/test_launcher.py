@@ -9,6 +9,7 @@ import time
 
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistNetworkError
 
 from zigma_pl import launcher as launcher_module
@@ -16,6 +17,12 @@ from zigma_pl.callbacks.preemption import Preempted
 from zigma_pl.errors import UserError
 from zigma_pl.launcher import Launcher
 from zigma_pl.signals import end_with_parent
+
+
+@pytest.fixture(autouse=True)
+def first_process_again(monkeypatch):
+    """Undo what setting a rank does to all of Lightning in this process."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
 
 
 class Started(Launcher):

@@ -186,5 +186,5 @@ def test_too_many_bad_numbers_stop_both_with_what_reproduces_them(pair):
     good, bad = (json.loads((dump / f"rank_{rank}.json").read_text()) for rank in range(2))
     assert (good["sample_ids"], bad["sample_ids"]) == ([[24, 25, 26, 27]], [[28, 29, 30, 31]])
     assert good["first_non_finite_output"] is None
-    assert "blocks.0.mixer.A_log" in bad["non_finite_gradients"]
+    assert "backbone.blocks.0.mixer.A_log" in bad["non_finite_gradients"]
     assert all(row["share_not_finite"] == 0 and row["min"] <= row["max"] for row in good["outputs"])

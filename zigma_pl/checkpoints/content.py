@@ -186,7 +186,7 @@ def check_like(found: Any, own: Any, where: str, *, negative: bool = False) -> N
             raise ValueError(f"{where} is not a list of {len(own)}")
         for number, (theirs, ours) in enumerate(zip(found, own, strict=True)):
             check_like(theirs, ours, f"{where}.{number}", negative=negative)
-    elif own is not None and found is not None:
+    elif own is not None and not (found is None and isinstance(own, bool)):  # an unset flag of an optimiser is None
         if type(found) is not type(own) and not (type(own) is float and type(found) is int):
             raise ValueError(f"{where} is a {type(found).__name__} and not a {type(own).__name__}")
         if not negative and isinstance(found, (int, float)) and not 0 <= found <= 2**53:
