@@ -243,6 +243,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(digits, in_tmp, capsys):
 
 
 def test_output_that_nobody_reads_is_no_error():
+    """Kind: tracebacks where one line is promised."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "zigma_pl", "weights", "list"]
@@ -253,6 +254,7 @@ def test_output_that_nobody_reads_is_no_error():
 
 @pytest.mark.parametrize("command", ["validate", "predict", "test"])
 def test_commands_that_need_a_checkpoint_refuse_to_run_without_one(command, digits, in_tmp, capsys):
+    """Kind: wrong numbers without a word."""
     assert "--ckpt_path" in error_of([command, *digits, *TINY], capsys)
 
 

@@ -17,6 +17,9 @@ from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.interpolant.schedules import VPSchedule
+from zigma_pl.metrics.feature_sets import GivenFeatures
+from zigma_pl.metrics.kernel_distance import KernelDistance
+from zigma_pl.metrics.precision_recall import PrecisionRecall
 from zigma_pl.mixers import Mamba, MixerOptions
 from zigma_pl.module import GenerativeModule
 from zigma_pl.nn.zigzag_mamba import ZigzagMamba
@@ -149,6 +152,21 @@ def test_options_of_optimisers_are_refused_in_one_line(options):
     module = build(GenerativeModule, optimizer=lambda groups: torch.optim.AdamW(groups, **options))
     with pytest.raises(UserError, match=r"model\.optimizer"):
         module.configure_optimizers()
+
+
+@pytest.mark.parametrize(
+    ("metric", "option"),
+    [
+        (KernelDistance, "num_subsets"),
+        (KernelDistance, "subset_size"),
+        (KernelDistance, "seed"),
+        (PrecisionRecall, "num_neighbours"),
+    ],
+)
+def test_options_of_metrics_are_refused_when_they_are_made(metric, option):
+    for value in (-1, 0.5):
+        with pytest.raises(UserError, match=option):
+            metric(GivenFeatures(2), **{option: value})
 
 
 def test_bounds_are_exact():

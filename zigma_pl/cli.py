@@ -39,7 +39,14 @@ from zigma_pl.checkpoints.io import WholeFileIO, check_readable
 from zigma_pl.checkpoints.last import LastRun, last_run
 from zigma_pl.checkpoints.options import Group, stored_specification
 from zigma_pl.checkpoints.restoring import CheckedConnector
-from zigma_pl.checkpoints.run_folder import WITH_FOLDER, RunFolders, has_folder, keep_rows, run_folder
+from zigma_pl.checkpoints.run_folder import (
+    WITH_FOLDER,
+    RunFolders,
+    fix_versions,
+    has_folder,
+    keep_rows,
+    run_folder,
+)
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.errors import UserError
@@ -170,6 +177,7 @@ class ZigmaCLI(LightningCLI):
             if isinstance(error, UserError):
                 raise
             raise UserError(f"trainer: these options cannot be used: {error}") from error
+        fix_versions(trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
                 callback.allow_changed = tuple(self._get(self.config, "allow_changed"))

@@ -31,6 +31,24 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed on this machine have left of `path`, but not what is being written."""
+    for leftover in path.parent.glob(f"{UNFINISHED}*"):
+        process, _, name = leftover.name.removeprefix(UNFINISHED).partition("-")
+        if name == path.name and process.isascii() and process.isdecimal() and not _is_running(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading.
 

@@ -1,3 +1,5 @@
+"""Kind: numbers that are not finite, in a step, its gradients or the weights."""
+
 import json
 
 import pytest

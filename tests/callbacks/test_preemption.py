@@ -1,3 +1,5 @@
+"""Kind: signals that are ignored, lose what was trained, or end with another status than they should."""
+
 import os
 import signal
 import time
@@ -121,7 +123,12 @@ def test_a_second_signal_ends_at_once_and_one_that_came_twice_does_not(tmp_path,
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 @pytest.mark.parametrize(
-    ("command", "hook"), [("validate", "on_validation_batch_start"), ("predict", "on_predict_batch_start")]
+    ("command", "hook"),
+    [
+        ("validate", "on_validation_batch_start"),
+        ("test", "on_test_batch_start"),
+        ("predict", "on_predict_batch_start"),
+    ],
 )
 def test_other_commands_end_at_once(tmp_path, command, hook, number):
     ends = []
@@ -133,7 +140,7 @@ def test_other_commands_end_at_once(tmp_path, command, hook, number):
         def on_validation_batch_end(self, *_):
             ends.append("too late")
 
-        on_predict_batch_end = on_validation_batch_end
+        on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     trainer = trainer_for(tmp_path, 1, Preemption(), SendsSignal(hook, number), Ends())
     with pytest.raises(SystemExit) as ended, ended_by_signals():

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -90,7 +91,16 @@ def test_last_goes_on_in_the_same_folder_from_the_newest_whole_one(fit, reposito
     assert main(["validate", "--config", str(LOG / "config.yaml"), "--ckpt_path=last"]) == 0
 
 
-@pytest.mark.parametrize("logger", ["lightning.pytorch.loggers.CSVLogger", "id_logger.IdLogger", "false"])
+def logger_of(name, **options):
+    return json.dumps({"class_path": name, "init_args": options})
+
+
+CSV, TENSORBOARD = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger"
+BOTH = f"[{logger_of(CSV, save_dir='logs', name='digits')}, {logger_of(TENSORBOARD, save_dir='logs', name='digits')}]"
+ONE_HAS_AN_ID = f"[{logger_of('id_logger.IdLogger')}, {logger_of(CSV, save_dir='logs', name='digits')}]"
+
+
+@pytest.mark.parametrize("logger", [CSV, "id_logger.IdLogger", "false", BOTH, ONE_HAS_AN_ID])
 def test_a_run_has_one_folder_whatever_its_logger(logger, fit, capsys):
     """Kind: files of one run in several places, or of several runs in one."""
     options = [*fit, f"--trainer.logger={logger}", "--trainer.val_check_interval=1"]

@@ -5,13 +5,16 @@ import warnings
 import pytest
 import torch
 from kills_driver import build, trainer_for
+from safetensors.torch import load_file, save_file
 
 import zigma_pl
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.checkpoints.newest import newest_checkpoint
+from zigma_pl.checkpoints.options import GROUPS
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
+from zigma_pl.interop.folder import WEIGHTS_NAME, load_backbone
 from zigma_pl.interpolant import Objective
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -33,10 +36,12 @@ CHANGED = {
     "scan": lambda: (build(scan=ScanConfig("hilbert")), None),
     "objective": lambda: (build(objective=Objective(prediction="noise")), None),
     "encoders": lambda: (build(), Digits(batch_size=4)),
+    "conditions": lambda: (build(num_classes=11, null_condition=False), None),  # as many rows of the table
+    "backbone": lambda: (build(residual="legacy"), None),
 }
 
 
-@pytest.mark.parametrize("group", ["scan", "objective", "encoders"])
+@pytest.mark.parametrize("group", GROUPS)
 def test_what_decides_the_numbers_is_refused_by_name_unless_it_is_allowed(group, saved, tmp_path, monkeypatch):
     module, data = CHANGED[group]()
     if data is not None:
@@ -95,3 +100,8 @@ def test_weights_with_nan_are_neither_exported_nor_read(tmp_path):
     with pytest.raises(UserError, match="NaN or infinity"):
         zigma_pl.save_pretrained(module.backbone, tmp_path / "spoiled")
     assert not (tmp_path / "spoiled").exists()
+    weights = load_file(tmp_path / "whole" / WEIGHTS_NAME)
+    next(iter(weights.values())).view(-1)[0] = torch.inf
+    save_file(weights, tmp_path / "whole" / WEIGHTS_NAME)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        load_backbone(tmp_path / "whole")

@@ -80,7 +80,6 @@ def test_dry_run_shows_the_commands_of_each_row(in_tmp, capsys):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--jobs", "0"], "--jobs"),
         (["--scale", "huge"], "h100, paper, pilot, pilot4096, pilotemoji, smoke"),
         (["--rows", "zag*"], "zag*"),
     ],

@@ -1,3 +1,5 @@
+"""COCO's layout. Kind: errors that say something else than what is wrong."""
+
 import json
 
 import pytest

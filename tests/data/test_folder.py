@@ -1,3 +1,5 @@
+"""A folder of pictures. Kind: errors, or silence, that say something else than what is wrong."""
+
 import json
 
 import pytest

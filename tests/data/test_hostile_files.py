@@ -1,15 +1,18 @@
 """Kind: files that are not what their names say. Each is one line, at once, and opens nothing else."""
 
+import ast
 import io
 import os
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import zigma_pl
 from zigma_pl.data.coco import read_annotations
 from zigma_pl.data.faceshq import read_array
 from zigma_pl.data.folder import read_captions
@@ -105,6 +108,16 @@ def test_of_several_names_that_without_a_link_is_kept_then_the_first(tmp_path):
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+def test_no_picture_is_opened_in_a_format_that_is_not_named():
+    """Pillow would hand an EPS file under any name to Ghostscript."""
+    package = Path(zigma_pl.__file__).parent
+    for path in package.rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        for call in calls:
+            if ast.unparse(call.func).endswith("Image.open"):
+                assert "formats" in {keyword.arg for keyword in call.keywords}, f"{path}:{call.lineno}"
+
+
 @pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PPM", "PDF", "ICO"])
 def test_other_formats_under_a_known_name_are_refused(tmp_path, kind, monkeypatch):
     path = tmp_path / "x.png"
@@ -138,7 +151,10 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, 
 
 @pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1)])
 def test_of_an_extreme_shape_only_the_part_that_stays_is_resized(tmp_path, size, monkeypatch):
-    """2 KB that would become 256 x 256,000,000 pixels if all of it were resized."""
+    """Kind: sizes in a file that are allocated before they are checked.
+
+    2 KB would become 256 x 256,000,000 pixels if all of it were resized.
+    """
     Image.new("L", size, 77).save(tmp_path / "x.png")
     resize = Image.Image.resize
 

@@ -144,6 +144,7 @@ def test_evaluation_of_fewer_pictures_than_processes_is_that_of_one_process(pair
 
 @pytest.mark.parametrize(("what", "named"), [("data", "validation split"), ("options", "option model.learning_rate")])
 def test_processes_that_differ_are_refused_by_both(pair, what, named):
+    """Kind: what has to be alike on every machine is compared."""
     first, second = (found[f"unequal {what}"] for found in pair[1])
     assert first == second
     assert first.startswith(f"{named}: process 0 has")

@@ -1,8 +1,11 @@
-"""Records that others wrote. Kinds: names that become paths; text that becomes markup; files cut off by an error."""
+"""Records that others wrote. Kinds: names that become paths; text that becomes markup; files that are cut off."""
 
 import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from contextlib import suppress
 from functools import reduce
 from html.parser import HTMLParser
@@ -154,6 +157,57 @@ def test_a_report_on_a_full_disk_leaves_the_page_and_its_assets(folder, reposito
     with pytest.raises(UserError, match="No space left"):
         report.main(arguments)
     assert {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()} == before
+
+
+def killed_in_mid_write(command, arguments, name, monkeypatch):
+    """Run a command in a process that is killed when the file of this name is written but not yet in its place."""
+
+    def run():
+        replace = Path.replace
+        monkeypatch.setattr(
+            Path,
+            "replace",
+            lambda path, target: (
+                os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == name else replace(path, target)
+            ),
+        )
+        command.main(arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_report_leaves_the_page_and_its_assets_and_the_next_one_removes_its_rest(
+    folder, repository, monkeypatch
+):
+    write(folder, plain_record())
+    out = folder / "report" / "index.html"
+    arguments = [*options(folder, repository), f"--out={out}"]
+    assert report.main(arguments) == 0
+    before = {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()}
+    killed_in_mid_write(report, arguments, out.name, monkeypatch)
+    after = {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+    assert len(after) > len(before)
+    assert report.main(arguments) == 0
+    assert len([path for path in out.parent.rglob("*") if path.is_file()]) == len(before)
+
+
+def test_killed_tables_leave_files_that_are_whole(folder, repository, monkeypatch):
+    write(folder, plain_record())
+    out, index = folder / "results.md", folder / "README.md"
+    arguments = [*options(folder, repository), f"--out={out}", f"--index={index}"]
+    assert tables.main(arguments) == 0
+    before = out.read_text()
+    write(folder, {**plain_record(), "scale": "h100"})
+    killed_in_mid_write(tables, arguments, out.name, monkeypatch)
+    written = index.read_text()
+    assert out.read_text() == before
+    assert tables.main(arguments) == 0
+    assert index.read_text() == written
+    assert {entry.name for entry in folder.iterdir()} == {"results", "results.md", "README.md"}
 
 
 # --------------------------------------------------------------------------------------------------------------- fuzz

@@ -103,7 +103,7 @@ def read_clip(path: Path, frames_per_second: int) -> Clip:
         with av.open(path) as container:
             return [frame.to_image() for frame in container.decode(video=0)]
     clip: Clip = []
-    with Image.open(path) as image:
+    with Image.open(path, formats=["GIF"]) as image:
         for frame in ImageSequence.Iterator(image):
             # Frames that do not change are stored once, and shown for longer.
             num_repeats = max(1, round(frame.info["duration"] * frames_per_second / 1000))
@@ -115,7 +115,7 @@ def log_gif(writer: "SummaryWriter", tag: str, path: Path, step: int) -> None:
     """Show a GIF file among TensorBoard's images, where it plays; `add_video` would need another package."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    with Image.open(path) as image:
+    with Image.open(path, formats=["GIF"]) as image:
         width, height = image.size
     shown = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)

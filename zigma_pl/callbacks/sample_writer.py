@@ -86,7 +86,7 @@ class SampleWriter(L.Callback):
 
     def _save_grid(self, shown: list[Path], grid: Path) -> None:
         if grid.suffix == ".png":
-            save_png(tile([Image.open(path) for path in shown], self.num_columns), grid)
+            save_png(tile([Image.open(path, formats=["PNG"]) for path in shown], self.num_columns), grid)
         else:
             clips = [read_clip(path, self.frames_per_second) for path in shown]
             save_clip(tile_clips(clips, self.num_columns), grid, self.frames_per_second)

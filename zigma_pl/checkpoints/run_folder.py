@@ -23,6 +23,13 @@ def run_folder(trainer: L.Trainer) -> Path:
     return Path(trainer.strategy.broadcast(folders[0] if folders else trainer.default_root_dir))
 
 
+def fix_versions(trainer: L.Trainer) -> None:
+    """Have the loggers of a new run choose their versions before one of them makes a folder, which others would count."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WITH_FOLDER):
+            _ = logger.version
+
+
 def has_folder(logger: Any) -> bool:
     """Whether a logger, given by its options, writes into a folder that its version names."""
     class_path = str(logger.get("class_path")) if hasattr(logger, "get") else ""

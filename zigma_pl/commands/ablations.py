@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zigma_pl.commands.tables import add_sources
 from zigma_pl.errors import PREEMPTED_STATUS, UserError
+from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.shipped import find_config, shipped_file
 
 if TYPE_CHECKING:
@@ -75,8 +76,9 @@ def main(argv: list[str]) -> int:
     from zigma_pl.ablations.local import State, job_of
 
     options = build_parser().parse_args(argv)
-    if options.jobs is not None and options.jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    check_whole_numbers("ablations", jobs=options.jobs)
+    for seed in options.seeds:
+        check_whole_numbers("ablations", least=0, most=LARGEST_SEED, seeds=seed)
     jobs = [job_of(run, options.again) for run in _runs(options)]
     for job in jobs:
         if job.note:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.shipped import shipped_file
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     import torch
 
     options = build_parser().parse_args(argv)
+    check_whole_numbers("demo", num_samples=options.num_samples, max_steps=options.max_steps)
     torch.set_num_threads(1)  # a model this small gains nothing from more, and loses much where a core is busy
     config = options.config or str(shipped_file(EXPERIMENT))
     steps = [] if options.max_steps is None else [f"--trainer.max_steps={options.max_steps}"]
@@ -79,7 +81,8 @@ def judge(folder: Path) -> tuple[float, float, int]:
     test_images, test_labels = real_digits("test")
     classifier = SVC(gamma=0.001 * 16**2, C=10.0).fit(train_images, train_labels)
     rows = json.loads((folder / "samples.json").read_text())["samples"]
-    pictures = [np.asarray(Image.open(folder / row["file"]), dtype=np.float64) / 255 for row in rows]
+    opened = [Image.open(folder / row["file"], formats=["PNG"]) for row in rows]
+    pictures = [np.asarray(picture, dtype=np.float64) / 255 for picture in opened]
     sampled = np.stack(pictures).reshape(len(rows), -1)
     asked_for = np.array([row["class_id"] for row in rows])
     recognised = float((classifier.predict(sampled) == asked_for).mean())

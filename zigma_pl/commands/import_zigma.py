@@ -3,6 +3,7 @@
 import argparse
 
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_whole_numbers
 
 DEFAULT_SCAN_TYPE = "zigzagN8"
 
@@ -28,12 +29,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
+    from zigma_pl.backbones.base import LARGEST
     from zigma_pl.interop.folder import save_pretrained
     from zigma_pl.interop.official import infer_config, load_zigma_checkpoint, read_state_dict
     from zigma_pl.interpolant import Objective
     from zigma_pl.module import GenerativeModule
 
     options = build_parser().parse_args(argv)
+    check_whole_numbers("import-zigma", most=LARGEST["latent_height"], img_dim=options.img_dim)
     state_dict = read_state_dict(options.file, options.weights)
     config = infer_config(state_dict)
     if options.scan_type is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.scan.paths import CORNER_DIRECTIONS, adjacency, visit_order
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ def main(argv: list[str]) -> int:
         UserError: a size or seed out of range, an unknown picture format, a path that cannot be written.
     """
     options = _parser().parse_args(argv)
-    for name, size in (("--height", options.height), ("--width", options.width)):
-        if not 1 <= size <= MAX_SIDE:
-            raise UserError(f"{name} must be 1 to {MAX_SIDE} tokens, not {size}")
-    if options.seed < 0:
-        raise UserError(f"--seed must be 0 or more, not {options.seed}")
+    check_whole_numbers("paths", most=MAX_SIDE, height=options.height, width=options.width)
+    check_whole_numbers("paths", least=0, most=LARGEST_SEED, seed=options.seed)
     if options.out.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out {options.out}: the name must end in .png, .pdf or .svg")
     _save(draw_paths(options.height, options.width, options.seed), options.out)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zigma_pl.samplers import Sampler
 
 ENCODER_OPTIONS = ("autoencoder", "autoencoder_subfolder", "text_encoder", "text_encoder_path", "max_caption_tokens")
+MAX_SAMPLES = 1_000_000  # of each prompt or class
 MAX_IN_GRID = 400
 MAX_COLUMNS = 8
 
@@ -56,9 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     options = build_parser().parse_args(argv)
-    for name in ("num", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    check_whole_numbers("sample", most=MAX_SAMPLES, num=options.num, batch_size=options.batch_size)
+    check_whole_numbers("sample", least=0, most=LARGEST_SEED, seed=options.seed)
     if not options.model.is_dir():
         raise UserError(
             f"--model: there is no folder '{options.model}'; make it from a checkpoint of `fit` with "
@@ -68,7 +68,6 @@ def main(argv: list[str]) -> int:
     from zigma_pl.interop.folder import from_pretrained
 
     model = from_pretrained(options.model)
-    check_whole_numbers("sample", least=0, most=LARGEST_SEED, seed=options.seed)
     model.seed = options.seed
     model.sampler = sampler_with_steps(model.sampler, options.num_steps)
     if options.guidance is not None:

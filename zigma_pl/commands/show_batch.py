@@ -10,6 +10,7 @@ from zigma_pl.batch import RawBatch
 from zigma_pl.cli import ZigmaCLI, make_data_module, parser_of, run_cli
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.errors import UserError
+from zigma_pl.ranges import check_whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CELL_INCH = 1.9
 NUM_COLUMNS = 6
 FRAMES_SHOWN = 8
+MAX_SAMPLES = 1000  # beyond it the figure's file cannot be opened any more
 
 
 class DataCLI(ZigmaCLI):
@@ -49,8 +51,7 @@ def main(argv: list[str]) -> int:
     """Run `python -m zigma_pl show-batch --config FILE --out PNG`; returns the exit status."""
     cli = read_configuration(argv)
     out, num_samples, split = cli.config.out, cli.config.num_samples, cli.config.split
-    if num_samples < 1:
-        raise UserError(f"--num_samples must be at least 1, got {num_samples}")
+    check_whole_numbers("show-batch", most=MAX_SAMPLES, num_samples=num_samples)
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: the name must end in .png")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zigma_pl.errors import UserError
-from zigma_pl.files import written_whole
+from zigma_pl.files import remove_leftovers, written_whole
 from zigma_pl.shipped import shipped_file
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def _check(texts: dict[Path, str]) -> int:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         with written_whole(path) as file:
             file.write(text.encode())
     except OSError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.metrics.feature_sets import Extractor, FeatureMetric
+from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 
 
 class SubsetValues(NamedTuple):
@@ -35,6 +36,9 @@ class KernelDistance(FeatureMetric):
     def __init__(
         self, extractor: Extractor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0, **options: Any
     ) -> None:
+        check_whole_numbers("KernelDistance", num_subsets=num_subsets)
+        check_whole_numbers("KernelDistance", least=2, subset_size=subset_size)
+        check_whole_numbers("KernelDistance", least=0, most=LARGEST_SEED, seed=seed)
         super().__init__(extractor, **options)
         self.num_subsets = num_subsets
         self.subset_size = subset_size

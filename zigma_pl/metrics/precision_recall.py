@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zigma_pl.errors import UserError
 from zigma_pl.metrics.feature_sets import Extractor, FeatureMetric
+from zigma_pl.ranges import check_whole_numbers
 
 _ROWS_PER_PASS = 1024  # bounds the memory of a pass to this many rows of distances
 
@@ -34,6 +35,7 @@ class PrecisionRecall(FeatureMetric):
     higher_is_better = True
 
     def __init__(self, extractor: Extractor, num_neighbours: int = 3, **options: Any) -> None:
+        check_whole_numbers("PrecisionRecall", num_neighbours=num_neighbours)
         super().__init__(extractor, **options)
         self.num_neighbours = num_neighbours
 

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from zigma_pl.commands.paths import named_orders
-from zigma_pl.files import written_whole
+from zigma_pl.files import remove_leftovers, written_whole
 from zigma_pl.report import gallery
 from zigma_pl.report.assets import Assets, new_assets
 from zigma_pl.report.charts import DARK, LIGHT, Chart, path_chart
@@ -38,6 +38,7 @@ def write_report(experiments: Sequence[Experiment], results: Results, folder: Pa
         page: the HTML file; what an earlier report wrote there is replaced.
     """
     with new_assets(page.parent / "assets") as assets:
+        remove_leftovers(page)
         text = _Report(results, folder, assets).render(experiments)
         with written_whole(page) as file:
             file.write(text.encode())
