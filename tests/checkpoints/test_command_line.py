@@ -91,16 +91,17 @@ def test_last_goes_on_in_the_same_folder_from_the_newest_whole_one(fit, reposito
     assert main(["validate", "--config", str(LOG / "config.yaml"), "--ckpt_path=last"]) == 0
 
 
-def logger_of(name, **options):
-    return json.dumps({"class_path": name, "init_args": options})
+def loggers(*class_paths):
+    init_args = {"save_dir": "logs", "name": "digits"}
+    return json.dumps([{"class_path": class_path, "init_args": init_args} for class_path in class_paths])
 
 
 CSV, TENSORBOARD = "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger"
-BOTH = f"[{logger_of(CSV, save_dir='logs', name='digits')}, {logger_of(TENSORBOARD, save_dir='logs', name='digits')}]"
-ONE_HAS_AN_ID = f"[{logger_of('id_logger.IdLogger')}, {logger_of(CSV, save_dir='logs', name='digits')}]"
 
 
-@pytest.mark.parametrize("logger", [CSV, "id_logger.IdLogger", "false", BOTH, ONE_HAS_AN_ID])
+@pytest.mark.parametrize(
+    "logger", [CSV, "id_logger.IdLogger", "false", loggers(CSV, TENSORBOARD), loggers("id_logger.IdLogger", CSV)]
+)
 def test_a_run_has_one_folder_whatever_its_logger(logger, fit, capsys):
     """Kind: files of one run in several places, or of several runs in one."""
     options = [*fit, f"--trainer.logger={logger}", "--trainer.val_check_interval=1"]

@@ -24,7 +24,7 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def fix_versions(trainer: L.Trainer) -> None:
-    """Have the loggers of a new run choose their versions before one of them makes a folder, which others would count."""
+    """Have all loggers choose their versions now: a folder that one of them makes would be counted by the next."""
     for logger in trainer.loggers:
         if isinstance(logger, WITH_FOLDER):
             _ = logger.version
