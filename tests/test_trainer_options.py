@@ -9,11 +9,12 @@ from zigma_pl.backbones import ZigMa
 from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.cli import put_int_first
 from zigma_pl.data import Digits
+from zigma_pl.data.order import check_length
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
-from zigma_pl.trainer_options import check_length, check_trainer_options
+from zigma_pl.trainer_options import check_trainer_options
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from zigma_pl.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from zigma_pl.backbones.zigma import ZigMa
     from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
@@ -10,7 +12,6 @@ if TYPE_CHECKING:
     from zigma_pl.nn.zigzag_mamba import ZigzagMamba
     from zigma_pl.ops.selective_scan import selective_scan
 
-__version__ = "0.1.0"
 __all__ = [
     "GenerativeModule",
     "ZigMa",

@@ -19,7 +19,6 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -51,6 +50,7 @@ from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.errors import UserError
 from zigma_pl.launcher import Launcher
+from zigma_pl.lightning_private import cluster_environment, replace_checkpoint_connector, replace_script_launcher
 from zigma_pl.module import GenerativeModule
 from zigma_pl.ranges import LARGEST_SEED
 from zigma_pl.shipped import find_config, shipped_file
@@ -181,14 +181,11 @@ class ZigmaCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
                 callback.allow_changed = tuple(self._get(self.config, "allow_changed"))
-        trainer._checkpoint_connector = CheckedConnector(trainer)
-        environment = trainer._accelerator_connector.cluster_environment
+        replace_checkpoint_connector(trainer, CheckedConnector(trainer))
+        environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False  # its checkpoints would be found by no `last`, and be loaded unasked
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            ours = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
-            trainer.strategy._launcher = ours
+        replace_script_launcher(trainer, Launcher)
         if self._resumed is not None and trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, CSVLogger):

@@ -12,6 +12,11 @@ from typing import IO
 UNFINISHED = ".unfinished-"  # what a killed run leaves begins with this, and the next run removes it
 
 
+def cache_folder() -> Path:
+    """Return zigma_pl in the user's cache folder (XDG base directories)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigma_pl"
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears at `path`, safely on disk, when the block ends; after an error it does not.

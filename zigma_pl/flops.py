@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import zigma_pl.ops.causal_conv1d
@@ -21,6 +20,7 @@ import zigma_pl.ops.selective_scan.operations  # noqa: F401  both register the f
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.errors import UserError
 from zigma_pl.ops.operations import FORMULAS, SIGMOID, SILU, SILU_BACKWARD, SOFTPLUS, Flops, Formula
+from zigma_pl.torch_private import TorchDispatchMode
 
 NUM_CAPTION_TOKENS = 77  # as CLIP's text encoder gives
 # They change where and how often something is computed, not what has to be computed; the meta device has no other scan.

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed import DistNetworkError
 
 from zigma_pl.callbacks.preemption import Preempted
 from zigma_pl.errors import UserError
+from zigma_pl.lightning_private import ScriptLauncher
 
 # Most errors come up in all processes together, or in one, whose end the others then notice by an error of their own.
 SECONDS_TO_WAIT_FOR_THE_FIRST = 2.0  # before another process than the first raises: the first ends it till then
@@ -23,7 +22,7 @@ SECONDS_TO_FIND_THE_CAUSE = 5.0  # before the first raises what a lost connectio
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-class Launcher(_SubprocessScriptLauncher):
+class Launcher(ScriptLauncher):
     """Starts the processes of a node, in the place of Lightning's own, which leaves them alone when the first fails.
 
     Where something else has started them (torchrun, SLURM), that has to end them; of what they say only the first's
@@ -39,9 +38,7 @@ class Launcher(_SubprocessScriptLauncher):
         """
         environment = self.cluster_environment
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not environment.creates_processes_externally:
-            self._call_children_scripts()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        self.start_others()
         ended = threading.Event()
         threading.Thread(target=self._end_with_children, args=(ended,), daemon=True).start()
         try:

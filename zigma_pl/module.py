@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -24,11 +23,13 @@ from zigma_pl.errors import UserError
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
 from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm, tapped
 from zigma_pl.interpolant.objective import Evaluation, Objective
+from zigma_pl.lightning_private import is_made_from_options, trainer_of
 from zigma_pl.optimizers import Constant, LearningRateSchedule, parameter_groups
 from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
 from zigma_pl.ranges import LARGEST_SEED, check_numbers, check_whole_numbers
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, guided_network
 from zigma_pl.samplers.graphed import GraphedBackbone
+from zigma_pl.torch_private import keep_from_ddp
 from zigma_pl.trainer_options import schedule_validation
 from zigma_pl.transfer import to_device
 
@@ -91,8 +92,7 @@ class GenerativeModule(L.LightningModule):
     ) -> None:
         super().__init__()
         # From the command line: plain options, all that `load_from_checkpoint` needs. From Python: objects, not stored.
-        made_from_options = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=[] if made_from_options else _OBJECTS)
+        self.save_hyperparameters(ignore=[] if is_made_from_options() else _OBJECTS)
         check_numbers("model", least=0, most=1, condition_dropout=condition_dropout)
         check_whole_numbers("model", least=0, most=LARGEST_SEED, seed=seed)
         self.backbone = backbone
@@ -127,8 +127,7 @@ class GenerativeModule(L.LightningModule):
             compile_regions(self.backbone)
         # Buffers are constants of the configuration. To broadcast them at every call, as DDP would, is of no use, and
         # in evaluation would wait for ever where one process has a batch more than another.
-        constants = [name for name, _ in self.named_buffers()]
-        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constants)
+        keep_from_ddp(self, (name for name, _ in self.named_buffers()))
 
     def configure_model(self) -> None:
         """Spread the backbone over the processes of the strategy's mesh, if it has one."""
@@ -143,11 +142,11 @@ class GenerativeModule(L.LightningModule):
             raise UserError(f"model.optimizer: {error}: correct its options") from error
         # One kernel for all parameters, which a flag on the device can tell to skip a step (`callbacks/non_finite.py`).
         # Not with float16's loss scaling: it would undo the scaling itself, after the gradients have been clipped.
-        if self._trainer is None or self.trainer.precision != "16-mixed":
+        if trainer_of(self) is None or self.trainer.precision != "16-mixed":
             for group in optimizer.param_groups:
                 if "fused" in group and group["fused"] is None:
                     group["fused"] = True
-        num_steps = -1 if self._trainer is None else self.trainer.max_steps
+        num_steps = -1 if trainer_of(self) is None else self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -182,7 +181,7 @@ class GenerativeModule(L.LightningModule):
         return total
 
     def _active_terms(self) -> dict[str, LossTerm]:
-        step = 0 if self._trainer is None else self.trainer.global_step
+        step = 0 if trainer_of(self) is None else self.trainer.global_step
         terms: dict[str, Any] = dict(self.loss_terms.items())
         return {name: term for name, term in terms.items() if term.is_active(step)}
 

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from zigma_pl.backbones.sharding import load_whole, load_whole_optimizer
+from zigma_pl.lightning_private import spread_over
 
 
 class FullySharded(ModelParallelStrategy):
@@ -22,7 +23,7 @@ class FullySharded(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Spread over all processes; how many there are is known now."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        spread_over(self, self.num_nodes * self.num_processes)
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from typing import Any
 
 import lightning as L
 
+from zigma_pl.data.order import check_length
 from zigma_pl.errors import UserError
+from zigma_pl.lightning_private import accumulates
 from zigma_pl.ranges import LARGEST_COUNT, check_numbers, check_whole_numbers
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are other names of them
@@ -62,24 +64,6 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     check_length(options)
 
 
-def check_length(options: Mapping[str, Any]) -> None:
-    """Refuse options that say how long to train but would be ignored: the training order has no end.
-
-    Raises: UserError that names the option and the remedy.
-    """
-    if options.get("overfit_batches"):
-        raise UserError("trainer.overfit_batches does not go with the endless training order: leave it out")
-    limit = options.get("limit_train_batches")
-    num_batches = limit if isinstance(limit, int) else None
-    if options.get("max_epochs") not in (None, -1) and num_batches is None and not options.get("fast_dev_run"):
-        raise UserError(
-            f"trainer.max_epochs {options['max_epochs']} would be ignored, as training has no epochs: set "
-            "trainer.max_steps"
-        )
-    if isinstance(limit, float) and limit != 1.0:
-        raise UserError(f"trainer.limit_train_batches {limit} is a share of an endless order: give a number of batches")
-
-
 def _check_validation_interval(options: Mapping[str, Any]) -> None:
     interval = options.get("val_check_interval")
     if isinstance(interval, float):
@@ -100,5 +84,5 @@ def schedule_validation(trainer: L.Trainer) -> None:
     interval = getattr(trainer, "val_check_interval", None)  # absent where it is a time
     if trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):
         return
-    is_due = trainer.global_step % interval == 0 and not trainer.fit_loop._should_accumulate()
+    is_due = trainer.global_step % interval == 0 and not accumulates(trainer)
     trainer.val_check_batch = 1 if is_due else _NEVER

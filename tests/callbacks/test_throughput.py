@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks.data_wait import FETCH, DataClock, FetchWatch, advice_on_encoding, advice_on_loading
+from zigma_pl.callbacks.data_wait import DataClock, FetchWatch, advice_on_encoding, advice_on_loading
 from zigma_pl.callbacks.model_cost import peak_flops_per_second, tokens_per_image, training_flops_per_image
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import COCO, Digits
@@ -16,6 +16,7 @@ from zigma_pl.data.samples import SampleLoader
 from zigma_pl.errors import UserError
 from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
+from zigma_pl.lightning_private import FETCH
 from zigma_pl.mixers import Mamba
 from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import ODESampler

@@ -8,6 +8,7 @@ from PIL import Image
 
 from zigma_pl.commands import paths
 from zigma_pl.errors import UserError
+from zigma_pl.scan.paths import named_orders
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 12), (1, 1)])
@@ -32,10 +33,10 @@ def test_every_panel_draws_its_order_and_states_its_adjacency() -> None:
     assert names[:3] == ["sweep", "Hilbert", "random, seed 4"]
     assert names[3] == "zigzag 1: top-left, rows"
     assert len(names) == 11
-    assert names == [name for name, _ in paths.named_orders(6, 9, 4)]
+    assert names == [name for name, _ in named_orders(6, 9, 4)]
     assert panels[0].get_title() == f"{100 * 48 / 53:.1f} % adjacent"
     assert {axes.get_title() for axes in [panels[1], *panels[3:]]} == {"100 % adjacent"}
-    for axes, (_, order) in zip(panels, paths.named_orders(6, 9, 4), strict=True):
+    for axes, (_, order) in zip(panels, named_orders(6, 9, 4), strict=True):
         segments = axes.collections[0].get_segments()
         drawn = [segment[0] for segment in segments] + [segments[-1][1]]
         assert [int(y * 9 + x) for x, y in drawn] == order.tolist()
@@ -43,7 +44,7 @@ def test_every_panel_draws_its_order_and_states_its_adjacency() -> None:
 
 
 def test_seed_changes_the_random_panel_only() -> None:
-    first, second = paths.named_orders(4, 4, 0), paths.named_orders(4, 4, 1)
+    first, second = named_orders(4, 4, 0), named_orders(4, 4, 1)
     changed = [name for (name, a), (_, b) in zip(first, second, strict=True) if not np.array_equal(a, b)]
     assert changed == ["random, seed 0"]
 

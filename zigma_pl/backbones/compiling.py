@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from zigma_pl.torch_private import allow_compiled_forms
+
 # Of one function. Blocks share theirs, for training and sampling, and for every batch size that is met.
 MAX_COMPILED_FORMS = 32
 
@@ -17,10 +19,7 @@ def compile_regions(backbone: nn.Module, **options: Any) -> None:
         backbone: whose direct children are lists of blocks, embeddings and the final layer.
         options: as of torch.compile.
     """
-    import torch._dynamo  # seconds, which only those who compile should wait
-
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, MAX_COMPILED_FORMS)
+    allow_compiled_forms(MAX_COMPILED_FORMS)
     for region in regions(backbone):
         region.compile(**options)
 

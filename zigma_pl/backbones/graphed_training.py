@@ -19,6 +19,7 @@ from zigma_pl.backbones.cuda_graphs import (
     signature,
     warm_up,
 )
+from zigma_pl.torch_private import has_forward_hooks
 
 
 class GraphedTraining:
@@ -65,7 +66,7 @@ class GraphedTraining:
 
     def _is_training_on(self, device: torch.device) -> bool:
         trains = self.backbone.training and torch.is_grad_enabled()
-        return trains and device.type == self.device_type and not self.backbone._forward_hooks
+        return trains and device.type == self.device_type and not has_forward_hooks(self.backbone)
 
 
 class _Recording:

@@ -6,10 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from zigma_pl import __version__
 from zigma_pl.data.base import SPLITS_OF_STAGE, ImageDataModule
 from zigma_pl.errors import UserError
-from zigma_pl.metrics.gather import gather_objects
+from zigma_pl.processes import gather_objects
+from zigma_pl.version import __version__
 
 
 class Agreement(L.Callback):

@@ -98,7 +98,7 @@ class Checkpoint(ModelCheckpoint):
         if self._options is None:
             self._options = options_of(trainer, pl_module)
         checkpoint[OPTIONS] = self._options
-        checkpoint[RANDOM_STATES] = random_states(trainer)
+        checkpoint[RANDOM_STATES] = random_states()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the options, and keep what `on_train_start` puts in place."""

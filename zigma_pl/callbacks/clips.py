@@ -13,6 +13,7 @@ from torch import Tensor
 from zigma_pl.callbacks.grid import tile, to_pil
 from zigma_pl.files import whole_file
 from zigma_pl.ranges import check_whole_numbers
+from zigma_pl.torch_private import add_summary
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -118,4 +119,4 @@ def log_gif(writer: "SummaryWriter", tag: str, path: Path, step: int) -> None:
     with Image.open(path, formats=["GIF"]) as image:
         width, height = image.size
     shown = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=shown)]), step)
+    add_summary(writer, Summary(value=[Summary.Value(tag=tag, image=shown)]), step)

@@ -9,9 +9,7 @@ import torch
 from lightning.pytorch.profilers import Profiler
 
 from zigma_pl.data.base import ImageDataModule
-
-# What Lightning calls the loader's turn in its profile.
-FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+from zigma_pl.lightning_private import FETCH
 
 
 class Waits(NamedTuple):

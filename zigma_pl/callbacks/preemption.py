@@ -13,6 +13,7 @@ from lightning.pytorch import callbacks
 
 from zigma_pl.callbacks.checkpoint import Checkpoint
 from zigma_pl.errors import PREEMPTED_STATUS, UserError
+from zigma_pl.lightning_private import accumulates, register_no_signal_handlers
 from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.signals import Repeats, listen
 
@@ -61,8 +62,7 @@ class Preemption(callbacks.Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen from here on, in training; workers that load data inherit that they do not end by these signals."""
-        # Lightning's own handlers would ignore SIGTERM outside of training, and end training without saving.
-        trainer._signal_connector.register_signal_handlers = _leave_handlers_alone  # type: ignore[method-assign]
+        register_no_signal_handlers(trainer)
         if stage == "fit":
             self._signals, self._trainer = Repeats(), trainer
             self._restore_handlers = listen(self._on_signal)
@@ -106,7 +106,7 @@ class Preemption(callbacks.Checkpoint):
         """End after a step, but for the last, after which training ends anyhow."""
         is_last = trainer.global_step == trainer.max_steps
         # Between the micro-batches of a step, gradients would be lost.
-        if is_last or trainer.fit_loop.epoch_loop._should_accumulate():
+        if is_last or accumulates(trainer):
             return
         if trainer.world_size == 1 or trainer.global_step % self.check_every_n_steps == 0:
             self._end_if_agreed(trainer)
@@ -138,10 +138,6 @@ class Preemption(callbacks.Checkpoint):
         if number:
             _checkpoint_of(trainer).save_now(trainer)
             raise Preempted(signal.Signals(number), trainer.global_step)
-
-
-def _leave_handlers_alone() -> None:
-    """In the place of Lightning's function that registers handlers."""
 
 
 def _checkpoint_of(trainer: L.Trainer) -> Checkpoint:

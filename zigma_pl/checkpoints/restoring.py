@@ -5,22 +5,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from zigma_pl.checkpoints.content import STEP_PATH, check_like
 from zigma_pl.errors import UserError
+from zigma_pl.lightning_private import CheckpointConnector
 
 
-class CheckedConnector(_CheckpointConnector):
+class CheckedConnector(CheckpointConnector):
     """Restores as inherited; what does not fit ends with one line instead of a traceback, now or many steps later."""
 
-    def _restore_modules_and_callbacks(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
-        with self._named(checkpoint_path):
-            super()._restore_modules_and_callbacks(checkpoint_path, weights_only)
+    def restore_model_and_callbacks(self, path: Any = None, weights_only: bool | None = None) -> None:
+        """Name the checkpoint where it does not fit."""
+        with self._named(path):
+            super().restore_model_and_callbacks(path, weights_only)
 
     def restore_callbacks(self) -> None:
         """Compare the callbacks' states with those of this run, and take them up."""
-        states = self._loaded_checkpoint.get("callbacks", {})
+        states = self.loaded.get("callbacks", {})
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if callback.state_key in states:
                 check_like(states[callback.state_key], callback.state_dict(), callback.state_key, negative=True)
@@ -28,9 +29,9 @@ class CheckedConnector(_CheckpointConnector):
 
     def restore_training_state(self) -> None:
         """Compare loops, optimisers and schedules with those of this run, and take them up."""
-        with self._named(self._ckpt_path):
-            if self._loaded_checkpoint and self.trainer.state.fn == "fit":
-                self._check_training_state(self._loaded_checkpoint)
+        with self._named(self.path):
+            if self.loaded and self.trainer.state.fn == "fit":
+                self._check_training_state(self.loaded)
             super().restore_training_state()
 
     def _check_training_state(self, checkpoint: dict[str, Any]) -> None:

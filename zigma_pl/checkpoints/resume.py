@@ -7,6 +7,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from zigma_pl.lightning_private import validation_follows
+from zigma_pl.processes import gather_objects
 from zigma_pl.trainer_options import schedule_validation
 
 State = dict[str, Any]
@@ -47,13 +49,9 @@ def check_random_state(state: State) -> None:
         set_random_state(own)
 
 
-def random_states(trainer: L.Trainer) -> list[State]:
+def random_states() -> list[State]:
     """Return the states of all processes, by rank; every process has to ask."""
-    if trainer.world_size == 1:
-        return [random_state()]
-    states: list[State] = [{} for _ in range(trainer.world_size)]
-    torch.distributed.all_gather_object(states, random_state())
-    return states
+    return gather_objects(random_state())
 
 
 def validate_if_interrupted_before(trainer: L.Trainer) -> None:
@@ -65,9 +63,7 @@ def validate_if_interrupted_before(trainer: L.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     batches: Any = loop.batch_progress.total
     saved_before_validation = batches.completed == batches.processed - 1
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    if not saved_before_validation or not loop._should_check_val_fx(fetcher):
+    if not saved_before_validation or not validation_follows(trainer):
         return
     loop.val_loop.restarting = False
     trainer.validating = True

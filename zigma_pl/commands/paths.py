@@ -8,7 +8,7 @@ import numpy as np
 
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
-from zigma_pl.scan.paths import CORNER_DIRECTIONS, adjacency, visit_order
+from zigma_pl.scan.paths import adjacency, named_orders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,19 +61,6 @@ def draw_paths(height: int, width: int, seed: int = 0) -> "Figure":
         _draw_path(axes, np.stack(np.divmod(order, width)[::-1], axis=1), share, colours, cell_points)
         _dress(axes, title, f"{_percent(share)} adjacent", height, width)
     return figure
-
-
-def named_orders(height: int, width: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Return (title, visit order) of every panel: sweep, Hilbert, random, then the eight zigzags."""
-    orders = [
-        ("sweep", visit_order("sweep", height, width)),
-        ("Hilbert", visit_order("hilbert", height, width)),
-        (f"random, seed {seed}", visit_order("random", height, width, seed=seed)),
-    ]
-    for index, (corner, direction) in enumerate(CORNER_DIRECTIONS):
-        title = f"zigzag {index + 1}: {corner}, {direction}"
-        orders.append((title, visit_order("zigzag", height, width, index=index)))
-    return orders
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,23 +9,22 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.loops.progress import _ProcessedTracker
 from pydantic import ValidationError
 from torch import Tensor
 
 from zigma_pl.batch import Batch, RawBatch
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
-from zigma_pl.data.order import EvaluationOrder
+from zigma_pl.data.order import EvaluationOrder, check_length
 from zigma_pl.data.prepared.manifest import Content, Manifest, check_fits
 from zigma_pl.data.prepared.reading import local_folder, open_manifest, open_split
 from zigma_pl.data.samples import ConditionSamples, PixelSamples, Sample, SampleLoader, Split, SplitSamples, collate
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
-from zigma_pl.encoders.text import TextEncoder, TextEncoderName, build_text_encoder
+from zigma_pl.encoders.text import TextEncoderName, build_text_encoder
+from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generators
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.records import problems
-from zigma_pl.trainer_options import check_length
 from zigma_pl.transfer import to_device
 
 MAX_SIDE_PX = 65_536
@@ -352,9 +351,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """
         if self.trainer is None:
             return 0
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        assert isinstance(progress, _ProcessedTracker)
-        return progress.processed
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(batches.processed)
 
 
 def _move(raw: RawBatch, device: torch.device) -> RawBatch:

@@ -4,8 +4,9 @@ Both are batch samplers that yield lists of (sample id, index) pairs. Neither ho
 to carry: a resumed run names the step to go on from, and gets the batches that an uninterrupted run would have got.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,3 +101,21 @@ class EvaluationOrder(Sampler[list[SampleKey]]):
 
     def __len__(self) -> int:
         return self.num_batches
+
+
+def check_length(options: Mapping[str, Any]) -> None:
+    """Refuse options that say how long to train but would be ignored: the training order has no end.
+
+    Raises: UserError that names the option and the remedy.
+    """
+    if options.get("overfit_batches"):
+        raise UserError("trainer.overfit_batches does not go with the endless training order: leave it out")
+    limit = options.get("limit_train_batches")
+    num_batches = limit if isinstance(limit, int) else None
+    if options.get("max_epochs") not in (None, -1) and num_batches is None and not options.get("fast_dev_run"):
+        raise UserError(
+            f"trainer.max_epochs {options['max_epochs']} would be ignored, as training has no epochs: set "
+            "trainer.max_steps"
+        )
+    if isinstance(limit, float) and limit != 1.0:
+        raise UserError(f"trainer.limit_train_batches {limit} is a share of an endless order: give a number of batches")

@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from zigma_pl.batch import RawBatch
 from zigma_pl.data.images import PixelDataset, PixelItem
 from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
+from zigma_pl.torch_private import forget_workers, running_workers, shut_down_workers, workers_of
 
 Split = Literal["train", "validation", "test"]
 
@@ -141,7 +141,7 @@ def collate(samples: list[Sample] | RawBatch) -> RawBatch:
 
 def _death_of_worker(batches: Any) -> RuntimeError | None:
     """Return what to say where a worker is dead; the errors by which one finds out are many, and say little."""
-    workers = getattr(batches, "_workers", [])
+    workers = workers_of(batches)
     ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)  # or about to end
     for number, worker in enumerate(workers):
         if worker.sentinel in ended:
@@ -202,19 +202,19 @@ class SampleLoader:
             raise _death_of_worker(batches) or error from error
         else:
             return
-        if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()  # left to the garbage collector, that takes a time-out of 5 s
-            self._iterator = None
+        if shut_down_workers(batches):
+            forget_workers(self._loader)
         raise UserError(message)
 
     @property
     def _iterator(self) -> Any:
         """The running workers; Lightning looks for this attribute when it is done, and shuts them down."""
-        return self._loader._iterator
+        return running_workers(self._loader)
 
     @_iterator.setter
     def _iterator(self, iterator: None) -> None:
-        self._loader._iterator = iterator
+        assert iterator is None
+        forget_workers(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the order follows from the step. Having this tells Lightning that resuming is exact."""

@@ -1,5 +1,6 @@
 from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder, build_autoencoder
-from zigma_pl.encoders.text import HashingTextEncoder, TextEncoder, build_text_encoder
+from zigma_pl.encoders.text import HashingTextEncoder, build_text_encoder
+from zigma_pl.encoders.text_base import TextEncoder
 
 __all__ = [
     "Autoencoder",

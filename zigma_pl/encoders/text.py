@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.encoders.text_base import TextEncoder
+from zigma_pl.encoders.transformer_text import CLIPTextEncoder, MiniLMTextEncoder
 from zigma_pl.errors import UserError
 from zigma_pl.transfer import to_device
 
@@ -19,31 +20,6 @@ TextEncoderName = Literal["hashing", "clip", "minilm"]
 _EMPTY_CAPTION = "<empty>"  # cannot be a word: the word pattern has no brackets
 
 _WORDS_KEPT = _CAPTIONS_KEPT = 65_536
-
-
-class TextEncoder(ABC):
-    """A frozen encoder. Its output has always `max_tokens` tokens, so it does not depend on the rest of the batch.
-
-    Attributes:
-        dim: width of a token's features.
-        max_tokens: tokens in the output; longer captions are cut off.
-    """
-
-    dim: int
-    max_tokens: int
-
-    @abstractmethod
-    def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Encode B captions.
-
-        Returns:
-            features (B, max_tokens, dim) float32, zero on padding; mask (B, max_tokens) bool, True on real tokens, at
-            least one in every row.
-        """
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this encoder from others; equal ones give equal features."""
 
 
 class HashingTextEncoder(TextEncoder):
@@ -167,9 +143,6 @@ def build_text_encoder(
         if path is not None:
             raise UserError(f"text_encoder_path: the hashing encoder has no weights; leave '{path}' out")
         return HashingTextEncoder(dim or 256, max_tokens or 32)
-    # Imported here: it builds on this file.
-    from zigma_pl.encoders.transformer_text import CLIPTextEncoder, MiniLMTextEncoder
-
     if name == "minilm":
         return MiniLMTextEncoder(path, dim, max_tokens)
     if name == "clip":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.encoders.text import TextEncoder
+from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
 from zigma_pl.transfer import to_device

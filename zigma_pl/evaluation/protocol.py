@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import lightning as L
 
-from zigma_pl import __version__
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.machine import describe_machine
 from zigma_pl.callbacks.throughput import Throughput
@@ -19,6 +18,7 @@ from zigma_pl.checkpoints.newest import log_folder_of
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256
 from zigma_pl.module import GenerativeModule
+from zigma_pl.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zigma_pl import __version__
 from zigma_pl.data.npy import map_npy
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
-from zigma_pl.files import UNFINISHED, sha256, written_whole
-from zigma_pl.metrics.gather import gather_objects
+from zigma_pl.files import UNFINISHED, cache_folder, sha256, written_whole
 from zigma_pl.metrics.statistics import FeatureStatistics
-from zigma_pl.ops.nvrtc import cache_folder
+from zigma_pl.processes import gather_objects
 from zigma_pl.records import Name, Record, Sha256, read_record, write_record
+from zigma_pl.version import __version__
 
 
 class Description(Record):

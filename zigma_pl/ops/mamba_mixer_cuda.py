@@ -16,6 +16,7 @@ from zigma_pl.ops import causal_conv1d_cuda as convolution
 from zigma_pl.ops import norms_cuda as norms
 from zigma_pl.ops.norms_cuda import Inverses, Modulation, NormGradients
 from zigma_pl.ops.selective_scan import direct
+from zigma_pl.torch_private import copy_all
 
 # Rows between two states of the scan that are kept. At 32,768 tokens and E = 1,536, every 8th takes 201 MB instead of
 # 50, and saves 0.15 ms of walking from one to the next.
@@ -41,7 +42,7 @@ class MixerWeights(NamedTuple):
         matrices = [in_proj, x_proj, dt_proj, out_proj]
         if any(matrix.dtype != dtype for matrix in matrices):
             given, matrices = matrices, [torch.empty_like(matrix, dtype=dtype) for matrix in matrices]
-            torch._foreach_copy_(matrices, given)  # one kernel
+            copy_all(matrices, given)  # one kernel
         in_proj, x_proj, dt_proj, out_proj = matrices
         return CastWeights(in_proj, x_proj, dt_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, skip)
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from zigma_pl.errors import UserError
+from zigma_pl.files import cache_folder
 
 MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and tf32 matrix products
 
@@ -155,11 +156,6 @@ def compile_cached(source: str, options: tuple[tuple[str, int], ...], architectu
         part.write(binary)
     os.replace(part.name, path)  # at once, so that no other process reads half a file
     return binary
-
-
-def cache_folder() -> Path:
-    """Returns where compiled kernels are kept: zigma_pl in the user's cache folder (XDG base directories)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigma_pl"
 
 
 def _compile(source: str, flags: list[str]) -> bytes:

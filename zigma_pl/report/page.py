@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from zigma_pl.commands.paths import named_orders
 from zigma_pl.files import remove_leftovers, written_whole
 from zigma_pl.report import gallery
 from zigma_pl.report.assets import Assets, new_assets
@@ -21,7 +20,7 @@ from zigma_pl.report.markdown import note_on
 from zigma_pl.report.results import Result, Results
 from zigma_pl.report.scores import NOT_RUN, NOT_SCORED
 from zigma_pl.report.tables import Column, Line, View, heading_of, published_text, views
-from zigma_pl.scan.paths import adjacency
+from zigma_pl.scan.paths import adjacency, named_orders
 
 TITLE = "zigma_pl: results"
 _PATH_SIDE = 8  # tokens

@@ -14,6 +14,7 @@ from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.backbones.cuda_graphs import addresses
 from zigma_pl.backbones.token_backbone import TokenBackbone
+from zigma_pl.torch_private import copy_all
 
 
 class SamplingTwin:
@@ -89,7 +90,7 @@ class SamplingTwin:
         """Round the weights as they are now: one pass over them, a fraction of a network call."""
         if self._copies:
             held, weights = zip(*self._copies, strict=True)
-            torch._foreach_copy_(held, weights)
+            copy_all(held, weights)
 
 
 class ModulationPart(nn.Module):

@@ -147,3 +147,16 @@ def _random(num_tokens: int, index: int, seed: int) -> np.ndarray:
     """Sort raw 64-bit draws: numpy keeps these, unlike `Generator.permutation`, the same in every version."""
     draws = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index,))).random_raw(num_tokens)
     return np.argsort(draws, kind="stable").astype(np.int32)
+
+
+def named_orders(height: int, width: int, seed: int) -> list[tuple[str, np.ndarray]]:
+    """Return (title, visit order (L,)) of every path: sweep, Hilbert, random, then the eight zigzags."""
+    orders = [
+        ("sweep", visit_order("sweep", height, width)),
+        ("Hilbert", visit_order("hilbert", height, width)),
+        (f"random, seed {seed}", visit_order("random", height, width, seed=seed)),
+    ]
+    for index, (corner, direction) in enumerate(CORNER_DIRECTIONS):
+        title = f"zigzag {index + 1}: {corner}, {direction}"
+        orders.append((title, visit_order("zigzag", height, width, index=index)))
+    return orders

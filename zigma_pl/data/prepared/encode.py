@@ -12,7 +12,7 @@ from zigma_pl.data.images import PixelDataset, PixelItem
 from zigma_pl.data.prepared.manifest import Skipped
 from zigma_pl.data.prepared.record import PreparedRecord
 from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder
-from zigma_pl.encoders.text import TextEncoder
+from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.errors import UserError
 
 _CAPTIONS_PER_CALL = 256

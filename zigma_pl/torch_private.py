@@ -1,0 +1,67 @@
+"""Every private name of torch that this package uses, in one place: what to look at when torch is upgraded."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, cast to the target's type: one kernel on a GPU."""
+    torch._foreach_copy_(targets, sources)
+
+
+def allow_compiled_forms(count: int) -> None:
+    """Let torch.compile keep at least `count` compiled forms of one function."""
+    import torch._dynamo  # takes seconds, which only those who compile should wait
+
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, count)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether forward hooks are registered on the module itself."""
+    return bool(module._forward_hooks)
+
+
+def keep_from_ddp(module: nn.Module, names: Iterable[str]) -> None:
+    """Have DistributedDataParallel leave these parameters and buffers of the module alone."""
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+def running_workers(loader: DataLoader[Any]) -> _BaseDataLoaderIter | None:
+    """Return the iterator of a loader with persistent workers, None where none is running."""
+    return loader._iterator
+
+
+def forget_workers(loader: DataLoader[Any]) -> None:
+    """Have a loader start workers of its own again, the next time it is iterated over."""
+    loader._iterator = None
+
+
+def shut_down_workers(batches: Iterator[Any]) -> bool:
+    """End the workers of a DataLoader's iterator, and say whether there are any.
+
+    Left to the garbage collector, they end after a time-out of 5 s.
+    """
+    if not isinstance(batches, _MultiProcessingDataLoaderIter):
+        return False
+    batches._shutdown_workers()
+    return True
+
+
+def workers_of(batches: Iterator[Any]) -> Sequence[Any]:
+    """Return the worker processes of a DataLoader's iterator."""
+    return batches._workers if isinstance(batches, _MultiProcessingDataLoaderIter) else ()
+
+
+def add_summary(writer: "SummaryWriter", summary: Any, step: int) -> None:
+    """Add a summary that TensorBoard's writer has no method for."""
+    writer._get_file_writer().add_summary(summary, step)

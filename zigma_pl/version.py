@@ -1,0 +1,3 @@
+"""The version of the package; needs nothing of it."""
+
+__version__ = "0.1.0"
