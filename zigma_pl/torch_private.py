@@ -12,8 +12,10 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+
+def copy_all(targets: Tensors, sources: Tensors) -> None:
     """Copy each source into its target, cast to the target's type: one kernel on a GPU."""
     torch._foreach_copy_(targets, sources)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from zigma_pl.callbacks import progress_file
-from zigma_pl.callbacks.progress_file import Progress, ProgressFile, read_progress, tell_sampled
+from zigma_pl.callbacks.progress_file import Progress, ProgressFile, read_progress
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def test_training_counts_steps_from_where_it_went_on(tmp_path, clock, trainer):
 
 def test_scoring_counts_batches_then_images(tmp_path, clock, trainer):
     path = tmp_path / "progress.json"
-    trainer.callbacks = [object(), ProgressFile(str(path))]
-    trainer.callbacks[1].on_test_batch_end(trainer, None, None, None, 0)
+    callback = ProgressFile(str(path))
+    callback.on_test_batch_end(trainer, None, None, None, 0)
     assert read_progress(path) == Progress("validation loss", 1, 4)
-    tell_sampled(trainer, 16, 64)
+    callback.on_images_sampled(trainer, 16, 64)
     clock.now += 4
-    tell_sampled(trainer, 32, 64)
+    callback.on_images_sampled(trainer, 32, 64)
     assert read_progress(path) == Progress("sampling", 32, 64, 4.0, 8.0)
     assert json.loads(path.read_text())["phase"] == "sampling"
     assert [file.name for file in tmp_path.iterdir()] == ["progress.json"]

@@ -6,13 +6,13 @@ import lightning as L
 from distributed.training_run import build
 from evaluation.fake_extractor import build_fake
 
-from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.preview import PreviewGrid
 from zigma_pl.callbacks.sample_writer import SampleWriter
 from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.data import Digits
 from zigma_pl.data.digits import DigitImages
+from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.record import read_record
 
 # pictures -> samples for scoring, in chunks of 16, and scores: of one picture there is only the loss.
@@ -35,7 +35,7 @@ class FewDigits(Digits):
 
 def evaluate(folder, num_pictures, devices=1, **options):
     """Fit with a preview, validate, test and predict; returns the losses and scores."""
-    scorer_module.build_extractor = build_fake
+    scoring.build_extractor = build_fake
     num_samples, metrics = CASES[num_pictures]
     scorer = Scorer(
         num_samples=num_samples,

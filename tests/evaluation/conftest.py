@@ -8,11 +8,11 @@ from evaluation.fake_extractor import build_fake
 from evaluation.tiny_run import build, trainer_for
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.data import Digits
+from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.record import read_record
 
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def fake_features(monkeypatch):
-    monkeypatch.setattr(scorer_module, "build_extractor", build_fake)
+    monkeypatch.setattr(scoring, "build_extractor", build_fake)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from evaluation.fake_extractor import build_fake
 
 from zigma_pl.__main__ import main
-from zigma_pl.callbacks import scorer
+from zigma_pl.evaluation import scoring
 
 if __name__ == "__main__":
-    scorer.build_extractor = build_fake
+    scoring.build_extractor = build_fake
     sys.exit(main(sys.argv[1:]))

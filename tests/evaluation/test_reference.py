@@ -31,7 +31,7 @@ class Reference:
             chunks = real_chunks(self.pictures, num_workers=0)
             return extract(self.extractor, chunks, len(self.pictures), num_frames=None, keep=with_features)
 
-        return load_or_make(self.files, make, with_features=with_features, is_global_zero=True)
+        return load_or_make(self.files, make, with_features=with_features)
 
 
 def test_reference_is_made_once_and_again_only_for_what_it_lacks(tmp_path, capsys):

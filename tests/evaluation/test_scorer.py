@@ -17,11 +17,11 @@ from PIL import Image
 
 from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import Digits
+from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.record import read_record
 from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
@@ -138,7 +138,7 @@ class FakeClipScore(ClipScore):
 
 
 def test_captions_are_scored_with_the_pictures_drawn_under_them(trained, score, monkeypatch, tmp_path):
-    monkeypatch.setattr(scorer_module, "ClipScore", FakeClipScore)
+    monkeypatch.setattr(scoring, "ClipScore", FakeClipScore)
     data = faces(write_faces(tmp_path / "mm"))
     torch.manual_seed(0)
     module = GenerativeModule(ZigMa(3, 16, 16, caption_dim=16, **SIZE), Objective(), sampler=ODESampler(num_steps=1))

@@ -9,10 +9,10 @@ import torch
 from evaluation.tiny_run import chunks
 
 from zigma_pl.__main__ import main
-from zigma_pl.callbacks import scorer as scorer_module
 from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
+from zigma_pl.evaluation import scoring
 from zigma_pl.module import GenerativeModule, Samples
 
 
@@ -42,7 +42,7 @@ def test_missing_weights_are_found_before_anything_is_computed(score, monkeypatc
     def missing(name, weights=None):
         raise UserError(f"{name}: there is no file {weights}")
 
-    monkeypatch.setattr(scorer_module, "build_extractor", missing)
+    monkeypatch.setattr(scoring, "build_extractor", missing)
     monkeypatch.setattr(GenerativeModule, "on_load_checkpoint", missing)
     with pytest.raises(UserError, match=r"inception: there is no file nowhere\.pth"):
         score(metrics=["fid"], extractor_weights={"inception": "nowhere.pth"})

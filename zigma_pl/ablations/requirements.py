@@ -51,7 +51,7 @@ def _missing(data: dict[str, Any], scoring: dict[str, Any]) -> Iterator[str]:
         if Path(folder).name not in names and not Path(folder).is_dir():
             yield f"data.{name}: there is no folder '{folder}'"
     try:
-        names += _networks(Scorer(**scoring).scores_of(_open(data_class, options)))
+        names += _networks(Scorer(**scoring).options.scores_of(_open(data_class, options)))
     except (UserError, TypeError) as error:  # the latter for an option that there is none of
         yield " ".join(str(error).split())
         names += _networks(scoring.get("metrics") or ())

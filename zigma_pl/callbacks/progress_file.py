@@ -95,13 +95,6 @@ class ProgressFile(L.Callback):
         self._written = now
 
 
-def tell_sampled(trainer: L.Trainer, done: int, total: int) -> None:
-    """Tell the run's progress file, if it has one, how many images have been sampled."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ProgressFile):
-            callback.on_images_sampled(trainer, done, total)
-
-
 def read_progress(path: Path) -> Progress | None:
     """Read the file; None where there is none."""
     try:

@@ -1,44 +1,25 @@
 """Scores of `test`: samples of the averaged weights, compared with held-out real pictures, in a record."""
 
 import math
-from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from zigma_pl.callbacks.clips import check_frames_per_second
+from zigma_pl.callbacks.progress_file import ProgressFile
+from zigma_pl.callbacks.scored_checkpoint import LoadedCheckpoint, callback_of, describe_training, take_weights
+from zigma_pl.checkpoints.io import Weights
 from zigma_pl.data.base import ImageDataModule, Split
-from zigma_pl.data.images import CROP
 from zigma_pl.errors import UserError
-from zigma_pl.evaluation.features import FeatureSet, Pictures, extract
-from zigma_pl.evaluation.held_out import RealPictures, describe_real_pictures, real_chunks
+from zigma_pl.evaluation.loss_by_time import LossByTime
 from zigma_pl.evaluation.pictures import write_pictures
-from zigma_pl.evaluation.protocol import (
-    LoadedCheckpoint,
-    Weights,
-    describe_machine_and_versions,
-    describe_training,
-    take_weights,
-)
+from zigma_pl.evaluation.protocol import describe_data, describe_machine_and_versions
 from zigma_pl.evaluation.record import ResultRecord, Score, write_record
-from zigma_pl.evaluation.reference import Reference, ReferenceFiles, default_reference_folder, load_or_make
-from zigma_pl.evaluation.sampling import CPU_GROUP_SIZE, describe_sampling, draw_missing, shows_progress
-from zigma_pl.evaluation.scores import (
-    CLIP_SCORE,
-    SCORES,
-    Features,
-    ScoreOptions,
-    by_features,
-    check_counts,
-    check_names,
-    choose_scores,
-    compute,
-)
-from zigma_pl.evaluation.store import Chunk, SampleStore
+from zigma_pl.evaluation.sampling import Precision
+from zigma_pl.evaluation.scoring import Scored, Scoring, ScoringOptions
 from zigma_pl.evaluation.summary import score_table
-from zigma_pl.metrics.clip_score import ClipScore
-from zigma_pl.metrics.extractors import FeatureExtractor, build_extractor
 from zigma_pl.module import GenerativeModule
 from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.records import check_name
@@ -99,32 +80,30 @@ class Scorer(L.Callback):
         num_columns: int = 8,
         frames_per_second: int = 8,
     ) -> None:
-        check_whole_numbers("scorer", batch_size=batch_size, num_neighbours=num_neighbours)
-        check_whole_numbers("scorer", kid_num_subsets=kid_num_subsets, num_grid=num_grid, num_columns=num_columns)
-        check_whole_numbers("scorer", least=0, num_samples=num_samples)
-        check_whole_numbers("scorer", least=2, kid_subset_size=kid_subset_size)
+        self.options = ScoringOptions(
+            num_samples=num_samples,
+            metrics=metrics,
+            split=split,
+            batch_size=batch_size,
+            extractor_weights=extractor_weights or {},
+            kid_num_subsets=kid_num_subsets,
+            kid_subset_size=kid_subset_size,
+            num_neighbours=num_neighbours,
+            samples_dir=samples_dir,
+            reference_folder=reference_folder,
+        )
+        check_whole_numbers("scorer", num_grid=num_grid, num_columns=num_columns)
         check_name(scale, "scorer.scale")
-        check_names(metrics or [])
         check_frames_per_second("scorer", frames_per_second)
-        self.num_samples = num_samples
-        self.metrics = metrics
-        self.split: Split = split
         self.weights: Weights = weights
-        self.batch_size = batch_size
-        self.extractor_weights = extractor_weights or {}
-        self.score_options = ScoreOptions(kid_num_subsets, kid_subset_size, num_neighbours)
         self.results_dir = Path(results_dir)
         self.row = row
         self.scale = scale
         self.data_note = data_note
-        self.samples_dir = Path(samples_dir)
-        self.reference_folder = default_reference_folder() if reference_folder is None else Path(reference_folder)
         self.num_grid = num_grid
         self.num_columns = num_columns
         self.frames_per_second = frames_per_second
-        self._names: list[str] = []
-        self._extractors: dict[Features, FeatureExtractor | ClipScore] = {}
-        self._references: dict[Features, Reference] = {}
+        self._scoring: Scoring | None = None
         self._checkpoint: LoadedCheckpoint | None = None
         self._report: str | None = None
 
@@ -142,29 +121,8 @@ class Scorer(L.Callback):
             raise UserError(
                 f"scorer.results_dir {self.results_dir} cannot be made ({error.strerror}): choose another"
             ) from error
-        self._prepare_scores(_datamodule(trainer))
-
-    def scores_of(self, datamodule: ImageDataModule) -> list[str]:
-        """Return the names of the scores that `test` computes on these data, none where nothing is sampled.
-
-        Raises:
-            UserError: a score does not suit the data, or there are too few real or generated samples for it.
-        """
-        if not self.num_samples:
-            return []
-        of_clips = datamodule.num_frames is not None
-        names = choose_scores(self.metrics, of_clips=of_clips, has_captions=datamodule.has_captions)
-        if any(SCORES[name].distance != "captions" for name in names):
-            check_counts(names, self.score_options, len(RealPictures(datamodule, self.split)), self.num_samples)
-        return names
-
-    def _prepare_scores(self, datamodule: ImageDataModule) -> None:
-        self._names = self.scores_of(datamodule)
-        self._extractors = {features: self._build(features.extractor) for features in by_features(self._names)}
-
-    def _build(self, name: str) -> FeatureExtractor | ClipScore:
-        weights = self.extractor_weights.get(name)
-        return ClipScore(weights) if name == CLIP_SCORE else build_extractor(name, weights)
+        shows_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        self._scoring = Scoring(_datamodule(trainer), self.options, shows_progress=shows_progress)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the weights that are asked for, and note which checkpoint it is."""
@@ -177,88 +135,24 @@ class Scorer(L.Callback):
         if self._checkpoint is None:
             raise UserError(NO_CHECKPOINT)
         self._row_name(trainer)  # a name that cannot be used is refused before hours of sampling
-        for features, extractor in self._extractors.items():
-            extractor.to(pl_module.device)
-            if isinstance(extractor, FeatureExtractor):
-                self._references[features] = self._reference(trainer, features, extractor)
-
-    def _reference(self, trainer: L.Trainer, features: Features, extractor: FeatureExtractor) -> Reference:
-        datamodule = _datamodule(trainer)
-        pictures = RealPictures(datamodule, self.split)
-        data = describe_real_pictures(datamodule, self.split, pictures)
-        files = ReferenceFiles(self.reference_folder, data, extractor.fingerprint(), features.name)
-        keep = self._needs_each_sample(features)
-
-        def make() -> FeatureSet:
-            share = real_chunks(pictures, datamodule.num_workers, trainer.global_rank, trainer.world_size)
-            return self._extract(trainer, features, share, len(pictures), "real")
-
-        return load_or_make(files, make, with_features=keep, is_global_zero=trainer.is_global_zero)
-
-    def _extract(
-        self, trainer: L.Trainer, features: Features, chunks: Iterable[Pictures], num_samples: int, whose: str
-    ) -> FeatureSet:
-        extractor = self._extractors[features]
-        assert isinstance(extractor, FeatureExtractor)
-        return extract(
-            extractor,
-            chunks,
-            num_samples,
-            num_frames=_datamodule(trainer).num_frames if features.of == "frames" else None,
-            keep=self._needs_each_sample(features),
-            shown_as=f"{features.name} of {whose} {features.of}" if shows_progress(trainer) else None,
-        )
-
-    def _needs_each_sample(self, features: Features) -> bool:
-        return any(SCORES[name].needs_each_sample for name in by_features(self._names)[features])
+        assert self._scoring is not None
+        self._scoring.load_references(pl_module.device)
 
     # --- after the loss -----------------------------------------------------------------------------------------------
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw samples, score them, and write the record."""
+        """Sample, score the samples, and write the record."""
         assert isinstance(pl_module, GenerativeModule)
         assert pl_module.test_loss is not None
-        assert self._checkpoint is not None
         loss = pl_module.test_loss
         if not math.isfinite(loss.value):
             raise UserError(
                 f"the loss is {loss.value}: use trainer.precision=32-true, or an earlier checkpoint if training has "
                 "diverged"
             )
-        scores = {"validation_loss": Score(value=loss.value, by_time=loss.by_time)}
-        protocol: dict[str, Any] = {
-            "data": self._describe_data(_datamodule(trainer)),
-            "weights": self.weights,
-            "num_loss_samples": loss.num_samples,
-        }
-        pictures: dict[str, Any] = {"grid": None, "clips": []}
-        if self.num_samples:
-            identity = describe_sampling(trainer, pl_module, _datamodule(trainer), self.split)
-            store = self._sampled(trainer, pl_module, identity)
-            for features, names in by_features(self._names).items():
-                scores |= self._scores(trainer, store, features, names)
-            if trainer.is_global_zero:
-                protocol |= self._protocol(store, identity)
-                pictures = write_pictures(
-                    store,
-                    self.results_dir / self._row_name(trainer),
-                    min(self.num_grid, self.num_samples),
-                    self.num_columns,
-                    self.frames_per_second,
-                )
+        scored = self._score(trainer, pl_module)
         if trainer.is_global_zero:
-            training = describe_training(trainer, pl_module, self._checkpoint)
-            machine = describe_machine_and_versions(trainer, pl_module)
-            parts = {
-                "row": self._row_name(trainer),
-                "scale": self.scale,
-                "scores": scores,
-                "protocol": protocol,
-                "training": training,
-                "machine": machine,
-                "pictures": pictures,
-            }
-            record = ResultRecord.model_validate(parts)
+            record = self._record(trainer, pl_module, loss, scored)
             self._report = score_table(record, write_record(record, self.results_dir))
         trainer.strategy.barrier()
 
@@ -268,63 +162,43 @@ class Scorer(L.Callback):
             print(self._report)
             self._report = None
 
-    def _sampled(self, trainer: L.Trainer, module: GenerativeModule, identity: dict[str, Any]) -> SampleStore:
+    def _score(self, trainer: L.Trainer, module: GenerativeModule) -> Scored:
+        assert self._scoring is not None
         assert self._checkpoint is not None
-        whole = {"checkpoint_sha256": self._checkpoint.sha256, "weights": self.weights, **identity}
-        size = CPU_GROUP_SIZE if module.device.type == "cpu" else self.batch_size
-        store = SampleStore(self.samples_dir / self._row_name(trainer), whole, size)
-        draw_missing(trainer, module, _datamodule(trainer), self.split, store, self.num_samples)
-        return store
-
-    def _scores(self, trainer: L.Trainer, store: SampleStore, features: Features, names: list[str]) -> dict[str, Score]:
-        extractor = self._extractors[features]
-        chunks = self._share(trainer, store)
-        if isinstance(extractor, ClipScore):
-            return {CLIP_SCORE: self._clip_score(trainer, extractor, chunks)}
-        fake = self._extract(trainer, features, chunks, self.num_samples, "sampled")
-        if not trainer.is_global_zero:
-            return {}
-        device = trainer.strategy.root_device
-        return compute(
-            names,
-            self._references[features],
-            fake,
-            self.score_options,
-            comparable=extractor.comparable,
-            device=device if device.type == "cuda" else "cpu",  # others may lack float64
+        progress = callback_of(trainer, ProgressFile)
+        return self._scoring.score(
+            module,
+            {"checkpoint_sha256": self._checkpoint.sha256, "weights": self.weights},
+            self._row_name(trainer),
+            Precision(str(trainer.precision), trainer.precision_plugin.forward_context),
+            None if progress is None else partial(progress.on_images_sampled, trainer),
         )
 
-    def _share(self, trainer: L.Trainer, store: SampleStore) -> Iterator[Chunk]:
-        for number in store.numbers(self.num_samples, trainer.global_rank, trainer.world_size):
-            yield store.read_first(number, self.num_samples)
-
-    def _clip_score(self, trainer: L.Trainer, extractor: ClipScore, chunks: Iterator[Chunk]) -> Score:
-        extractor.reset()
-        for chunk in chunks:
-            captions = _datamodule(trainer).held_out_conditions(self.split, chunk.sample_ids.tolist()).captions
-            assert captions is not None
-            extractor.update(chunk.pictures, captions, chunk.sample_ids)
-        return Score(value=float(extractor.compute()), comparable=extractor.comparable)
-
-    def _protocol(self, store: SampleStore, identity: dict[str, Any]) -> dict[str, Any]:
-        num_real = [reference.num_real for reference in self._references.values()]
-        return {
-            **identity,
-            "num_network_calls": store.num_network_calls(self.num_samples),
-            "num_fake": self.num_samples,
-            "num_real": max(num_real, default=None),
-            "split": self.split,
-            "resize": CROP,
-            "reference_sha256": {features.name: kept.sha256 for features, kept in self._references.items()},
-            "extractors": {features.name: used.fingerprint() for features, used in self._extractors.items()},
-            **vars(self.score_options),
-            "samples_drawn_together": store.chunk_size,
-            "samples": str(store.folder),
+    def _record(self, trainer: L.Trainer, module: GenerativeModule, loss: LossByTime, scored: Scored) -> ResultRecord:
+        assert self._checkpoint is not None
+        row = self._row_name(trainer)
+        pictures: dict[str, Any] = {"grid": None, "clips": []}
+        if scored.store is not None:
+            num_pictures = min(self.num_grid, self.options.num_samples)
+            pictures = write_pictures(
+                scored.store, self.results_dir / row, num_pictures, self.num_columns, self.frames_per_second
+            )
+        protocol = {
+            "data": describe_data(_datamodule(trainer), self.data_note),
+            "weights": self.weights,
+            "num_loss_samples": loss.num_samples,
+            **scored.protocol,
         }
-
-    def _describe_data(self, datamodule: ImageDataModule) -> dict[str, Any]:
-        standin = bool(getattr(datamodule, "standin", False))
-        return {"dataset": type(datamodule).__name__, "standin": standin, "note": self.data_note}
+        parts = {
+            "row": row,
+            "scale": self.scale,
+            "scores": {"validation_loss": Score(value=loss.value, by_time=loss.by_time), **scored.scores},
+            "protocol": protocol,
+            "training": describe_training(trainer, module, self._checkpoint),
+            "machine": describe_machine_and_versions(module.device),
+            "pictures": pictures,
+        }
+        return ResultRecord.model_validate(parts)
 
     def _row_name(self, trainer: L.Trainer) -> str:
         name = self.row or (trainer.logger.name if trainer.logger is not None else None)

@@ -22,7 +22,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
 from zigma_pl.files import UNFINISHED, cache_folder, sha256, written_whole
 from zigma_pl.metrics.statistics import FeatureStatistics
-from zigma_pl.processes import gather_objects
+from zigma_pl.processes import gather_objects, rank, wait_for_all
 from zigma_pl.records import Name, Record, Sha256, read_record, write_record
 from zigma_pl.version import __version__
 
@@ -143,27 +143,24 @@ class ReferenceFiles:
                 )
 
 
-def load_or_make(
-    files: ReferenceFiles, make: Callable[[], FeatureSet], *, with_features: bool, is_global_zero: bool
-) -> Reference:
+def load_or_make(files: ReferenceFiles, make: Callable[[], FeatureSet], *, with_features: bool) -> Reference:
     """Return a reference, extracted first where it is not kept yet; every process has to call it.
 
     Args:
         files: where it is kept.
         make: extracts it, on all processes together.
         with_features: whether the features themselves are needed.
-        is_global_zero: whether this process writes.
     """
     found = files.load(with_features=with_features)
     if all(gather_objects(found is not None)):
         assert found is not None
         return found
-    if is_global_zero:
+    if rank() == 0:
         print(f"extracting the features of {files.data['num_pictures']} real ones, once: {files.description}")
     made = make()
-    if is_global_zero:
+    if rank() == 0:
         files.save(made)
-    gather_objects(None)  # the files are there from here on
+    wait_for_all()  # the files are there from here on
     found = files.load(with_features=with_features)
     assert found is not None
     return found

@@ -1,4 +1,4 @@
-"""Drawing the samples that a store lacks, with every process taking its share.
+"""Sampling what a store lacks, with every process taking its share.
 
 The pictures of a sample id are the same byte for byte on a CPU, whatever the number of processes and however often a
 run was cut off: rounding in matrix products depends on how many rows are multiplied and by how many threads, so ids go
@@ -10,32 +10,93 @@ Axes: B batch, F frames.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import lightning as L
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zigma_pl.backbones.base import Backbone
 from zigma_pl.batch import Batch
 from zigma_pl.callbacks.grid import to_uint8
-from zigma_pl.callbacks.progress_file import tell_sampled
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import evenly_spaced
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.held_out import NUM_PROBED
 from zigma_pl.evaluation.store import Chunk, SampleStore
-from zigma_pl.module import GenerativeModule
+from zigma_pl.interpolant.objective import Objective
+from zigma_pl.processes import rank, wait_for_all, world_size
+from zigma_pl.samplers import Guidance, Sampler
 
 CPU_GROUP_SIZE = 16
 
 _SAMPLES_NAMED = 5  # in an error
 
 
+class Sampled(Protocol):
+    """What a model has sampled."""
+
+    @property
+    def latents(self) -> Tensor:
+        """(B, C, H, W), of clips (B, F, C, H, W)."""
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """(B,) int64."""
+
+    @property
+    def num_network_calls(self) -> int:
+        """How often the network was called for them all."""
+
+
+class SamplingModel(Protocol):
+    """What is scored: it samples, and says how; a `GenerativeModule` is one."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the network was trained on."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """How samples are integrated."""
+
+    @property
+    def guidance(self) -> Guidance:
+        """How far the condition is followed."""
+
+    @property
+    def seed(self) -> int:
+        """Root of the noise."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+
+    def sample(self, batch: Batch) -> Sampled:
+        """Return one sample for each id of the batch, under its condition."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which precision a model samples.
+
+    name: as Lightning calls it, for the record.
+    context: called around each sampling, such as for `torch.autocast`.
+    """
+
+    name: str = "32-true"
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
 def describe_sampling(
-    trainer: L.Trainer, module: GenerativeModule, datamodule: ImageDataModule, split: Split
+    module: SamplingModel, datamodule: ImageDataModule, split: Split, precision: str
 ) -> dict[str, Any]:
     """Return as plain values all that samples depend on, but for the weights."""
     backbone, objective, sampler = module.backbone, module.objective, module.sampler
@@ -45,7 +106,7 @@ def describe_sampling(
         "sampler": {"class": type(sampler).__name__, **vars(sampler)},
         "guidance": {"scale": module.guidance.scale, "interval": list(module.guidance.interval)},
         "seed": module.seed,
-        "precision": str(trainer.precision),
+        "precision": precision,
         "device": module.device.type,
         "image_size_px": datamodule.image_size_px,
         "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
@@ -53,7 +114,7 @@ def describe_sampling(
     }
 
 
-def _describe_conditions(module: GenerativeModule, datamodule: ImageDataModule, split: Split) -> dict[str, Any] | None:
+def _describe_conditions(module: SamplingModel, datamodule: ImageDataModule, split: Split) -> dict[str, Any] | None:
     if not is_conditional(module):
         return None
     encoder, num_items = datamodule.text_encoder, len(datamodule.samples(split))
@@ -70,46 +131,55 @@ def _describe_conditions(module: GenerativeModule, datamodule: ImageDataModule, 
     }
 
 
-def is_conditional(module: GenerativeModule) -> bool:
+def is_conditional(module: SamplingModel) -> bool:
     """Whether the backbone takes classes or captions."""
     return module.backbone.num_classes is not None or module.backbone.caption_dim is not None
 
 
-def draw_missing(
-    trainer: L.Trainer,
-    module: GenerativeModule,
+def sample_missing(
+    module: SamplingModel,
     datamodule: ImageDataModule,
     split: Split,
     store: SampleStore,
     num_samples: int,
+    *,
+    precision: Precision,
+    shows_progress: bool,
+    on_sampled: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Draw the chunks of this process's share that the store lacks; returns when all processes are done.
+    """Sample the chunks of this process's share that the store lacks; returns when all processes are done.
+
+    Args:
+        module: what samples.
+        datamodule: gives the conditions, and decodes.
+        split: of which the conditions are.
+        store: where samples are kept.
+        num_samples: over all processes.
+        precision: to sample in.
+        shows_progress: whether this process shows a progress bar.
+        on_sampled: called after each chunk with how many samples are there, and how many there will be.
 
     Raises:
         UserError: sampling has failed: values that are not finite, or a picture of one colour.
     """
-    if trainer.is_global_zero:
+    if rank() == 0:
         store.open()
-    trainer.strategy.barrier()
-    share = store.numbers(num_samples, trainer.global_rank, trainer.world_size)
+    wait_for_all()
+    share = store.numbers(num_samples, rank(), world_size())
     missing = [number for number in share if not store.has(number)]
-    size = store.chunk_size * trainer.world_size  # the others are as far as this process, or nearly so
+    size = store.chunk_size * world_size()  # the others are as far as this process, or nearly so
     done, total = (len(share) - len(missing)) * size, len(share) * size
     with (
         one_thread_on_a_cpu(module.device),
-        tqdm(total=total, initial=done, unit="images", desc="sampling", disable=not shows_progress(trainer)) as bar,
+        tqdm(total=total, initial=done, unit="images", desc="sampling", disable=not shows_progress) as bar,
     ):
         for number in missing:
-            store.write(number, _draw(trainer, module, datamodule, split, store.sample_ids(number)))
+            store.write(number, _sample(module, datamodule, split, store.sample_ids(number), precision))
             bar.update(size)
             done += size
-            tell_sampled(trainer, done, total)
-    trainer.strategy.barrier()
-
-
-def shows_progress(trainer: L.Trainer) -> bool:
-    """Whether this process draws progress bars."""
-    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+            if on_sampled is not None:
+                on_sampled(done, total)
+    wait_for_all()
 
 
 @contextmanager
@@ -124,12 +194,13 @@ def one_thread_on_a_cpu(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _draw(
-    trainer: L.Trainer, module: GenerativeModule, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]
+def _sample(
+    module: SamplingModel, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int], precision: Precision
 ) -> Chunk:
     batch = _batch(module, datamodule, split, sample_ids)
-    with trainer.precision_plugin.forward_context():
-        latents, ids, num_network_calls = module.sample(batch)
+    with precision.context():
+        sampled = module.sample(batch)
+    latents, ids = sampled.latents, sampled.sample_ids
     _require_finite(latents, ids, "use trainer.precision=32-true, or an earlier checkpoint if training has diverged")
     decoded = datamodule.decode(latents)
     _require_finite(decoded, ids, "their latents are, so look at the scale and weights of the autoencoder")
@@ -141,7 +212,7 @@ def _draw(
             f"sampling has failed: samples {_named(ids[constant])} are pictures of one colour; look at the previews of "
             "the training run, and take a checkpoint that was trained for longer, or before it diverged"
         )
-    return Chunk(pictures, ids, num_network_calls)
+    return Chunk(pictures, ids, sampled.num_network_calls)
 
 
 def _require_finite(values: Tensor, ids: Tensor, remedy: str) -> None:
@@ -150,7 +221,7 @@ def _require_finite(values: Tensor, ids: Tensor, remedy: str) -> None:
         raise UserError(f"sampling has failed: samples {_named(ids[~finite])} are not finite; {remedy}")
 
 
-def _batch(module: GenerativeModule, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]) -> Batch:
+def _batch(module: SamplingModel, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]) -> Batch:
     if not is_conditional(module):
         return Batch(None, torch.tensor(sample_ids))
     raw = datamodule.held_out_conditions(split, sample_ids)

@@ -1,0 +1,302 @@
+"""Scores of a model's samples against held-out real pictures. Needs no Trainer."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.images import CROP
+from zigma_pl.encoders.weights import hash_of_weights
+from zigma_pl.evaluation.features import FeatureSet, Pictures, extract
+from zigma_pl.evaluation.held_out import RealPictures, describe_real_pictures, real_chunks
+from zigma_pl.evaluation.record import Score
+from zigma_pl.evaluation.reference import Reference, ReferenceFiles, default_reference_folder, load_or_make
+from zigma_pl.evaluation.sampling import CPU_GROUP_SIZE, Precision, SamplingModel, describe_sampling, sample_missing
+from zigma_pl.evaluation.scores import (
+    CLIP_SCORE,
+    SCORES,
+    Features,
+    ScoreOptions,
+    by_features,
+    check_counts,
+    check_names,
+    choose_scores,
+    compute,
+)
+from zigma_pl.evaluation.store import Chunk, SampleStore
+from zigma_pl.metrics.clip_score import ClipScore
+from zigma_pl.metrics.extractors import FeatureExtractor, build_extractor
+from zigma_pl.processes import rank, world_size
+from zigma_pl.ranges import check_whole_numbers
+from zigma_pl.records import check_name
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How samples are made and compared.
+
+    Attributes:
+        num_samples: pictures or clips to sample; 0 for no scores at all.
+        metrics: names of scores (`zigma_pl.evaluation.scores.SCORES`); None for those that need no downloads.
+        split: of the real pictures, and of the classes and captions to sample under.
+        batch_size: samples made at once on a GPU; on a CPU it is always 16.
+        extractor_weights: files of feature extractors by name, where they are not in the usual folder.
+        kid_num_subsets: subsets that KID is the mean of.
+        kid_subset_size: samples in each.
+        num_neighbours: neighbours that span the manifolds of precision and recall.
+        samples_dir: where samples are kept.
+        reference_folder: where features of real pictures are kept; None for a folder in the user's cache folder.
+
+    Raises:
+        UserError: an option is out of its range, or there is no such score.
+    """
+
+    num_samples: int = 5000
+    metrics: list[str] | None = None
+    split: Split = "test"
+    batch_size: int = 64
+    extractor_weights: Mapping[str, str] = field(default_factory=dict)
+    kid_num_subsets: int = 100
+    kid_subset_size: int = 1000
+    num_neighbours: int = 3
+    samples_dir: str | Path = "samples"
+    reference_folder: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_whole_numbers("scorer", batch_size=self.batch_size, num_neighbours=self.num_neighbours)
+        check_whole_numbers("scorer", kid_num_subsets=self.kid_num_subsets)
+        check_whole_numbers("scorer", least=0, num_samples=self.num_samples)
+        check_whole_numbers("scorer", least=2, kid_subset_size=self.kid_subset_size)
+        check_names(self.metrics or [])
+
+    @property
+    def distances(self) -> ScoreOptions:
+        """What KID, precision and recall depend on."""
+        return ScoreOptions(self.kid_num_subsets, self.kid_subset_size, self.num_neighbours)
+
+    def scores_of(self, datamodule: ImageDataModule) -> list[str]:
+        """Return the names of the scores that are computed on these data, none where nothing is sampled.
+
+        Raises:
+            UserError: a score does not suit the data, or there are too few real or generated samples for it.
+        """
+        if not self.num_samples:
+            return []
+        of_clips = datamodule.num_frames is not None
+        names = choose_scores(self.metrics, of_clips=of_clips, has_captions=datamodule.has_captions)
+        if any(SCORES[name].distance != "captions" for name in names):
+            check_counts(names, self.distances, len(RealPictures(datamodule, self.split)), self.num_samples)
+        return names
+
+
+class Scored(NamedTuple):
+    """What scoring gives.
+
+    scores: by name; of several processes the first has them all.
+    protocol: how the samples were made and compared, as plain values: a part of the record; of the first process.
+    store: the samples; None where there are none.
+    """
+
+    scores: dict[str, Score]
+    protocol: dict[str, Any]
+    store: SampleStore | None
+
+
+def score(
+    model: SamplingModel,
+    datamodule: ImageDataModule,
+    options: ScoringOptions = ScoringOptions(),
+    *,
+    name: str = "samples",
+    precision: Precision = Precision(),  # noqa: B008  frozen
+) -> Scored:
+    """Sample from a model, and compare the samples with the real pictures of a data set.
+
+    Samples and features of real pictures are kept: to score again, or with more samples, computes only what is new.
+
+    Args:
+        model: what samples, on its device and in evaluation mode, such as the `GenerativeModule` that
+            `from_pretrained` gives.
+        datamodule: the real pictures, and the encoders that the model was trained with.
+        options: which scores, on how many samples.
+        name: of the folder below `options.samples_dir`.
+        precision: in which the model samples.
+
+    Raises:
+        UserError: weights or pictures are missing, options do not suit the data, or sampling has failed.
+    """
+    check_name(name, "name")
+    weights = {"weights_sha256": hash_of_weights(model.backbone)}
+    return Scoring(datamodule, options).score(model, weights, name, precision)
+
+
+class Scoring:
+    """Scores samples in steps; all processes take each step together.
+
+    Args:
+        datamodule: the real pictures, and the encoders that the model was trained with.
+        options: which scores, on how many samples.
+        shows_progress: whether this process shows progress bars.
+
+    Raises:
+        UserError: weights of extractors or real pictures are missing, or a score does not suit the data.
+    """
+
+    def __init__(self, datamodule: ImageDataModule, options: ScoringOptions, *, shows_progress: bool = False) -> None:
+        self.datamodule = datamodule
+        self.options = options
+        self.shows_progress = shows_progress
+        self._names = options.scores_of(datamodule)
+        self._extractors = {features: self._build(features.extractor) for features in by_features(self._names)}
+        self._references: dict[Features, Reference] | None = None
+
+    def _build(self, name: str) -> FeatureExtractor | ClipScore:
+        weights = self.options.extractor_weights.get(name)
+        return ClipScore(weights) if name == CLIP_SCORE else build_extractor(name, weights)
+
+    # --- the real pictures --------------------------------------------------------------------------------------------
+
+    def load_references(self, device: torch.device) -> dict[Features, Reference]:
+        """Load the features of the real pictures, or extract them on a device; `score` does it where it is not done."""
+        if self._references is None:
+            for extractor in self._extractors.values():
+                extractor.to(device)
+            of_pictures = {
+                features: extractor
+                for features, extractor in self._extractors.items()
+                if isinstance(extractor, FeatureExtractor)
+            }
+            self._references = {name: self._reference(name, extractor) for name, extractor in of_pictures.items()}
+        return self._references
+
+    def _reference(self, features: Features, extractor: FeatureExtractor) -> Reference:
+        pictures = RealPictures(self.datamodule, self.options.split)
+        data = describe_real_pictures(self.datamodule, self.options.split, pictures)
+        folder = self.options.reference_folder
+        files = ReferenceFiles(
+            default_reference_folder() if folder is None else Path(folder), data, extractor.fingerprint(), features.name
+        )
+
+        def make() -> FeatureSet:
+            share = real_chunks(pictures, self.datamodule.num_workers, rank(), world_size())
+            return self._extract(features, extractor, share, len(pictures), "real")
+
+        return load_or_make(files, make, with_features=self._needs_each_sample(features))
+
+    def _extract(
+        self, features: Features, extractor: FeatureExtractor, chunks: Iterable[Pictures], num_samples: int, whose: str
+    ) -> FeatureSet:
+        return extract(
+            extractor,
+            chunks,
+            num_samples,
+            num_frames=self.datamodule.num_frames if features.of == "frames" else None,
+            keep=self._needs_each_sample(features),
+            shown_as=f"{features.name} of {whose} {features.of}" if self.shows_progress else None,
+        )
+
+    def _needs_each_sample(self, features: Features) -> bool:
+        return any(SCORES[name].needs_each_sample for name in by_features(self._names)[features])
+
+    # --- the samples --------------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        model: SamplingModel,
+        weights: Mapping[str, Any],
+        name: str,
+        precision: Precision = Precision(),  # noqa: B008  frozen
+        on_sampled: Callable[[int, int], None] | None = None,
+    ) -> Scored:
+        """Sample what is missing, and score all samples.
+
+        Args:
+            model: what samples.
+            weights: plain values that tell its weights from others; samples of other weights are kept apart.
+            name: of the folder below `samples_dir`.
+            precision: in which it samples.
+            on_sampled: called with how many samples are there, and how many there will be.
+
+        Raises:
+            UserError: sampling has failed.
+        """
+        options = self.options
+        if not options.num_samples:
+            return Scored({}, {}, None)
+        references = self.load_references(model.device)
+        identity = describe_sampling(model, self.datamodule, options.split, precision.name)
+        size = CPU_GROUP_SIZE if model.device.type == "cpu" else options.batch_size
+        store = SampleStore(Path(options.samples_dir) / name, {**weights, **identity}, size)
+        sample_missing(
+            model,
+            self.datamodule,
+            options.split,
+            store,
+            options.num_samples,
+            precision=precision,
+            shows_progress=self.shows_progress,
+            on_sampled=on_sampled,
+        )
+        scores: dict[str, Score] = {}
+        for features, names in by_features(self._names).items():
+            scores |= self._scores(features, names, store, references, model.device)
+        protocol = self._protocol(store, references, identity) if rank() == 0 else {}
+        return Scored(scores, protocol, store)
+
+    def _scores(
+        self,
+        features: Features,
+        names: list[str],
+        store: SampleStore,
+        references: Mapping[Features, Reference],
+        device: torch.device,
+    ) -> dict[str, Score]:
+        extractor = self._extractors[features]
+        chunks = self._share(store)
+        if isinstance(extractor, ClipScore):
+            return {CLIP_SCORE: self._clip_score(extractor, chunks)}
+        fake = self._extract(features, extractor, chunks, self.options.num_samples, "sampled")
+        if rank() != 0:
+            return {}
+        return compute(
+            names,
+            references[features],
+            fake,
+            self.options.distances,
+            comparable=extractor.comparable,
+            device=device if device.type == "cuda" else "cpu",  # others may lack float64
+        )
+
+    def _share(self, store: SampleStore) -> Iterator[Chunk]:
+        for number in store.numbers(self.options.num_samples, rank(), world_size()):
+            yield store.read_first(number, self.options.num_samples)
+
+    def _clip_score(self, extractor: ClipScore, chunks: Iterator[Chunk]) -> Score:
+        extractor.reset()
+        for chunk in chunks:
+            ids = chunk.sample_ids.tolist()
+            captions = self.datamodule.held_out_conditions(self.options.split, ids).captions
+            assert captions is not None
+            extractor.update(chunk.pictures, captions, chunk.sample_ids)
+        return Score(value=float(extractor.compute()), comparable=extractor.comparable)
+
+    def _protocol(
+        self, store: SampleStore, references: Mapping[Features, Reference], identity: dict[str, Any]
+    ) -> dict[str, Any]:
+        num_real = [reference.num_real for reference in references.values()]
+        return {
+            **identity,
+            "num_network_calls": store.num_network_calls(self.options.num_samples),
+            "num_fake": self.options.num_samples,
+            "num_real": max(num_real, default=None),
+            "split": self.options.split,
+            "resize": CROP,
+            "reference_sha256": {features.name: kept.sha256 for features, kept in references.items()},
+            "extractors": {features.name: used.fingerprint() for features, used in self._extractors.items()},
+            **vars(self.options.distances),
+            "samples_drawn_together": store.chunk_size,
+            "samples": str(store.folder),
+        }
