@@ -24,8 +24,6 @@ about:
   paper:
     published: {FID: 45.5, FDD: 26.4, KID: 0.011}
     protocol: 5,000 samples
-    elsewhere:
-      512 pixels: {FID: 34.9, FDD: 29.5, KID: 0.023}
     left_open: batch size (here 32 a process) and steps of this table (here 400,000, as in the released configurations).
   gpu_hours: not measured
   notes:
@@ -61,13 +59,11 @@ class Paper(Part):
         published: its numbers by score, such as FID; empty where it has none.
         left_open: what it does not say, with the choice made here, or "nothing".
         protocol: how the numbers were measured, where it says so.
-        elsewhere: its numbers at another setting, such as "512 pixels".
     """
 
     published: Published
     left_open: Line
     protocol: Line | None = None
-    elsewhere: dict[Line, Published] = Field(default_factory=dict)
 
 
 class About(Part):
@@ -115,17 +111,8 @@ class Experiment:
     @property
     def published(self) -> dict[str, str]:
         """Published numbers, as printed, by the names that records give the scores."""
-        return _by_name(self.about.paper.published) if self.about.paper else {}
-
-    @property
-    def published_elsewhere(self) -> dict[str, dict[str, str]]:
-        """The same at other settings."""
-        elsewhere = self.about.paper.elsewhere if self.about.paper else {}
-        return {setting: _by_name(published) for setting, published in elsewhere.items()}
-
-
-def _by_name(published: Published) -> dict[str, str]:
-    return {PUBLISHED_NAMES[label]: number for label, number in published.items()}
+        published = self.about.paper.published if self.about.paper else {}
+        return {PUBLISHED_NAMES[label]: number for label, number in published.items()}
 
 
 def read_experiment(file: Path) -> Experiment:

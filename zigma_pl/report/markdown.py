@@ -48,7 +48,7 @@ has this form; only `title` is required, and training reads none of it:
 - `table` is `table ID`, or for a figure `figure ID`; without it the experiment belongs to no table, and `title` says
   what it is. The experiments of a table share the title, and have a `name` each.
 - `paper` is there if the table is one of the paper's. `published` has the paper's numbers as printed, `{{}}` where
-  it has none; `protocol` says how they were measured, `elsewhere` has numbers at other settings. Scores are
+  it has none; `protocol` says how they were measured. Scores are
   {scores}.
 - `left_open` is what the paper does not say, with the choice made here, or `nothing`."""
 

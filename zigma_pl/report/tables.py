@@ -139,13 +139,6 @@ def _remarks(experiments: Sequence[Experiment], results: Sequence[Result]) -> tu
     papers = [experiment.about.paper for experiment in experiments if experiment.about.paper]
     protocols = dict.fromkeys(paper.protocol for paper in papers if paper.protocol)
     remarks = [f"Published numbers: {protocol}." for protocol in protocols]
-    for setting in dict.fromkeys(setting for experiment in experiments for setting in experiment.published_elsewhere):
-        numbers = [
-            f"{experiment.label} {_plain(experiment.published_elsewhere[setting])}"
-            for experiment in experiments
-            if setting in experiment.published_elsewhere
-        ]
-        remarks.append(f"Published at {setting}: {'; '.join(numbers)}.")
     if any(name.endswith(LITE) for result in results for name in result.record.scores):
         remarks.append("Scores on lite features rank our own rows; they cannot be set against the published numbers.")
     others = {name for result in results for name, score in result.record.scores.items() if score.comparable is False}
@@ -166,10 +159,6 @@ def _remarks(experiments: Sequence[Experiment], results: Sequence[Result]) -> tu
     return tuple(remarks)
 
 
-def _plain(numbers: dict[str, str]) -> str:
-    return ", ".join(f"{score_of(name).label} {number}" for name, number in numbers.items())
-
-
 def _differ(results: Sequence[Result]) -> list[str]:
     """Return the entries of the protocol that are not the same in all records."""
     return [
@@ -181,5 +170,4 @@ def _differ(results: Sequence[Result]) -> list[str]:
 
 def published_text(experiment: Experiment) -> str:
     """Return the published numbers of an experiment in words."""
-    elsewhere = [f"at {setting} {_plain(numbers)}" for setting, numbers in experiment.published_elsewhere.items()]
-    return "; ".join([text for text in (_plain(experiment.published), *elsewhere) if text])
+    return ", ".join(f"{score_of(name).label} {number}" for name, number in experiment.published.items())
