@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ import yaml
 from PIL import Image
 
 from zigma_pl import __main__ as command_line
-from zigma_pl.__main__ import main
-from zigma_pl.ablations.composed import compose
+from zigma_pl.__main__ import COMMANDS, main
+from zigma_pl.ablations.composed import compose, differences
 from zigma_pl.module import GenerativeModule
 
 ROWS = ["sweep", "zigzag1", "zigzag2", "zigzag8"]
@@ -61,6 +62,7 @@ def scalars(log_folder):
 
 def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert run(["fit", *digits, *TINY, "--preview.num_samples=10"]) == 0
+    told = capsys.readouterr().out
     log = in_tmp / "logs" / "digits" / "version_0"
     curves, images = scalars(log)
     expected = {
@@ -79,6 +81,9 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert written["trainer"]["max_steps"] == 4
     backbone = written["model"]["backbone"]["init_args"]
     assert (backbone["in_channels"], backbone["latent_height"], backbone["num_classes"]) == (1, 8, 10)  # of the data
+
+    for path in (log, last, log / "previews" / "step_00000004.png"):
+        assert f": {path.relative_to(in_tmp)}\n" in told
 
     module = GenerativeModule.load_from_checkpoint(last, map_location="cpu")
     assert module.backbone.config["width"] == 16
@@ -101,6 +106,9 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
         assert picture.size == (8, 8)
     assert "samples/grid.png" in capsys.readouterr().out
 
+    sampling = shlex.split(told.strip().splitlines()[-1].partition("python -m zigma_pl ")[2])
+    assert run([*sampling, "--data.init_args.num_predict_samples=2"]) == 0  # the command as `fit` gives it
+
 
 def test_table1_runs_on_the_stand_in(table1, smoke, in_tmp):
     assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_items=20"]) == 0
@@ -122,6 +130,16 @@ def test_table1_rows_differ_only_in_the_scan(row, repository):
     assert config == reference
     expected = {"scheme": "sweep" if row == "sweep" else "zigzag", "num_orders": int(re.sub(r"\D", "", row) or 1)}
     assert scan == expected
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_table1_at_512_changes_the_size_alone(row, repository):
+    at_256, at_512 = (compose([repository / "experiments" / f"table1_{row}{size}.yaml"]) for size in ("", "_512"))
+    assert differences(at_256, at_512) == [
+        "data.init_args.batch_size 32 -> 8",
+        "data.init_args.image_size_px 256 -> 512",
+        f"trainer.logger.init_args.name table1_{row} -> table1_{row}_512",
+    ]
 
 
 def test_classes_of_a_folder_come_from_the_checkpoint_when_sampling(digits, in_tmp):
@@ -160,6 +178,42 @@ def test_missing_text_encoder_is_one_message_that_says_how_to_get_it(table1, in_
     error = error_of(["fit", *table1, "--trainer.enable_progress_bar=false"], capsys)
     for part in ("text_encoder_path", "weights/clip-vit-large-patch14", "weights fetch clip-vit-large-patch14"):
         assert part in error
+
+
+def test_all_that_a_first_fit_lacks_is_said_at_once(table1, in_tmp, capsys):
+    """Kind: faults found one by one, each after a wait."""
+    Path("empty").mkdir()
+    error = error_of(["fit", *table1, "--data.init_args.autoencoder=empty"], capsys)
+    for part in ("data/mm-celeba-hq", "'empty'", "text_encoder_path", "weights fetch clip-vit-large-patch14"):
+        assert part in error
+    files = shlex.split(error.partition("python -m zigma_pl fit ")[2])
+    assert files[:2] == table1
+    assert files[3].endswith("configs/scale/smoke.yaml")
+
+
+def test_what_is_wrong_with_or_without_files_is_said_alone(digits, in_tmp, capsys):
+    error = error_of(["fit", *digits, "--data.init_args.batch_size=0"], capsys)
+    assert "smoke" not in error
+
+
+@pytest.mark.parametrize(
+    "option", ["--model.optimizer.l=1", "--model.graph_sam=true", "--trainer.max_ste=1", "--prev.num_samples=1"]
+)
+def test_abbreviated_options_are_refused(option, digits, in_tmp, capsys):
+    """Kind: a misspelt option that sets another one."""
+    assert option.partition("=")[0].rpartition(".")[2] in error_of(["fit", *digits, option], capsys)
+
+
+@pytest.mark.parametrize("command", [name for name, (module, _) in COMMANDS.items() if module != "zigma_pl.cli"])
+def test_abbreviated_options_of_other_commands_are_refused(command, capsys):
+    action = {"prepare": ["coco"], "weights": ["list"]}.get(command, [])
+    assert run([command, *action, "--hel"]) == 2
+
+
+def test_options_of_model_and_data_come_before_the_trainers(capsys):
+    assert run(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("--model.backbone") < text.index("--data CONFIG") < text.index("--trainer.max_steps")
 
 
 def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):

@@ -7,7 +7,7 @@ import select
 import sys
 from importlib import import_module
 
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.errors import BackendUnavailable, expected_error
 from zigma_pl.signals import end_with_parent, ended_by_signals
 
 CLOSED_OUTPUT_STATUS = 141  # as of a program that SIGPIPE ends
@@ -67,13 +67,6 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in message:
         message = message.splitlines()[-1].split(": ", 1)[-1]
     return " ".join(message.split())
-
-
-def expected_error(error: BaseException | None) -> BaseException | None:
-    """Return the error for users in a chain of causes: jsonargparse wraps those of constructors in its own."""
-    while error is not None and not isinstance(error, (UserError, BackendUnavailable)):
-        error = error.__cause__
-    return error
 
 
 def _output_is_closed() -> bool:

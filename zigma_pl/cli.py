@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -47,8 +47,10 @@ from zigma_pl.checkpoints.run_folder import (
     run_folder,
 )
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.errors import UserError
+from zigma_pl.fit_messages import all_missing_at_once, closing_lines
 from zigma_pl.launcher import Launcher
 from zigma_pl.lightning_private import cluster_environment, replace_checkpoint_connector, replace_script_launcher
 from zigma_pl.module import GenerativeModule
@@ -67,9 +69,12 @@ DESCRIPTIONS = {
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong with the options in one line, instead of after a page of usage."""
+    """Says what is wrong with the options in one line, instead of after a page of usage; takes none abbreviated."""
 
     command: ClassVar[str] = "fit"  # also the parsers that jsonargparse makes for nested classes know it
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message on one line and exit with status 2."""
@@ -94,6 +99,16 @@ class ZigmaCLI(LightningCLI):
 
     _resumed: LastRun | None = None  # the run that `fit --ckpt_path last` resumes
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the command that was asked for: to describe the options of the others takes time."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name == Parser.command}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add model and data first; the many options of the Trainer come last."""
+        parser.add_lightning_class_args(GenerativeModule, "model")
+        parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, and hand the seed to the module and the data."""
         parser.add_argument(
@@ -115,6 +130,7 @@ class ZigmaCLI(LightningCLI):
             default=[],
             help="options that may differ from those that the checkpoint of --ckpt_path was trained with",
         )
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
         for action in parser._actions:
             put_int_first(action)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
@@ -162,7 +178,17 @@ class ZigmaCLI(LightningCLI):
             if command == "predict":  # without the data set, which may not be there
                 fill_from({"num_classes": stored.get("num_classes")}, options.data.init_args)
         if any(backbone.get(name, "not an option") is None for name in Specification._fields):
-            fill_from(Specification.of(make_data_module(options.data))._asdict(), backbone)
+            with all_missing_at_once(options):
+                fill_from(Specification.of(make_data_module(options.data))._asdict(), backbone)
+
+    def fit(self, **options: Any) -> None:
+        """Train, unless something is missing; say at the end where the results are."""
+        with all_missing_at_once(self.config["fit"]):
+            self.datamodule.setup("fit")
+        self.trainer.fit(**options)
+        lines = closing_lines(self.trainer)
+        if self.trainer.is_global_zero and lines:
+            print("\n".join(lines), flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""
@@ -229,14 +255,6 @@ class ZigmaCLI(LightningCLI):
             logger.init_args.version = run.folder.name
             if "purge_step" in logger.init_args:
                 logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it is logged again
-
-
-def make_data_module(options: Any) -> ImageDataModule:
-    """Return the data module of parsed options; no data and no weights are loaded."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
-    data: ImageDataModule = parser.instantiate(Namespace(data=options)).data
-    return data
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -342,13 +360,13 @@ def parser_of(command: str, description: str, options: str = "--config ROW.yaml 
 
 def main(argv: list[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict` with its options; returns the exit status."""
-    parsers = {name: parser_of(name, text) for name, text in DESCRIPTIONS.items()}
+    command = argv[0]
     try:
         run_cli(
             ZigmaCLI,
-            argv[0],
+            command,
             argv,
-            {"prog": "python -m zigma_pl", **parsers},
+            {"prog": "python -m zigma_pl", command: parser_of(command, DESCRIPTIONS[command])},
             save_config_callback=SaveConfigOnFit,
             save_config_kwargs={"overwrite": True},
         )

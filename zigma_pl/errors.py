@@ -12,3 +12,10 @@ class UserError(ValueError):
 
 class BackendUnavailable(RuntimeError):
     """A named backend cannot run here. The message gives the reason and what would make it available."""
+
+
+def expected_error(error: BaseException | None) -> BaseException | None:
+    """Return the error for users in a chain of causes: jsonargparse wraps those of constructors in its own."""
+    while error is not None and not isinstance(error, (UserError, BackendUnavailable)):
+        error = error.__cause__
+    return error

@@ -21,8 +21,8 @@ from zigma_pl.ablations.composed import compose
 from zigma_pl.ablations.rows import Row, find_rows, overlay_of
 from zigma_pl.backbones.migration import migrated_weights
 from zigma_pl.batch import Batch
-from zigma_pl.cli import make_data_module
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.module import GenerativeModule
 

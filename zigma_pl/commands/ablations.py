@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.commands.tables import add_sources
 from zigma_pl.errors import PREEMPTED_STATUS, UserError
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
@@ -33,7 +34,7 @@ seed than 0: ROW_seed1.json), checkpoints, curves and output in logs/SCALE/ROW/c
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    parser = argparse.ArgumentParser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
+    parser = Parser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
     which = parser.add_argument_group("which rows")
     which.add_argument(
         "--scale", default="smoke", help="a file of configs/scale, or one of your own (default: %(default)s)"

@@ -13,6 +13,7 @@ import torch
 from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.machine import choose_device, describe_machine
 from zigma_pl.benchmarks.report import Result
+from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import check_numbers
 
@@ -145,7 +146,7 @@ def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
 
 # ---------------------------------------------------------------------------------------------------------- options
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl bench",
         description="Measure speed and memory on this machine. Every contestant is first compared with a float64 "
         "reference; where one is wrong, nothing but that is printed.",

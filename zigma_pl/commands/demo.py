@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.shipped import shipped_file
 
@@ -19,7 +20,7 @@ EXPERIMENT = "experiments/digits.yaml"
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl demo",
         description="Train ZigMa on scikit-learn's handwritten digits, sample as many as asked for, print the share "
         "that a support vector machine trained on the real digits recognises as the class asked for, and name the "

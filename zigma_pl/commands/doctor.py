@@ -1,9 +1,10 @@
 """`python -m zigma_pl doctor`: versions, devices, and which scan backends run here and are right."""
 
-import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import cast
+
+from zigma_pl.commands.parser import Parser
 
 PACKAGES = (
     "zigma_pl",
@@ -30,7 +31,7 @@ SELF_CHECK_BOUND = 1e-4
 
 def main(argv: list[str]) -> int:
     """Print the report; returns 1 when a backend that claims to run here gives wrong numbers."""
-    parser = argparse.ArgumentParser(prog="python -m zigma_pl doctor", description=__doc__)
+    parser = Parser(prog="python -m zigma_pl doctor", description=__doc__)
     parser.parse_args(argv)
     print_versions()
     print_devices()

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from zigma_pl.commands.parser import Parser
+
 # What sampling from the model may need to know of the data: how latents become pictures, what a condition is.
 DATA_OPTIONS = (
     "autoencoder",
@@ -17,7 +19,7 @@ DATA_OPTIONS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl export",
         description="Write the model of a training checkpoint to a folder: model.safetensors and config.json (backbone,"
         " objective, sampler, guidance, step). Needs no data set and no configuration.",

@@ -2,6 +2,7 @@
 
 import argparse
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import check_whole_numbers
 
@@ -10,7 +11,7 @@ DEFAULT_SCAN_TYPE = "zigzagN8"
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options; what the tensors' shapes tell need not be given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl import-zigma",
         description="Convert an official ZigMa checkpoint into a folder with model.safetensors and config.json, "
         "its time and sign convention folded into the weights.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.scan.paths import adjacency, named_orders
@@ -64,7 +65,7 @@ def draw_paths(height: int, width: int, seed: int = 0) -> "Figure":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m zigma_pl paths", description=__doc__)
+    parser = Parser(prog="python -m zigma_pl paths", description=__doc__)
     parser.add_argument("--height", type=int, default=8, metavar="TOKENS", help="rows of the grid (default: 8)")
     parser.add_argument("--width", type=int, default=8, metavar="TOKENS", help="columns of the grid (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random order (default: 0)")

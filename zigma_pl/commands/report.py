@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.commands.tables import add_sources, read_sources
 from zigma_pl.errors import UserError
 
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl report",
         description="Write one HTML page, and a folder `assets` beside it, that any browser shows without a server.",
     )

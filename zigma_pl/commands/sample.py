@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 
@@ -23,7 +24,7 @@ MAX_COLUMNS = 8
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl sample",
         description="Draw pictures from a model that `export` or `import-zigma` wrote: a file for each, samples.json "
         "and a grid. Needs no data set and no configuration. A picture depends on the seed, on its number and on its "

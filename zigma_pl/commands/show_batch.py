@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zigma_pl.batch import RawBatch
-from zigma_pl.cli import ZigmaCLI, make_data_module, parser_of, run_cli
+from zigma_pl.cli import ZigmaCLI, parser_of, run_cli
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.from_options import make_data_module
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import check_whole_numbers
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.files import remove_leftovers, written_whole
 from zigma_pl.shipped import shipped_file
@@ -66,7 +67,7 @@ def read_sources(experiments: Path, records: Path) -> "tuple[list[Experiment], R
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m zigma_pl tables",
         description="Write the index of experiments and the tables of results: our scores beside the published ones.",
     )

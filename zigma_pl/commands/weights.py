@@ -5,6 +5,7 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.files import UNFINISHED, sha256
 from zigma_pl.weights import DEFAULT_ROOT, WEIGHTS, Finding, State, WeightFile, check, folder_of, weights_of
@@ -12,7 +13,7 @@ from zigma_pl.weights import DEFAULT_ROOT, WEIGHTS, Finding, State, WeightFile, 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    parser = argparse.ArgumentParser(prog="python -m zigma_pl weights", description=__doc__)
+    parser = Parser(prog="python -m zigma_pl weights", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,check,fetch}")
     texts = {
         "list": "what there is, what for, how large, its hash and its public address",

@@ -1,0 +1,58 @@
+"""A data module from parsed options, and all that it cannot be used without and does not find."""
+
+from collections.abc import Callable
+
+from jsonargparse import ArgumentParser, Namespace
+
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.errors import UserError, expected_error
+
+_WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
+
+
+def make_data_module(options: Namespace) -> ImageDataModule:
+    """Return the data module of parsed options, class_path and init_args; no data and no weights are loaded."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    try:
+        data: ImageDataModule = parser.instantiate(Namespace(data=options)).data
+    except ValueError as error:
+        raise expected_error(error) or error from None
+    return data
+
+
+def missing_parts(options: Namespace) -> list[str]:
+    """Return the error of each part that training cannot read: data set, autoencoder, text encoder.
+
+    Raises:
+        UserError: the options are wrong whatever files there are.
+    """
+    without_weights = _changed(options, _WITHOUT_WEIGHTS)
+    make_data_module(without_weights)
+    kept_encoder = {name: value for name, value in _WITHOUT_WEIGHTS.items() if name != "autoencoder"}
+    whole = (
+        options if options.init_args.get("cache") is not None else without_weights
+    )  # a cache is compared with the encoders
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: make_data_module(whole).setup("fit"),
+        lambda: make_data_module(_changed(options, kept_encoder)).latent_shape,
+        lambda: make_data_module(_changed(options, {"autoencoder": "identity"})),
+    )
+    errors = [_error_of(attempt) for attempt in attempts]
+    return list(dict.fromkeys(error for error in errors if error is not None))
+
+
+def _error_of(attempt: Callable[[], object]) -> str | None:
+    try:
+        attempt()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _changed(options: Namespace, values: dict[str, str | None]) -> Namespace:
+    changed = options.clone()
+    for name, value in values.items():
+        if name in changed.init_args:
+            changed.init_args[name] = value
+    return changed
