@@ -1,4 +1,5 @@
 from itertools import islice
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -77,10 +78,9 @@ class Rank(ColouredData):
 
     def __init__(self, rank, world_size, **options):
         super().__init__(**options)
-        self.ranks = {"rank": rank, "world_size": world_size}
-
-    def _rank_and_world_size(self):
-        return self.ranks
+        batches = SimpleNamespace(total=SimpleNamespace(processed=0))
+        fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
+        self.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
 
 
 def rows(loader, num_batches=None):

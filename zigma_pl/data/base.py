@@ -13,19 +13,27 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from zigma_pl.batch import Batch, RawBatch
+from zigma_pl.data.encoders import Encoders, move
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
-from zigma_pl.data.order import EvaluationOrder, check_length
-from zigma_pl.data.prepared.manifest import Content, Manifest, check_fits
-from zigma_pl.data.prepared.reading import local_folder, open_manifest, open_split
-from zigma_pl.data.samples import ConditionSamples, PixelSamples, Sample, SampleLoader, Split, SplitSamples, collate
+from zigma_pl.data.loading import Loaders
+from zigma_pl.data.prepared.manifest import Content, Manifest
+from zigma_pl.data.prepared.reading import PreparedSet
+from zigma_pl.data.samples import (
+    ConditionSamples,
+    PixelSamples,
+    Sample,
+    SampleLoader,
+    Split,
+    SplitSamples,
+    collate,
+    held_out_conditions,
+)
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoderName, build_text_encoder
 from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.errors import UserError
-from zigma_pl.randomness import sample_generators
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.records import problems
-from zigma_pl.transfer import to_device
 
 MAX_SIDE_PX = 65_536
 
@@ -110,6 +118,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.autoencoder_subfolder = autoencoder_subfolder
         self.cache = cache
         self.keep_fetched_in = keep_fetched_in
+        self._prepared = None if cache is None else PreparedSet(cache, keep_fetched_in)
         self.num_predict_samples = num_predict_samples
         self.predict_captions = list(predict_captions or self.default_captions) if self.has_captions else None
         self._text_encoder: TextEncoder | None = None
@@ -169,7 +178,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     @property
     def prepared(self) -> Manifest | None:
         """Manifest of the prepared set that `cache` names, None without."""
-        return None if self.cache is None else self._manifest
+        return None if self._prepared is None else self._prepared.manifest
 
     @property
     def frozen_autoencoder(self) -> Autoencoder:
@@ -207,27 +216,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> SampleLoader:
         """Return the endless training batches, from the step that training has come to."""
-        if self.trainer is not None:
-            names = ("max_epochs", "limit_train_batches", "overfit_batches", "fast_dev_run")
-            check_length({name: getattr(self.trainer, name, None) for name in names})
-        samples = self.samples("train")
-        order = samples.training_order(
-            self.batch_size, seed=self.seed, steps_done=self._steps_done, **self._rank_and_world_size()
-        )
-        return SampleLoader(samples, order, self.num_workers)
+        return self._loaders.training(self.samples("train"), self.seed)
 
     def val_dataloader(self) -> SampleLoader:
         """Return the validation split, every image once over all ranks."""
-        return self._evaluation_loader("validation")
+        return self._loaders.evaluation(self.samples("validation"))
 
     def test_dataloader(self) -> SampleLoader:
         """Return the test split, every image once over all ranks."""
-        return self._evaluation_loader("test")
+        return self._loaders.evaluation(self.samples("test"))
 
     def predict_dataloader(self) -> SampleLoader:
         """Return conditions without pictures for sample ids 0 to num_predict_samples - 1; needs no data set on disk."""
-        order = EvaluationOrder(self.num_predict_samples, self.batch_size, **self._rank_and_world_size())
-        return SampleLoader(self._conditions(), order, num_workers=0)
+        return self._loaders.conditions(self._conditions(), self.num_predict_samples)
 
     def condition(self, sample_id: int) -> Sample:
         """Return the class or caption, without a picture, that a sample id is drawn under."""
@@ -236,22 +237,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def conditions(self, sample_ids: Sequence[int], device: torch.device | str = "cpu") -> Batch:
         """Return the batch without latents that `predict` would see for these sample ids, for previews."""
         raw = collate([self.condition(sample_id) for sample_id in sample_ids])
-        return self.encode(_move(raw, torch.device(device)), device)
+        return self.encode(move(raw, torch.device(device)), device)
 
     def held_out_conditions(self, split: Split, sample_ids: Sequence[int]) -> RawBatch:
-        """Return the classes or captions, without pictures, under which samples are drawn for scoring.
+        """Return the classes or captions, without pictures, to sample under for scoring.
 
         Sample i has those of item i of the split, which come round again where there are more samples than items.
         """
-        samples = self.samples(split)
-        keys = [(sample_id, sample_id % len(samples)) for sample_id in sample_ids]
-        in_batches = getattr(samples, "__getitems__", None)
-        raw = collate([samples[key] for key in keys] if in_batches is None else in_batches(keys))
-        return raw._replace(images=None, moments=None)
+        return held_out_conditions(self.samples(split), sample_ids)
 
     def transfer_batch_to_device(self, batch: RawBatch, device: torch.device, dataloader_idx: int) -> RawBatch:
         """Move images and class ids; the sample ids stay on the CPU."""
-        return _move(batch, device)
+        return move(batch, device)
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
         """Run the frozen encoders on the batch's device."""
@@ -260,27 +257,21 @@ class ImageDataModule(L.LightningDataModule, ABC):
             batch, next((part.device for part in (batch.images, batch.moments) if part is not None), device)
         )
 
-    @torch.no_grad()
     def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
         """Turn a raw batch, already on `device`, into what the model sees."""
-        latents = None
-        generators = sample_generators(self.seed, "posterior", raw.sample_ids)
-        if raw.moments is not None:
-            latents = self._encoder.sample(raw.moments.float(), generators)
-        elif raw.images is not None:
-            latents = self._encoder.encode(raw.images.float() / 127.5 - 1, generators)
-        if raw.caption_features is not None:
-            return Batch(latents, raw.sample_ids, raw.caption_features.float(), raw.caption_mask)
-        if raw.captions is None or self._text_encoder is None:
-            return Batch(latents, raw.sample_ids, raw.class_ids, pictures=raw.images)
-        features, mask = self._text_encoder(raw.captions, device)
-        return Batch(latents, raw.sample_ids, features, mask, raw.images)
+        return self._encoders.encode(raw, device)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to pictures (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
-        decoded = self._encoder.decode(latents.float().flatten(0, -4))
-        return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:-3])
+        return self._encoders.decode(latents)
+
+    @property
+    def _encoders(self) -> Encoders:
+        return Encoders(self._encoder, self._text_encoder, self.seed)
+
+    @property
+    def _loaders(self) -> Loaders:
+        return Loaders(self.batch_size, self.num_workers, self.trainer)
 
     @cached_property
     def _encoder(self) -> Autoencoder:
@@ -302,23 +293,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self.samples(split).fingerprint()
 
     def _prepared_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
-        assert self.cache is not None
-        if not self._splits:  # once: it hashes the encoders' weights
-            check_fits(self.cache, self._manifest, self.content())
+        assert self._prepared is not None
         max_tokens = None if self._text_encoder is None else self._text_encoder.max_tokens
-        return open_split(
-            local_folder(self.cache, self.keep_fetched_in),
-            self._manifest,
-            split,
-            seed=self.seed,
-            horizontal_flip=horizontal_flip,
-            max_caption_tokens=max_tokens,
+        return self._prepared.open(
+            split, self.content, seed=self.seed, horizontal_flip=horizontal_flip, max_caption_tokens=max_tokens
         )
-
-    @cached_property
-    def _manifest(self) -> Manifest:
-        assert self.cache is not None
-        return open_manifest(self.cache)
 
     def _own_options(self) -> dict[str, Any]:
         """Return the options that subclasses add and keep under the option's own name."""
@@ -331,34 +310,3 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _conditions(self) -> ConditionSamples:
         return ConditionSamples(self.num_classes, self.predict_captions)
-
-    def _evaluation_loader(self, split: Split) -> SampleLoader:
-        samples = self.samples(split)
-        order = samples.evaluation_order(self.batch_size, **self._rank_and_world_size())
-        return SampleLoader(samples, order, self.num_workers)
-
-    def _rank_and_world_size(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-
-    def _steps_done(self) -> int:
-        """Return how many batches training has finished, also over earlier runs.
-
-        Counted in batches, not optimiser steps, so it holds under gradient accumulation. "processed" is exact in every
-        checkpoint, while "ready" is one too high in one saved by an exception, and "completed" one too low in one
-        saved at the end of a batch.
-        """
-        if self.trainer is None:
-            return 0
-        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return int(batches.processed)
-
-
-def _move(raw: RawBatch, device: torch.device) -> RawBatch:
-    moved: dict[str, Any] = {
-        name: to_device(value, device)
-        for name, value in raw._asdict().items()
-        if isinstance(value, Tensor) and name != "sample_ids"
-    }
-    return raw._replace(**moved)

@@ -1,10 +1,12 @@
 """The splits of a prepared set, in a local folder or at an address."""
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from zigma_pl.data.prepared.arrays import ArraySplit
-from zigma_pl.data.prepared.manifest import Manifest, read_manifest
+from zigma_pl.data.prepared.manifest import Content, Manifest, check_fits, read_manifest
 from zigma_pl.data.prepared.remote import DEFAULT_FOLDER, copy_once, fetch_manifest, is_address
 from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
@@ -52,3 +54,38 @@ def open_split(folder: Path, manifest: Manifest, split: Split, **draws: Any) -> 
             f"folder with --splits {split}"
         )
     return ArraySplit(folder / split, manifest.splits[split], num_classes=manifest.content.num_classes, **draws)
+
+
+class PreparedSet:
+    """A prepared set, read in the place of the data set itself.
+
+    Args:
+        location: its folder or address.
+        keep_fetched_in: folder for the copy of what is at an address; None for `DEFAULT_FOLDER`.
+    """
+
+    def __init__(self, location: str, keep_fetched_in: str | None = None) -> None:
+        self.location = location
+        self.keep_fetched_in = keep_fetched_in
+        self._fits = False
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Its manifest, read once."""
+        return open_manifest(self.location)
+
+    def open(self, split: Split, content: Callable[[], Content], **draws: Any) -> ArraySplit:
+        """Return a split.
+
+        Args:
+            split: which.
+            content: gives what the set has to hold; it hashes the encoders' weights, and so is asked once.
+            draws: as of `open_split`.
+
+        Raises:
+            UserError: the set is not of these options, or files of it are missing.
+        """
+        if not self._fits:
+            check_fits(self.location, self.manifest, content())
+            self._fits = True
+        return open_split(local_folder(self.location, self.keep_fetched_in), self.manifest, split, **draws)

@@ -1,0 +1,57 @@
+"""The frozen encoders of a data module: from what the loader gives to what models see, and back to pictures."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zigma_pl.batch import Batch, RawBatch
+from zigma_pl.encoders.autoencoder import Autoencoder
+from zigma_pl.encoders.text_base import TextEncoder
+from zigma_pl.randomness import sample_generators
+from zigma_pl.transfer import to_device
+
+
+class Encoders(NamedTuple):
+    """The frozen encoders of a data set.
+
+    autoencoder: of pictures, or of the frames of clips.
+    text: of captions; None without them.
+    seed: what the autoencoder samples is a function of it and the sample id.
+    """
+
+    autoencoder: Autoencoder
+    text: TextEncoder | None
+    seed: int
+
+    @torch.no_grad()
+    def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
+        """Turn a raw batch, already on `device`, into what the model sees."""
+        latents = None
+        generators = sample_generators(self.seed, "posterior", raw.sample_ids)
+        if raw.moments is not None:
+            latents = self.autoencoder.sample(raw.moments.float(), generators)
+        elif raw.images is not None:
+            latents = self.autoencoder.encode(raw.images.float() / 127.5 - 1, generators)
+        if raw.caption_features is not None:
+            return Batch(latents, raw.sample_ids, raw.caption_features.float(), raw.caption_mask)
+        if raw.captions is None or self.text is None:
+            return Batch(latents, raw.sample_ids, raw.class_ids, pictures=raw.images)
+        features, mask = self.text(raw.captions, device)
+        return Batch(latents, raw.sample_ids, features, mask, raw.images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents to pictures (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
+        decoded = self.autoencoder.decode(latents.float().flatten(0, -4))
+        return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:-3])
+
+
+def move(raw: RawBatch, device: torch.device) -> RawBatch:
+    """Move a raw batch; the sample ids stay on the CPU, where the generators of samples are."""
+    moved: dict[str, Any] = {
+        name: to_device(value, device)
+        for name, value in raw._asdict().items()
+        if isinstance(value, Tensor) and name != "sample_ids"
+    }
+    return raw._replace(**moved)
