@@ -119,6 +119,19 @@ def test_a_folder_without_tokenizer_is_refused(clip_folder, tmp_path):
         CLIPTextEncoder(folder)(["a"])
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"text_config": []}', '{"hidden_size": "8"}', '{"hidden_size": 1e9}', "[" * 100_000, "9" * 5000],
+)
+def test_a_damaged_config_is_one_line(clip_folder, tmp_path, content):
+    """Kind: malformed files."""
+    folder = shutil.copytree(clip_folder, tmp_path / "broken")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match="broken") as error:
+        CLIPTextEncoder(folder)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_without_weights_is_named(clip_folder, tmp_path):
     folder = shutil.copytree(clip_folder, tmp_path / "broken")
     (folder / "model.safetensors").write_bytes(b"")

@@ -1,22 +1,20 @@
 """How far a run has come, in a small file that another process can look at while it goes on."""
 
-import json
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 
 from zigma_pl.callbacks.throughput import IMAGES_PER_SECOND
-from zigma_pl.files import whole_file
+from zigma_pl.files import read_regular, whole_file
 from zigma_pl.ranges import check_numbers
+from zigma_pl.records import Record, parse_record
 
 Phase = Literal["training", "validation loss", "sampling"]
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Record):
     """What the file holds.
 
     phase: what is being done.
@@ -24,6 +22,8 @@ class Progress:
     images_per_second: over all processes, None until it is known.
     seconds_left: of the phase, None until it is known.
     """
+
+    remedy: ClassVar[str] = "remove it"
 
     phase: Phase
     done: int
@@ -90,14 +90,20 @@ class ProgressFile(L.Callback):
         if phase == "sampling" and count:
             images_per_second = count / seconds
         left = None if total is None or not count else seconds / count * (total - done)
+        progress = Progress(phase=phase, done=done, total=total, images_per_second=images_per_second, seconds_left=left)
         with whole_file(self.path) as temporary:
-            temporary.write_text(json.dumps(asdict(Progress(phase, done, total, images_per_second, left))) + "\n")
+            temporary.write_text(progress.model_dump_json() + "\n")
         self._written = now
 
 
 def read_progress(path: Path) -> Progress | None:
-    """Read the file; None where there is none."""
+    """Read the file; None where there is none.
+
+    Raises:
+        UserError: it holds something else.
+    """
     try:
-        return Progress(**json.loads(path.read_text()))
-    except FileNotFoundError:
+        content = read_regular(path)
+    except FileNotFoundError:  # also one that is removed meanwhile
         return None
+    return parse_record(Progress, content, path)

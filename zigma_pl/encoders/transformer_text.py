@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
+from zigma_pl.files import read_regular
+from zigma_pl.ranges import check_whole_numbers
 from zigma_pl.transfer import to_device
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -36,14 +38,14 @@ class TransformerTextEncoder(TextEncoder):
     def __init__(self, path: str | Path, dim: int | None = None, max_tokens: int | None = None) -> None:
         self.path = Path(path)
         config = self._text_config()
-        self.dim = int(config["hidden_size"])
+        self.dim = config["hidden_size"]
         self.max_tokens = max_tokens or self.default_max_tokens
         if dim not in (None, self.dim):
             raise UserError(
                 f"caption_dim: the {self.name} encoder in {path} gives {self.dim} features a token, not {dim}; "
                 "leave caption_dim out of the data section, or set it to that"
             )
-        longest = int(config["max_position_embeddings"])
+        longest = config["max_position_embeddings"]
         if not 2 <= self.max_tokens <= longest:
             raise UserError(f"max_caption_tokens: the {self.name} encoder takes 2 to {longest}, got {self.max_tokens}")
         if find_spec("transformers") is None:
@@ -71,8 +73,15 @@ class TransformerTextEncoder(TextEncoder):
 
     def _text_config(self) -> dict[str, Any]:
         with self._loading():
-            config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        return config.get("text_config", config)  # a whole CLIP has both towers in one file
+            whole = json.loads(read_regular(self.path / "config.json"))
+            config = (
+                whole.get("text_config", whole) if isinstance(whole, dict) else None
+            )  # a CLIP has both towers in it
+            if not isinstance(config, dict):
+                raise ValueError("its config.json is that of no network")
+            sizes = {name: config.get(name, "nothing") for name in ("hidden_size", "max_position_embeddings")}
+            check_whole_numbers("config.json", most=65_536, **sizes)
+        return config
 
     def _loading(self) -> AbstractContextManager[None]:
         remedy = (

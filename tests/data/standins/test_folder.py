@@ -22,6 +22,17 @@ def test_complete_one_is_reused_and_a_damaged_one_is_reported(tmp_path):
     assert str(folder) in str(error.value)
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"num_files": "3"}', "[" * 100_000])
+def test_a_damaged_record_is_one_line(tmp_path, content):
+    """Kind: malformed files."""
+    folder = tmp_path / "v1"
+    write_once(folder, write_three, "three files")
+    (folder / ".standin.json").write_text(content)
+    with pytest.raises(UserError, match="remove that folder") as error:
+        write_once(folder, write_three, "three files")
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_of_someone_else_is_not_taken_for_a_standin(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "precious.txt").write_text("real")

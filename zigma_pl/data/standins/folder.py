@@ -1,16 +1,25 @@
 """Writing a stand-in's folder whole or not at all."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from zigma_pl.errors import UserError
+from zigma_pl.records import Record, read_record, write_record
 
-_RECORD = ".standin.json"  # says how many files belong to the folder
+_RECORD = ".standin.json"
+
+
+class _Contents(Record):
+    """How many files belong to the folder."""
+
+    remedy: ClassVar[str] = "remove that folder, and it will be drawn again"
+
+    num_files: int
 
 
 def write_once(folder: Path, write_files: Callable[[Path], None], what: str) -> None:
@@ -28,13 +37,13 @@ def write_once(folder: Path, write_files: Callable[[Path], None], what: str) -> 
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
             write_files(unfinished)
-            (unfinished / _RECORD).write_text(json.dumps({"num_files": _num_files(unfinished)}))
+            write_record(_Contents(num_files=_num_files(unfinished)), unfinished / _RECORD)
             unfinished.chmod(0o755)
             _rename_unless_there(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     record = folder / _RECORD
-    if not record.is_file() or json.loads(record.read_text())["num_files"] != _num_files(folder):
+    if not record.is_file() or read_record(_Contents, record).num_files != _num_files(folder):
         raise UserError(f"the stand-in in {folder} has lost files: remove that folder, and it will be drawn again")
 
 
