@@ -2,11 +2,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import memory_limit
 
 # Test processes run side by side; each one's threads would wait for cores that the others have.
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def one_gigabyte_more():
+    """Limit the memory of the process to 1 GB above what it has."""
+    with memory_limit():
+        yield
 
 
 @pytest.fixture

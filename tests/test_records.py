@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import pytest
+from fuzzing import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +48,8 @@ def test_unusable_content_is_one_line(content):
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=200)
 @given(st.binary(max_size=200))
 def test_any_bytes(content):
     with pytest.raises(UserError):

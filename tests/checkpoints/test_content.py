@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 from kills_driver import build, trainer_for
 
@@ -226,7 +227,6 @@ VALUES = st.recursive(
     lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), part, max_size=3),
     max_leaves=5,
 )
-FUZZ = settings(derandomize=True, deadline=5000, suppress_health_check=list(HealthCheck), database=None)
 
 
 def assert_one_line(action, *arguments):
@@ -247,7 +247,8 @@ def places(value, above=()):
         yield from places(part, (*above, name))
 
 
-@settings(FUZZ, max_examples=20)
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=20)
 @given(data=st.data())
 def test_any_metadata_is_resumed_from_or_refused(data, saved, tmp_path_factory):
     content = torch.load(saved, weights_only=True)
@@ -260,7 +261,8 @@ def test_any_metadata_is_resumed_from_or_refused(data, saved, tmp_path_factory):
     assert_one_line(fit, folder, folder / "a.ckpt", STEPS + 1)
 
 
-@settings(FUZZ, max_examples=200)
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=200)
 @given(data=st.data())
 def test_any_bytes_are_read_or_refused(data, tmp_path_factory):
     buffer = io.BytesIO()

@@ -5,12 +5,12 @@ The examples are the same in every run: hypothesis derives them from the test it
 
 import json
 import pickle
-import resource
 import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -27,22 +27,8 @@ from zigma_pl.data.ucf101 import read_class_names, read_list
 from zigma_pl.errors import UserError
 
 STORED = Path(__file__).parent / "prepared" / "stored"
-FUZZ = settings(
-    derandomize=True,
-    max_examples=60,
-    deadline=5000,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-@pytest.fixture(autouse=True)
-def one_gigabyte_more():
-    """Limit the memory of the process to 1 GB above what it has."""
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    num_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (num_bytes + 2**30, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
+FUZZ = bounded(max_examples=60)
+pytestmark = pytest.mark.usefixtures("one_gigabyte_more")
 
 
 def gives_a_result_or_one_line(read):

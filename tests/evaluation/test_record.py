@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zigma_pl.errors import UserError
@@ -105,7 +106,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=5000, max_examples=200, database=None)
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=200)
 @given(content=st.binary(max_size=200) | st.builds(lambda plain: json.dumps(plain).encode(), VALUES))
 def test_any_bytes_give_a_record_or_one_line(content):
     with suppress(UserError):

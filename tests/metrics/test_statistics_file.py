@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies
+from fuzzing import bounded
+from hypothesis import given, strategies
 
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.store import SampleStore
@@ -105,9 +106,8 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         FeatureStatistics.load(tmp_path / "reference.npz")
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=150)
 @given(
     changes=strategies.lists(strategies.tuples(strategies.integers(0, 2000), strategies.integers(0, 255)), min_size=1)
 )

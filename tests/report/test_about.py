@@ -4,7 +4,8 @@ import os
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zigma_pl.ablations.composed import compose
@@ -134,7 +135,8 @@ MUTATIONS = st.tuples(
 )
 
 
-@settings(derandomize=True, deadline=5000, max_examples=150, database=None)
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=150)
 @given(content=st.binary(max_size=100) | st.lists(MUTATIONS, min_size=1, max_size=3))
 def test_any_bytes_and_mutated_files_give_an_experiment_or_one_line(tmp_path_factory, content):
     if isinstance(content, list):

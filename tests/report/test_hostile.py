@@ -13,7 +13,8 @@ from operator import getitem
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from fuzzing import bounded
+from hypothesis import given
 from hypothesis import strategies as st
 from report.synthetic import make_record, write_grid
 
@@ -234,7 +235,8 @@ def places(value, path=()):
 PLACES = list(places(plain_record()))
 
 
-@settings(derandomize=True, deadline=5000, max_examples=150, database=None)
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=150)
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), ODD), min_size=1, max_size=3), second=st.booleans())
 def test_mutated_records_give_tables_or_one_line(tmp_path_factory, changes, second):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
