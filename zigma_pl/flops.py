@@ -166,7 +166,7 @@ _TORCH_FORMULAS: dict[Any, Formula] = {
     aten.gelu_backward: _each_output(18),
     aten.softplus: _each_output(SOFTPLUS),
     aten.addcmul: _each_output(2),
-    **dict.fromkeys((aten.add, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)),
+    **dict.fromkeys((aten.add, aten.sub, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)),
     **dict.fromkeys((aten.exp, aten.cos, aten.sin, aten.rsqrt), _each_output(1)),
     **dict.fromkeys((aten.sum, aten.mean, aten.embedding_dense_backward), _each_input(1)),
 }
@@ -175,4 +175,5 @@ _NO_ARITHMETIC = {
     *(aten.split, aten.split_with_sizes, aten.unbind, aten.slice, aten.select, aten.cat, aten.stack, aten.detach),
     *(aten.clone, aten.copy_, aten._to_copy, aten.embedding, aten.slice_backward),
     *(aten.ones, aten.fill_, aten.empty_like, aten.new_empty_strided, aten.new_zeros),
+    *(aten.arange, aten.constant_pad_nd),
 }
