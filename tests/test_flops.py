@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.batch import Condition
 from zigma_pl.errors import UserError
 from zigma_pl.flops import count_flops, counting, operations_of
 from zigma_pl.mixers import Mamba, SelfAttention
@@ -173,7 +174,7 @@ def test_products_and_attention_are_those_of_pytorchs_own_counter(kind):
     backbone = kind(**GRID, width=D, depth=3, num_classes=3)
     counter = FlopCounterMode(display=False)
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.no_grad():
-        backbone(torch.randn(B, C, 3, 2), torch.rand(B), torch.zeros(B, dtype=torch.int64))
+        backbone(torch.randn(B, C, 3, 2), torch.rand(B), {"class": Condition(torch.zeros(B, dtype=torch.int64))})
     assert counter.get_total_flops() == 2 * count_flops(backbone, B).multiply_adds
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.errors import UserError
@@ -73,10 +73,10 @@ def test_loss_does_not_depend_on_how_a_batch_is_split():
     module = build(condition_dropout=0.5).train()
     for parameter in module.backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    batch = Batch(torch.randn(6, 1, 8, 8), torch.arange(6) + 100, torch.arange(6))
+    batch = Batch(torch.randn(6, 1, 8, 8), torch.arange(6) + 100, {"class": Condition(torch.arange(6))})
 
     def losses(rows):
-        part = Batch(batch.latents[rows], batch.sample_ids[rows], batch.condition[rows])
+        part = Batch(batch.latents[rows], batch.sample_ids[rows], {"class": Condition(torch.arange(6)[rows])})
         generators = [torch.Generator().manual_seed(int(i)) for i in part.sample_ids]
         return module.loss_per_sample(part, torch.full((len(part.latents),), 0.5), generators)
 
@@ -197,7 +197,7 @@ def test_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
 
 def test_data_that_do_not_fit_are_explained_before_anything_runs(tmp_path):
     module = build()
-    module.backbone.num_classes = 7
+    module.backbone.conditioners["class"].num_classes = 7
     with pytest.raises(UserError, match=r"num_classes=10, but .* num_classes=7"):
         trainer_for(tmp_path, 1, logger=False).fit(module, datamodule=Digits())
     module.backbone.latent_shape = (3, 8, 8)

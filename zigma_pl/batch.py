@@ -3,11 +3,32 @@
 Axes: B batch, F frames (videos only), C channels, H W latent grid, T caption tokens.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 FILLER_ID = -1  # sample id in a batch that only keeps a process in step with the others
+
+# Names of the conditions that data modules give.
+CLASS = "class"
+CAPTION = "caption"
+
+
+class Condition(NamedTuple):
+    """What samples are conditioned on: one of the conditions of a batch.
+
+    values: class ids (B,) int64, features of tokens (B, T, d) float32, or maps (B, C, H, W) float32 of the latents'
+        height and width, of videos (B, F, C, H, W).
+    mask: (B, T) bool, True on real tokens; None where all are, or where there are none.
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+
+
+Conditions = Mapping[str, Condition]
+"""The conditions of a batch by name."""
 
 
 class RawBatch(NamedTuple):
@@ -40,16 +61,14 @@ class Batch(NamedTuple):
     latents: (B, C, H, W) float32, of videos (B, F, C, H, W), x_data of the interpolant, or None when sampling.
     sample_ids: (B,) int64, on the CPU, where the per-sample generators live: reading them back from a GPU would wait
         for everything queued there. All noise of a sample is a function of (seed, sample id).
-    condition: class ids (B,) int64, caption features (B, T, d) float32, or None.
-    caption_mask: (B, T) bool, True on real tokens; None where every token is real or there is no caption.
+    conditions: by name, such as "class" or "caption"; empty for none.
     pictures: (B, 3 or 1, height, width) uint8, of videos (B, F, 3, height, width), that the latents were made of, for
         loss terms that read them; None when sampling and from a prepared data set, which holds none.
     """
 
     latents: Tensor | None
     sample_ids: Tensor
-    condition: Tensor | None = None
-    caption_mask: Tensor | None = None
+    conditions: Conditions = {}  # noqa: RUF012  never written to
     pictures: Tensor | None = None
 
     @property

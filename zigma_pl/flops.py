@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import zigma_pl.ops.causal_conv1d
 import zigma_pl.ops.selective_scan.operations  # noqa: F401  both register the formulas of their ops
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.batch import Condition, Conditions
+from zigma_pl.conditioners import CaptionConditioner
 from zigma_pl.errors import UserError
 from zigma_pl.ops.operations import FORMULAS, SIGMOID, SILU, SILU_BACKWARD, SOFTPLUS, Flops, Formula
 from zigma_pl.torch_private import TorchDispatchMode
@@ -33,7 +34,7 @@ def count_flops(
     """Count one call of a backbone in any size, on any machine: it is built again, without memory, from its config.
 
     Args:
-        backbone: what to count; with its class or caption as condition, if it takes one.
+        backbone: what to count; with all conditions that it takes.
         batch_size: B.
         num_caption_tokens: T of the captions.
         backward: count the backward pass as well, to the gradients of all parameters. What the scan and the causal
@@ -47,9 +48,9 @@ def count_flops(
         with torch.device("meta"):
             outline = type(backbone).from_config(_plain(backbone.config))
             x_t, t = torch.empty(batch_size, *backbone.latent_shape), torch.empty(batch_size)
-            condition = _condition(backbone, batch_size, num_caption_tokens)
+            conditions = _conditions(backbone, batch_size, num_caption_tokens)
         with counting() as counter:
-            prediction = outline(x_t, t, condition)
+            prediction = outline(x_t, t, conditions)
             if backward:
                 parameters = list(outline.parameters())
                 torch.autograd.grad(prediction, parameters, torch.empty_like(prediction), allow_unused=True)
@@ -80,12 +81,14 @@ def _plain(options: Any) -> Any:
     return {name: _PLAIN_OPTIONS[name] if name in _PLAIN_OPTIONS else _plain(o) for name, o in options.items()}
 
 
-def _condition(backbone: Backbone, batch_size: int, num_caption_tokens: int) -> Tensor | None:
-    if backbone.num_classes is not None:
-        return torch.empty(batch_size, dtype=torch.int64)
-    if backbone.caption_dim is not None:
-        return torch.empty(batch_size, num_caption_tokens, backbone.caption_dim)
-    return None
+def _conditions(backbone: Backbone, batch_size: int, num_caption_tokens: int) -> Conditions:
+    conditions = {}
+    for name, conditioner in backbone.conditioners.items():
+        if isinstance(conditioner, CaptionConditioner):
+            conditions[name] = Condition(torch.empty(batch_size, num_caption_tokens, conditioner.caption_dim))
+        else:
+            conditions[name] = conditioner.placeholder(batch_size, torch.device("meta"))  # type: ignore[operator]
+    return conditions
 
 
 class _KnownOps(TorchDispatchMode):
@@ -166,7 +169,9 @@ _TORCH_FORMULAS: dict[Any, Formula] = {
     aten.gelu_backward: _each_output(18),
     aten.softplus: _each_output(SOFTPLUS),
     aten.addcmul: _each_output(2),
-    **dict.fromkeys((aten.add, aten.sub, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)),
+    **dict.fromkeys(
+        (aten.add, aten.sub, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)
+    ),
     **dict.fromkeys((aten.exp, aten.cos, aten.sin, aten.rsqrt), _each_output(1)),
     **dict.fromkeys((aten.sum, aten.mean, aten.embedding_dense_backward), _each_input(1)),
 }

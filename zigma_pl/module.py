@@ -17,7 +17,7 @@ from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.backbones.sharding import made_whole, shard
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Conditions
 from zigma_pl.data.specification import check_data_fit_backbone
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
@@ -67,7 +67,8 @@ class GenerativeModule(L.LightningModule):
             (`zigma_pl.optimizers`). Weight decay is applied to linear maps only.
         lr_schedule: how the learning rate changes over the run.
         loss_terms: terms added to the objective's loss in training, by name.
-        condition_dropout: share of training samples whose condition is replaced by the null entry.
+        condition_dropout: share of training samples whose conditions are all replaced by their null entries. Each
+            conditioner can have a rate of its own besides.
         compile_backbone: run the backbone's blocks and other parts through torch.compile, in training and in sampling.
         graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
         graph_training: on a CUDA device, replay the backbone's two passes as CUDA graphs in training: for networks and
@@ -103,7 +104,7 @@ class GenerativeModule(L.LightningModule):
         self.optimizer: OptimizerCallable = _shared(optimizer)
         self.lr_schedule = lr_schedule or Constant()
         self.loss_terms = nn.ModuleDict(loss_terms or {})
-        self.condition_dropout = condition_dropout if backbone.has_null_condition else 0.0
+        self.condition_dropout = condition_dropout
         self.compile_backbone = compile_backbone
         self.graph_sampling = graph_sampling
         self._graphed_backbone = GraphedBackbone(backbone, compile_backbone)
@@ -193,18 +194,37 @@ class GenerativeModule(L.LightningModule):
         self, batch: Batch, t: Tensor, generators: list[torch.Generator], *, replayed: bool = True
     ) -> Evaluation:
         assert batch.latents is not None
+        missing = [name for name in self.backbone.conditioners if name not in batch.conditions]
+        if missing:
+            given = ", ".join(batch.conditions) or "none"
+            raise UserError(
+                f"the backbone is conditioned on {missing[0]!r}, but the conditions of the data are: {given}; give it "
+                "in the data module's encode_conditions, or build the backbone without it"
+            )
         x_noise = randn_per_sample(generators, tuple(batch.latents.shape[1:]), device=self.device)
         dropped = None
-        if self.training and self.backbone.has_null_condition:  # also without dropout, for a gradient of zero, not none
-            dropped = rand_per_sample(generators, device=self.device) < self.condition_dropout
+        if (
+            self.training and self.backbone.droppable_conditions
+        ):  # also without dropout, for a gradient of zero, not none
+            dropped = self._dropped(generators)
 
         replayed = replayed and self.graph_training and self.device_mesh is None
         backbone = self._graphed_training if replayed else self.backbone
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
-            return backbone(x_t, t, *self._condition(batch), dropped)
+            return backbone(x_t, t, self._conditions(batch), dropped)
 
         return self.objective.evaluate(network, batch.latents, x_noise, t)
+
+    def _dropped(self, generators: list[torch.Generator]) -> dict[str, Tensor]:
+        """Return of which samples each condition is dropped, (B,) bool by name: with all others, or by itself."""
+        everything = rand_per_sample(generators, device=self.device) < self.condition_dropout
+        dropped = {}
+        for name, rate in self.backbone.dropout_rates.items():
+            dropped[name] = everything
+            if rate:
+                dropped[name] = everything | (rand_per_sample(generators, device=self.device) < rate)
+        return dropped
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids alone."""
@@ -298,16 +318,14 @@ class GenerativeModule(L.LightningModule):
         generators = sample_generators(self.seed, "sample", batch.sample_ids)
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
         backbone: GraphedBackbone | Backbone = self._graphed_backbone if self.graph_sampling else self.backbone
-        network = guided_network(backbone, *self._condition(batch), guidance or self.guidance)
+        network = guided_network(backbone, self._conditions(batch), guidance or self.guidance)
         with self._graphed_backbone.fixed_weights():
             result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
 
-    def _condition(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Return condition and caption mask of a batch; an unconditional backbone is trained on labelled data too."""
-        if self.backbone.num_classes is None and self.backbone.caption_dim is None:
-            return None, None
-        return batch.condition, batch.caption_mask
+    def _conditions(self, batch: Batch) -> Conditions:
+        """Return the conditions of a batch that the backbone takes: it may be trained on data that have more."""
+        return {name: batch.conditions[name] for name in self.backbone.conditioners if name in batch.conditions}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Samples:
         """Draw the samples that a batch of ids and conditions asks for; none for a filler batch."""

@@ -26,7 +26,7 @@ def test_output_and_gradients_stay(backbone_class):
     compile_regions(compiled, backend="eager", fullgraph=True)
     results = []
     for backbone in (plain, compiled):
-        output = backbone(*tiny.draw(), torch.tensor([0, 3, 1]))
+        output = backbone(*tiny.draw(), {"class": tiny.CLASSES})
         results.append([output, *torch.autograd.grad(output.square().sum(), list(backbone.parameters()))])
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)

@@ -8,6 +8,7 @@ from backbones import tiny
 
 import zigma_pl
 from zigma_pl.backbones import ParallelMamba, UViT, ZigMa
+from zigma_pl.batch import Condition
 from zigma_pl.errors import UserError
 from zigma_pl.interop.folder import BACKBONES
 from zigma_pl.scan.schedule import ScanConfig
@@ -48,14 +49,13 @@ def draw(variant):
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
 def test_prediction_starts_at_zero_and_every_parameter_learns(build, draw, kind):
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     fresh = build(randomise=False, **options)
-    assert fresh(*draw(), condition).eq(0).all()
-    fresh(*draw(), condition).sum().backward()
+    assert fresh(*draw(), conditions).eq(0).all()
+    fresh(*draw(), conditions).sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in fresh.parameters() if p.ndim > 1)  # zero, but not stuck
     backbone = build(**options)
-    dropped = torch.tensor([False, True, False]) if condition is not None else None
-    prediction = backbone(*draw(), condition, None, dropped)
+    prediction = backbone(*draw(), conditions, dict.fromkeys(conditions, torch.tensor([False, True, False])))
     assert prediction.shape == draw()[0].shape
     prediction.square().sum().backward()
     parameters = dict(backbone.named_parameters())
@@ -64,35 +64,39 @@ def test_prediction_starts_at_zero_and_every_parameter_learns(build, draw, kind)
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
 def test_samples_do_not_mix_and_time_matters(build, draw, kind):
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     backbone, (x, t) = build(**options), draw()
-    together = backbone(x, t, condition)
-    alone = backbone(x[1:2], t[1:2], None if condition is None else condition[1:2])
+    together = backbone(x, t, conditions)
+    alone = backbone(x[1:2], t[1:2], tiny.part(conditions, slice(1, 2)))
     torch.testing.assert_close(together[1:2], alone)
-    assert not torch.allclose(backbone(x, 1 - t, condition), together)
+    assert not torch.allclose(backbone(x, 1 - t, conditions), together)
 
 
-@pytest.mark.parametrize("kind", ["classes", "captions"])
+@pytest.mark.parametrize("kind", ["classes", "captions", "both"])
 def test_dropped_condition_is_no_condition(build, draw, kind):
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     backbone, (x, t) = build(**options), draw()
-    everything = torch.ones(3, dtype=torch.bool)
-    torch.testing.assert_close(backbone(x, t, condition, None, everything), backbone(x, t))
-    mixed = backbone(x, t, condition, None, torch.tensor([True, False, True]))
-    torch.testing.assert_close(mixed[1], backbone(x, t, condition)[1])
+    everything = dict.fromkeys(conditions, torch.ones(3, dtype=torch.bool))
+    torch.testing.assert_close(backbone(x, t, conditions, everything), backbone(x, t))
+    mixed = backbone(x, t, conditions, dict.fromkeys(conditions, torch.tensor([True, False, True])))
+    torch.testing.assert_close(mixed[1], backbone(x, t, conditions)[1])
     torch.testing.assert_close(mixed[2], backbone(x, t)[2])
-    assert not torch.allclose(backbone(x, t, condition), backbone(x, t))
+    for name in conditions:
+        without = {other: conditions[other] for other in conditions if other != name}
+        dropped = backbone(x, t, conditions, {name: everything[name]})
+        torch.testing.assert_close(dropped, backbone(x, t, without))
+        assert not torch.allclose(backbone(x, t, conditions), dropped)
 
 
 def test_masked_caption_tokens_change_nothing(build, draw):
     backbone, (x, t) = build(caption_dim=5), draw()
-    condition = tiny.CONDITIONS["captions"][1]
+    features = tiny.CAPTIONS.values
     mask = torch.ones(3, 7, dtype=torch.bool)
     mask[:, 4:] = False
-    torch.testing.assert_close(backbone(x, t, condition, mask), backbone(x, t, condition[:, :4]))
-    dropped = torch.tensor([False, True, False])
-    masked_and_dropped = backbone(x, t, condition, mask, dropped)
-    torch.testing.assert_close(masked_and_dropped, backbone(x, t, condition[:, :4], None, dropped))
+    masked, short = {"caption": Condition(features, mask)}, {"caption": Condition(features[:, :4])}
+    torch.testing.assert_close(backbone(x, t, masked), backbone(x, t, short))
+    dropped = {"caption": torch.tensor([False, True, False])}
+    torch.testing.assert_close(backbone(x, t, masked, dropped), backbone(x, t, short, dropped))
 
 
 def test_gradient_checkpointing_changes_nothing(build, draw):
@@ -126,13 +130,13 @@ def test_bf16_autocast_stays_close_to_float32(build, draw):
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
 def test_folder_gives_the_same_backbone_back(build, draw, kind, tmp_path):
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     backbone = build(**options, position_embedding="cosine")
     loaded = zigma_pl.load_backbone(zigma_pl.save_pretrained(backbone, tmp_path))
     assert type(loaded) is type(backbone)
     assert loaded.config == backbone.config
     with torch.no_grad():
-        assert torch.equal(loaded(*draw(), condition), backbone(*draw(), condition))
+        assert torch.equal(loaded(*draw(), conditions), backbone(*draw(), conditions))
 
 
 @pytest.mark.parametrize("variant", [*BACKBONES, "ZigMa, factorized"], indirect=True)
@@ -140,9 +144,9 @@ def test_compiles_without_graph_breaks(variant, build, draw):
     torch.compiler.reset()
     depth = 1 if variant[0] is not UViT and "latent_frames" not in variant[1] else 3
     backbone, (x, t) = build(caption_dim=5, depth=depth), draw()
-    condition, dropped = tiny.CONDITIONS["captions"][1], torch.tensor([False, True, False])
+    conditions, dropped = tiny.CONDITIONS["captions"][1], {"caption": torch.tensor([False, True, False])}
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x, t, condition, None, dropped), backbone(x, t, condition, None, dropped))
+    torch.testing.assert_close(compiled(x, t, conditions, dropped), backbone(x, t, conditions, dropped))
 
 
 @pytest.mark.parametrize(
@@ -167,22 +171,24 @@ def test_video_keeps_the_parameters_and_adds_a_position_for_each_frame(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "condition", "message"),
+    ("options", "conditions", "message"),
     [
-        ({}, torch.zeros(3, dtype=torch.int64), "unconditional"),
-        ({"num_classes": 4}, torch.zeros(3), "class ids"),
-        ({"caption_dim": 5}, torch.zeros(3, 7, 6), "caption_dim"),
-        ({"num_classes": 4, "null_condition": False}, None, "no null condition"),
+        ({}, {"class": Condition(torch.zeros(3, dtype=torch.int64))}, "'class' is unknown"),
+        ({"num_classes": 4}, torch.zeros(3, dtype=torch.int64), "by name"),
+        ({"num_classes": 4}, {"class": torch.zeros(3, dtype=torch.int64)}, "by name"),
+        ({"num_classes": 4}, {"class": Condition(torch.zeros(3))}, "class ids"),
+        ({"num_classes": 4}, {"class": Condition(torch.zeros(2, dtype=torch.int64))}, r"\(B,\)"),
+        ({"caption_dim": 5}, {"caption": Condition(torch.zeros(3, 7, 6))}, "caption_dim"),
+        ({"caption_dim": 5}, {"caption": Condition(torch.zeros(3, 7, 5), torch.ones(3, 6).bool())}, r"\(B, T\)"),
+        ({"num_classes": 4, "null_condition": False}, {}, "'class' is missing"),
     ],
 )
-def test_wrong_conditions_are_explained(build, draw, options, condition, message):
+def test_wrong_conditions_are_explained(build, draw, options, conditions, message):
     with pytest.raises(UserError, match=message):
-        build(**options)(*draw(), condition)
+        build(**options)(*draw(), conditions)
 
 
 def test_wrong_options_are_explained(build, variant):
-    with pytest.raises(UserError, match="classes or captions"):
-        build(num_classes=2, caption_dim=3)
     with pytest.raises(UserError, match="needs a size"):
         build(width=None)
     if "latent_frames" in variant[1]:

@@ -8,6 +8,7 @@ from zigma_pl.backbones import DiT
 from zigma_pl.backbones.dit import DiTBlock
 from zigma_pl.errors import UserError
 from zigma_pl.mixers import SelfAttention, Visit
+from zigma_pl.nn.block import BlockConditions
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import unpatchify
 
@@ -21,12 +22,12 @@ def permute_patches(x, permutation):
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
 def test_without_positions_it_follows_a_permutation_of_the_patches(kind):
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     (x, t), permutation = tiny.draw(), torch.tensor([4, 2, 0, 5, 1, 3])
     for positions, follows in (("none", True), ("cosine", False)):
         backbone = build(position_embedding=positions, **options)
-        found = backbone(permute_patches(x, permutation), t, condition)
-        assert torch.allclose(found, permute_patches(backbone(x, t, condition), permutation), atol=1e-4) == follows
+        found = backbone(permute_patches(x, permutation), t, conditions)
+        assert torch.allclose(found, permute_patches(backbone(x, t, conditions), permutation), atol=1e-4) == follows
 
 
 def test_block_is_three_gated_branches_and_starts_as_the_identity():
@@ -34,7 +35,8 @@ def test_block_is_three_gated_branches_and_starts_as_the_identity():
     block = DiTBlock(8, SelfAttention(2, qk_norm=False), 4.0, CrossAttention(8, 2, 4)).double()
     visit = Visit(torch.zeros(5, 2))
     x, conditioning, caption = (torch.randn(2, *shape, 8, dtype=torch.float64) for shape in ((5,), (), (3,)))
-    assert torch.equal(block(x, conditioning, visit, caption), x)
+    conditions = BlockConditions(conditioning, caption)
+    assert torch.equal(block(x, conditions, visit), x)
     torch.nn.init.normal_(block.modulation[1].weight)
     shifts = torch.nn.functional.silu(conditioning) @ block.modulation[1].weight.T
     shifts = shifts.reshape(2, 9, 1, 8).unbind(1)  # shift, scale and gate of attention, perceptron, cross-attention
@@ -47,7 +49,7 @@ def test_block_is_three_gated_branches_and_starts_as_the_identity():
         normalised = torch.nn.functional.layer_norm(expected, (8,), eps=1e-6)
         modulated = normalised * (1 + shifts[index + 1]) + shifts[index]
         expected = expected + shifts[index + 2] * branch(modulated)
-    torch.testing.assert_close(block(x, conditioning, visit, caption), expected)
+    torch.testing.assert_close(block(x, conditions, visit), expected)
 
 
 def test_sizes_are_the_papers_with_its_perceptron():

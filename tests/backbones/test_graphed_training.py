@@ -74,12 +74,11 @@ def assert_follows(graphed, *inputs, **options):
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_every_backbone_is_replayed_right(name, kind, dtype, num_recorded):
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     graphed = GraphedTraining(build(name, **options))
-    mask = torch.arange(7) < torch.tensor([[7], [3], [1]]) if kind == "captions" else None
     for seed in range(2):
-        dropped = None if condition is None else torch.arange(3) == seed
-        assert_follows(graphed, *draw(seed), condition, mask, dropped, dtype=dtype)
+        dropped = dict.fromkeys(conditions, torch.arange(3) == seed)
+        assert_follows(graphed, *draw(seed), tiny.masked(conditions, seed), dropped, dtype=dtype)
     assert len(num_recorded) == 1
 
 

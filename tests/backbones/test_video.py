@@ -6,6 +6,7 @@ from backbones import tiny
 from backbones.tiny import reached
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.batch import Condition
 from zigma_pl.optimizers import parameter_roles
 from zigma_pl.scan import clip_order, visit_order
 from zigma_pl.scan.schedule import ScanConfig
@@ -45,23 +46,23 @@ def test_eight_3d_layers_reach_everything():
 @pytest.mark.parametrize("captions", [False, True])
 def test_spatial_layers_never_mix_frames(captions):
     options = {"caption_dim": 5} if captions else {}
-    condition = torch.randn(1, 7, 5) if captions else None
+    conditions = {"caption": Condition(torch.randn(1, 7, 5))} if captions else {}
     backbone = factorized(*["space"] * 8, **options)
     for token in (0, 8, 17):
-        assert reached(backbone, token, condition) == of_frame(token // L)
+        assert reached(backbone, token, conditions) == of_frame(token // L)
     order = visit_order("zigzag", 2, 3).tolist()
     for place in (0, 4):
         expected = {L + later for later in order[order.index(place) :]}
-        assert reached(factorized("space", **options), L + place, condition) == expected
+        assert reached(factorized("space", **options), L + place, conditions) == expected
 
 
 @pytest.mark.parametrize("captions", [False, True])
 def test_temporal_layers_never_mix_places(captions):
     options = {"caption_dim": 5} if captions else {}
-    condition = torch.randn(1, 7, 5) if captions else None
+    conditions = {"caption": Condition(torch.randn(1, 7, 5))} if captions else {}
     for token in (0, 8, 17):
-        assert reached(factorized("time", "time", **options), token, condition) == of_place(token % L)
-    assert reached(factorized("time", **options), L + 2, condition) == {L + 2, 2 * L + 2}
+        assert reached(factorized("time", "time", **options), token, conditions) == of_place(token % L)
+    assert reached(factorized("time", **options), L + 2, conditions) == {L + 2, 2 * L + 2}
 
 
 def test_space_and_time_together_reach_everything():
@@ -147,7 +148,7 @@ def test_factorized_gradients_agree_with_differences_in_float64(residual):
     direction = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
     def loss(x):
-        return backbone(x, t, torch.tensor([0, 3])).square().sum()
+        return backbone(x, t, {"class": Condition(torch.tensor([0, 3]))}).square().sum()
 
     (gradient,) = torch.autograd.grad(loss(x.requires_grad_()), x)
     with torch.no_grad():

@@ -2,10 +2,15 @@
 
 import torch
 
+from zigma_pl.batch import Condition
+
+CLASSES = Condition(torch.tensor([0, 3, 1]))
+CAPTIONS = Condition(torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2)))
 CONDITIONS = {
-    "none": ({}, None),
-    "classes": ({"num_classes": 4}, torch.tensor([0, 3, 1])),
-    "captions": ({"caption_dim": 5}, torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2))),
+    "none": ({}, {}),
+    "classes": ({"num_classes": 4}, {"class": CLASSES}),
+    "captions": ({"caption_dim": 5}, {"caption": CAPTIONS}),
+    "both": ({"num_classes": 4, "caption_dim": 5}, {"class": CLASSES, "caption": CAPTIONS}),
 }
 
 
@@ -27,7 +32,21 @@ def draw(batch_size=3, latent_frames=None):
     return torch.randn(batch_size, *frames, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)
 
 
-def reached(backbone, token, condition=None):
+def part(conditions, rows):
+    """Return some rows of conditions."""
+    return {
+        name: Condition(values[rows], None if mask is None else mask[rows])
+        for name, (values, mask) in conditions.items()
+    }
+
+
+def masked(conditions, seed=0):
+    """Return conditions with a mask of the captions."""
+    masks = {"caption": torch.arange(7) < torch.tensor([[7], [3], [1]]).roll(seed, 0)}
+    return {name: Condition(values, masks.get(name)) for name, (values, _) in conditions.items()}
+
+
+def reached(backbone, token, conditions=None):
     """Perturb one token (of 2 x 3 in a frame): the set of those whose prediction is no longer bit for bit the same."""
     frame, place = divmod(token, 6)
     row, column = divmod(place, 3)
@@ -37,6 +56,6 @@ def reached(backbone, token, condition=None):
     picture = changed[:, frame] if of_clip else changed
     picture[..., 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] += 1.0
     with torch.no_grad():
-        moved = (backbone(changed, t, condition) - backbone(x, t, condition)).abs()[0].amax(-3)  # (H, W) or (F, H, W)
+        moved = (backbone(changed, t, conditions) - backbone(x, t, conditions)).abs()[0].amax(-3)  # (H, W) or (F, H, W)
     tokens = moved.reshape(-1, 2, 2, 3, 2).amax((2, 4)).flatten()
     return set(tokens.nonzero().flatten().tolist())

@@ -9,7 +9,7 @@ from callbacks.moving_bars import MovingBars
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.callbacks import clips as clips_module
 from zigma_pl.callbacks.clips import read_clip
 from zigma_pl.callbacks.ema import EMA
@@ -125,9 +125,9 @@ def test_every_sampler_draws_clips_that_do_not_depend_on_the_batch(sampler):
 def test_every_objective_trains_on_clips(prediction):
     module = build()
     module.objective = Objective(schedule="gvp", prediction=prediction)
-    batch = Batch(torch.randn(4, 3, 3, 8, 8), torch.arange(4), torch.tensor([0, 1, 0, 1]))
+    batch = Batch(torch.randn(4, 3, 3, 8, 8), torch.arange(4), {"class": Condition(torch.tensor([0, 1, 0, 1]))})
     together = module.loss_per_sample(batch, torch.full((4,), 0.5), generators(range(4)))
-    one = Batch(batch.latents[2:3], batch.sample_ids[2:3], batch.condition[2:3])
+    one = Batch(batch.latents[2:3], batch.sample_ids[2:3], {"class": Condition(torch.tensor([0]))})
     torch.testing.assert_close(
         module.eval().loss_per_sample(one, torch.full((1,), 0.5), generators([2])), together[2:3]
     )

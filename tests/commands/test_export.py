@@ -9,7 +9,7 @@ import torch
 
 import zigma_pl
 from zigma_pl.__main__ import main
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 
 OPTIONS = [
     "--model.backbone.init_args.width=16",
@@ -50,7 +50,13 @@ def test_model_is_the_one_of_the_checkpoint(checkpoint, tmp_path, weights, key, 
     assert model.state_dict().keys() == expected.keys()
     assert model.objective.prediction == "noise"
     assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("heun", 2, 1.5)
-    assert model.sample(Batch(None, torch.arange(3), torch.arange(3))).latents.shape == (3, 1, 8, 8)
+    batch = Batch(None, torch.arange(3), {"class": Condition(torch.arange(3))})
+    assert model.sample(batch).latents.shape == (
+        3,
+        1,
+        8,
+        8,
+    )
     about = json.loads((tmp_path / "a" / "model" / "config.json").read_text())
     assert about["training"] == {"step": 3, "weights": weights}
     assert about["data"] == {"class": "zigma_pl.data.Digits"}

@@ -15,7 +15,7 @@ from PIL import Image
 import zigma_pl
 from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.callbacks import sampling_bar
 from zigma_pl.callbacks.clips import clip_suffix
 from zigma_pl.commands.export import data_options
@@ -109,7 +109,7 @@ def test_each_prompt_is_drawn_under_its_own_features(by_caption, in_tmp, capsys)
     assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("euler", 2, 3.0)
     model.seed, model.sampler, model.guidance = 5, ODESampler(num_steps=3), Guidance(2.0)
     features, mask = HashingTextEncoder(24, 16)([caption for caption in CAPTIONS for _ in range(3)])
-    latents = model.sample(Batch(None, torch.arange(6), features, mask)).latents
+    latents = model.sample(Batch(None, torch.arange(6), {"caption": Condition(features, mask)})).latents
     assert_same(pictures, as_pictures(KLAutoencoder(str(by_caption.parent / "kl")).decode(latents)))
     assert pictures[0].shape == (16, 16, 3)
 
@@ -122,7 +122,12 @@ def test_classes_are_drawn_as_the_model_itself_does(by_class, in_tmp):
     pictures, table = sample(by_class, "--class-id", "3", "--class-id", "0", "--num", "2")
     model = zigma_pl.from_pretrained(by_class)
     assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("heun", 2, 1.5)
-    assert_same(pictures, as_pictures(model.sample(Batch(None, torch.arange(4), torch.tensor([3, 3, 0, 0]))).latents))
+    assert_same(
+        pictures,
+        as_pictures(
+            model.sample(Batch(None, torch.arange(4), {"class": Condition(torch.tensor([3, 3, 0, 0]))})).latents
+        ),
+    )
     assert [row["class_id"] for row in table["samples"]] == [3, 3, 0, 0]
 
 

@@ -49,7 +49,9 @@ class Recorder(L.LightningModule):
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append((batch.sample_ids.tolist(), batch.latents.sum().item(), batch.condition.sum().item()))
+        self.seen.append(
+            (batch.sample_ids.tolist(), batch.latents.sum().item(), batch.conditions["caption"].values.sum().item())
+        )
         return self.weight * batch.latents.mean()
 
     def validation_step(self, batch, batch_idx):
@@ -170,7 +172,7 @@ def test_latents_of_a_kl_autoencoder(kl_path):
     one = RawBatch(raws[0].sample_ids[2:3], raws[0].images[2:3], None, raws[0].captions[2:3])
     alone = data.on_after_batch_transfer(one, 0)
     torch.testing.assert_close(alone.latents[0], batch.latents[2], rtol=0, atol=1e-5)
-    assert torch.equal(alone.condition[0], batch.condition[2])
+    assert torch.equal(alone.conditions["caption"].values[0], batch.conditions["caption"].values[2])
     other_seed = loaded(autoencoder=kl_path, seed=1).on_after_batch_transfer(raws[0], 0)
     assert not torch.allclose(other_seed.latents, batch.latents)
 

@@ -46,7 +46,7 @@ def test_batch_has_the_declared_shapes_and_range():
     assert (batch.latents.shape, batch.latents.dtype) == ((6, 1, 8, 8), torch.float32)
     assert (batch.latents.min(), batch.latents.max()) == (-1, 1)
     assert batch.sample_ids.tolist() == list(range(6))
-    assert (batch.condition.dtype, batch.caption_mask) == (torch.int64, None)
+    assert (batch.conditions["class"].values.dtype, batch.conditions["class"].mask) == (torch.int64, None)
     assert torch.equal((digits.decode(batch.latents) * 255).round().to(torch.uint8), raw.images)
 
 
@@ -67,7 +67,7 @@ def test_predict_shows_all_classes_and_loads_nothing(monkeypatch):
     assert [len(batch.sample_ids) for batch in batches] == [8, 8, 8, 1]
     assert all(batch.latents is None for batch in batches)
     assert torch.cat([batch.sample_ids for batch in batches]).tolist() == list(range(25))
-    assert torch.cat([batch.condition for batch in batches]).tolist() == [i % 10 for i in range(25)]
+    assert torch.cat([batch.conditions["class"].values for batch in batches]).tolist() == [i % 10 for i in range(25)]
 
 
 @pytest.mark.parametrize("option", ["batch_size", "num_predict_samples"])

@@ -159,8 +159,8 @@ def test_captions(tmp_path):
     assert split.captions == [["a red square"], ["one", "two"]]
     data = folder(tmp_path, condition="caption", caption_dim=8, validation_share=0, test_share=0)
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    assert batch.condition.shape == (4, 32, 8)
-    assert torch.isfinite(batch.condition).all()
+    assert batch.conditions["caption"].values.shape == (4, 32, 8)
+    assert torch.isfinite(batch.conditions["caption"].values).all()
 
 
 LINE = {"file_name": "1.png", "caption": "a square"}

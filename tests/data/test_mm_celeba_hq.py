@@ -50,7 +50,8 @@ def test_batch_of_pixels_and_captions(root):
     raw = next(iter(data.test_dataloader()))
     assert raw.sample_ids.tolist() == [0, 1, 2, 3]
     batch = data.on_after_batch_transfer(raw, 0)
-    assert (batch.latents.shape, batch.condition.shape, batch.caption_mask.shape) == (
+    features, mask = batch.conditions["caption"]
+    assert (batch.latents.shape, features.shape, mask.shape) == (
         (4, 3, 32, 32),
         (4, 12, 16),
         (4, 12),
@@ -168,8 +169,8 @@ def test_predict_needs_no_folder_and_cycles_captions(tmp_path):
     batch = data.on_after_batch_transfer(raws[0], 0)
     assert batch.latents is None
     previewed = data.conditions(range(5))
-    assert torch.equal(previewed.condition, batch.condition)
-    assert torch.equal(previewed.caption_mask, batch.caption_mask)
+    for found, expected in zip(previewed.conditions["caption"], batch.conditions["caption"], strict=True):
+        assert torch.equal(found, expected)
     assert previewed.sample_ids.tolist() == list(range(5))
     assert len(set(faces(tmp_path).predict_captions)) == 8
     with pytest.raises(UserError, match="predict_captions"):

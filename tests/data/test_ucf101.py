@@ -95,8 +95,8 @@ def test_unconditional(root):
     data.setup("fit")
     raw = next(iter(data.train_dataloader()))
     assert (data.num_classes, raw.class_ids) == (None, None)
-    assert data.on_after_batch_transfer(raw, 0).condition is None
-    assert data.conditions(range(3)).condition is None
+    assert data.on_after_batch_transfer(raw, 0).conditions == {}
+    assert data.conditions(range(3)).conditions == {}
     assert data.described()["condition"] == "none"
     with pytest.raises(UserError, match=r"num_classes goes with data\.condition 'class'"):
         ucf101(root, condition="none", num_classes=5)
@@ -132,7 +132,7 @@ def test_predict_needs_no_folder(tmp_path):
     data.setup("predict")
     class_ids = [class_id for raw in data.predict_dataloader() for class_id in raw.class_ids.tolist()]
     assert class_ids == [*range(101), 0]
-    assert data.conditions([3, 4]).condition.tolist() == [3, 4]
+    assert data.conditions([3, 4]).conditions["class"].values.tolist() == [3, 4]
     assert ucf101(tmp_path / "nowhere", num_classes=7).num_classes == 7
     assert ucf101(tmp_path / "nowhere", standin=True).num_classes == len(MOTIONS)
 

@@ -43,13 +43,13 @@ CASES += [(kind, "none", 3) for kind in (ZigMa, VisionMamba, DiT, UViT)]
 @pytest.mark.parametrize("condition_dropout", [0.0, 1.0])
 def test_every_parameter_has_a_gradient_in_every_step(kind, condition, latent_frames, condition_dropout):
     """DDP need not look for those without (`find_unused_parameters`)."""
-    options, value = tiny.CONDITIONS[condition]
+    options, conditions = tiny.CONDITIONS[condition]
     frames = {} if latent_frames is None else {"latent_frames": latent_frames}
     module = GenerativeModule(
         tiny.build(kind, **options, **frames), Objective(), condition_dropout=condition_dropout
     ).train()
     latents, _ = tiny.draw(latent_frames=latent_frames)
-    module.training_loss(Batch(latents, torch.arange(3), value)).backward()
+    module.training_loss(Batch(latents, torch.arange(3), conditions)).backward()
     assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
 
 

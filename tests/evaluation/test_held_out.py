@@ -47,12 +47,11 @@ def test_samples_are_drawn_under_the_held_out_captions_in_turn(cache, place):
     datamodule = data(place, cache)
     raw = datamodule.held_out_conditions("test", range(6))
     assert raw.sample_ids.tolist() == list(range(6))
-    assert raw.images is None
     assert raw.moments is None
     items = datamodule.pixel_items("test")
     assert all(caption in items[index % 4].captions for index, caption in enumerate(raw.captions))
     assert raw.captions == data(place, None).held_out_conditions("test", range(6)).captions
-    assert datamodule.encode(raw, "cpu").condition.shape == (6, 12, 16)
+    assert datamodule.encode_conditions(raw, "cpu")["caption"].values.shape == (6, 12, 16)
 
 
 def test_samples_are_drawn_under_the_held_out_classes():

@@ -109,7 +109,7 @@ def test_samples_are_those_of_the_module_under_the_held_out_classes(score, train
     expected = (data.decode(module.sample(batch).latents) * 255).round().byte()
     np.testing.assert_array_equal(np.load(path)["pictures"], expected.numpy())
     labels = data.load_split("test").labels[:16].tolist()
-    assert batch.condition.tolist() == labels
+    assert batch.conditions["class"].values.tolist() == labels
 
 
 def test_clips_are_scored_by_frame_and_by_clip(score):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zigma_pl.ablations.composed import compose
 from zigma_pl.ablations.rows import Row, find_rows, overlay_of
 from zigma_pl.backbones.migration import migrated_weights
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
@@ -74,9 +74,11 @@ def batch(step: int, data: ImageDataModule) -> Batch:
     if data.caption_dim is not None:
         features = torch.randn(BATCH_SIZE, NUM_CAPTION_TOKENS, data.caption_dim, generator=generator)
         lengths = torch.randint(1, NUM_CAPTION_TOKENS + 1, (BATCH_SIZE, 1), generator=generator)
-        return Batch(latents, sample_ids, features, torch.arange(NUM_CAPTION_TOKENS) < lengths)
+        caption = Condition(features, torch.arange(NUM_CAPTION_TOKENS) < lengths)
+        return Batch(latents, sample_ids, {"caption": caption})
     if data.num_classes is not None:
-        return Batch(latents, sample_ids, torch.randint(data.num_classes, (BATCH_SIZE,), generator=generator))
+        classes = Condition(torch.randint(data.num_classes, (BATCH_SIZE,), generator=generator))
+        return Batch(latents, sample_ids, {"class": classes})
     return Batch(latents, sample_ids)
 
 

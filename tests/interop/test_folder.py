@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import zigma_pl
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import Guidance, SDESampler
@@ -33,7 +33,7 @@ def model(backbone):
 
 def test_backbone_round_trip(backbone, tmp_path):
     loaded = zigma_pl.load_backbone(zigma_pl.save_pretrained(backbone, tmp_path / "a" / "model"))
-    x, t, y = torch.randn(2, 2, 4, 6), torch.tensor([0.1, 0.9]), torch.tensor([0, 2])
+    x, t, y = torch.randn(2, 2, 4, 6), torch.tensor([0.1, 0.9]), {"class": Condition(torch.tensor([0, 2]))}
     with torch.no_grad():
         assert torch.equal(loaded(x, t, y), backbone(x, t, y))
     assert not loaded.training
@@ -43,7 +43,7 @@ def test_backbone_round_trip(backbone, tmp_path):
 def test_model_samples_as_it_did_in_one_line(model, tmp_path):
     zigma_pl.save_pretrained(model, tmp_path, {"training": {"step": 5}})
     loaded = zigma_pl.from_pretrained(tmp_path)
-    batch = Batch(None, torch.arange(4), torch.tensor([0, 1, 2, 0]))
+    batch = Batch(None, torch.arange(4), {"class": Condition(torch.tensor([0, 1, 2, 0]))})
     assert torch.equal(loaded.sample(batch).latents, model.sample(batch).latents)
     assert not loaded.training
     assert vars(loaded.sampler) == vars(model.sampler)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import zigma_pl
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.errors import UserError
 from zigma_pl.interop.weights_file import MAX_HEADER_BYTES, read_tensors, stored_shapes
 from zigma_pl.interpolant import Objective
@@ -71,7 +71,7 @@ def loads_or_is_refused(folder, config):
     try:
         model = zigma_pl.from_pretrained(folder)
         if getattr(model.sampler, "num_steps", 1) <= 10:
-            model.sample(Batch(None, torch.arange(1), torch.tensor([1])))
+            model.sample(Batch(None, torch.arange(1), {"class": Condition(torch.tensor([1]))}))
     except UserError as error:
         message = str(error)
     assert message.isprintable()  # and so of one line

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import zigma_pl
 from zigma_pl.__main__ import main
+from zigma_pl.batch import Condition
 from zigma_pl.errors import UserError
 from zigma_pl.interop import load_zigma_checkpoint
 from zigma_pl.interop.official import infer_config, read_state_dict, reverse_time
@@ -44,6 +45,10 @@ def draw_inputs(kind, size, channels=3):
     return x, t, y
 
 
+def named(kind, y):
+    return None if y is None else {"caption" if kind == "captions" else "class": Condition(y)}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_import_reproduces_the_float64_restatement(kind):
     arrays = official.random_checkpoint(7, **KINDS[kind])
@@ -55,7 +60,7 @@ def test_import_reproduces_the_float64_restatement(kind):
         [official.official_forward(arrays, x[i], float(t[i]), None if y is None else y[i].numpy()) for i in range(2)]
     )
     with torch.no_grad():
-        found = -backbone(x, 1 - t, y)
+        found = -backbone(x, 1 - t, named(kind, y))
     assert relative_error(found, torch.from_numpy(expected)) < 1e-5
     mixers = [module for module in backbone.modules() if isinstance(module, MambaMixer)]
     assert bool(mixers) == (kind != "bidirectional")
@@ -86,7 +91,8 @@ def test_import_reproduces_the_release(case):
     }
     backbone = load_zigma_checkpoint(tensors, config)
     with torch.no_grad():
-        found = -backbone(tensors["in.x"], 1 - tensors["in.t"], tensors.get("in.y"))
+        conditions = named("captions" if description.get("has_text") else "classes", tensors.get("in.y"))
+        found = -backbone(tensors["in.x"], 1 - tensors["in.t"], conditions)
     assert relative_error(found, tensors["out"]) < 1e-4
     assert infer_config(tensors).items() <= (config | {"use_pe": 2}).items()
 

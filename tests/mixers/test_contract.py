@@ -15,7 +15,7 @@ from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Branch, Mamba, Mixer, MixerOptions, ParallelDirections, SelfAttention, Visit
 from zigma_pl.mixers.base import layers_of
 from zigma_pl.module import GenerativeModule
-from zigma_pl.nn.block import ZigzagBlock
+from zigma_pl.nn.block import BlockConditions, ZigzagBlock
 from zigma_pl.ops.rows import inverse_order, take_rows
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -144,7 +144,7 @@ def test_block_adds_normalises_and_mixes(options, branch_is_arranged, per_sample
     x, rows, gate, conditioning = draw(2, NUM_TOKENS), draw(2, NUM_TOKENS) ** 2, draw(2, 1), draw(2)
     inverse = visit_of(OPTIONS["mamba"]).inverse if branch_is_arranged else None
     visit = visit_of(options, per_sample)
-    added, branch = block(x, Branch(rows, gate, inverse), conditioning, visit)
+    added, branch = block(x, Branch(rows, gate, inverse), BlockConditions(conditioning), visit)
     torch.testing.assert_close(added, x + gate * (rows if inverse is None else take_rows(rows, inverse)))
     shift, scale, _ = block.modulation(conditioning)[:, None].chunk(3, dim=-1)
     expected = block.mixer.mix(block.norm(added) * (1 + scale) + shift, visit)
@@ -180,7 +180,7 @@ def test_a_plan_repeats_and_its_attention_does_not_swallow_orders():
 @pytest.mark.parametrize("mixers", [*OPTIONS.values(), [OwnOptions(), Mamba(), SelfAttention(), ParallelDirections(2)]])
 def test_any_backbone_runs_any_mixer(backbone_class, mixers):
     backbone, (x, t) = tiny.build(backbone_class, depth=4, mixers=mixers, num_classes=4), tiny.draw()
-    prediction = backbone(x, t, torch.tensor([0, 3, 1]))
+    prediction = backbone(x, t, {"class": tiny.CLASSES})
     assert prediction.shape == x.shape
     prediction.square().sum().backward()
     assert all(parameter.grad.any() for name, parameter in backbone.named_parameters() if "class_emb" not in name)

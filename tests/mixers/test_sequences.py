@@ -3,7 +3,7 @@ import torch
 
 from zigma_pl.mixers import Branch, Mamba, Mixer, SelfAttention, Visit
 from zigma_pl.mixers.sequences import Sequences
-from zigma_pl.nn.block import ZigzagBlock
+from zigma_pl.nn.block import BlockConditions, ZigzagBlock
 from zigma_pl.ops.rows import inverse_order, take_rows
 
 F, L = 3, 6
@@ -73,7 +73,7 @@ def test_block_modulates_each_clip_by_its_own_conditioning(axis, branch_is_arran
     x, visit = draw(), random_visit(axis)
     conditioning, rows, gate = torch.randn(2, 16).double(), draw() ** 2, torch.randn(2, 1, 16).double()
     inverse = torch.randperm(F * L).int() if branch_is_arranged else None
-    added, branch = block(x, Branch(rows, gate, inverse), conditioning, visit)
+    added, branch = block(x, Branch(rows, gate, inverse), BlockConditions(conditioning), visit)
     torch.testing.assert_close(added, x + gate * (take_rows(rows, inverse) if branch_is_arranged else rows))
     shift, scale, _ = block.modulation(conditioning)[:, None].chunk(3, dim=-1)
     expected = block.sequences.mix(mixer, block.norm(added) * (1 + scale) + shift, visit)

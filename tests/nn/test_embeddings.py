@@ -5,11 +5,8 @@ import torch
 
 from zigma_pl.errors import UserError
 from zigma_pl.nn.embeddings import (
-    CaptionEmbedding,
-    ClassEmbedding,
     PatchEmbedding,
     PositionEmbedding,
-    masked_mean,
     sinusoid,
     sinusoid_frequencies,
     unpatchify,
@@ -64,31 +61,3 @@ def test_learnable_positions_get_gradients_and_none_has_none():
     assert (learnable.table.grad == 1).all()
     tokens = torch.randn(1, 4, 8)
     assert PositionEmbedding("none", (2, 2), 8)(tokens) is tokens
-
-
-def test_dropped_classes_become_the_null_class():
-    embedding = ClassEmbedding(4, 8)
-    out = embedding(torch.tensor([1, 2]), torch.tensor([False, True]))
-    assert torch.equal(out[0], embedding.table.weight[1])
-    assert torch.equal(out[1], embedding.table.weight[4])
-    assert len(ClassEmbedding(4, 8, null_condition=False).table.weight) == 4
-
-
-def test_dropped_captions_do_not_depend_on_features_or_mask():
-    embedding = CaptionEmbedding(6, 8)
-    mask = torch.tensor([[True, False, False], [True, True, False]])
-    dropped = torch.tensor([True, False])
-    one, mask_one = embedding(torch.randn(2, 3, 6), mask, dropped)
-    two, mask_two = embedding(torch.randn(2, 3, 6), mask, dropped)
-    assert torch.equal(one[0], two[0])
-    assert torch.equal(mask_one, torch.tensor([[True, True, True], [True, True, False]]))
-    assert torch.equal(mask_one, mask_two)
-    assert not torch.equal(one[1], two[1])
-
-
-def test_masked_mean_counts_only_what_is_unmasked():
-    tokens = torch.randn(2, 3, 4)
-    mask = torch.tensor([[True, True, False], [False, False, True]])
-    expected = torch.stack([tokens[0, :2].mean(0), tokens[1, 2]])
-    torch.testing.assert_close(masked_mean(tokens, mask), expected)
-    torch.testing.assert_close(masked_mean(tokens, None), tokens.mean(1))

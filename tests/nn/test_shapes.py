@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
+from zigma_pl.batch import Condition
 from zigma_pl.errors import UserError
 from zigma_pl.mixers import Visit
 from zigma_pl.mixers.mamba import MambaMixer
@@ -61,12 +62,15 @@ def test_cross_attention(arguments):
 @pytest.mark.parametrize("kind", [ZigMa, VisionMamba, ParallelMamba, DiT, UViT])
 def test_backbones(kind):
     backbone = kind(2, 2, 2, width=16, depth=1, caption_dim=3)
-    x, t, caption, mask, dropped = ONES(2, 2, 2, 2), ONES(2), ONES(2, 3, 3), ONES(2, 3).bool(), ONES(2).bool()
-    backbone(x, t, caption, mask, dropped)
+    x, t, features, mask, dropped = ONES(2, 2, 2, 2), ONES(2), ONES(2, 3, 3), ONES(2, 3).bool(), ONES(2).bool()
+    caption = {"caption": Condition(features, mask)}
+    backbone(x, t, caption, {"caption": dropped})
     refused(backbone, ONES(2, 2, 2, 3), t, caption)
     refused(backbone, x, ONES(3), caption)
     refused(backbone, x, ONES(()), caption)
-    refused(backbone, x, t, ONES(3, 3, 3))
-    refused(backbone, x, t, ONES(2, 3, 4))
-    refused(backbone, x, t, caption, ONES(2, 4).bool())
-    refused(backbone, x, t, caption, mask, ONES(3).bool())
+    refused(backbone, x, t, features)
+    refused(backbone, x, t, {"caption": features})
+    refused(backbone, x, t, {"caption": Condition(ONES(3, 3, 3))})
+    refused(backbone, x, t, {"caption": Condition(ONES(2, 3, 4))})
+    refused(backbone, x, t, {"caption": Condition(features, ONES(2, 4).bool())})
+    refused(backbone, x, t, caption, {"caption": ONES(3).bool()})

@@ -12,7 +12,7 @@ def test_input_and_output_maps_tables_and_vectors(backbone_class):
     roles = parameter_roles(tiny.build(backbone_class, num_classes=4, position_embedding="learnable"))
     assert roles["patch_embedding.projection.weight"] == "projection"
     assert roles["position_embedding.table"] == "embedding"
-    assert roles["class_embedding.table.weight"] == "embedding"
+    assert roles["conditioners.class.table.weight"] == "embedding"
     output = "projection.weight" if backbone_class is UViT else "final_layer.projection.weight"
     assert roles[output] == "projection"
     assert {role for name, role in roles.items() if name.endswith(".bias") and "dt_proj" not in name} == {"vector"}

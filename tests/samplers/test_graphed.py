@@ -10,7 +10,7 @@ from backbones import tiny
 
 from zigma_pl.backbones import DiT, ZigMa
 from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.interop.folder import BACKBONES
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
@@ -30,7 +30,7 @@ def build(depth=2, **options):
 def draw(batch_size=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x_t, t = torch.randn(batch_size, 2, 4, 4, generator=generator), torch.rand(batch_size, generator=generator)
-    return x_t, t, torch.randint(3, (batch_size,), generator=generator)
+    return x_t, t, {"class": Condition(torch.randint(3, (batch_size,), generator=generator))}
 
 
 def assert_follows(graphed_backbone, *inputs, dtype=None):
@@ -47,7 +47,7 @@ def test_without_a_gpu_the_backbone_itself_is_called():
     inputs = draw()
     with torch.no_grad():
         assert torch.equal(GraphedBackbone(backbone)(*inputs), backbone(*inputs))
-    assert GraphedBackbone(backbone).has_null_condition
+    assert GraphedBackbone(backbone).droppable_conditions == ("class",)
 
 
 VARIANTS = {
@@ -62,13 +62,12 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_backbone_is_replayed_right(name, kind, repeated):
     backbone_class, own = VARIANTS[name]
-    options, condition = tiny.CONDITIONS[kind]
+    options, conditions = tiny.CONDITIONS[kind]
     graphed_backbone = GraphedBackbone(tiny.build(backbone_class, **own, **options).eval())
     x_t, t = tiny.draw(latent_frames=own.get("latent_frames"))
-    mask = torch.arange(7) < torch.tensor([[7], [3], [1]]) if kind == "captions" else None
-    dropped = None if condition is None else torch.tensor([False, True, False])
+    dropped = dict.fromkeys(conditions, torch.tensor([False, True, False]))
     for dtype in (None, torch.bfloat16):
-        assert_follows(graphed_backbone, x_t, t, condition, mask, dropped, dtype=dtype)
+        assert_follows(graphed_backbone, x_t, t, tiny.masked(conditions), dropped, dtype=dtype)
     assert len(repeated) == 2
 
 
@@ -82,22 +81,22 @@ def test_one_recording_for_each_batch_size(recorded, dtype):
 
 def test_an_earlier_result_is_the_callers_own(recorded):
     graphed_backbone = GraphedBackbone(build())
-    x_t, t, class_ids = draw()
+    x_t, t, conditions = draw()
     with torch.no_grad():
-        first = graphed_backbone(x_t, t, class_ids)
+        first = graphed_backbone(x_t, t, conditions)
         kept = first.clone()
-        graphed_backbone(x_t + 1, t, class_ids)
+        graphed_backbone(x_t + 1, t, conditions)
     assert torch.equal(first, kept)
 
 
 @pytest.mark.usefixtures("recorded")
 def test_guidance_sees_the_same_network():
     backbone = build()
-    x_t, t, class_ids = draw()
+    x_t, t, conditions = draw()
     guidance = Guidance(scale=3.0, interval=(0.0, 0.5))
     with torch.no_grad():
         for time in (torch.full_like(t, 0.3), torch.full_like(t, 0.7)):
-            networks = (guided_network(b, class_ids, None, guidance) for b in (GraphedBackbone(backbone), backbone))
+            networks = (guided_network(b, conditions, guidance) for b in (GraphedBackbone(backbone), backbone))
             torch.testing.assert_close(*(network(x_t, time) for network in networks))
 
 
@@ -186,7 +185,7 @@ def test_a_module_samples_as_without_graphs_whatever_happens_to_its_weights(repe
     module = GenerativeModule(build(), Objective(), ODESampler(num_steps=2), Guidance(scale=2.0)).eval()
 
     def samples(num_samples):
-        batch = Batch(None, torch.arange(num_samples), torch.arange(num_samples) % 3)
+        batch = Batch(None, torch.arange(num_samples), {"class": Condition(torch.arange(num_samples) % 3)})
         with torch.autocast("cpu", torch.bfloat16):
             return module.sample(batch).latents
 
@@ -249,8 +248,8 @@ def test_all_modulations_are_one_product(recorded):
 def test_a_layer_with_a_conditioning_of_its_own_is_not_given_that_of_all():
     backbone = build()
     run_block = backbone.run_block
-    backbone.run_block = lambda block, x, carry, conditioning, *rest: run_block(
-        block, x, carry, conditioning + 1, *rest
+    backbone.run_block = lambda block, x, carry, conditions, visit: run_block(
+        block, x, carry, conditions._replace(modulation=conditions.modulation + 1), visit
     )
     with pytest.raises(AssertionError, match="conditioning of their own"):
         assert_follows(GraphedBackbone(backbone), *draw(), dtype=torch.bfloat16)

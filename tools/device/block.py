@@ -16,6 +16,7 @@ from inputs import random_order
 from kernels import median_ms
 from torch.nn.functional import linear, mse_loss
 
+from zigma_pl.batch import Condition
 from zigma_pl.benchmarks import forward
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs
@@ -168,9 +169,9 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     options = ModelOptions(torch.device("cuda"), BF16, 1, compile_scope="blocks")
     more = {"caption_dim": 768} if captions else {}
     backbone = build(FAMILIES["zigzag8"], (grid, grid), options, mixers=Mamba(activation_memory=memory), **more)
-    caption = torch.randn(batch_size, 77, 768, device="cuda") if captions else None
     lengths = torch.arange(batch_size, device="cuda")[:, None] % 77
     mask = torch.arange(77, device="cuda") <= lengths if captions == 2 else None
+    conditions = {"caption": Condition(torch.randn(batch_size, 77, 768, device="cuda"), mask)} if captions else None
     network = in_training(execute(backbone, execution, "blocks"))
     x_t, t, velocity = make_inputs(batch_size, (grid, grid), options.device)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
@@ -179,7 +180,7 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     def step():
         stages.append([time.perf_counter()])
         with torch.autocast("cuda", BF16):
-            loss = mse_loss(network(x_t, t, caption, mask).float(), velocity)
+            loss = mse_loss(network(x_t, t, conditions).float(), velocity)
         held.append(torch.cuda.memory_allocated())
         stages[-1].append(time.perf_counter())
         loss.backward()

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.backbones.migration import migrated_options
+from zigma_pl.batch import CAPTION, CLASS, Condition, Conditions
 from zigma_pl.class_paths import build_described, described
+from zigma_pl.conditioners import CaptionConditioner, ClassConditioner, Conditioner, ConditionerOptions, Entry
 from zigma_pl.errors import UserError
 from zigma_pl.mixers import MixerOptions
+from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ranges import check_numbers, check_whole_numbers
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -35,32 +38,47 @@ LARGEST = {
 
 
 class Backbone(nn.Module, ABC):
-    """A network (x_t, t, condition) -> prediction, with t = 0 at the data and t = 1 at the noise.
+    """A network (x_t, t, conditions) -> prediction, with t = 0 at the data and t = 1 at the noise.
+
+    A subclass has `conditioners`, an nn.ModuleDict: what it can be conditioned on, by name.
 
     Args:
         latent_shape: (C, H, W) of x_t, of videos (F, C, H, W).
-        num_classes: classes it can be conditioned on, None for none.
-        caption_dim: width of the caption features it can be conditioned on, None for none.
-        null_condition: whether it has a learned entry for "no condition", which guidance and condition dropout need.
         config: the plain constructor options, enough to build it again.
     """
 
-    def __init__(
-        self,
-        latent_shape: tuple[int, ...],
-        num_classes: int | None,
-        caption_dim: int | None,
-        null_condition: bool,
-        config: dict[str, Any],
-    ) -> None:
+    conditioners: nn.ModuleDict
+
+    def __init__(self, latent_shape: tuple[int, ...], config: dict[str, Any]) -> None:
         super().__init__()
-        if num_classes is not None and caption_dim is not None:
-            raise UserError("a backbone takes classes or captions: set one of num_classes and caption_dim, not both")
         self.latent_shape = latent_shape
-        self.num_classes = num_classes
-        self.caption_dim = caption_dim
-        self.has_null_condition = null_condition and (num_classes is not None or caption_dim is not None)
         self.config = config
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes it can be conditioned on, None for none."""
+        conditioner = self._conditioners().get(CLASS)
+        return conditioner.num_classes if isinstance(conditioner, ClassConditioner) else None
+
+    @property
+    def caption_dim(self) -> int | None:
+        """Width of the caption features it can be conditioned on, None for none."""
+        conditioner = self._conditioners().get(CAPTION)
+        return conditioner.caption_dim if isinstance(conditioner, CaptionConditioner) else None
+
+    @property
+    def droppable_conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that have a null entry, which guidance and dropout need."""
+        return tuple(self.dropout_rates)
+
+    @property
+    def dropout_rates(self) -> dict[str, float]:
+        """Of each of them, the share of training samples in which it alone is dropped."""
+        conditioners = self._conditioners().items()
+        return {name: conditioner.dropout for name, conditioner in conditioners if conditioner.has_null}
+
+    def _conditioners(self) -> dict[str, Conditioner]:
+        return dict(self.conditioners.items())  # type: ignore[arg-type]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -73,6 +91,12 @@ class Backbone(nn.Module, ABC):
             entries = given if isinstance(given, list) else [given]
             mixers = [build_described(entry, MixerOptions) for entry in entries]  # type: ignore[type-abstract]
             options["mixers"] = mixers if isinstance(given, list) else mixers[0]
+        if options.get("conditioners") is not None:
+            given = options["conditioners"]
+            options["conditioners"] = {
+                name: build_described(entry, ConditionerOptions)  # type: ignore[type-abstract]
+                for name, entry in given.items()
+            }
         return cls(**options)
 
     @abstractmethod
@@ -80,22 +104,20 @@ class Backbone(nn.Module, ABC):
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        condition_dropped: Tensor | None = None,
+        conditions: Conditions | None = None,
+        dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict (B, C, H, W) from x_t (B, C, H, W); of videos both are (B, F, C, H, W).
 
         Args:
             x_t: noisy latents.
             t: (B,) in [0, 1].
-            condition: class ids (B,) int64, or caption features (B, T, caption_dim); None for no condition.
-            caption_mask: (B, T) bool, True on the caption tokens that count.
-            condition_dropped: (B,) bool, True where the condition is replaced by the null entry.
+            conditions: by name; those that are missing are replaced by their null entries.
+            dropped: by name, (B,) bool, True where a condition is replaced by its null entry.
         """
 
-    def check_inputs(self, x_t: Tensor, condition: Tensor | None) -> None:
-        """Raise UserError when x_t or the condition cannot be what this backbone was built for."""
+    def check_inputs(self, x_t: Tensor) -> None:
+        """Raise UserError when x_t cannot be what this backbone was built for."""
         if tuple(x_t.shape[1:]) != self.latent_shape:
             axes = ("B", "F", "C", "H", "W") if len(self.latent_shape) == 4 else ("B", "C", "H", "W")
             raise UserError(
@@ -103,34 +125,49 @@ class Backbone(nn.Module, ABC):
                 f"(B, {', '.join(map(str, self.latent_shape))}): set in_channels, latent_height and latent_width, "
                 "and for videos latent_frames"
             )
-        if condition is None:
-            if (self.num_classes or self.caption_dim) and not self.has_null_condition:
-                raise UserError("this backbone has no null condition: it needs class ids or caption features")
-        elif self.num_classes is not None:
-            if condition.ndim != 1 or condition.is_floating_point():
-                raise UserError(f"expected class ids of shape (B,), got {condition.dtype} {tuple(condition.shape)}")
-        elif self.caption_dim is not None:
-            if condition.ndim != 3 or condition.shape[-1] != self.caption_dim:
-                raise UserError(
-                    f"expected caption features (B, T, {self.caption_dim}), got {tuple(condition.shape)}: "
-                    f"set caption_dim to the text encoder's width"
-                )
-        else:
-            raise UserError("this backbone is unconditional: set num_classes or caption_dim to give it a condition")
 
-    def null_condition_for(self, x_t: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return a placeholder condition and a drop mask that is True everywhere, for sampling without a condition."""
-        batch_size, device = x_t.shape[0], x_t.device
-        dropped = torch.ones(batch_size, dtype=torch.bool, device=device)
-        if self.num_classes is not None:
-            return torch.zeros(batch_size, dtype=torch.int64, device=device), dropped
-        if self.caption_dim is not None:
-            return torch.zeros(batch_size, 1, self.caption_dim, device=device), dropped
-        return None, None
+    def embed_conditions(
+        self, conditions: Conditions | None, dropped: Mapping[str, Tensor] | None, x_t: Tensor
+    ) -> list[Entry]:
+        """Return what each conditioner makes of its condition, or of nothing where it is missing.
+
+        Raises: UserError for a condition that no conditioner takes, one of another shape, or a missing one without a
+            null entry.
+        """
+        conditions, dropped = {} if conditions is None else conditions, dropped or {}
+        if isinstance(conditions, Tensor) or not all(isinstance(value, Condition) for value in conditions.values()):
+            raise UserError("conditions: expected them by name, such as {'class': Condition(class_ids)}")
+        for name in (*conditions, *dropped):
+            if name not in self.conditioners:
+                known = ", ".join(self.conditioners) or "none"
+                raise UserError(
+                    f"condition {name!r} is unknown to this backbone, whose conditions are: {known}; set num_classes "
+                    "for 'class', caption_dim for 'caption', conditioners for others"
+                )
+        entries = []
+        for name, conditioner in self._conditioners().items():
+            condition, omitted = conditions.get(name), dropped.get(name)
+            if condition is None:
+                condition, omitted = _nothing(name, conditioner, x_t)
+            conditioner.check(name, condition, len(x_t))
+            if omitted is not None:
+                check_shape("dropped", name, omitted, "(B,)", len(x_t))
+            entries.append(conditioner(condition, omitted))
+        return entries
 
     def num_parameters(self) -> int:
         """Count the parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _nothing(name: str, conditioner: Conditioner, x_t: Tensor) -> tuple[Condition, Tensor]:
+    """Return a placeholder, and that it is dropped everywhere."""
+    if not conditioner.has_null:
+        raise UserError(
+            f"condition {name!r} is missing, and this backbone has no null entry for it: give the condition"
+        )
+    everywhere = torch.ones(len(x_t), dtype=torch.bool, device=x_t.device)
+    return conditioner.placeholder(len(x_t), x_t.device), everywhere
 
 
 def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +186,9 @@ def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
-    if isinstance(value, MixerOptions):
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, MixerOptions | ConditionerOptions):
         return described(value)
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 

@@ -1,17 +1,52 @@
 """CUDA graphs: what a call launches on the device, recorded once, and launched again as one."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.batch import Condition, Conditions
+
 NUM_WARMUP_CALLS = 3
 
 Call = Callable[[], tuple[Tensor, ...]]
-Inputs = tuple[Tensor | None, ...]
+
+
+class Inputs(NamedTuple):
+    """The arguments of a backbone; see Backbone.forward."""
+
+    x_t: Tensor
+    t: Tensor
+    conditions: Conditions
+    dropped: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, x_t: Tensor, t: Tensor, conditions: Conditions | None, dropped: Mapping[str, Tensor] | None
+    ) -> "Inputs":
+        """Return the arguments with names in one order."""
+        return cls(x_t, t, dict(sorted((conditions or {}).items())), dict(sorted((dropped or {}).items())))
+
+    def named(self) -> dict[str, Tensor]:
+        """Return all tensors by a name that tells where each belongs."""
+        found = {"x_t": self.x_t, "t": self.t}
+        for name, condition in self.conditions.items():
+            found[f"{name}.values"] = condition.values
+            if condition.mask is not None:
+                found[f"{name}.mask"] = condition.mask
+        return found | {f"{name}.dropped": tensor for name, tensor in self.dropped.items()}
+
+    def copies(self) -> "Inputs":
+        """Return copies of all tensors."""
+        conditions = {
+            name: Condition(values.clone(), None if mask is None else mask.clone())
+            for name, (values, mask) in self.conditions.items()
+        }
+        dropped = {name: tensor.clone() for name, tensor in self.dropped.items()}
+        return Inputs(self.x_t.clone(), self.t.clone(), conditions, dropped)
 
 
 def warm_up(call: Callable[[], Any]) -> None:
@@ -57,22 +92,16 @@ def garbage_kept() -> Iterator[None]:
             gc.enable()
 
 
-def held(inputs: Inputs) -> Inputs:
-    """Return copies of the inputs, for a recording to read whenever it is replayed."""
-    return tuple(None if tensor is None else tensor.clone() for tensor in inputs)
-
-
-def fill(held_inputs: Inputs, inputs: Inputs) -> None:
+def fill(held: Inputs, inputs: Inputs) -> None:
     """Write inputs of the same signature to where a recording reads them."""
-    for static, given in zip(held_inputs, inputs, strict=True):
-        if static is not None:
-            assert given is not None
-            static.copy_(given)
+    given = inputs.named()
+    for name, static in held.named().items():
+        static.copy_(given[name])
 
 
 def signature(inputs: Inputs, dtype: torch.dtype | None) -> tuple[Any, ...]:
-    """Return what a recording is for: the dtype of autocast, and the shapes and dtypes of the inputs."""
-    return dtype, *(None if tensor is None else (tensor.shape, tensor.dtype) for tensor in inputs)
+    """Return what a recording is for: the dtype of autocast, and names, shapes and dtypes of the inputs."""
+    return dtype, *((name, tensor.shape, tensor.dtype) for name, tensor in inputs.named().items())
 
 
 def addresses(module: nn.Module) -> list[int]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.backbones.base import plain_options, resolve_size
-from zigma_pl.backbones.token_backbone import TokenBackbone, make_cross_attention
+from zigma_pl.backbones.token_backbone import TokenBackbone, all_conditioners, make_cross_attention
+from zigma_pl.conditioners import ConditionerOptions, Entry
 from zigma_pl.mixers import Mixer, MixerOptions, SelfAttention, Visit
 from zigma_pl.mixers.base import layers_of
 from zigma_pl.mixers.sequences import Sequences
-from zigma_pl.nn.block import FinalLayer, modulate, zero_linear
+from zigma_pl.nn.block import BlockConditions, FinalLayer, modulate, zero_linear
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import PositionKind
 from zigma_pl.nn.mlp import MLP
@@ -47,7 +48,9 @@ class DiT(TokenBackbone):
         position_embedding: none, cosine (fixed, as in the paper) or learnable.
         num_classes: classes to condition on; None for none.
         caption_dim: width of the caption features to condition on; None for none.
-        null_condition: learn an entry for "no condition"; guidance and condition dropout need it.
+        null_condition: learn an entry for "no class" and "no caption"; guidance and condition dropout need it.
+        conditioners: how further conditions of the data enter, by name, such as a map beside x_t; one named "class" or
+            "caption" takes the place of the plain one.
         attention_heads: heads of the cross-attention to captions.
         attention_head_dim: width of each of those heads.
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
@@ -70,6 +73,7 @@ class DiT(TokenBackbone):
         num_classes: int | None = None,
         caption_dim: int | None = None,
         null_condition: bool = True,
+        conditioners: dict[str, ConditionerOptions] | None = None,
         attention_heads: int = 8,
         attention_head_dim: int = 64,
         gradient_checkpointing: bool = False,
@@ -77,28 +81,24 @@ class DiT(TokenBackbone):
         mixers = mixers or SelfAttention(qk_norm=False)
         config = plain_options(locals())
         width, depth = resolve_size(SIZES, size, width, depth)
-        super().__init__(width, config)
+        conditioners = all_conditioners(config, conditioners)
+        super().__init__(width, config, conditioners)
         layers = layers_of(mixers, depth)
         self.hold_orders(layers, scan)
         self.blocks = nn.ModuleList(
-            DiTBlock(*(width, layer, mlp_ratio), make_cross_attention(width, config), self.sequences(order))
+            DiTBlock(
+                *(width, layer, mlp_ratio), make_cross_attention(width, config, conditioners), self.sequences(order)
+            )
             for layer, order in zip(layers, self.layer_orders, strict=True)
         )
         self.final_layer = FinalLayer(width, self.patch_features)
 
-    def run_layers(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None,
-        caption_mask: Tensor | None,
-        condition_dropped: Tensor | None,
-    ) -> Tensor:
+    def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
         """Run the blocks and the final layer, all modulated by time (and class, or mean caption)."""
-        conditioning, caption, caption_mask = self.embed_conditioning(t, condition, caption_mask, condition_dropped)
+        conditions = self.block_conditions(t, entries)
         for layer, block in enumerate(self.blocks):
-            x = self.run_block(block, x, conditioning, self.visit(layer), caption, caption_mask)
-        return self.final_layer(x, None, conditioning)
+            x = self.run_block(block, x, conditions, self.visit(layer))
+        return self.final_layer(x, None, conditions)
 
 
 class DiTBlock(nn.Module):
@@ -125,16 +125,9 @@ class DiTBlock(nn.Module):
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        conditioning: Tensor,
-        visit: Visit,
-        caption: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Run the block on x (B, L, D) with conditioning (B, D), caption (B, T, D) and its mask (B, T) bool."""
-        modulation = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
+    def forward(self, x: Tensor, conditions: BlockConditions, visit: Visit) -> Tensor:
+        """Run the block on x, (B, L, D)."""
+        modulation = self.modulation(conditions.modulation)[:, None].chunk(3 * self.num_branches, dim=-1)
         shift, scale, gate = modulation[:3]
         tokens = modulate(self.norm(x), shift, scale)
         mix = self.mixer.mix if self.sequences is None else partial(self.sequences.mix, self.mixer)
@@ -142,6 +135,6 @@ class DiTBlock(nn.Module):
         if self.cross_attention is not None:
             shift, scale, gate = modulation[6:]
             query = modulate(self.norm(x), shift, scale)
-            x = torch.addcmul(x, gate, self.cross_attention(query, caption, caption_mask))
+            x = torch.addcmul(x, gate, self.cross_attention(query, conditions.tokens, conditions.mask))
         shift, scale, gate = modulation[3:6]
         return torch.addcmul(x, gate, self.mlp(modulate(self.norm(x), shift, scale)))

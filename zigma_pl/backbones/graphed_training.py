@@ -1,6 +1,7 @@
 """A backbone whose training step is replayed: the host may take longer to launch kernels than the GPU to run them."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from zigma_pl.backbones.cuda_graphs import (
     addresses,
     autocast_dtype,
     fill,
-    held,
     lasting_autocast,
     record,
     signature,
     warm_up,
 )
+from zigma_pl.batch import Conditions
 from zigma_pl.torch_private import has_forward_hooks
 
 
@@ -48,12 +49,11 @@ class GraphedTraining:
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        condition_dropped: Tensor | None = None,
+        conditions: Conditions | None = None,
+        dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict (B, C, H, W); see Backbone.forward for the arguments."""
-        inputs = (x_t, t, condition, caption_mask, condition_dropped)
+        inputs = Inputs.of(x_t, t, conditions, dropped)
         if not self._is_training_on(x_t.device):
             return self.backbone(*inputs)
         dtype = autocast_dtype(self.device_type)
@@ -76,7 +76,7 @@ class _Recording:
         self.parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         self.num_forward_passes = 0
         self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
-        self._inputs = held(inputs)
+        self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
             with lasting_autocast(device_type, dtype):

@@ -1,4 +1,4 @@
-"""Options and weights of backbones that were stored before mixers had options of their own."""
+"""Options and weights of backbones that were stored before mixers and conditioners had options of their own."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,10 @@ from zigma_pl.class_paths import described
 from zigma_pl.mixers import Mamba, MixerOptions, ParallelDirections, SelfAttention
 
 _OF_MAMBA = ("state_size", "expand", "conv_kernel", "scan_backend", "activation_memory")
-_RENAME = re.compile(r"^blocks\.(\d+)\.attention(_norm)?\.")  # of DiT and U-ViT
+_RENAMED = (
+    (re.compile(r"^blocks\.(\d+)\.attention(_norm)?\."), r"blocks.\1.mixer\2."),  # of DiT and U-ViT
+    (re.compile(r"^(class|caption)_embedding\."), r"conditioners.\1."),
+)
 
 
 def migrated_options(backbone: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,4 +33,10 @@ def migrated_options(backbone: str, options: Mapping[str, Any]) -> dict[str, Any
 
 def migrated_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a backbone under the names that its parameters have now."""
-    return {_RENAME.sub(r"blocks.\1.mixer\2.", name): value for name, value in weights.items()}
+    return {_renamed(name): value for name, value in weights.items()}
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name

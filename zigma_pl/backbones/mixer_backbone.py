@@ -4,16 +4,20 @@ Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T 
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from zigma_pl.backbones.base import plain_options, resolve_size
-from zigma_pl.backbones.token_backbone import TokenBackbone, make_cross_attention
+from zigma_pl.backbones.token_backbone import TokenBackbone, all_conditioners, make_cross_attention
+from zigma_pl.conditioners import ConditionerOptions, Entry
 from zigma_pl.mixers import Mamba, MixerOptions
 from zigma_pl.mixers.base import Plan, layers_of
 from zigma_pl.nn.block import Carry, FinalLayer, Residual, ZigzagBlock
+from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import PositionKind
 from zigma_pl.scan.schedule import ScanConfig
 
@@ -43,7 +47,9 @@ class MixerBackbone(TokenBackbone):
         position_embedding: none, cosine (fixed) or learnable.
         num_classes: classes to condition on; None for none.
         caption_dim: width of the caption features to condition on; None for none.
-        null_condition: learn an entry for "no condition"; guidance and condition dropout need it.
+        null_condition: learn an entry for "no class" and "no caption"; guidance and condition dropout need it.
+        conditioners: how further conditions of the data enter, by name, such as a map beside x_t; one named "class" or
+            "caption" takes the place of the plain one.
         attention_heads: heads of the cross-attention to captions.
         attention_head_dim: width of each head.
         residual: "prenorm", or "legacy", the form of the released ZigMa checkpoints.
@@ -73,6 +79,7 @@ class MixerBackbone(TokenBackbone):
         num_classes: int | None = None,
         caption_dim: int | None = None,
         null_condition: bool = True,
+        conditioners: dict[str, ConditionerOptions] | None = None,
         attention_heads: int = 8,
         attention_head_dim: int = 64,
         residual: Residual = "prenorm",
@@ -81,37 +88,33 @@ class MixerBackbone(TokenBackbone):
         scan = scan or self.own_scan
         mixers = mixers or self.own_mixers(scan)
         config = plain_options(locals())
-        width, depth = matched_size(size, width, depth, mixers, config)
-        super().__init__(width, config)
+        conditioners = all_conditioners(config, conditioners)
+        attention = partial(make_cross_attention, config=config, conditioners=conditioners)
+        width, depth = matched_size(size, width, depth, mixers, attention)
+        super().__init__(width, config, conditioners)
         layers = layers_of(mixers, depth)
         self.hold_orders(layers, scan)
         self.blocks = nn.ModuleList(
-            ZigzagBlock(
-                *(width, layer.build(width), make_cross_attention(width, config), residual, self.sequences(order))
-            )
+            ZigzagBlock(*(width, layer.build(width), attention(width), residual, self.sequences(order)))
             for layer, order in zip(layers, self.layer_orders, strict=True)
         )
         self.final_layer = FinalLayer(width, self.patch_features, residual)
 
-    def run_layers(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None,
-        caption_mask: Tensor | None,
-        condition_dropped: Tensor | None,
-    ) -> Tensor:
+    def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
         """Run the blocks, each along its own order, and the final layer."""
-        conditioning, caption, caption_mask = self.embed_conditioning(t, condition, caption_mask, condition_dropped)
+        conditions = self.block_conditions(t, entries)
         carry: Carry = None
         for layer, block in enumerate(self.blocks):
-            arguments = (x, carry, conditioning, self.visit(layer), caption, caption_mask)
-            x, carry = self.run_block(block, *arguments)
-        return self.final_layer(x, carry, conditioning)
+            x, carry = self.run_block(block, x, carry, conditions, self.visit(layer))
+        return self.final_layer(x, carry, conditions)
 
 
 def matched_size(
-    size: Size | None, width: int | None, depth: int | None, mixers: Plan, config: dict[str, Any]
+    size: Size | None,
+    width: int | None,
+    depth: int | None,
+    mixers: Plan,
+    attention: Callable[[int], CrossAttention | None],
 ) -> tuple[int, int]:
     """Return (width, depth).
 
@@ -124,7 +127,7 @@ def matched_size(
         return width, preset_depth
 
     def num_parameters(entry: MixerOptions) -> int:
-        block = ZigzagBlock(width, entry.build(width), make_cross_attention(width, config))
+        block = ZigzagBlock(width, entry.build(width), attention(width))
         return sum(parameter.numel() for parameter in block.parameters())
 
     with torch.device("meta"):

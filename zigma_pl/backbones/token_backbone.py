@@ -1,11 +1,11 @@
-"""What backbones over patch tokens have in common: embeddings of the patches, positions, time and condition.
+"""What backbones over patch tokens have in common: embeddings of the patches, positions, time and conditions.
 
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens of a frame, T caption tokens, D width.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.backbones.base import Backbone
+from zigma_pl.batch import CAPTION, CLASS, Conditions
+from zigma_pl.conditioners import Caption, ClassLabel, ConditionerOptions, Entry, Sizes
+from zigma_pl.conditioners.base import joined_tokens
 from zigma_pl.errors import UserError
 from zigma_pl.mixers import MixerOptions, Visit
 from zigma_pl.mixers.sequences import Sequences
+from zigma_pl.nn.block import BlockConditions
 from zigma_pl.nn.cross_attention import CrossAttention
 from zigma_pl.nn.embeddings import (
-    CaptionEmbedding,
-    ClassEmbedding,
     PatchEmbedding,
     PositionEmbedding,
     TimeEmbedding,
-    masked_mean,
     unpatchify,
 )
 from zigma_pl.nn.shapes import check_shape
@@ -41,10 +42,11 @@ class TokenBackbone(Backbone):
     Args:
         width: D.
         config: the constructor's options by name. Read from it: in_channels, latent_height, latent_width, patch_size,
-            latent_frames, position_embedding, num_classes, caption_dim, null_condition, gradient_checkpointing.
+            latent_frames, position_embedding, num_classes, caption_dim, gradient_checkpointing.
+        conditioners: how it is conditioned, by name; see `all_conditioners`.
     """
 
-    def __init__(self, width: int, config: dict[str, Any]) -> None:
+    def __init__(self, width: int, config: dict[str, Any], conditioners: Mapping[str, ConditionerOptions]) -> None:
         frame_shape = (config["in_channels"], config["latent_height"], config["latent_width"])
         if None in frame_shape:
             raise UserError(
@@ -59,19 +61,18 @@ class TokenBackbone(Backbone):
                 f"{MAX_TOKENS:,} that a scan can be over: lower them or raise patch_size"
             )
         latent_shape = frame_shape if num_frames is None else (num_frames, *frame_shape)
-        super().__init__(latent_shape, config["num_classes"], config["caption_dim"], config["null_condition"], config)
+        super().__init__(latent_shape, config)
         self.num_frames = num_frames
         self.patch_size: int = config["patch_size"]
         self.gradient_checkpointing: bool = config["gradient_checkpointing"]
-        self.patch_embedding = PatchEmbedding(*frame_shape, self.patch_size, width)
+        num_beside = sum(options.channels_beside_x_t() for options in conditioners.values())
+        self.patch_embedding = PatchEmbedding(frame_shape[0] + num_beside, *frame_shape[1:], self.patch_size, width)
         self.position_embedding = PositionEmbedding(config["position_embedding"], self.grid, width)
         if num_frames is not None:
             self.frame_position_embedding = PositionEmbedding(config["position_embedding"], (num_frames,), width)
         self.time_embedding = TimeEmbedding(width)
-        if self.num_classes is not None:
-            self.class_embedding = ClassEmbedding(self.num_classes, width, config["null_condition"])
-        if self.caption_dim is not None:
-            self.caption_embedding = CaptionEmbedding(self.caption_dim, width, config["null_condition"])
+        sizes = Sizes(width, latent_shape, config["num_classes"], config["caption_dim"])
+        self.conditioners = nn.ModuleDict({name: options.build(sizes) for name, options in conditioners.items()})
 
     def hold_orders(self, mixers: Sequence[MixerOptions], scan: ScanConfig) -> None:
         """Keep the orders that the mixers of the layers take, and the places of their tokens."""
@@ -119,29 +120,24 @@ class TokenBackbone(Backbone):
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        condition_dropped: Tensor | None = None,
+        conditions: Conditions | None = None,
+        dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict (B, C, H, W), of videos (B, F, C, H, W); see Backbone.forward for the arguments."""
-        self.check_inputs(x_t, condition)
-        batch_size, owner = len(x_t), type(self).__name__
-        check_shape(owner, "t", t, "(B,)", batch_size)
-        if condition is not None:
-            any_size = [None] * (condition.ndim - 1)
-            check_shape(owner, "condition", condition, "(B, T, D)" if any_size else "(B,)", batch_size, *any_size)
-            if caption_mask is not None:
-                check_shape(owner, "caption_mask", caption_mask, "(B, T)", *condition.shape[:2])
-            if condition_dropped is not None:
-                check_shape(owner, "condition_dropped", condition_dropped, "(B,)", batch_size)
-        if condition is None:
-            condition, condition_dropped = self.null_condition_for(x_t)
-        patches = self.run_layers(self.embed_tokens(x_t), t, condition, caption_mask, condition_dropped)
+        self.check_inputs(x_t)
+        check_shape(type(self).__name__, "t", t, "(B,)", len(x_t))
+        entries = self.embed_conditions(conditions, dropped, x_t)
+        channels = [entry.channels.to(x_t.dtype) for entry in entries if entry.channels is not None]
+        tokens = self.embed_tokens(torch.cat([x_t, *channels], dim=-3) if channels else x_t)
+        patches = self.run_layers(tokens, t, entries)
         patches = patches.reshape(-1, math.prod(self.grid), self.patch_features)
         return unpatchify(patches, self.grid, self.patch_size).reshape(x_t.shape)
 
     def embed_tokens(self, x_t: Tensor) -> Tensor:
-        """Cut x_t into patches and embed them with their positions: (B, L, D), of videos (B, F L, D)."""
+        """Cut x_t into patches and embed them with their positions: (B, L, D), of videos (B, F L, D).
+
+        x_t has the channels of conditions beside its own.
+        """
         # In x_t's dtype, float32 under autocast too: the residual stream adds up small updates over many layers.
         tokens = self.position_embedding(self.patch_embedding(x_t.flatten(0, -4)).to(x_t.dtype))
         if self.num_frames is None:
@@ -150,15 +146,14 @@ class TokenBackbone(Backbone):
         return self.frame_position_embedding(places).transpose(1, 2).flatten(1, 2)
 
     @abstractmethod
-    def run_layers(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None,
-        caption_mask: Tensor | None,
-        condition_dropped: Tensor | None,
-    ) -> Tensor:
-        """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features); of videos F L for L."""
+    def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
+        """Turn tokens (B, L, D) into patches of the prediction, (B, L, patch_features); of videos F L for L.
+
+        Args:
+            x: tokens.
+            t: (B,) times.
+            entries: what the conditioners give.
+        """
 
     def run_block(self, block: nn.Module, *arguments: Any) -> Any:
         """Call the block; with gradient checkpointing, keep its inputs only and run it again in the backward pass.
@@ -169,21 +164,45 @@ class TokenBackbone(Backbone):
             return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
         return block(*arguments)
 
-    def embed_conditioning(
-        self, t: Tensor, condition: Tensor | None, caption_mask: Tensor | None, dropped: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return what modulates the blocks, (B, D), and the caption tokens (B, T, D) with their mask, if any."""
-        conditioning = self.time_embedding(t)
-        if condition is None:
-            return conditioning, None, None
-        if self.num_classes is not None:
-            return conditioning + self.class_embedding(condition, dropped), None, None
-        caption, caption_mask = self.caption_embedding(condition, caption_mask, dropped)
-        return conditioning + masked_mean(caption, caption_mask), caption, caption_mask
+    def block_conditions(self, t: Tensor, entries: list[Entry]) -> BlockConditions:
+        """Return what the blocks are conditioned on: time, and the conditions that modulate or are attended to."""
+        modulation = self.time_embedding(t)
+        for entry in entries:
+            modulation = modulation if entry.modulation is None else modulation + entry.modulation
+        return BlockConditions(modulation, *joined_tokens(entries))
 
 
-def make_cross_attention(width: int, config: dict[str, Any]) -> CrossAttention | None:
-    """Build a block's attention to captions, None without; caption_dim and the attention_* options are of `config`."""
-    if config["caption_dim"] is None:
+def all_conditioners(
+    config: Mapping[str, Any], given: Mapping[str, ConditionerOptions] | None
+) -> dict[str, ConditionerOptions]:
+    """Return the conditioners of a backbone: a class and a caption where the data have them, and those given.
+
+    Args:
+        config: of the backbone. Read from it: num_classes, caption_dim, null_condition.
+        given: by name; those named "class" and "caption" take the place of the plain ones.
+
+    Raises: UserError for a name that a module cannot have.
+    """
+    conditioners: dict[str, ConditionerOptions] = {}
+    if config["num_classes"] is not None:
+        conditioners[CLASS] = ClassLabel(null=config["null_condition"])
+    if config["caption_dim"] is not None:
+        conditioners[CAPTION] = Caption(null=config["null_condition"])
+    for name in given or {}:
+        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            raise UserError(f"conditioners: {name!r} cannot be the name of a condition: use letters, digits and _")
+    return conditioners | dict(given or {})
+
+
+def make_cross_attention(
+    width: int, config: Mapping[str, Any], conditioners: Mapping[str, ConditionerOptions]
+) -> CrossAttention | None:
+    """Build a block's attention to the tokens of conditions, None where none has any; `config` has attention_*."""
+    if not gives_tokens(conditioners):
         return None
     return CrossAttention(width, config["attention_heads"], config["attention_head_dim"])
+
+
+def gives_tokens(conditioners: Mapping[str, ConditionerOptions]) -> bool:
+    """Whether any of the conditions has tokens to attend to."""
+    return any(options.gives_tokens for options in conditioners.values())

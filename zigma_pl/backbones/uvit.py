@@ -3,13 +3,17 @@
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from zigma_pl.backbones.base import plain_options, resolve_size
-from zigma_pl.backbones.token_backbone import TokenBackbone
+from zigma_pl.backbones.token_backbone import TokenBackbone, all_conditioners, gives_tokens
+from zigma_pl.batch import Conditions
+from zigma_pl.conditioners import ConditionerOptions, Entry
+from zigma_pl.conditioners.base import joined_tokens
 from zigma_pl.errors import UserError
 from zigma_pl.mixers import Mixer, MixerOptions, SelfAttention, Visit
 from zigma_pl.mixers.base import layers_of
@@ -51,7 +55,9 @@ class UViT(TokenBackbone):
         position_embedding: none, cosine (fixed) or learnable (as in the paper).
         num_classes: classes to condition on; None for none.
         caption_dim: width of the caption features to condition on; None for none.
-        null_condition: learn an entry for "no condition"; guidance and condition dropout need it.
+        null_condition: learn an entry for "no class" and "no caption"; guidance and condition dropout need it.
+        conditioners: how further conditions of the data enter, by name, such as a map beside x_t; one named "class" or
+            "caption" takes the place of the plain one.
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -78,14 +84,16 @@ class UViT(TokenBackbone):
         num_classes: int | None = None,
         caption_dim: int | None = None,
         null_condition: bool = True,
+        conditioners: dict[str, ConditionerOptions] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         mixers = mixers or SelfAttention(bias=False, qk_norm=False)
         config = plain_options(locals())
         width, depth = resolve_size(SIZES, size, width, depth)
-        super().__init__(width, config)
+        conditioners = all_conditioners(config, conditioners)
+        super().__init__(width, config, conditioners)
         layers = layers_of(mixers, depth)
-        if caption_dim is not None and not all(layer.takes_mask for layer in layers):
+        if gives_tokens(conditioners) and not all(layer.takes_mask for layer in layers):
             raise UserError("mixers: a UViT with captions needs mixers that take a mask, such as SelfAttention")
         self.hold_orders(layers, scan)
         if any(order.axis is not None for order in self.layer_orders):
@@ -104,25 +112,17 @@ class UViT(TokenBackbone):
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        condition_dropped: Tensor | None = None,
+        conditions: Conditions | None = None,
+        dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict (B, C, H, W), of videos (B, F, C, H, W); see Backbone.forward for the arguments."""
-        prediction = super().forward(x_t, t, condition, caption_mask, condition_dropped)
+        prediction = super().forward(x_t, t, conditions, dropped)
         return self.final_convolution(prediction.flatten(0, -4)).reshape(x_t.shape)
 
-    def run_layers(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None,
-        caption_mask: Tensor | None,
-        condition_dropped: Tensor | None,
-    ) -> Tensor:
-        """Run the blocks over [time, condition, patches] and project what became of the patches."""
+    def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
+        """Run the blocks over [time, conditions, patches] and project what became of the patches."""
         num_patches, num_blocks = x.shape[1], len(self.blocks)
-        prefix, mask = self.embed_prefix(t, condition, caption_mask, condition_dropped)
+        prefix, mask = self.embed_prefix(t, entries)
         if mask is not None:
             mask = nn.functional.pad(mask, (0, num_patches), value=True)
         x = torch.cat([prefix.to(x.dtype), x], dim=1)
@@ -138,24 +138,27 @@ class UViT(TokenBackbone):
                 skips.append(x)
         return self.projection(self.norm(x[:, -num_patches:]))
 
-    def embed_prefix(
-        self, t: Tensor, condition: Tensor | None, caption_mask: Tensor | None, dropped: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def embed_prefix(self, t: Tensor, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
         """Return the tokens before the patches, (B, 1 + T, D), and which of them count, (B, 1 + T) bool; None if all.
 
-        T is 1 for a class and 0 without a condition.
+        T is the number of tokens of all conditions, 1 for a class.
         """
-        time = self.time_embedding(t)[:, None]
-        if condition is None:
-            return time, None
-        if self.num_classes is not None:
-            return torch.cat([time, self.class_embedding(condition, dropped)[:, None]], dim=1), None
-        caption, mask = self.caption_embedding(condition, caption_mask, dropped)
-        if dropped is not None:
-            # Attention weighs T equal null tokens T times as much as one, so only the first of them may count.
-            first = torch.arange(caption.shape[1], device=caption.device) == 0
-            mask = (first | ~dropped[:, None]) & (True if mask is None else mask)
-        return torch.cat([time, caption], dim=1), None if mask is None else nn.functional.pad(mask, (1, 0), value=True)
+        time = Entry(tokens=self.time_embedding(t)[:, None])
+        tokens, mask = joined_tokens([time, *map(as_tokens, entries)])
+        assert tokens is not None
+        return tokens, mask
+
+
+def as_tokens(entry: Entry) -> Entry:
+    """Return a condition that enters as tokens: its own, of which a single null token counts, or its modulation."""
+    if entry.tokens is None:
+        return Entry(tokens=None if entry.modulation is None else entry.modulation[:, None])
+    mask = entry.mask
+    if entry.dropped is not None:
+        # Attention weighs T equal null tokens T times as much as one, so only the first of them may count.
+        first = torch.arange(entry.tokens.shape[1], device=entry.tokens.device) == 0
+        mask = (first | ~entry.dropped[:, None]) & (True if mask is None else mask)
+    return Entry(tokens=entry.tokens, mask=mask)
 
 
 class UViTBlock(nn.Module):

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.batch import Batch
+from zigma_pl.batch import Batch, Condition
 from zigma_pl.checkpoints.run_folder import run_folder
 from zigma_pl.module import GenerativeModule
 
@@ -45,8 +45,7 @@ def dump_step(trainer: L.Trainer, module: GenerativeModule, batches: Sequence[Ba
     if trainer.is_global_zero:
         (folder / "README.txt").write_text(README)
     run: dict[str, Any] = {"seed": module.seed, "precision": str(trainer.precision)}
-    fields = [{name: part for name, part in batch._asdict().items() if part is not None} for batch in batches]
-    torch.save({"batches": fields, **run}, folder / f"rank_{rank}.pt")
+    torch.save({"batches": [_plain(batch) for batch in batches], **run}, folder / f"rank_{rank}.pt")
     report = {"step": trainer.global_step, "rank": rank, **run, **examine(module, batches, run["precision"])}
     (folder / f"rank_{rank}.json").write_text(json.dumps(report, indent=1) + "\n")
     trainer.strategy.barrier("step dumped")
@@ -77,7 +76,7 @@ def examine(module: GenerativeModule, batches: Sequence[Batch], precision: str) 
     module.zero_grad()
     with watched_outputs(module.backbone, outputs):
         for batch in batches:
-            outputs += [_describe(f"data.{n}", part) for n, part in batch._asdict().items() if _is_real(part)]
+            outputs += [_describe(f"data.{name}", tensor) for name, tensor in _real_tensors(batch).items()]
             dtype = AUTOCAST.get(precision)
             with torch.autocast(module.device.type, dtype) if dtype is not None else nullcontext():
                 loss = module.training_loss(batch)
@@ -112,8 +111,27 @@ def watched_outputs(network: nn.Module, rows: list[dict[str, Any]]) -> Iterator[
         yield
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _real_tensors(batch: Batch) -> dict[str, Tensor]:
+    tensors: dict[str, Any] = {name: condition.values for name, condition in batch.conditions.items()}
+    tensors["latents"] = batch.latents
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.is_floating_point()}
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    """Return a batch as a dictionary that `torch.load(weights_only=True)` reads."""
+    conditions = {name: condition._asdict() for name, condition in batch.conditions.items()}
+    return {**batch._asdict(), "conditions": conditions}
+
+
+def _batch(fields: dict[str, Any], device: torch.device | str) -> Batch:
+    """Return the batch that `_plain` wrote, on the device."""
+
+    def moved(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+        return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+
+    conditions = {name: Condition(**moved(tensors)) for name, tensors in fields["conditions"].items()}
+    tensors = moved({name: fields[name] for name in ("latents", "pictures")})
+    return Batch(sample_ids=fields["sample_ids"], conditions=conditions, **tensors)
 
 
 def _describe(layer: str, tensor: Tensor) -> dict[str, Any]:
@@ -148,8 +166,4 @@ def replay(
         module.load_state_dict(checkpoint["state_dict"])
     module.seed = step["seed"]
     module.train().to(device)
-    batches = [
-        Batch(**{name: part if name == "sample_ids" else part.to(device) for name, part in fields.items()})
-        for fields in step["batches"]
-    ]
-    return examine(module, batches, step["precision"])
+    return examine(module, [_batch(fields, device) for fields in step["batches"]], step["precision"])

@@ -27,7 +27,7 @@ _ONLY_HOW = {"gradient_checkpointing", "scan_backend", "activation_memory"}
 # Of the module: parts that have a group of their own, how it computes, and how it samples.
 _NOT_TRAINING = {"backbone", "objective", "sampler", "guidance", "_instantiator"}
 _NOT_TRAINING |= {"compile_backbone", "graph_sampling", "graph_training"}
-_CONDITIONS = ("num_classes", "caption_dim", "null_condition")
+_CONDITIONS = ("num_classes", "caption_dim", "null_condition", "conditioners")
 _CUT = ("image_size_px", "crop", "num_frames")  # what the encoders see of a picture
 
 Options = dict[str, dict[str, Any]]

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
     model.seed = options.seed
     model.sampler = sampler_with_steps(model.sampler, options.num_steps)
     if options.guidance is not None:
-        model.guidance = type(model.guidance)(options.guidance, model.guidance.interval)
+        model.guidance = replace(model.guidance, scale=options.guidance)
     requests = requests_of(model.backbone, options)
     encoders = encoders_of(model.backbone, options)
     draw(model, RequestedData(model.backbone, requests, options.batch_size, **encoders), options)
@@ -105,14 +106,16 @@ def requests_of(backbone: "Backbone", options: argparse.Namespace) -> list["Samp
         remedy = {
             (True, False): "is told what to draw in words: give --prompt, and no --class-id",
             (False, True): f"draws classes: give --class-id, 0 to {last_class}, and no --prompt",
+            (True, True): "takes words and classes: give --prompt and --class-id",
             (False, False): "has no condition: leave --prompt and --class-id out",
         }[takes]
         raise UserError(f"the model in {options.model} {remedy}")
     for class_id in options.class_id:
         if not 0 <= class_id <= last_class:
             raise UserError(f"--class-id {class_id}: the classes of the model in {options.model} are 0 to {last_class}")
-    asked: list[dict[str, Any]] = [{"caption": prompt} for prompt in options.prompt]
-    asked = asked or [{"class_id": class_id} for class_id in options.class_id] or [{}]
+    captions: list[dict[str, Any]] = [{"caption": prompt} for prompt in options.prompt] or [{}]
+    classes: list[dict[str, Any]] = [{"class_id": class_id} for class_id in options.class_id] or [{}]
+    asked = [caption | class_id for caption in captions for class_id in classes]
     return [
         Sample(number * options.num + place, **request)
         for number, request in enumerate(asked)

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from zigma_pl.batch import Batch, RawBatch
+from zigma_pl.batch import Batch, Condition, RawBatch
 from zigma_pl.data.encoders import Encoders, move
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
 from zigma_pl.data.loading import Loaders
@@ -240,7 +240,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self.encode(move(raw, torch.device(device)), device)
 
     def held_out_conditions(self, split: Split, sample_ids: Sequence[int]) -> RawBatch:
-        """Return the classes or captions, without pictures, to sample under for scoring.
+        """Return the classes or captions, and the pictures if it has them, that scoring takes its conditions from.
 
         Sample i has those of item i of the split, which come round again where there are more samples than items.
         """
@@ -257,9 +257,18 @@ class ImageDataModule(L.LightningDataModule, ABC):
             batch, next((part.device for part in (batch.images, batch.moments) if part is not None), device)
         )
 
+    @torch.no_grad()
     def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
         """Turn a raw batch, already on `device`, into what the model sees."""
-        return self._encoders.encode(raw, device)
+        latents = self._encoders.latents(raw)
+        return Batch(latents, raw.sample_ids, self.encode_conditions(raw, device), raw.images)
+
+    def encode_conditions(self, raw: RawBatch, device: torch.device | str) -> dict[str, Condition]:
+        """Return the conditions of a raw batch, already on `device`, by name: "class" and "caption".
+
+        A subclass can add some of its own, such as a map made of the pictures.
+        """
+        return self._encoders.conditions(raw, device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents to pictures (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""

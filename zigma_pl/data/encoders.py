@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zigma_pl.batch import Batch, RawBatch
+from zigma_pl.batch import CAPTION, CLASS, Condition, RawBatch
 from zigma_pl.encoders.autoencoder import Autoencoder
 from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.randomness import sample_generators
@@ -25,20 +25,24 @@ class Encoders(NamedTuple):
     seed: int
 
     @torch.no_grad()
-    def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
-        """Turn a raw batch, already on `device`, into what the model sees."""
-        latents = None
+    def latents(self, raw: RawBatch) -> Tensor | None:
+        """Return the latents of a raw batch; None where it has neither pictures nor moments."""
         generators = sample_generators(self.seed, "posterior", raw.sample_ids)
         if raw.moments is not None:
-            latents = self.autoencoder.sample(raw.moments.float(), generators)
-        elif raw.images is not None:
-            latents = self.autoencoder.encode(raw.images.float() / 127.5 - 1, generators)
+            return self.autoencoder.sample(raw.moments.float(), generators)
+        return None if raw.images is None else self.autoencoder.encode(raw.images.float() / 127.5 - 1, generators)
+
+    @torch.no_grad()
+    def conditions(self, raw: RawBatch, device: torch.device | str) -> dict[str, Condition]:
+        """Return class and caption of a raw batch, already on `device`, where it has them."""
+        conditions = {}
+        if raw.class_ids is not None:
+            conditions[CLASS] = Condition(raw.class_ids)
         if raw.caption_features is not None:
-            return Batch(latents, raw.sample_ids, raw.caption_features.float(), raw.caption_mask)
-        if raw.captions is None or self.text is None:
-            return Batch(latents, raw.sample_ids, raw.class_ids, pictures=raw.images)
-        features, mask = self.text(raw.captions, device)
-        return Batch(latents, raw.sample_ids, features, mask, raw.images)
+            conditions[CAPTION] = Condition(raw.caption_features.float(), raw.caption_mask)
+        elif raw.captions is not None and self.text is not None:
+            conditions[CAPTION] = Condition(*self.text(raw.captions, device))
+        return conditions
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

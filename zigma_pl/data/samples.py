@@ -140,11 +140,11 @@ def collate(samples: list[Sample] | RawBatch) -> RawBatch:
 
 
 def held_out_conditions(samples: SplitSamples, sample_ids: Sequence[int]) -> RawBatch:
-    """Return classes or captions without pictures: sample i has those of item i, again from item 0 after the last."""
+    """Return items without latents: sample i has what item i has, again from item 0 after the last."""
     keys = [(sample_id, sample_id % len(samples)) for sample_id in sample_ids]
     in_batches = getattr(samples, "__getitems__", None)
     raw = collate([samples[key] for key in keys] if in_batches is None else in_batches(keys))
-    return raw._replace(images=None, moments=None)
+    return raw._replace(moments=None)
 
 
 def _death_of_worker(batches: Any) -> RuntimeError | None:

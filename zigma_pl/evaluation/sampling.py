@@ -104,7 +104,7 @@ def describe_sampling(
         "backbone": {"class": type(backbone).__name__, **backbone.config},
         "objective": {name: value for name, value in vars(objective).items() if name != "path"},
         "sampler": {"class": type(sampler).__name__, **vars(sampler)},
-        "guidance": {"scale": module.guidance.scale, "interval": list(module.guidance.interval)},
+        "guidance": _describe_guidance(module.guidance),
         "seed": module.seed,
         "precision": precision,
         "device": module.device.type,
@@ -112,6 +112,11 @@ def describe_sampling(
         "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
         "conditions": _describe_conditions(module, datamodule, split),
     }
+
+
+def _describe_guidance(guidance: Guidance) -> dict[str, Any]:
+    described = {"scale": guidance.scale, "interval": list(guidance.interval)}
+    return described if guidance.drop is None else {**described, "drop": guidance.drop}
 
 
 def _describe_conditions(module: SamplingModel, datamodule: ImageDataModule, split: Split) -> dict[str, Any] | None:
@@ -132,8 +137,8 @@ def _describe_conditions(module: SamplingModel, datamodule: ImageDataModule, spl
 
 
 def is_conditional(module: SamplingModel) -> bool:
-    """Whether the backbone takes classes or captions."""
-    return module.backbone.num_classes is not None or module.backbone.caption_dim is not None
+    """Whether the backbone takes any condition."""
+    return len(module.backbone.conditioners) > 0
 
 
 def sample_missing(
@@ -226,7 +231,7 @@ def _batch(module: SamplingModel, datamodule: ImageDataModule, split: Split, sam
         return Batch(None, torch.tensor(sample_ids))
     raw = datamodule.held_out_conditions(split, sample_ids)
     moved: Any = datamodule.transfer_batch_to_device(raw, module.device, 0)
-    return datamodule.encode(moved, module.device)
+    return Batch(None, raw.sample_ids, datamodule.encode_conditions(moved, module.device))
 
 
 def _named(sample_ids: Tensor) -> str:

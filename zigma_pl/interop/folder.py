@@ -83,7 +83,7 @@ def save_pretrained(
 def from_pretrained(folder: str | Path) -> GenerativeModule:
     """Build the model that `save_pretrained` or `python -m zigma_pl export` wrote, on the CPU and in evaluation mode.
 
-    `model.sample(Batch(None, sample_ids, condition)).latents` draws from it as the run it comes from did.
+    `model.sample(Batch(None, sample_ids, conditions)).latents` draws from it as the run it comes from did.
 
     Raises: UserError when a file is missing, unreadable, truncated, of an unknown format version or another class,
         when weights and config do not fit, or when the folder holds a backbone alone; see `load_backbone`.

@@ -1,10 +1,10 @@
 """One layer of ZigMa: adaptive norm, mixer along a visit order, optional cross-attention; and the final layer.
 
-Axes: B batch, L tokens, T caption tokens, D width.
+Axes: B batch, L tokens, T tokens of a condition, D width.
 """
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,19 @@ Residual = Literal["prenorm", "legacy"]
 # What a block hands on beside x: in the legacy form the residual (B, L, D); in the prenorm form the last branch, which
 # is still to be added. The next norm does that in the same pass over memory.
 Carry = Tensor | Branch | None
+
+
+class BlockConditions(NamedTuple):
+    """What a block is conditioned on.
+
+    modulation: (B, D), of which shifts, scales and gates are made.
+    tokens: (B, T, D) that cross-attention attends to, None without.
+    mask: (B, T) bool, True on tokens that count; None where all do.
+    """
+
+    modulation: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -33,7 +46,7 @@ def zero_linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 class ZigzagBlock(nn.Module):
-    """An adaLN-Zero block around a mixer and, with captions, a cross-attention.
+    """An adaLN-Zero block around a mixer and, with tokens to attend to, a cross-attention.
 
     residual="prenorm": x + gate * mixer(modulate(norm(x))), the usual residual stream;
     the last sum is left to the next norm.
@@ -43,7 +56,7 @@ class ZigzagBlock(nn.Module):
     Args:
         width: D.
         mixer: mixes the tokens.
-        cross_attention: maps tokens, caption tokens and mask to (B, L, D); None without captions.
+        cross_attention: maps tokens, the condition's tokens and their mask to (B, L, D); None without such a condition.
         residual: which of the two forms above.
         sequences: what the mixer takes clips apart into; None for all tokens as one sequence.
     """
@@ -66,30 +79,20 @@ class ZigzagBlock(nn.Module):
         self.cross_attention = cross_attention
         self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 3 * self.num_branches * width))
 
-    def forward(
-        self,
-        x: Tensor,
-        carry: Carry,
-        conditioning: Tensor,
-        visit: Visit,
-        caption: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Carry]:
+    def forward(self, x: Tensor, carry: Carry, conditions: BlockConditions, visit: Visit) -> tuple[Tensor, Carry]:
         """Run the block.
 
         Args:
             x: (B, L, D) tokens.
             carry: what the block before handed on beside x, None in the first.
-            conditioning: (B, D).
+            conditions: what the block is conditioned on.
             visit: the order in which the mixer visits the tokens.
-            caption: (B, T, D) caption tokens.
-            caption_mask: (B, T) bool, True where a caption token counts.
 
         Returns: x and the carry to hand to the next block or the final layer.
         """
-        modulation = self.modulation(conditioning)[:, None].chunk(3 * self.num_branches, dim=-1)
+        modulation = self.modulation(conditions.modulation)[:, None].chunk(3 * self.num_branches, dim=-1)
         run = self._run_legacy if self.residual == "legacy" else self._run_prenorm
-        return run(x, carry, modulation, visit, caption, caption_mask)
+        return run(x, carry, modulation, visit, conditions)
 
     def _run_prenorm(
         self,
@@ -97,8 +100,7 @@ class ZigzagBlock(nn.Module):
         carry: Carry,
         modulation: tuple[Tensor, ...],
         visit: Visit,
-        caption: Tensor | None,
-        caption_mask: Tensor | None,
+        conditions: BlockConditions,
     ) -> tuple[Tensor, Carry]:
         shift, scale, gate, *cross = modulation
         assert carry is None or isinstance(carry, Branch)
@@ -111,7 +113,7 @@ class ZigzagBlock(nn.Module):
             assert self.cross_norm is not None
             shift, scale, cross_gate = cross
             x, query = add_branch_and_norm(x, branch, self.cross_norm, shift, scale)
-            branch = Branch(self.cross_attention(query, caption, caption_mask), cross_gate)
+            branch = Branch(self.cross_attention(query, conditions.tokens, conditions.mask), cross_gate)
         return x, branch
 
     def _run_legacy(
@@ -120,8 +122,7 @@ class ZigzagBlock(nn.Module):
         residual: Carry,
         modulation: tuple[Tensor, ...],
         visit: Visit,
-        caption: Tensor | None,
-        caption_mask: Tensor | None,
+        conditions: BlockConditions,
     ) -> tuple[Tensor, Carry]:
         shift, scale, gate, *cross = modulation
         assert residual is None or isinstance(residual, Tensor)
@@ -134,14 +135,14 @@ class ZigzagBlock(nn.Module):
             assert self.cross_norm is not None
             shift, scale, gate = cross
             query = modulate(self.cross_norm(x), shift, scale)
-            x = torch.addcmul(x, gate, self.cross_attention(query, caption, caption_mask))
+            x = torch.addcmul(x, gate, self.cross_attention(query, conditions.tokens, conditions.mask))
         return x, residual
 
 
 class FinalLayer(nn.Module):
     """Norm and zero-initialised projection of tokens (B, L, D) to patches (B, L, patch_features).
 
-    The prenorm form is modulated by the conditioning (DiT); the legacy form is RMSNorm then LayerNorm, unmodulated.
+    The prenorm form is modulated by the conditions (DiT); the legacy form is RMSNorm then LayerNorm, unmodulated.
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {"projection.weight": "projection"}
@@ -155,13 +156,10 @@ class FinalLayer(nn.Module):
             self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 2 * width))
         self.projection = zero_linear(width, patch_features)
 
-    def forward(self, x: Tensor, carry: Carry, conditioning: Tensor) -> Tensor:
-        """Project x and what the last block handed on beside it (None where it adds its branches itself).
-
-        conditioning is (B, D).
-        """
+    def forward(self, x: Tensor, carry: Carry, conditions: BlockConditions) -> Tensor:
+        """Project x and what the last block handed on beside it (None where it adds its branches itself)."""
         if self.modulation is not None:
-            shift, scale = self.modulation(conditioning)[:, None].chunk(2, dim=-1)
+            shift, scale = self.modulation(conditions.modulation)[:, None].chunk(2, dim=-1)
             assert carry is None or isinstance(carry, Branch)
             return self.projection(add_branch_and_norm(x, carry, self.norm, shift, scale)[1])
         assert self.legacy_norm is not None

@@ -1,6 +1,6 @@
-"""Embeddings of patches, positions, time, classes and captions.
+"""Embeddings of patches, positions and time.
 
-Axes: B batch, C channels, H W latent grid, L tokens, T caption tokens, D width.
+Axes: B batch, C channels, H W latent grid, L tokens, D width.
 """
 
 import math
@@ -113,52 +113,3 @@ class TimeEmbedding(nn.Module):
         first_layer = self.mlp[0]
         assert isinstance(first_layer, nn.Linear)
         return self.mlp(sinusoid(1000.0 * t, self.frequencies).to(first_layer.weight.dtype))
-
-
-class ClassEmbedding(nn.Module):
-    """Look class ids (B,) up as (B, D). With a null class, its row is the last and stands for "no condition"."""
-
-    def __init__(self, num_classes: int, width: int, null_condition: bool = True) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.table = nn.Embedding(num_classes + int(null_condition), width)
-        nn.init.normal_(self.table.weight, std=0.02)
-
-    def forward(self, class_ids: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Embed class_ids (B,); rows where `dropped`, (B,) bool, is True become the null class."""
-        if dropped is not None:
-            class_ids = torch.where(dropped, self.num_classes, class_ids)
-        return self.table(class_ids)
-
-
-class CaptionEmbedding(nn.Module):
-    """Project caption features (B, T, caption_dim) to (B, T, D), with a learned null token for "no caption"."""
-
-    parameter_roles: ClassVar[dict[str, str]] = {"null_token": "embedding"}
-
-    def __init__(self, caption_dim: int, width: int, null_condition: bool = True) -> None:
-        super().__init__()
-        self.projection = nn.Linear(caption_dim, width)
-        self.null_token = nn.Parameter(torch.empty(caption_dim).normal_(std=0.02)) if null_condition else None
-
-    def forward(
-        self, features: Tensor, mask: Tensor | None = None, dropped: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Project the features; where `dropped`, (B,) bool, every token is the null token and none is masked.
-
-        Returns: tokens (B, T, D) and the mask (B, T) bool to attend under, None where all tokens count.
-        """
-        features = features.to(self.projection.weight.dtype)
-        if dropped is not None:
-            assert self.null_token is not None
-            features = torch.where(dropped[:, None, None], self.null_token, features)
-            mask = None if mask is None else mask | dropped[:, None]
-        return self.projection(features), mask
-
-
-def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over T of tokens (B, T, D), counting only tokens where mask (B, T) is True: (B, D)."""
-    if mask is None:
-        return tokens.mean(dim=1)
-    weights = mask.to(tokens.dtype)[..., None]
-    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)

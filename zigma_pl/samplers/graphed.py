@@ -1,7 +1,7 @@
 """A backbone replayed as a CUDA graph: at small batches the time goes into launching kernels, and a graph saves it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,12 +13,12 @@ from zigma_pl.backbones.cuda_graphs import (
     Inputs,
     autocast_dtype,
     fill,
-    held,
     lasting_autocast,
     record,
     signature,
     warm_up,
 )
+from zigma_pl.batch import Conditions
 from zigma_pl.samplers.sampling_twin import SamplingTwin
 
 
@@ -48,7 +48,7 @@ class GraphedBackbone:
     def __init__(self, backbone: Backbone, compile_backbone: bool = False) -> None:
         self.backbone = backbone
         self.compile_backbone = compile_backbone
-        self.has_null_condition = backbone.has_null_condition
+        self.droppable_conditions = backbone.droppable_conditions
         self._twins: dict[torch.dtype | None, SamplingTwin] = {}
         self._captures: dict[tuple[Any, ...], _Capture] = {}
         self._weights_are_fixed = False
@@ -72,12 +72,11 @@ class GraphedBackbone:
         self,
         x_t: Tensor,
         t: Tensor,
-        condition: Tensor | None = None,
-        caption_mask: Tensor | None = None,
-        condition_dropped: Tensor | None = None,
+        conditions: Conditions | None = None,
+        dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict (B, C, H, W); see Backbone.forward for the arguments. The result is the caller's own."""
-        inputs = (x_t, t, condition, caption_mask, condition_dropped)
+        inputs = Inputs.of(x_t, t, conditions, dropped)
         if x_t.device.type != self.device_type or torch.is_grad_enabled():
             return self.backbone(*inputs)
         # What is kept may be read, and written, in inference mode and outside of it.
@@ -114,7 +113,7 @@ class GraphedBackbone:
             self._captures.clear()
 
     def _capture(self, network: Backbone, inputs: Inputs, dtype: torch.dtype | None) -> _Capture:
-        static = held(inputs)
+        static = inputs.copies()
 
         def call() -> tuple[Tensor, ...]:
             return (network(*static),)

@@ -14,6 +14,8 @@ from zigma_pl.backbones.base import Backbone
 from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.backbones.cuda_graphs import addresses
 from zigma_pl.backbones.token_backbone import TokenBackbone
+from zigma_pl.conditioners import Entry
+from zigma_pl.nn.block import BlockConditions
 from zigma_pl.torch_private import copy_all
 
 
@@ -21,7 +23,7 @@ class SamplingTwin:
     """Computes, without gradients and under autocast, what the backbone computes, with less work.
 
     The weights of linear layers are held once more in autocast's dtype, rounded as autocast rounds them, instead of
-    being cast in every call; and the modulations of all layers, which depend on time and condition alone, are one
+    being cast in every call; and the modulations of all layers, which depend on time and conditions alone, are one
     product. Every other parameter and buffer is the backbone's own. The copies are no part of the backbone, so no
     checkpoint has them.
 
@@ -59,7 +61,7 @@ class SamplingTwin:
         return network
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
-        """Let the network compute all modulations where it embeds the condition, and its layers take theirs."""
+        """Let the network compute all modulations where it embeds the conditions, and its layers take theirs."""
         sizes = [product.out_features for product in products]
         weight, bias = (
             torch.cat([getattr(product, name) for product in products]).to(dtype) for name in ("weight", "bias")
@@ -70,16 +72,16 @@ class SamplingTwin:
         parts = [ModulationPart() for _ in products]
         for module, part in zip(modulated_modules(network), parts, strict=True):
             module.modulation = part
-        embed = network.embed_conditioning
+        embed = network.block_conditions
 
-        def embed_and_modulate(*arguments: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            conditioning, caption, caption_mask = embed(*arguments)  # type: ignore[arg-type]
-            modulations = linear(silu(conditioning), weight, bias).split(sizes, dim=-1)
+        def embed_and_modulate(t: Tensor, entries: list[Entry]) -> BlockConditions:
+            conditions = embed(t, entries)
+            modulations = linear(silu(conditions.modulation), weight, bias).split(sizes, dim=-1)
             for part, modulation in zip(parts, modulations, strict=True):
-                part.conditioning, part.modulation = conditioning, modulation
-            return conditioning, caption, caption_mask
+                part.conditioning, part.modulation = conditions.modulation, modulation
+            return conditions
 
-        network.embed_conditioning = embed_and_modulate  # type: ignore[assignment, method-assign]
+        network.block_conditions = embed_and_modulate  # type: ignore[method-assign]
 
     def is_of(self, backbone: Backbone) -> bool:
         """Whether the backbone's parameters and buffers still lie where they lay, and it is in the same mode."""

@@ -44,8 +44,9 @@ def test_cached_and_live_training_see_the_same(place, cache, atol, stage):
     for (raw, batch), (prepared_raw, prepared) in zip(live, cached, strict=True):
         assert torch.equal(prepared.sample_ids, batch.sample_ids)
         torch.testing.assert_close(prepared.latents, batch.latents, rtol=0, atol=atol)
-        torch.testing.assert_close(prepared.condition, batch.condition, rtol=0, atol=2e-3 if atol == 1e-3 else 0)
-        assert torch.equal(prepared.caption_mask, batch.caption_mask)
+        (found, found_mask), (features, mask) = prepared.conditions["caption"], batch.conditions["caption"]
+        torch.testing.assert_close(found, features, rtol=0, atol=2e-3 if atol == 1e-3 else 0)
+        assert torch.equal(found_mask, mask)
         assert prepared_raw.captions == raw.captions
     mirrored = batches(faces(place / "mm", **{**options, "horizontal_flip": False}), stage, 8)
     same = [torch.equal(a.latents, b.latents) for (_, a), (_, b) in zip(live, mirrored, strict=True)]
@@ -76,7 +77,7 @@ def test_training_predicting_and_previews_need_only_the_cache(place):
     assert data.latent_shape == (4, 8, 8)
     data.setup("predict")
     assert next(iter(data.predict_dataloader())).moments is None
-    assert data.conditions(range(3)).condition.shape == (3, 12, 16)
+    assert data.conditions(range(3)).conditions["caption"].values.shape == (3, 12, 16)
 
 
 def test_classes(tmp_path):
