@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zigma_pl.batch import Batch
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant.objective import Evaluation, Objective
+from zigma_pl.mixers import Branch
 from zigma_pl.ranges import check_numbers
 
 
@@ -114,7 +115,6 @@ def _tokens_of(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     x, carry = output
-    if isinstance(carry, tuple):  # a branch and its gate, which the next norm would add
-        branch, gate = carry
-        return x + gate * branch
+    if isinstance(carry, Branch):  # which the next norm would add
+        return x + carry.gate * carry.raster_rows()
     return x if carry is None else x + carry
