@@ -22,9 +22,9 @@ demo: $(CORE) ## train on handwritten digits, sample 500, name the picture (abou
 
 MODEL ?= models/portraits
 # The shell takes the prompt from the environment, so quotes and brackets in it mean nothing.
-sample: $(CORE) ## draw pictures from an exported model: PROMPT="a person with red hair" or CLASS=3, NUM=8, MODEL=models/portraits
+sample: $(CORE) ## draw pictures from an exported model: PROMPT="a person with red hair" or CLASS=triangle, NUM=8, MODEL=models/portraits
 	$(BIN)/python -m zigma_pl sample --model "$(MODEL)" \
-	    $(if $(PROMPT),--prompt "$$PROMPT") $(if $(CLASS),--class-id $(CLASS)) $(if $(NUM),--num $(NUM))
+	    $(if $(PROMPT),--prompt "$$PROMPT") $(if $(CLASS),--class "$(CLASS)") $(if $(NUM),--num $(NUM))
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n 2

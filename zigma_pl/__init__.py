@@ -8,12 +8,14 @@ from zigma_pl.version import __version__ as __version__
 if TYPE_CHECKING:
     from zigma_pl.backbones.zigma import ZigMa
     from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
+    from zigma_pl.interop.generation import PretrainedModel
     from zigma_pl.module import GenerativeModule
     from zigma_pl.nn.zigzag_mamba import ZigzagMamba
     from zigma_pl.ops.selective_scan import selective_scan
 
 __all__ = [
     "GenerativeModule",
+    "PretrainedModel",
     "ZigMa",
     "ZigzagMamba",
     "from_pretrained",
@@ -25,6 +27,7 @@ __all__ = [
 # Public names are loaded on first use, so that `python -m zigma_pl --help` does not wait for torch.
 _HOMES = {
     "GenerativeModule": "zigma_pl.module",
+    "PretrainedModel": "zigma_pl.interop.generation",
     "ZigMa": "zigma_pl.backbones.zigma",
     "ZigzagMamba": "zigma_pl.nn.zigzag_mamba",
     "from_pretrained": "zigma_pl.interop.folder",
@@ -32,9 +35,16 @@ _HOMES = {
     "save_pretrained": "zigma_pl.interop.folder",
     "selective_scan": "zigma_pl.ops.selective_scan",
 }
+_MODULES = ("backbones", "conditioners", "data", "encoders", "interpolant", "mixers", "optimizers", "samplers", "scan")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"zigma_pl.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'zigma_pl' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(["__version__", *__all__, *_MODULES])

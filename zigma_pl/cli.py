@@ -34,7 +34,7 @@ from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.checkpoints.archive import read_step
-from zigma_pl.checkpoints.io import WholeFileIO, check_readable
+from zigma_pl.checkpoints.io import Weights, WholeFileIO, check_readable
 from zigma_pl.checkpoints.last import LastRun, last_run
 from zigma_pl.checkpoints.options import Group, stored_specification
 from zigma_pl.checkpoints.restoring import CheckedConnector
@@ -51,6 +51,7 @@ from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.errors import UserError
 from zigma_pl.fit_messages import all_missing_at_once, closing_lines
+from zigma_pl.interop.training_checkpoint import initialise
 from zigma_pl.launcher import Launcher
 from zigma_pl.lightning_private import cluster_environment, replace_checkpoint_connector, replace_script_launcher
 from zigma_pl.module import GenerativeModule
@@ -130,6 +131,14 @@ class ZigmaCLI(LightningCLI):
             default=[],
             help="options that may differ from those that the checkpoint of --ckpt_path was trained with",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit from the weights of this exported model or checkpoint, with a new optimiser; --ckpt_path, which "
+            "resumes a run, goes before it",
+        )
+        parser.add_argument("--init_weights", type=Weights, default="average", help="which of the checkpoint's weights")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         for action in parser._actions:
             put_int_first(action)
@@ -217,6 +226,12 @@ class ZigmaCLI(LightningCLI):
                 if isinstance(logger, CSVLogger):
                     keep_rows(logger, read_step(self._resumed.checkpoint) or 0)
         return trainer
+
+    def before_fit(self) -> None:
+        """Start from the weights of another model, where that is asked for and no run is resumed."""
+        options = self.config["fit"]
+        if options.init_from is not None and options.get("ckpt_path") is None:
+            initialise(self.model, options.init_from, options.init_weights)
 
     def _place_of_run(self, logger: Any) -> dict[str, Any]:
         """Return the trainer's options for a run without a logger that has a folder of its own."""

@@ -18,6 +18,7 @@ import zigma_pl.ops.causal_conv1d
 import zigma_pl.ops.selective_scan.operations  # noqa: F401  both register the formulas of their ops
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.batch import Condition, Conditions
+from zigma_pl.class_paths import packages_named
 from zigma_pl.conditioners import CaptionConditioner
 from zigma_pl.errors import UserError
 from zigma_pl.ops.operations import FORMULAS, SIGMOID, SILU, SILU_BACKWARD, SOFTPLUS, Flops, Formula
@@ -46,7 +47,7 @@ def count_flops(
     # In inference mode PyTorch would not say what ops such as a linear layer are made of.
     with torch.inference_mode(False), torch.set_grad_enabled(backward):
         with torch.device("meta"):
-            outline = type(backbone).from_config(_plain(backbone.config))
+            outline = type(backbone).from_config(_plain(backbone.config), tuple(packages_named(backbone.config)))
             x_t, t = torch.empty(batch_size, *backbone.latent_shape), torch.empty(batch_size)
             conditions = _conditions(backbone, batch_size, num_caption_tokens)
         with counting() as counter:

@@ -18,6 +18,7 @@ from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.backbones.sharding import made_whole, shard
 from zigma_pl.batch import Batch, Conditions
+from zigma_pl.checkpoints.content import TRAINED_ON
 from zigma_pl.data.specification import check_data_fit_backbone
 from zigma_pl.errors import UserError
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
@@ -74,12 +75,16 @@ class GenerativeModule(L.LightningModule):
         graph_training: on a CUDA device, replay the backbone's two passes as CUDA graphs in training: for networks and
             batches so small that the GPU waits for the host. Not with sharded parameters.
         seed: root of all random draws; the command line sets it to seed_everything.
+
+    Attributes:
+        trained_on: what is known of the data, plain values: `class_names`, in the order of their numbers, and `data`,
+            the class of the data set and its frozen encoders. Taken from the data module when training starts.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        objective: Objective,
+        objective: Objective | None = None,
         sampler: Sampler | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008  a frozen dataclass
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0),
@@ -97,7 +102,7 @@ class GenerativeModule(L.LightningModule):
         check_numbers("model", least=0, most=1, condition_dropout=condition_dropout)
         check_whole_numbers("model", least=0, most=LARGEST_SEED, seed=seed)
         self.backbone = backbone
-        self.objective = objective
+        self.objective = objective or Objective()
         self.sampler = sampler or ODESampler()
         self.guidance = guidance
         # Behind a function, which the copy for the average shares: what the command line gives refers to the trainer.
@@ -111,6 +116,7 @@ class GenerativeModule(L.LightningModule):
         self.graph_training = graph_training
         self._graphed_training = GraphedTraining(backbone)
         self.seed = seed
+        self.trained_on: dict[str, Any] = {}
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
         self._losses: list[Tensor] = []  # of the micro-batches of this optimiser step
@@ -124,6 +130,8 @@ class GenerativeModule(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             check_data_fit_backbone(datamodule, self.backbone)
+        if stage == "fit" and datamodule is not None and hasattr(datamodule, "kept_with_model"):
+            self.trained_on = {**self.trained_on, **datamodule.kept_with_model()}
         if self.compile_backbone:
             compile_regions(self.backbone)
         # Buffers are constants of the configuration. To broadcast them at every call, as DDP would, is of no use, and
@@ -333,8 +341,13 @@ class GenerativeModule(L.LightningModule):
             return Samples(torch.empty(0, *self.backbone.latent_shape), batch.sample_ids[:0], 0)
         return self.sample(batch)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the model is trained on."""
+        checkpoint[TRAINED_ON] = self.trained_on
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose parameters are not this backbone's, in one line that names them."""
+        self.trained_on = dict(checkpoint.get(TRAINED_ON, {}))
         wrong = mismatch(self.state_dict(), checkpoint["state_dict"])
         if wrong is not None:
             raise UserError(

@@ -7,10 +7,14 @@ from safetensors.torch import load_file
 import zigma_pl
 from zigma_pl.backbones import ZigMa
 from zigma_pl.batch import Batch, Condition
+from zigma_pl.class_paths import described
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba
 from zigma_pl.samplers import Guidance, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
+
+TOO_SHALLOW = {"in_channels": 2, "latent_height": 4, "latent_width": 6, "width": 16, "depth": 3}
 
 
 @pytest.fixture
@@ -46,9 +50,40 @@ def test_model_samples_as_it_did_in_one_line(model, tmp_path):
     batch = Batch(None, torch.arange(4), {"class": Condition(torch.tensor([0, 1, 2, 0]))})
     assert torch.equal(loaded.sample(batch).latents, model.sample(batch).latents)
     assert not loaded.training
-    assert vars(loaded.sampler) == vars(model.sampler)
+    assert described(loaded.sampler) == described(model.sampler)
     assert (loaded.guidance, loaded.objective.logit_mean) == (model.guidance, 0.2)
     assert json.loads((tmp_path / "config.json").read_text())["training"] == {"step": 5}
+
+
+def test_format_1_is_read_with_the_same_numbers(model, tmp_path):
+    """It named classes without paths, and options of the mixers were the backbone's."""
+    zigma_pl.save_pretrained(model, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    options = config["backbone"]["init_args"]
+    assert options.pop("mixers") == described(Mamba())
+    options["scan"] = options["scan"]["init_args"]
+    of_mamba = {"state_size": 16, "expand": 2, "conv_kernel": 4, "scan_backend": "auto", "activation_memory": "lean"}
+    path.write_text(
+        json.dumps(
+            {
+                "format_version": 1,
+                "backbone": "ZigMa",
+                "config": options | of_mamba,
+                "objective": config["objective"]["init_args"],
+                "sampler": {"class": "SDESampler", "options": config["sampler"]["init_args"]},
+                "guidance": config["guidance"]["init_args"],
+                "seed": config["seed"],
+                "training": {"step": 5, "weights": "average"},
+                "data": {"class": "zigma_pl.data.Digits", "autoencoder": "identity", "image_size_px": 4},
+                "weights_sha256": config["weights_sha256"],
+            }
+        )
+    )
+    loaded = zigma_pl.from_pretrained(tmp_path)
+    batch = Batch(None, torch.arange(2), {"class": Condition(torch.tensor([0, 2]))})
+    assert torch.equal(loaded.sample(batch).latents, model.sample(batch).latents)
+    assert loaded.trained_on["data"]["class_path"] == "zigma_pl.data.Digits"
 
 
 def test_matrices_may_take_half_the_room(backbone, tmp_path):
@@ -76,11 +111,11 @@ def test_backbone_alone_has_nothing_to_sample_by(backbone, tmp_path):
         zigma_pl.from_pretrained(tmp_path)
 
 
-def test_other_classes_are_not_saved(tmp_path):
+def test_classes_that_cannot_be_imported_are_not_saved(tmp_path):
     class Mine(ZigMa):
         pass
 
-    with pytest.raises(UserError, match="Mine cannot be saved"):
+    with pytest.raises(UserError, match="Mine cannot be imported: define the class in a module"):
         zigma_pl.save_pretrained(Mine(2, 4, 6, width=16, depth=1), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -106,16 +141,25 @@ def test_damaged_files_are_named(model, tmp_path, damage):
     [
         ({"format_version": 99}, "format_version 99"),
         ({"format_version": None}, "format_version"),
-        ({"backbone": "Mamba9"}, "the class 'Mamba9'"),
+        ({"backbone": {"class_path": "Mamba9"}}, "Mamba9 is no class of Backbone"),
         ({"backbone": ["ZigMa"]}, "backbone"),
-        ({"config": {"size": "S"}}, "config of ZigMa cannot be used"),
-        ({"config": {"in_channels": 2, "latent_height": 4, "latent_width": 6, "width": 16, "depth": 3}}, "not of the"),
-        ({"objective": {"prediction": "speed"}}, "objective cannot be used"),
-        ({"objective": {"prediction": ["noise"]}}, "objective cannot be used"),
-        ({"sampler": {"class": "Magic", "options": {}}}, "the class 'Magic'"),
+        ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": {"size": "S"}}}, "backbone cannot be"),
+        ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": TOO_SHALLOW}}, "not of the"),
+        ({"backbone": {"class_path": "zigma_pl.backbones.Backbone"}}, "abstract"),
+        ({"objective": {"class_path": "Objective", "init_args": {"prediction": "speed"}}}, "objective cannot be used"),
+        (
+            {"objective": {"class_path": "Objective", "init_args": {"prediction": ["noise"]}}},
+            "objective cannot be used",
+        ),
+        ({"sampler": {"class_path": "zigma_pl.samplers.Magic"}}, "Magic is no class of Sampler"),
+        ({"sampler": {"class_path": "zigma_pl.backbones.ZigMa"}}, "no class of Sampler"),
+        ({"sampler": {"class_path": "zigma_pl.files.os.system", "init_args": {"command": "x"}}}, "no class of Sampler"),
+        ({"sampler": {"class_path": "os.system"}}, "not allowed.*--allow-import os"),
+        ({"sampler": {"class_path": "elsewhere.Magic"}}, "not allowed"),
         ({"sampler": {}}, "sampler"),
-        ({"sampler": {"class": "SDESampler", "options": {"num_steps": "3"}}}, "sampler cannot be used"),
-        ({"guidance": {"scale": -1.0, "interval": [0, 1]}}, "guidance"),
+        ({"sampler": {"class_path": "SDESampler", "init_args": {"num_steps": "3"}}}, "sampler cannot be used"),
+        ({"guidance": {"class_path": "Guidance", "init_args": {"scale": -1.0, "interval": [0, 1]}}}, "guidance"),
+        ({"class_names": [3]}, "class_names"),
         ({"guidance": None}, "lacks guidance"),
         ({"seed": -1}, "seed"),
         ({"data": {"text_encoder": "elsewhere.Encoder"}}, "text_encoder"),
@@ -134,7 +178,7 @@ def test_an_option_of_another_type_is_refused(backbone, tmp_path):
     zigma_pl.save_pretrained(backbone, tmp_path)
     path = tmp_path / "config.json"
     description = json.loads(path.read_text())
-    description["config"]["residual"] = ["prenorm"]
+    description["backbone"]["init_args"]["residual"] = ["prenorm"]
     path.write_text(json.dumps(description))
     with pytest.raises(UserError, match="residual"):
         zigma_pl.load_backbone(tmp_path)

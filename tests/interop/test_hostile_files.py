@@ -22,6 +22,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.interop.weights_file import MAX_HEADER_BYTES, read_tensors, stored_shapes
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import ODESampler
+from zigma_pl.scan import ScanConfig
 
 DEEP = "[" * 100_000 + "]" * 100_000
 # As JSON text, since some of them are more than Python's own encoder or ours would write.
@@ -39,9 +40,9 @@ def exported(tmp_path_factory):
     """A folder with a tiny model, and what its config.json holds."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    backbone = zigma_pl.ZigMa(2, 4, 6, patch_size=2, width=16, depth=2, num_classes=3)
+    backbone = zigma_pl.ZigMa(2, 4, 6, patch_size=2, width=16, depth=2, num_classes=3, scan=ScanConfig())
     model = zigma_pl.GenerativeModule(backbone, Objective(), ODESampler(num_steps=1))
-    data = {"class": "zigma_pl.data.Digits", "autoencoder": "identity"}
+    data = {"class_path": "zigma_pl.data.Digits", "autoencoder": "identity"}
     zigma_pl.save_pretrained(model, folder, {"training": {"step": 1}, "data": data})
     return folder, json.loads((folder / "config.json").read_text())
 
@@ -119,11 +120,11 @@ def test_a_damaged_config_loads_or_is_refused(exported, data):
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        *((("config", name), 10**9) for name in ("depth", "latent_height", "in_channels", "state_size", "patch_size")),
-        (("config", "width"), 10**6),
-        (("config", "num_classes"), 10**12),
-        (("config", "scan", "num_orders"), 10**9),
-        (("sampler", "options", "num_steps"), 10**12),
+        *((("backbone", "init_args", name), 10**9) for name in ("depth", "latent_height", "in_channels", "patch_size")),
+        (("backbone", "init_args", "width"), 10**6),
+        (("backbone", "init_args", "num_classes"), 10**12),
+        (("backbone", "init_args", "scan", "init_args", "num_orders"), 10**9),
+        (("sampler", "init_args", "num_steps"), 10**12),
     ],
 )
 def test_sizes_are_refused_before_anything_is_allocated(exported, place, number):

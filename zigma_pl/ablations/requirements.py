@@ -81,7 +81,8 @@ def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, s
     used = ["autoencoder"]
     if has_captions and options.get("text_encoder", "hashing") != "hashing":
         used.append("text_encoder_path")
-    return {name: options[name] for name in used if options.get(name) not in (None, "identity")}
+    named = {name: options.get(name) for name in used}
+    return {name: value for name, value in named.items() if isinstance(value, str) and value != "identity"}
 
 
 def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDataModule:

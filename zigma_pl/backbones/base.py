@@ -4,22 +4,20 @@ Axes: B batch, F frames (videos only), C channels, H W latent grid, T caption to
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.backbones.migration import migrated_options
 from zigma_pl.batch import CAPTION, CLASS, Condition, Conditions
-from zigma_pl.class_paths import build_described, described
+from zigma_pl.class_paths import Configurable, described, options_of, parsed_options, plain
 from zigma_pl.conditioners import CaptionConditioner, ClassConditioner, Conditioner, ConditionerOptions, Entry
 from zigma_pl.errors import UserError
 from zigma_pl.mixers import MixerOptions
 from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ranges import check_numbers, check_whole_numbers
-from zigma_pl.scan.schedule import ScanConfig
 
 # Largest values of the options that decide how much is allocated; each is far beyond any network that was trained.
 LARGEST = {
@@ -37,22 +35,26 @@ LARGEST = {
 }
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Configurable, nn.Module, ABC):
     """A network (x_t, t, conditions) -> prediction, with t = 0 at the data and t = 1 at the noise.
 
     A subclass has `conditioners`, an nn.ModuleDict: what it can be conditioned on, by name.
 
     Args:
         latent_shape: (C, H, W) of x_t, of videos (F, C, H, W).
-        config: the plain constructor options, enough to build it again.
     """
 
     conditioners: nn.ModuleDict
 
-    def __init__(self, latent_shape: tuple[int, ...], config: dict[str, Any]) -> None:
+    def __init__(self, latent_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.latent_shape = latent_shape
-        self.config = config
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's options as plain values, enough to build it again by `from_config`."""
+        options: dict[str, Any] = plain(options_of(self))
+        return options
 
     @property
     def num_classes(self) -> int | None:
@@ -81,23 +83,16 @@ class Backbone(nn.Module, ABC):
         return dict(self.conditioners.items())  # type: ignore[arg-type]
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the backbone that `config`, a `Backbone.config` of plain types, describes."""
-        options = migrated_options(cls.__name__, config)
-        if options.get("scan") is not None:
-            options["scan"] = ScanConfig(**options["scan"])
-        if options.get("mixers") is not None:
-            given = options["mixers"]
-            entries = given if isinstance(given, list) else [given]
-            mixers = [build_described(entry, MixerOptions) for entry in entries]  # type: ignore[type-abstract]
-            options["mixers"] = mixers if isinstance(given, list) else mixers[0]
-        if options.get("conditioners") is not None:
-            given = options["conditioners"]
-            options["conditioners"] = {
-                name: build_described(entry, ConditionerOptions)  # type: ignore[type-abstract]
-                for name, entry in given.items()
-            }
-        return cls(**options)
+    def from_config(cls, config: Mapping[str, Any], allow_imports: Sequence[str] = ()) -> Self:
+        """Build the backbone that `config`, a `Backbone.config` of plain types, describes.
+
+        Args:
+            config: the constructor's options.
+            allow_imports: packages, other than this one, whose classes it may name.
+
+        Raises: UserError as `zigma_pl.class_paths.parsed_options`.
+        """
+        return cls(**parsed_options(cls, config, allow_imports))
 
     @abstractmethod
     def forward(

@@ -83,6 +83,7 @@ class DiT(TokenBackbone):
         width, depth = resolve_size(SIZES, size, width, depth)
         conditioners = all_conditioners(config, conditioners)
         super().__init__(width, config, conditioners)
+        self.choose(mixers=mixers)
         layers = layers_of(mixers, depth)
         self.hold_orders(layers, scan)
         self.blocks = nn.ModuleList(

@@ -92,6 +92,7 @@ class MixerBackbone(TokenBackbone):
         attention = partial(make_cross_attention, config=config, conditioners=conditioners)
         width, depth = matched_size(size, width, depth, mixers, attention)
         super().__init__(width, config, conditioners)
+        self.choose(mixers=mixers, scan=scan)
         layers = layers_of(mixers, depth)
         self.hold_orders(layers, scan)
         self.blocks = nn.ModuleList(

@@ -61,7 +61,7 @@ class TokenBackbone(Backbone):
                 f"{MAX_TOKENS:,} that a scan can be over: lower them or raise patch_size"
             )
         latent_shape = frame_shape if num_frames is None else (num_frames, *frame_shape)
-        super().__init__(latent_shape, config)
+        super().__init__(latent_shape)
         self.num_frames = num_frames
         self.patch_size: int = config["patch_size"]
         self.gradient_checkpointing: bool = config["gradient_checkpointing"]

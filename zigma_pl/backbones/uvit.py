@@ -92,6 +92,7 @@ class UViT(TokenBackbone):
         width, depth = resolve_size(SIZES, size, width, depth)
         conditioners = all_conditioners(config, conditioners)
         super().__init__(width, config, conditioners)
+        self.choose(mixers=mixers)
         layers = layers_of(mixers, depth)
         if gives_tokens(conditioners) and not all(layer.takes_mask for layer in layers):
             raise UserError("mixers: a UViT with captions needs mixers that take a mask, such as SelfAttention")

@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from PIL import Image
 
 from zigma_pl.callbacks.clips import check_frames_per_second, clip_suffix, read_clip, save_clip, tile_clips, to_clip
 from zigma_pl.callbacks.grid import save_png, tile, to_pil, to_uint8
+from zigma_pl.class_paths import summary
 from zigma_pl.errors import UserError
 from zigma_pl.files import whole_file
 from zigma_pl.module import Samples
 from zigma_pl.ranges import check_whole_numbers
+from zigma_pl.samplers import Guidance
 
 
 class SampleWriter(L.Callback):
@@ -97,17 +99,19 @@ class SampleWriter(L.Callback):
 
     def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
         """What samples.json holds: how the samples were drawn, and the class or caption of each."""
-        rows = []
+        rows, module = [], cast(Any, pl_module)
+        names = module.trained_on.get("class_names", ())
         for sample_id in range(datamodule.num_predict_samples):
             condition = datamodule.condition(sample_id)
-            row = {"class_id": condition.class_id, "caption": condition.caption}
+            is_named = condition.class_id is not None and condition.class_id < len(names)
+            name = names[condition.class_id] if is_named else None
+            row = {"class_id": condition.class_id, "class": name, "caption": condition.caption}
             given = {name: value for name, value in row.items() if value is not None}
             rows.append({"sample_id": sample_id, "file": self.path(sample_id).name, **given})
-        module: Any = pl_module
         return {
             "seed": module.seed,
-            "sampler": {"class": type(module.sampler).__name__, **vars(module.sampler)},
-            "guidance": {"scale": module.guidance.scale, "interval": list(module.guidance.interval)},
+            "sampler": summary(module.sampler),
+            "guidance": summary(module.guidance, Guidance),
             "num_network_calls": self._num_network_calls,
             "samples": rows,
         }

@@ -16,6 +16,7 @@ FORMAT_KEY = "zigma_format_version"
 FORMAT_VERSION = 1  # to be raised when an older zigma_pl would misread what is written
 RAW_WEIGHTS = "current_model_state"  # beside the average, which is in "state_dict" then
 RANDOM_STATES = "random_states"  # by rank
+TRAINED_ON = "trained_on"  # see `GenerativeModule.trained_on`
 OPTIONS = "zigma_options"  # see `checkpoints/options.py`
 
 # Where the loops' state counts optimiser steps.
@@ -68,6 +69,7 @@ class Content(_Part):
     averaging_state: AveragingState | None = None
     hyper_parameters: Plain = Field(default_factory=dict)
     options: dict[str, Plain] = Field(default_factory=dict, alias="zigma_options")
+    trained_on: Plain = Field(default_factory=dict)
     callbacks: dict[str, Any] = Field(default_factory=dict)
     loops: dict[str, Plain] = Field(default_factory=dict)
     optimizer_states: list[OptimizerState] = Field(default_factory=list)

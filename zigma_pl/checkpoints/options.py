@@ -4,7 +4,6 @@ Weights of one scan order fit a network of another: without this, another order,
 numbers without a word.
 """
 
-import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 
+from zigma_pl import class_paths
 from zigma_pl.callbacks.ema import EMA
 from zigma_pl.checkpoints.content import OPTIONS
 from zigma_pl.checkpoints.io import read_checkpoint
@@ -38,16 +38,13 @@ def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
     options: Options = {}
     if isinstance(module, GenerativeModule):
         backbone = dict(module.backbone.config)
-        scan = backbone.pop("scan", None)
+        scan = backbone.pop("scan", None) or {}
         own = {name: value for name, value in backbone.items() if name not in {*_ONLY_HOW, *_CONDITIONS}}
-        objective = {
-            name: getattr(module.objective, name) for name in inspect.signature(type(module.objective)).parameters
-        }
         options = {
-            "scan": {} if scan is None else dict(scan),
-            "objective": objective,
+            "scan": scan.get("init_args", scan),
+            "objective": class_paths.plain(class_paths.options_of(module.objective)),
             "conditions": {name: backbone[name] for name in _CONDITIONS if name in backbone},
-            "backbone": {"class": type(module.backbone).__name__, **own},
+            "backbone": {"class": class_paths.summary(module.backbone)["class"], **own},
         }
     data: Any = getattr(trainer, "datamodule", None)
     described = dict(data.described()) if hasattr(data, "described") else {}

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from zigma_pl.commands.imports import add_allow_import
 from zigma_pl.commands.parser import Parser
 
 # What sampling from the model may need to know of the data: how latents become pictures, what a condition is.
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="float32",
         help="in which matrices are stored; float16 makes half of the file (default: %(default)s)",
     )
+    add_allow_import(parser)
     return parser
 
 
@@ -51,12 +53,13 @@ def main(argv: list[str]) -> int:
     from zigma_pl.interop.training_checkpoint import model_of
 
     checkpoint = read_checkpoint(options.ckpt_path)
-    model = model_of(checkpoint, options.weights, options.ckpt_path)
+    model = model_of(checkpoint, options.weights, options.ckpt_path, options.allow_import)
     step = int(checkpoint["global_step"])
-    about = {"training": {"step": step, "weights": options.weights}}
-    data = data_options(options.ckpt_path)
+    about: dict[str, Any] = {"training": {"step": step, "weights": options.weights}}
+    if "data" not in model.trained_on and (data := data_options(options.ckpt_path)):
+        about["data"] = data  # of a checkpoint from before they kept it
     matrix_dtype = getattr(torch, options.dtype)
-    folder = save_pretrained(model, options.out, about | ({"data": data} if data else {}), matrix_dtype=matrix_dtype)
+    folder = save_pretrained(model, options.out, about, matrix_dtype=matrix_dtype)
     print(f"{type(model.backbone).__name__}, {model.backbone.num_parameters() / 1e6:.1f} M parameters, step {step}")
     print(f"wrote {folder}/model.safetensors and {folder}/config.json, the {options.weights} weights")
     print(f'load it with: zigma_pl.from_pretrained("{folder}")')
@@ -77,7 +80,7 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())["data"]
         given = {name: data["init_args"].get(name) for name in DATA_OPTIONS}
-        return {"class": data["class_path"], **{name: value for name, value in given.items() if value}}
+        return {"class_path": data["class_path"], **{name: value for name, value in given.items() if value}}
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not what `fit` wrote ({' '.join(str(error).split())[:200]}): move it away to export without"

@@ -2,15 +2,15 @@
 
 import re
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 from tqdm import tqdm
 
+from zigma_pl.class_paths import build_described, find_class, packages_named
 from zigma_pl.cli import quieten
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.prepared.check import check_content, check_entries, check_files
@@ -24,6 +24,8 @@ from zigma_pl.data.prepared.manifest import (
     read_manifest,
 )
 from zigma_pl.data.prepared.run import Job, prepare
+from zigma_pl.encoders.autoencoder import Autoencoder
+from zigma_pl.encoders.text import TextEncoder
 from zigma_pl.errors import UserError
 
 DATA_SETS = {
@@ -65,7 +67,7 @@ OWN_OPTIONS = (
 HELP_OF_DTYPE = "of moments and caption features; float16 takes half the disk and rounds to 1 part in 2,000"
 ENTRIES_TO_CHECK = 3  # of each split
 SKIPPED_TO_SHOW = 10
-USAGE = f"usage: python -m zigma_pl prepare {{{','.join(DATA_SETS)}}} --root DIR --out DIR [options]"
+USAGE = f"usage: python -m zigma_pl prepare {{{','.join(DATA_SETS)},own.MyData}} --root DIR --out DIR [options]"
 
 
 class Parser(ArgumentParser):
@@ -86,16 +88,24 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{USAGE}\n\n{__doc__}\n\nOptions of a data set: python -m zigma_pl prepare mm_celeba_hq --help")
         return 0
-    name = argv[0].replace("-", "_")
-    if name not in DATA_SETS:
-        print(f"error: prepare: unknown data set {argv[0]!r}; choose {', '.join(DATA_SETS)}", file=sys.stderr)
+    name = argv[0] if "." in argv[0] else argv[0].replace("-", "_")
+    if name not in DATA_SETS and "." not in name:
+        known = ", ".join(DATA_SETS)
+        print(
+            f"error: prepare: unknown data set {argv[0]!r}; choose {known}, or a class path of your own",
+            file=sys.stderr,
+        )
         return 2
     quieten()
-    module_name, class_name = DATA_SETS[name].rsplit(".", 1)
-    data_class = getattr(import_module(module_name), class_name)
+    path = DATA_SETS.get(name, name)  # a path of the command line is allowed by being given
+    data_class = find_class(path, ImageDataModule, (path.split(".")[0],))  # type: ignore[type-abstract]
     parser = build_parser(name, data_class)
     options = vars(parser.parse_args([_with_underscores(argument) for argument in argv[1:]]))
     own = {option: options.pop(option) for option in OWN_OPTIONS}
+    for option, base in (("autoencoder", Autoencoder), ("text_encoder", TextEncoder)):
+        if isinstance(options.get(option), Namespace):
+            given = options[option].as_dict()
+            options[option] = build_described(given, base, tuple(packages_named(given)))  # type: ignore[type-abstract]
     job = Job(
         data_class,
         options,

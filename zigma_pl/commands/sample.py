@@ -2,22 +2,18 @@
 
 import argparse
 import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zigma_pl.commands.imports import add_allow_import
 from zigma_pl.commands.parser import Parser
 from zigma_pl.errors import UserError
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 
 if TYPE_CHECKING:
-    from zigma_pl.backbones import Backbone
     from zigma_pl.data.requested import RequestedData
-    from zigma_pl.data.samples import Sample
     from zigma_pl.module import GenerativeModule
-    from zigma_pl.samplers import Sampler
 
-ENCODER_OPTIONS = ("autoencoder", "autoencoder_subfolder", "text_encoder", "text_encoder_path", "max_caption_tokens")
 MAX_SAMPLES = 1_000_000  # of each prompt or class
 MAX_IN_GRID = 400
 MAX_COLUMNS = 8
@@ -33,13 +29,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="folder of the exported model")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="what to draw; may be repeated")
-    parser.add_argument(
-        "--class-id", action="append", default=[], type=int, metavar="ID", help="class to draw; may be repeated"
-    )
+    add = parser.add_argument
+    add("--class", dest="classes", action="append", default=[], metavar="NAME", help="class by name; may be repeated")
+    add("--class-id", dest="classes", action="append", type=int, metavar="ID", help="class by number; may be repeated")
     parser.add_argument("--num", type=int, default=8, help="pictures of each prompt or class (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds, other pictures (default: %(default)s)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="how strongly to follow (default: the model's)")
     parser.add_argument("--num-steps", type=int, metavar="N", help="steps of the sampler (default: the model's)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PX",
+        help="side of the pictures, or height and width (default: the model's)",
+    )
+    add_allow_import(parser)
     parser.add_argument("--batch-size", type=int, default=4, help="pictures drawn at a time (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there")
     parser.add_argument("--out", metavar="FOLDER", help="folder to write (default: samples/NAME OF THE MODEL'S FOLDER)")
@@ -66,93 +70,19 @@ def main(argv: list[str]) -> int:
             f"--model: there is no folder '{options.model}'; make it from a checkpoint of `fit` with "
             f"python -m zigma_pl export --ckpt_path CKPT --out {options.model}"
         )
-    from zigma_pl.data.requested import RequestedData
+    if options.size is not None and len(options.size) > 2:
+        raise UserError(f"--size: give one side, or height and width, not {len(options.size)} numbers")
     from zigma_pl.interop.folder import from_pretrained
+    from zigma_pl.interop.generation import ENCODER_OPTIONS, encoders_of, model_and_data, requests_of, set_sampling
 
-    model = from_pretrained(options.model)
-    model.seed = options.seed
-    model.sampler = sampler_with_steps(model.sampler, options.num_steps)
-    if options.guidance is not None:
-        model.guidance = replace(model.guidance, scale=options.guidance)
-    requests = requests_of(model.backbone, options)
-    encoders = encoders_of(model.backbone, options)
-    draw(model, RequestedData(model.backbone, requests, options.batch_size, **encoders), options)
+    model = from_pretrained(options.model, allow_imports=options.allow_import)
+    set_sampling(model, seed=options.seed, steps=options.num_steps, guidance=options.guidance)
+    requests = requests_of(model, options.prompt, options.classes, options.num)
+    given = {name: getattr(options, name, None) for name in ENCODER_OPTIONS}
+    encoders = encoders_of(model, given, allow_hub=options.allow_hub, allow_imports=options.allow_import)
+    size = None if options.size is None else (options.size[0], options.size[-1])
+    draw(*model_and_data(model, requests, encoders, options.batch_size, size), options)
     return 0
-
-
-def sampler_with_steps(sampler: "Sampler", num_steps: int | None) -> "Sampler":
-    """Return the sampler with another number of steps, or as it is for None.
-
-    Raises: UserError for a number out of range, or a sampler that chooses its steps itself.
-    """
-    if num_steps is None:
-        return sampler
-    given = vars(sampler)
-    if given["method"] == "dopri5":
-        raise UserError("--num-steps: the model's sampler, dopri5, chooses its steps itself; leave the option out")
-    return type(sampler)(**{**given, "num_steps": num_steps})
-
-
-def requests_of(backbone: "Backbone", options: argparse.Namespace) -> list["Sample"]:
-    """Return what to draw: `--num` samples of each prompt or class, one prompt after the other.
-
-    Raises: UserError when they are not what the model is conditioned on, or a class is out of range.
-    """
-    from zigma_pl.data.samples import Sample
-
-    last_class = (backbone.num_classes or 0) - 1
-    takes = (backbone.caption_dim is not None, backbone.num_classes is not None)
-    if takes != (bool(options.prompt), bool(options.class_id)):
-        remedy = {
-            (True, False): "is told what to draw in words: give --prompt, and no --class-id",
-            (False, True): f"draws classes: give --class-id, 0 to {last_class}, and no --prompt",
-            (True, True): "takes words and classes: give --prompt and --class-id",
-            (False, False): "has no condition: leave --prompt and --class-id out",
-        }[takes]
-        raise UserError(f"the model in {options.model} {remedy}")
-    for class_id in options.class_id:
-        if not 0 <= class_id <= last_class:
-            raise UserError(f"--class-id {class_id}: the classes of the model in {options.model} are 0 to {last_class}")
-    captions: list[dict[str, Any]] = [{"caption": prompt} for prompt in options.prompt] or [{}]
-    classes: list[dict[str, Any]] = [{"class_id": class_id} for class_id in options.class_id] or [{}]
-    asked = [caption | class_id for caption in captions for class_id in classes]
-    return [
-        Sample(number * options.num + place, **request)
-        for number, request in enumerate(asked)
-        for place in range(options.num)
-    ]
-
-
-def encoders_of(backbone: "Backbone", options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the encoders: those given, before those that config.json keeps of the training run.
-
-    Paths in config.json are relative to the working directory, as they were in the training run.
-
-    Raises: UserError when neither tells one that is needed, or config.json alone names one on the hub and `--allow-hub`
-        is not given.
-    """
-    from zigma_pl.interop.folder import CONFIG_NAME, read_config
-
-    path = options.model / CONFIG_NAME
-    data = read_config(options.model).data
-    found = {} if data is None else data.model_dump(include=set(ENCODER_OPTIONS), exclude_none=True)
-    if data is not None and data.class_path:  # a data set that does not have the option is of pixels
-        found.setdefault("autoencoder", "identity")
-    for name, belonging in (("autoencoder", "autoencoder_subfolder"), ("text_encoder", "text_encoder_path")):
-        if getattr(options, name) is not None:
-            found.pop(belonging, None)  # it was the other one's
-    named = found.get("autoencoder", "identity")
-    if options.autoencoder is None and named != "identity" and not options.allow_hub and not Path(named).is_dir():
-        raise UserError(
-            f"{path} names the autoencoder '{named}', which is no folder here: give its folder by --autoencoder, or "
-            "--allow-hub to download it from the Hugging Face hub"
-        )
-    found |= {name: value for name, value in vars(options).items() if name in ENCODER_OPTIONS and value is not None}
-    if "autoencoder" not in found:
-        raise UserError(f"{path} does not tell how latents become pictures: give --autoencoder")
-    if backbone.caption_dim is not None and "text_encoder" not in found:
-        raise UserError(f"{path} does not tell which text encoder the model was trained with: give --text-encoder")
-    return found
 
 
 def draw(model: "GenerativeModule", data: "RequestedData", options: argparse.Namespace) -> None:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import ValidationError
 from torch import Tensor
 
 from zigma_pl.batch import Batch, Condition, RawBatch
+from zigma_pl.class_paths import Configurable, check_recordable, class_name, options_of, plain, public_path, recorded
 from zigma_pl.data.encoders import Encoders, move
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
 from zigma_pl.data.loading import Loaders
@@ -47,7 +49,7 @@ SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 }
 
 
-class ImageDataModule(L.LightningDataModule, ABC):
+class ImageDataModule(Configurable, L.LightningDataModule, ABC):
     """Base of all data modules: subclasses give `load_split` and, as class attributes, what the set has.
 
     Workers decode and crop to uint8; `on_after_batch_transfer` does the rest on the device: latents from the frozen
@@ -61,14 +63,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         seed: seed of order, mirroring, captions and posterior draws.
         image_size_px: side of the square pictures.
         horizontal_flip: mirror half of the training images.
-        autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL.
+        autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL, or an
+            `Autoencoder` of your own by class path.
         autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
         cache: folder that `python -m zigma_pl prepare` wrote, read instead of the data set itself. It has to fit these
             options: if one differs, an error names it. It may also be an address that fsspec opens, such as
             "https://host/folder" or "s3://bucket/folder"; it is copied once, and its hashes are checked.
         keep_fetched_in: folder for the copy of a cache at an address; None for ~/.cache/zigma_pl/prepared.
         text_encoder: encoder of the captions, where the data set has any: clip (its weights in text_encoder_path),
-            minilm (a package, no download) or hashing (no weights, no meaning: for trying things).
+            minilm (a package, no download) or hashing (no weights, no meaning: for trying things); or a `TextEncoder`
+            of your own by class path.
         text_encoder_path: folder of the text encoder's weights.
         caption_dim: width of a caption token's features; None for the encoder's own (hashing: 256).
         max_caption_tokens: tokens kept of a caption; None for the encoder's own number (hashing: 32).
@@ -77,6 +81,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     """
 
     num_classes: int | None = None
+    class_names: Sequence[str] | None = None  # of the classes 0, 1, ..., where they are known
     num_frames: int | None = None  # of a clip; None for pictures
     has_captions: bool = False
     image_channels: ClassVar[int] = 3
@@ -90,11 +95,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         seed: int = 0,
         image_size_px: int = 256,
         horizontal_flip: bool = False,
-        autoencoder: str = "identity",
+        autoencoder: str | Autoencoder = "identity",
         autoencoder_subfolder: str | None = None,
         cache: str | None = None,
         keep_fetched_in: str | None = None,
-        text_encoder: TextEncoderName = "hashing",
+        text_encoder: TextEncoderName | TextEncoder = "hashing",
         text_encoder_path: str | None = None,
         caption_dim: int | None = None,
         max_caption_tokens: int | None = None,
@@ -121,8 +126,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self._prepared = None if cache is None else PreparedSet(cache, keep_fetched_in)
         self.num_predict_samples = num_predict_samples
         self.predict_captions = list(predict_captions or self.default_captions) if self.has_captions else None
+        self._named_encoders: dict[str, Any] = {
+            "autoencoder": autoencoder,
+            "autoencoder_subfolder": autoencoder_subfolder,
+        }
         self._text_encoder: TextEncoder | None = None
         if self.has_captions:
+            self._named_encoders |= {
+                "text_encoder": text_encoder,
+                "text_encoder_path": text_encoder_path,
+                "max_caption_tokens": max_caption_tokens,
+            }
             self._text_encoder = build_text_encoder(text_encoder, text_encoder_path, caption_dim, max_caption_tokens)
         self._splits: dict[Split, SplitSamples] = {}
         self._pixel_items: dict[Split, PixelDataset] = {}
@@ -156,16 +170,30 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def described(self) -> dict[str, Any]:
         """Return as plain values what decides which items a split has and what is in them, encoders apart.
 
-        Every option that a subclass adds is part of it, but for `options_that_only_locate`; one that it does not keep
-        under the option's own name it has to add here itself. A prepared set is used only where all these are equal.
+        Every option that a subclass adds is part of it, but for `options_that_only_locate`: as it was given and, where
+        an attribute of the option's name differs, as that. A prepared set is used only where all these are equal.
         """
         return {"image_size_px": self.image_size_px, "crop": CROP, "num_frames": self.num_frames, **self._own_options()}
 
+    def kept_with_model(self) -> dict[str, Any]:
+        """Return plain values that are kept with a model that is trained on the data: how to sample from it later."""
+        data = {"class_path": public_path(type(self)), "image_size_px": self.image_size_px}
+        for name, value in self._named_encoders.items():
+            try:
+                kept = recorded(value, f"data.{name}") if isinstance(value, (Autoencoder, TextEncoder)) else value
+                data |= {} if kept is None else {name: kept}
+            except UserError as error:  # training goes without; to sample, it has to be given again
+                rank_zero_warn(f"not kept with the model: {error}")
+        names = self.class_names
+        return {"data": data, **({} if names is None else {"class_names": list(names)})}
+
     def content(self) -> Content:
         """Return what a prepared set of these options holds; loads the encoders' weights to hash them."""
+        items = self.described()
+        check_recordable(items, "data")
         content = {
-            "dataset": type(self).__name__,
-            "items": self.described(),
+            "dataset": class_name(type(self)),
+            "items": items,
             "num_classes": self.num_classes,
             "autoencoder": self.frozen_autoencoder.fingerprint(),
             "text_encoder": None if self._text_encoder is None else self._text_encoder.fingerprint(),
@@ -309,13 +337,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
         )
 
     def _own_options(self) -> dict[str, Any]:
-        """Return the options that subclasses add and keep under the option's own name."""
+        """Return the options that subclasses add, as they were given and as attributes of the same names say."""
         parents = [parent for parent in type(self).__mro__ if issubclass(parent, ImageDataModule)]
         names = {name for parent in parents for name in inspect.signature(parent.__init__).parameters}
         of_every_set = inspect.signature(ImageDataModule.__init__).parameters
         names -= {*of_every_set, *self.options_that_only_locate, "num_classes"}
+        given = {name: plain(value) for name, value in options_of(self).items() if name in names}
         kept = {name: getattr(self, name, self) for name in sorted(names)}
-        return {name: value for name, value in kept.items() if isinstance(value, _PLAIN)}
+        kept = {name: plain(value) for name, value in kept.items() if isinstance(value, _PLAIN)}
+        differing = {
+            f"{name}, as given": given[name]
+            for name in given.keys() & kept.keys()
+            if given[name] is not None and given[name] != kept[name]
+        }
+        return {**given, **kept, **differing}
 
     def _conditions(self) -> ConditionSamples:
         return ConditionSamples(self.num_classes, self.predict_captions)

@@ -64,6 +64,7 @@ class Digits(ImageDataModule):
         )
         self.conditioned_on = condition
         self.num_classes = 10 if condition == "class" else None
+        self.class_names = None if self.num_classes is None else list(map(str, range(self.num_classes)))
 
     def described(self) -> dict[str, Any]:
         """Return as plain values what decides which items a split has and what is in them."""

@@ -107,6 +107,12 @@ class ImageFolder(ImageDataModule):
     def num_classes(self, number: int | None) -> None:
         self._num_classes = number
 
+    @property
+    def class_names(self) -> list[str] | None:  # type: ignore[override]  # there as an attribute
+        """Names of the class folders; None without classes, and where the pictures themselves are not there."""
+        is_there = self.conditioned_on == "class" and Path(self.root).is_dir()
+        return list(self._classes) if is_there else None
+
     def described(self) -> dict[str, Any]:
         """Return as plain values what decides which items a split has and what is in them."""
         return {**super().described(), "condition": self.conditioned_on}

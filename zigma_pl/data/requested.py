@@ -38,9 +38,9 @@ class RequestedData(ImageDataModule):
 
     def __init__(self, backbone: Backbone, requests: Sequence[Sample], batch_size: int, **encoders: Any) -> None:
         self.has_captions = backbone.caption_dim is not None
-        super().__init__(
-            batch_size=batch_size, num_predict_samples=len(requests), caption_dim=backbone.caption_dim, **encoders
-        )
+        if isinstance(encoders.get("text_encoder"), str):
+            encoders.setdefault("caption_dim", backbone.caption_dim)
+        super().__init__(batch_size=batch_size, num_predict_samples=len(requests), **encoders)
         self.num_classes = backbone.num_classes
         self.num_frames = backbone.latent_shape[0] if len(backbone.latent_shape) == 4 else None
         self._latent_shape = backbone.latent_shape
@@ -69,10 +69,11 @@ class RequestedData(ImageDataModule):
                     "themselves; give the folder of the AutoencoderKL that it was trained with"
                 )
             return IdentityAutoencoder(channels)
-        autoencoder = KLAutoencoder(self.autoencoder, self.autoencoder_subfolder)
+        given = self.autoencoder
+        autoencoder = given if isinstance(given, Autoencoder) else KLAutoencoder(given, self.autoencoder_subfolder)
         if autoencoder.channels != channels:
             raise UserError(
-                f"autoencoder: '{self.autoencoder}' has latents of {autoencoder.channels} channels, the model's have "
+                f"autoencoder: '{given}' has latents of {autoencoder.channels} channels, the model's have "
                 f"{channels}; give the one that it was trained with"
             )
         return autoencoder

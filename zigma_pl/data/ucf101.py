@@ -240,6 +240,12 @@ class UCF101(VideoDataModule):
     def num_classes(self, number: int | None) -> None:
         self._num_classes = number
 
+    @property
+    def class_names(self) -> list[str] | None:  # type: ignore[override]  # there as an attribute
+        """Names in classInd.txt; None without classes, and where the videos themselves are not there."""
+        is_there = self.conditioned_on == "class" and (self.standin or Path(self.root).is_dir())
+        return list(self._on_disk.class_ids) if is_there else None
+
     def described(self) -> dict[str, Any]:
         """Return as plain values what decides which items a split has and what is in them."""
         return {**super().described(), "condition": self.conditioned_on}

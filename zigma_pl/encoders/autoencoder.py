@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigma_pl.class_paths import Configurable
 from zigma_pl.encoders.weights import hash_of_weights, loading
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import randn_per_sample
@@ -23,7 +24,7 @@ from zigma_pl.transfer import to_device
 _PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at 256 px, 2 at 1024 px
 
 
-class Autoencoder(ABC):
+class Autoencoder(Configurable, ABC):
     """A frozen encoder and decoder.
 
     Pixels become latents in two steps, so that the dear one can be done once and kept on disk: `moments` runs the
@@ -219,15 +220,15 @@ def _samples_per_call(shape: torch.Size, downsampling: int = 1) -> int:
     return max(1, _PIXELS_PER_CALL // (shape[-1] * shape[-2] * downsampling**2))
 
 
-def build_autoencoder(name: str, image_channels: int, subfolder: str | None = None) -> Autoencoder:
-    """Return pixel space for "identity", else the AutoencoderKL found under `name`.
+def build_autoencoder(name: str | Autoencoder, image_channels: int, subfolder: str | None = None) -> Autoencoder:
+    """Return pixel space for "identity", the AutoencoderKL found under `name`, or the autoencoder given.
 
     Raises:
         UserError: it cannot be loaded, or its pictures have another number of channels than the data set's.
     """
     if name == "identity":
         return IdentityAutoencoder(image_channels)
-    autoencoder = KLAutoencoder(name, subfolder)
+    autoencoder = name if isinstance(name, Autoencoder) else KLAutoencoder(name, subfolder)
     if autoencoder.image_channels != image_channels:
         raise UserError(
             f"autoencoder: '{name}' takes pictures of {autoencoder.image_channels} channels, "

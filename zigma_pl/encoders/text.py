@@ -126,12 +126,12 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
 
 
 def build_text_encoder(
-    name: TextEncoderName, path: str | None = None, dim: int | None = None, max_tokens: int | None = None
+    name: TextEncoderName | TextEncoder, path: str | None = None, dim: int | None = None, max_tokens: int | None = None
 ) -> TextEncoder:
     """Return the named encoder.
 
     Args:
-        name: which encoder.
+        name: which encoder; one that is built already is returned as it is.
         path: folder of its weights, for encoders that have any.
         dim: width of a token's features; an encoder of fixed width refuses any other.
         max_tokens: tokens kept of a caption; None for the encoder's own number.
@@ -139,6 +139,13 @@ def build_text_encoder(
     Raises:
         UserError: the options do not go together, or the weights cannot be read.
     """
+    if isinstance(name, TextEncoder):
+        if path is not None or dim not in (None, name.dim) or max_tokens not in (None, name.max_tokens):
+            raise UserError(
+                f"text_encoder: {type(name).__name__} gives {name.max_tokens} tokens of {name.dim} features; leave "
+                "text_encoder_path, caption_dim and max_caption_tokens out"
+            )
+        return name
     if name == "hashing":
         if path is not None:
             raise UserError(f"text_encoder_path: the hashing encoder has no weights; leave '{path}' out")

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zigma_pl.class_paths import Configurable
 
-class TextEncoder(ABC):
+
+class TextEncoder(Configurable, ABC):
     """A frozen encoder. Its output has always `max_tokens` tokens, so it does not depend on the rest of the batch.
 
     Attributes:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from zigma_pl.backbones.base import Backbone
 from zigma_pl.batch import Batch
 from zigma_pl.callbacks.grid import to_uint8
+from zigma_pl.class_paths import check_recordable, class_name, summary
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import evenly_spaced
 from zigma_pl.errors import UserError
@@ -100,10 +101,10 @@ def describe_sampling(
 ) -> dict[str, Any]:
     """Return as plain values all that samples depend on, but for the weights."""
     backbone, objective, sampler = module.backbone, module.objective, module.sampler
-    return {
-        "backbone": {"class": type(backbone).__name__, **backbone.config},
-        "objective": {name: value for name, value in vars(objective).items() if name != "path"},
-        "sampler": {"class": type(sampler).__name__, **vars(sampler)},
+    description = {
+        "backbone": summary(backbone),
+        "objective": summary(objective, Objective),
+        "sampler": summary(sampler),
         "guidance": _describe_guidance(module.guidance),
         "seed": module.seed,
         "precision": precision,
@@ -112,11 +113,12 @@ def describe_sampling(
         "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
         "conditions": _describe_conditions(module, datamodule, split),
     }
+    check_recordable(description, "scoring")  # what cannot be written down could not tell two models apart
+    return description
 
 
 def _describe_guidance(guidance: Guidance) -> dict[str, Any]:
-    described = {"scale": guidance.scale, "interval": list(guidance.interval)}
-    return described if guidance.drop is None else {**described, "drop": guidance.drop}
+    return {name: value for name, value in summary(guidance, Guidance).items() if value is not None}
 
 
 def _describe_conditions(module: SamplingModel, datamodule: ImageDataModule, split: Split) -> dict[str, Any] | None:
@@ -127,7 +129,7 @@ def _describe_conditions(module: SamplingModel, datamodule: ImageDataModule, spl
     classes = None if some.class_ids is None else some.class_ids.tolist()
     return {
         "of": f"items 0, 1, ... of the {split} split",
-        "dataset": type(datamodule).__name__,
+        "dataset": class_name(type(datamodule)),
         "items": datamodule.described(),
         "num_items": num_items,
         "some_of_them_sha256": hashlib.sha256(repr((some.captions, classes)).encode()).hexdigest(),

@@ -1,35 +1,34 @@
 """A model as a folder: model.safetensors (weights) and config.json (how to build and sample it). Nothing executes."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from zigma_pl.backbones import Backbone, DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.backbones.migration import migrated_weights
+from zigma_pl.backbones import Backbone
+from zigma_pl.backbones.migration import migrated_options, migrated_weights
 from zigma_pl.checkpoints.content import check_finite
+from zigma_pl.class_paths import PACKAGE, NotAllowed, build_described, packages_named, recorded
 from zigma_pl.errors import UserError
 from zigma_pl.files import sha256, written_whole
-from zigma_pl.interop.described import REMEDY, ClassOptions, ModelConfig, build, known_class, known_name, options_of
+from zigma_pl.interop.described import REMEDY, Description, ModelConfig
+from zigma_pl.interop.generation import PretrainedModel
 from zigma_pl.interop.weights_file import read_tensors, stored_shapes
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule, mismatch
 from zigma_pl.optimizers.roles import DECAYED_ROLES, parameter_roles
-from zigma_pl.records import problems, read_record, write_record
-from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
+from zigma_pl.records import one_line, problems, read_record, write_record
+from zigma_pl.samplers import Guidance, Sampler
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-BACKBONES: dict[str, type[Backbone]] = {
-    backbone.__name__: backbone for backbone in (ZigMa, VisionMamba, ParallelMamba, DiT, UViT)
-}
-SAMPLERS: dict[str, type[Sampler]] = {sampler.__name__: sampler for sampler in (ODESampler, SDESampler)}
+Built = TypeVar("Built")
 
 
 def save_pretrained(
@@ -45,20 +44,20 @@ def save_pretrained(
     and config of two of them, are refused when they are read.
 
     Args:
-        model: of a GenerativeModule, objective, sampler, guidance and seed are kept too; of a backbone, itself alone.
+        model: of a GenerativeModule, objective, sampler, guidance, seed and what it was trained on are kept too; of a
+            backbone, itself alone. Classes of other packages are kept by their import paths.
         folder: where to write; files of these names are replaced.
-        about: more to keep in config.json, plain values by name: `training` (step and weights) and `data` (class and
-            encoders of the data set, which `python -m zigma_pl sample` reads).
+        about: more to keep in config.json, plain values by name: `training` (step and weights), and `class_names` and
+            `data` (class and encoders of the data set) where they are to replace those in the model's `trained_on`.
         matrix_dtype: in which matrices are stored: float16 takes half the room and rounds to 1 part in 2,000. Norms,
             biases, A_log, D and embedding tables stay float32, and all is float32 again when it is read.
 
-    Raises: UserError for a backbone or sampler of a class that is not this package's, or `about` of other types.
+    Raises: UserError for a class that cannot be imported, an option that is no plain value, or `about` of other types.
     """
     folder = Path(folder)
     backbone = model.backbone if isinstance(model, GenerativeModule) else model
     description: dict[str, Any] = {
-        "backbone": known_name(backbone, BACKBONES),
-        "config": backbone.config,
+        "backbone": recorded(backbone, "backbone"),
         **(describe_sampling(model) if isinstance(model, GenerativeModule) else {}),
         **(about or {}),
     }
@@ -69,10 +68,12 @@ def save_pretrained(
     }
     check_finite(weights, f"the weights to be saved to {folder}", "save those of another checkpoint")
     content = save(weights, metadata={"format": "pt"})
+    description["weights_sha256"] = hashlib.sha256(content).hexdigest()
     try:
-        config = ModelConfig(**description, weights_sha256=hashlib.sha256(content).hexdigest())
-    except ValidationError as error:
-        raise UserError(f"{folder / CONFIG_NAME} cannot be written: {problems(error)}") from error
+        config = ModelConfig.model_validate_json(json.dumps(description))
+    except (ValidationError, TypeError) as error:
+        problem = problems(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"{folder / CONFIG_NAME} cannot be written: {problem}") from error
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / WEIGHTS_NAME) as file:
         file.write(content)
@@ -80,13 +81,22 @@ def save_pretrained(
     return folder
 
 
-def from_pretrained(folder: str | Path) -> GenerativeModule:
-    """Build the model that `save_pretrained` or `python -m zigma_pl export` wrote, on the CPU and in evaluation mode.
+def from_pretrained(
+    folder: str | Path, *, train: bool = False, allow_imports: Sequence[str] = (), **options: Any
+) -> PretrainedModel:
+    """Build the model that `save_pretrained` or `python -m zigma_pl export` wrote, on the CPU.
 
-    `model.sample(Batch(None, sample_ids, conditions)).latents` draws from it as the run it comes from did.
+    `from_pretrained(folder).generate("a person with red hair", num=4)` returns pictures.
 
-    Raises: UserError when a file is missing, unreadable, truncated, of an unknown format version or another class,
-        when weights and config do not fit, or when the folder holds a backbone alone; see `load_backbone`.
+    Args:
+        folder: where it is.
+        train: return it in training mode, to be fine-tuned, instead of evaluation mode. Training starts from the
+            weights alone, with a new optimiser.
+        allow_imports: packages, other than this one, whose classes config.json may name; they are imported.
+        options: of `GenerativeModule`, such as `optimizer`, in place of those in config.json.
+
+    Raises: UserError when a file is missing, unreadable, truncated, of an unknown format version or of a class that is
+        not allowed, when weights and config do not fit, or when the folder holds a backbone alone; see `load_backbone`.
     """
     path = Path(folder) / CONFIG_NAME
     config = read_config(folder)
@@ -98,16 +108,28 @@ def from_pretrained(folder: str | Path) -> GenerativeModule:
     assert config.sampler is not None
     assert config.guidance is not None
     assert config.seed is not None
-    sampling = read_sampling(config.objective, config.sampler, config.guidance, path)
-    return GenerativeModule(_load_backbone(folder, config), **sampling, seed=config.seed).eval()
+    sampling = read_sampling(config.objective, config.sampler, config.guidance, path, allow_imports)
+    backbone = _load_backbone(folder, config, allow_imports)
+    model = PretrainedModel(backbone, **{**sampling, "seed": config.seed, **options})
+    model.trained_on = trained_on(config)
+    model.allow_imports = tuple(allow_imports)
+    return model.train(train)
 
 
-def load_backbone(folder: str | Path) -> Backbone:
+def load_backbone(folder: str | Path, *, allow_imports: Sequence[str] = ()) -> Backbone:
     """Build the backbone of a folder alone, on the CPU and in evaluation mode.
 
     Raises: UserError as `from_pretrained`.
     """
-    return _load_backbone(folder, read_config(folder))
+    return _load_backbone(folder, read_config(folder), allow_imports).eval()
+
+
+def load_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Return the weights of a folder's backbone by name.
+
+    Raises: UserError as `from_pretrained`.
+    """
+    return migrated_weights(_read_weights(folder, read_config(folder)))
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -118,37 +140,66 @@ def read_config(folder: str | Path) -> ModelConfig:
     return read_record(ModelConfig, Path(folder) / CONFIG_NAME)
 
 
-def _load_backbone(folder: str | Path, config: ModelConfig) -> Backbone:
-    path, config_path = Path(folder) / WEIGHTS_NAME, Path(folder) / CONFIG_NAME
-    stored = stored_shapes(path, REMEDY)
-    backbone = build_backbone(config.backbone, config.config, stored, config_path)
+def trained_on(config: ModelConfig) -> dict[str, Any]:
+    """Return what a config says of the data, as `GenerativeModule.trained_on` has it."""
+    found = {
+        "class_names": config.class_names,
+        "data": config.data and config.data.model_dump(exclude_none=True),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _load_backbone(folder: str | Path, config: ModelConfig, allow_imports: Sequence[str]) -> Backbone:
+    stored = stored_shapes(Path(folder) / WEIGHTS_NAME, REMEDY)
+    backbone = build_backbone(config.backbone, stored, Path(folder) / CONFIG_NAME, allow_imports)
+    fit_weights(backbone, _read_weights(folder, config), Path(folder) / WEIGHTS_NAME)
+    return backbone
+
+
+def _read_weights(folder: str | Path, config: ModelConfig) -> dict[str, Tensor]:
+    path = Path(folder) / WEIGHTS_NAME
     weights = read_tensors(path, REMEDY)
-    fit_weights(backbone, weights, path)
     check_finite(weights, path, "export another checkpoint")
     if config.weights_sha256 not in (None, sha256(path)):
         raise UserError(f"{path} is damaged, or not what {CONFIG_NAME} was written with: {REMEDY}")
-    return backbone.eval()
+    return weights
 
 
-def build_backbone(name: str, options: Mapping[str, Any], stored: Mapping[str, Tensor], source: Path) -> Backbone:
-    """Build a backbone of this package, once its weights are known to fit: first an outline without memory.
+def build_backbone(
+    description: Description, stored: Mapping[str, Tensor], source: Path, allow_imports: Sequence[str] = ()
+) -> Backbone:
+    """Build a backbone, once its weights are known to fit: first an outline without memory.
+
+    There is no outline of what other packages take part in: their code need not run without memory.
 
     Args:
-        name: its class.
-        options: of the constructor.
+        description: its class and options.
         stored: its weights by name, of which shapes alone are looked at.
         source: the file that an error names.
+        allow_imports: packages, other than this one, whose classes may be used.
 
-    Raises: UserError for a class or options that are not this package's, or other weights than that backbone has.
+    Raises: UserError for a class that is not allowed, options that are not its, or other weights than it has.
     """
-    backbone_class, what = known_class(name, BACKBONES, source), f"{source}: config of {name}"
-    depth = options.get("depth")
+    depth = description.init_args.get("depth")
     if isinstance(depth, int) and depth > max(100, len(stored)):  # an outline of so many layers would take long
-        raise UserError(f"{what}: depth is {depth}, but there are {len(stored)} tensors in all: {REMEDY}")
-    with torch.device("meta"):
-        outline = build(backbone_class, options, what, backbone_class.from_config)
-    _check_fit(outline, migrated_weights(stored), source)
-    return build(backbone_class, options, what, backbone_class.from_config)
+        raise UserError(f"{source}: depth is {depth}, but there are {len(stored)} tensors in all: {REMEDY}")
+    description = _migrated(description, source)
+    if not packages_named(description.model_dump()):
+        with torch.device("meta"):
+            outline = build(description, Backbone, f"{source}: backbone")  # type: ignore[type-abstract]
+        _check_fit(outline, migrated_weights(stored), source)
+    return build(description, Backbone, f"{source}: backbone", allow_imports)  # type: ignore[type-abstract]
+
+
+def _migrated(description: Description, source: Path) -> Description:
+    """Return a description with the options that a backbone of this package has now."""
+    package, _, name = description.class_path.rpartition(".")
+    if package.split(".")[0] not in ("", PACKAGE):
+        return description
+    try:
+        return description.model_copy(update={"init_args": migrated_options(name, description.init_args)})
+    except (TypeError, ValueError, LookupError) as error:
+        raise UserError(f"{source}: backbone cannot be used ({one_line(str(error))}): {REMEDY}") from error
 
 
 def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) -> None:
@@ -156,6 +207,7 @@ def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path)
 
     Raises: UserError that names the first parameters that are missing, unknown or of another shape.
     """
+    weights = migrated_weights(weights)
     weights = migrated_weights(weights)
     _check_fit(backbone, weights, source)
     backbone.load_state_dict(weights)
@@ -170,23 +222,35 @@ def _check_fit(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) 
 
 
 def describe_sampling(model: GenerativeModule) -> dict[str, Any]:
-    """Return as plain values what sampling from a module needs beside its backbone."""
-    sampler = ClassOptions.of(known_name(model.sampler, SAMPLERS), options_of(model.sampler))
+    """Return as plain values what sampling from a module needs beside its backbone, and what it was trained on."""
     return {
-        "objective": options_of(model.objective),
-        "sampler": sampler,
-        "guidance": asdict(model.guidance),
+        "objective": recorded(model.objective, "objective"),
+        "sampler": recorded(model.sampler, "sampler"),
+        "guidance": recorded(model.guidance, "guidance"),
         "seed": model.seed,
+        **model.trained_on,
     }
 
 
 def read_sampling(
-    objective: Mapping[str, Any], sampler: ClassOptions, guidance: Mapping[str, Any], source: Path
+    objective: Description, sampler: Description, guidance: Description, source: Path, allow_imports: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return GenerativeModule's objective, sampler and guidance from plain options; errors name the file `source`."""
-    sampler_class = known_class(sampler.class_name, SAMPLERS, source)
     return {
-        "objective": build(Objective, objective, f"{source}: objective"),
-        "sampler": build(sampler_class, sampler.options, f"{source}: sampler"),
-        "guidance": build(Guidance, guidance, f"{source}: guidance"),
+        "objective": build(objective, Objective, f"{source}: objective", allow_imports),
+        "sampler": build(sampler, Sampler, f"{source}: sampler", allow_imports),  # type: ignore[type-abstract]
+        "guidance": build(guidance, Guidance, f"{source}: guidance", allow_imports),
     }
+
+
+def build(description: Description, base: type[Built], what: str, allow_imports: Sequence[str] = ()) -> Built:
+    """Build an object from a file's description of it.
+
+    Raises: UserError that begins with `what`: see `zigma_pl.class_paths.build_described`.
+    """
+    try:
+        return build_described(description.model_dump(), base, allow_imports)
+    except NotAllowed as error:
+        raise UserError(f"{what}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{what} cannot be used ({error}): {REMEDY}") from error

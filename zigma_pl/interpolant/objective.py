@@ -1,11 +1,12 @@
 """What the network predicts, at which times, and how its error is weighted (SiT, arXiv:2401.08740, Sec. 2)."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from zigma_pl.class_paths import Configurable
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant.conversions import Quantity, coefficients_like, convert, interpolate
 from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
@@ -58,8 +59,7 @@ _NOISE_ERROR_WEIGHTS = {
 }
 
 
-@final  # so that the command line shows its options as a group, without a class path
-class Objective:
+class Objective(Configurable):
     """The training objective of an interpolant model, and the meaning of its network's raw output.
 
     Args:

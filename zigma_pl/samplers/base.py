@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zigma_pl.class_paths import Configurable
 from zigma_pl.errors import UserError
 from zigma_pl.interpolant.objective import Network, Objective
 
@@ -63,7 +64,7 @@ class Predictor:
         return Prediction(self.objective, output, x_t, times)
 
 
-class Sampler(ABC):
+class Sampler(Configurable, ABC):
     """Integrates from noise at t = 1 to data at t = 0.
 
     Every sampler treats the samples of a batch independently unless its documentation says otherwise: sample i is a

@@ -3,5 +3,6 @@
 from zigma_pl.scan.clips import clip_order
 from zigma_pl.scan.paths import SchemeName, adjacency, inverse, visit_order
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.scan.schemes import OrdersFile, Scheme
 
-__all__ = ["ScanConfig", "SchemeName", "adjacency", "clip_order", "inverse", "visit_order"]
+__all__ = ["OrdersFile", "ScanConfig", "Scheme", "SchemeName", "adjacency", "clip_order", "inverse", "visit_order"]

@@ -96,7 +96,7 @@ def _check(name: str, height: int, width: int, index: int, seed: int) -> None:
         raise UserError(f"the scan seed must be 0 or more, not {seed}")
 
 
-def check_legacy_inverse(name: SchemeName) -> None:
+def check_legacy_inverse(name: object) -> None:
     """Raise UserError unless the scheme is one that the official release inverts."""
     if name != "hilbert":
         raise UserError(f"scan.legacy_inverse: the official release inverts its hilbert orders alone, not {name}")

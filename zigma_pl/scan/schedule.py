@@ -10,6 +10,7 @@ from zigma_pl.errors import UserError
 from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.scan.clips import clip_order
 from zigma_pl.scan.paths import NUM_SYMMETRIES, SchemeName, check_legacy_inverse, visit_order
+from zigma_pl.scan.schemes import Scheme
 
 MAX_RANDOM_ORDERS = 4096
 MAX_PLACES = 2**28  # in all orders of a backbone together: 1 GiB
@@ -35,7 +36,8 @@ class ScanConfig:
 
     Args:
         scheme: sweep (straight rows and columns), zigzag (rows and columns to and fro), hilbert (a Hilbert curve for
-            any rectangle) or random.
+            any rectangle) or random; or a `Scheme` by class path: one of your own, or zigma_pl.scan.OrdersFile, which
+            reads orders from a file.
         num_orders: k, how many of the scheme's orders the layers take in turn: 1 to 8, in the sequence of
             zigma_pl.scan.paths; for random 1 to 4096. One raster order is sweep with num_orders 1.
         indices: which of the scheme's orders the layers take in turn, in place of the first k: each 0 to 7 or, for
@@ -52,7 +54,7 @@ class ScanConfig:
         both_ways: after each of the k orders comes its reverse, so that layers take 2 k orders in turn.
     """
 
-    scheme: SchemeName = "zigzag"
+    scheme: SchemeName | Scheme = "zigzag"
     num_orders: int = 8
     seed: int = 0
     video: VideoScan = "3d"
@@ -66,14 +68,16 @@ class ScanConfig:
         if self.indices is not None:
             object.__setattr__(self, "indices", tuple(self.indices))
             object.__setattr__(self, "num_orders", len(self.indices))
-        if self.scheme not in get_args(SchemeName):
+        is_own = isinstance(self.scheme, Scheme)
+        if isinstance(self.scheme, Scheme) and self.scheme.num_orders is not None and self.indices is None:
+            object.__setattr__(self, "num_orders", min(self.num_orders, self.scheme.num_orders))
+        if not is_own and self.scheme not in get_args(SchemeName):
             raise UserError(f"scan.scheme: unknown {self.scheme!r}; choose one of {', '.join(get_args(SchemeName))}")
-        most = MAX_RANDOM_ORDERS if self.scheme == "random" else NUM_SYMMETRIES
+        has_any = is_own or self.scheme == "random"
+        most = MAX_RANDOM_ORDERS if has_any else NUM_SYMMETRIES
         check_whole_numbers("scan", most=most, num_orders=self.num_orders)
         for index in self.indices or ():
-            check_whole_numbers(
-                "scan", least=0, most=LARGEST_SEED if self.scheme == "random" else most - 1, indices=index
-            )
+            check_whole_numbers("scan", least=0, most=LARGEST_SEED if has_any else most - 1, indices=index)
         check_whole_numbers("scan", least=0, most=LARGEST_SEED, seed=self.seed)
         if self.video not in get_args(VideoScan):
             raise UserError(f"scan.video: unknown {self.video!r}; choose one of {', '.join(get_args(VideoScan))}")
@@ -146,6 +150,8 @@ class ScanConfig:
 
     def _order(self, index: int, height: int, width: int, num_frames: int | None = None) -> np.ndarray:
         index = index if self.indices is None else self.indices[index]
+        if isinstance(self.scheme, Scheme):
+            return self.scheme.checked_order(index, height, width, num_frames)
         if num_frames is None:
             return visit_order(
                 self.scheme, height, width, index=index, seed=self.seed, legacy_inverse=self.legacy_inverse
