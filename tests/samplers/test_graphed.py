@@ -285,7 +285,8 @@ def test_replay_follows_inputs_and_weights(dtype, compile_backbone):
     backbone = build().cuda()
     graphed_backbone = GraphedBackbone(backbone, compile_backbone)
     for seed, batch_size in enumerate((2, 2, 1, 2)):
-        inputs = [tensor.cuda() for tensor in draw(batch_size, seed)]
+        x_t, t, conditions = draw(batch_size, seed)
+        inputs = (x_t.cuda(), t.cuda(), {"class": Condition(conditions["class"].values.cuda())})
         with torch.no_grad():
             exact = backbone(*inputs)
             with torch.autocast("cuda", dtype) if dtype else nullcontext():
