@@ -7,7 +7,7 @@ import torch
 
 from zigma_pl.mixers import Branch, Mamba, Visit
 from zigma_pl.mixers.sequences import Sequences
-from zigma_pl.nn.block import ZigzagBlock
+from zigma_pl.nn.block import BlockConditions, ZigzagBlock
 from zigma_pl.ops import mamba_mixer
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing")
@@ -29,7 +29,7 @@ def test_fused_block_agrees_with_the_plain_one(axis, num_steps, monkeypatch):
         monkeypatch.setattr(mamba_mixer, "runs_fused", lambda *_: fused)
         block.zero_grad()
         x, branch, gate, conditioning = (value.clone().requires_grad_() for value in inputs)
-        added, (mixed, *_) = block(x, Branch(branch, gate), conditioning, visit)
+        added, (mixed, *_) = block(x, Branch(branch, gate), BlockConditions(conditioning), visit)
         ((added + mixed) * weights_of_loss).sum().backward()
         gradients = [value.grad for value in (x, branch, gate, conditioning, *block.parameters())]
         return [added.detach(), mixed.detach(), *gradients]

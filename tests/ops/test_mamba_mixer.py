@@ -9,6 +9,7 @@ import torch
 from ops.scan_inputs import random_order
 
 from zigma_pl.backbones import ParallelMamba, ZigMa
+from zigma_pl.batch import Condition
 from zigma_pl.mixers import Branch, Visit
 from zigma_pl.mixers.mamba import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms
@@ -160,11 +161,11 @@ def test_backbone_gives_the_same_with_and_without_the_ops(backbone_class, option
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     x_t, t = torch.randn(2, 2, 4, 6), torch.rand(2)
-    condition = torch.randn(2, 3, 5) if options else None
+    conditions = {"caption": Condition(torch.randn(2, 3, 5))} if options else None
     results = []
     for fused in (False, True):
         monkeypatch.setattr(norms, "runs_fused", lambda x, shift, value=fused: value)
-        output = backbone(x_t, t, condition)
+        output = backbone(x_t, t, conditions)
         unused = {"allow_unused": True, "materialize_grads": True}  # the entries for no condition
         gradients = torch.autograd.grad(output.square().sum(), list(backbone.parameters()), **unused)
         results.append([output.detach(), *gradients])
