@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from backbones import tiny
+from backbones.tiny import BACKBONES
 from torch import distributed
 
 from zigma_pl.backbones.compiling import compile_regions
@@ -18,7 +19,6 @@ from zigma_pl.callbacks.ema import EMA
 from zigma_pl.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import Digits
-from zigma_pl.interop.folder import BACKBONES
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
 

@@ -1,16 +1,16 @@
-"""What every backbone promises, asked of all of them: a backbone in `interop.folder.BACKBONES` needs no test here."""
+"""What every backbone promises, asked of all of them: a backbone in `tiny.BACKBONES` needs no test here."""
 
 import functools
 
 import pytest
 import torch
 from backbones import tiny
+from backbones.tiny import BACKBONES
 
 import zigma_pl
 from zigma_pl.backbones import ParallelMamba, UViT, ZigMa
 from zigma_pl.batch import Condition
 from zigma_pl.errors import UserError
-from zigma_pl.interop.folder import BACKBONES
 from zigma_pl.scan.schedule import ScanConfig
 
 VARIANTS = {

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from backbones import tiny
+from backbones.tiny import BACKBONES
 
 from zigma_pl.backbones import graphed_training
 from zigma_pl.backbones.graphed_training import GraphedTraining
-from zigma_pl.interop.folder import BACKBONES
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,12 @@
 
 import torch
 
+from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.batch import Condition
 
 CLASSES = Condition(torch.tensor([0, 3, 1]))
 CAPTIONS = Condition(torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2)))
+BACKBONES = {backbone.__name__: backbone for backbone in (ZigMa, VisionMamba, ParallelMamba, DiT, UViT)}
 CONDITIONS = {
     "none": ({}, {}),
     "classes": ({"num_classes": 4}, {"class": CLASSES}),

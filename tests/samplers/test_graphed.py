@@ -7,11 +7,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from backbones import tiny
+from backbones.tiny import BACKBONES
 
 from zigma_pl.backbones import DiT, ZigMa
 from zigma_pl.backbones.compiling import compile_regions
 from zigma_pl.batch import Batch, Condition
-from zigma_pl.interop.folder import BACKBONES
 from zigma_pl.interpolant import Objective
 from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import Guidance, ODESampler, guided_network, sampling_twin
