@@ -208,7 +208,6 @@ def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path)
     Raises: UserError that names the first parameters that are missing, unknown or of another shape.
     """
     weights = migrated_weights(weights)
-    weights = migrated_weights(weights)
     _check_fit(backbone, weights, source)
     backbone.load_state_dict(weights)
 

@@ -72,11 +72,8 @@ def initialise(model: GenerativeModule, path: str | Path, weights: Weights = "av
         found, known = load_weights(path), trained_on(read_config(path))
     else:
         checkpoint = read_checkpoint(path)
-        found, known = (
-            _backbone_weights(checkpoint, weights, path, "--init_weights raw"),
-            checkpoint.get(TRAINED_ON, {}),
-        )
-    found = migrated_weights(found)
+        found = migrated_weights(_backbone_weights(checkpoint, weights, path, "--init_weights raw"))
+        known = checkpoint.get(TRAINED_ON, {})
     wrong = mismatch(model.backbone.state_dict(), found)
     if wrong is not None:
         raise UserError(

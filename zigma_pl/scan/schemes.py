@@ -4,8 +4,7 @@ import hashlib
 import io
 import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +64,7 @@ class OrdersFile(Scheme):
 
     path: str
     sha256: str | None = None
+    _orders: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         content = self._content()
@@ -72,7 +72,7 @@ class OrdersFile(Scheme):
         if self.sha256 not in (None, found):
             raise UserError(f"scan.scheme: {self.path} holds other orders than it did (SHA-256 {self.sha256})")
         object.__setattr__(self, "sha256", found)
-        assert len(self._orders)
+        object.__setattr__(self, "_orders", self._parsed(content))
 
     @property
     def num_orders(self) -> int:  # type: ignore[override]  # there as an attribute
@@ -97,9 +97,8 @@ class OrdersFile(Scheme):
                 ".json file"
             ) from error
 
-    @cached_property
-    def _orders(self) -> np.ndarray:
-        content = self._content()
+    def _parsed(self, content: bytes) -> np.ndarray:
+        """Return the orders in the file's content, (k, L)."""
         try:
             is_json = self.path.endswith(".json")
             found = np.array(json.loads(content)) if is_json else np.load(io.BytesIO(content), allow_pickle=False)
