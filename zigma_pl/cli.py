@@ -49,7 +49,7 @@ from zigma_pl.checkpoints.run_folder import (
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
-from zigma_pl.errors import UserError
+from zigma_pl.errors import UserError, causes
 from zigma_pl.fit_messages import all_missing_at_once, closing_lines
 from zigma_pl.interop.training_checkpoint import initialise
 from zigma_pl.launcher import Launcher
@@ -293,13 +293,6 @@ def put_int_first(action: Any) -> None:
     parts = get_args(getattr(action, "_typehint", None))
     if {int, float} <= {part for part in parts if isinstance(part, type)}:
         action._typehint = reduce(or_, [int, *(part for part in parts if part is not int)])
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it comes from: jsonargparse wraps the errors of constructors in its own."""
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 @rank_zero_only

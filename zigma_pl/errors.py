@@ -3,6 +3,8 @@
 And the status of what ends without an error of anybody.
 """
 
+from collections.abc import Iterator
+
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL, of a run that was asked to end and has saved: nothing is wrong, run it again
 
 
@@ -16,6 +18,11 @@ class BackendUnavailable(RuntimeError):
 
 def expected_error(error: BaseException | None) -> BaseException | None:
     """Return the error for users in a chain of causes: jsonargparse wraps those of constructors in its own."""
-    while error is not None and not isinstance(error, (UserError, BackendUnavailable)):
+    return next((cause for cause in causes(error) if isinstance(cause, (UserError, BackendUnavailable))), None)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it comes from."""
+    while error is not None:
+        yield error
         error = error.__cause__
-    return error

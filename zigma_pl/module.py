@@ -211,10 +211,8 @@ class GenerativeModule(L.LightningModule):
             )
         x_noise = randn_per_sample(generators, tuple(batch.latents.shape[1:]), device=self.device)
         dropped = None
-        if (
-            self.training and self.backbone.droppable_conditions
-        ):  # also without dropout, for a gradient of zero, not none
-            dropped = self._dropped(generators)
+        if self.training and self.backbone.droppable_conditions:
+            dropped = self._dropped(generators)  # also at a rate of 0: null entries get a gradient of zero, not none
 
         replayed = replayed and self.graph_training and self.device_mesh is None
         backbone = self._graphed_training if replayed else self.backbone

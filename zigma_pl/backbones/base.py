@@ -5,17 +5,15 @@ Axes: B batch, F frames (videos only), C channels, H W latent grid, T caption to
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from zigma_pl.batch import CAPTION, CLASS, Condition, Conditions
-from zigma_pl.class_paths import Configurable, described, options_of, parsed_options, plain
-from zigma_pl.conditioners import CaptionConditioner, ClassConditioner, Conditioner, ConditionerOptions, Entry
+from zigma_pl.class_paths import Configurable, options_of, parsed_options, plain
+from zigma_pl.conditioners import CaptionConditioner, ClassConditioner, Conditioner, Entry
 from zigma_pl.errors import UserError
-from zigma_pl.mixers import MixerOptions
 from zigma_pl.nn.shapes import check_shape
 from zigma_pl.ranges import check_numbers, check_whole_numbers
 
@@ -165,8 +163,8 @@ def _nothing(name: str, conditioner: Conditioner, x_t: Tensor) -> tuple[Conditio
     return conditioner.placeholder(len(x_t), x_t.device), everywhere
 
 
-def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a constructor's `locals()` as a `Backbone.config`: its options alone, dataclasses as dictionaries.
+def checked_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options in a constructor's `locals()` by name.
 
     Raises: UserError for a number that is out of its range; nothing has been allocated by then.
     """
@@ -175,17 +173,7 @@ def plain_options(constructor_locals: Mapping[str, Any]) -> dict[str, Any]:
     for name in LARGEST.keys() & options.keys():
         check_whole_numbers(owner, most=LARGEST[name], **{name: options[name]})
     check_numbers(owner, above=0, most=64, mlp_ratio=options.get("mlp_ratio"))
-    return {name: _plain(value) for name, value in options.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, MixerOptions | ConditionerOptions):
-        return described(value)
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return options
 
 
 def resolve_size(

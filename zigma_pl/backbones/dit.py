@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.backbones.base import plain_options, resolve_size
+from zigma_pl.backbones.base import checked_options, resolve_size
 from zigma_pl.backbones.token_backbone import TokenBackbone, all_conditioners, make_cross_attention
 from zigma_pl.conditioners import ConditionerOptions, Entry
 from zigma_pl.mixers import Mixer, MixerOptions, SelfAttention, Visit
@@ -79,7 +79,7 @@ class DiT(TokenBackbone):
         gradient_checkpointing: bool = False,
     ) -> None:
         mixers = mixers or SelfAttention(qk_norm=False)
-        config = plain_options(locals())
+        config = checked_options(locals())
         width, depth = resolve_size(SIZES, size, width, depth)
         conditioners = all_conditioners(config, conditioners)
         super().__init__(width, config, conditioners)

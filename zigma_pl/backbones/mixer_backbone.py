@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.backbones.base import plain_options, resolve_size
+from zigma_pl.backbones.base import checked_options, resolve_size
 from zigma_pl.backbones.token_backbone import TokenBackbone, all_conditioners, make_cross_attention
 from zigma_pl.conditioners import ConditionerOptions, Entry
 from zigma_pl.mixers import Mamba, MixerOptions
@@ -87,7 +87,7 @@ class MixerBackbone(TokenBackbone):
     ) -> None:
         scan = scan or self.own_scan
         mixers = mixers or self.own_mixers(scan)
-        config = plain_options(locals())
+        config = checked_options(locals())
         conditioners = all_conditioners(config, conditioners)
         attention = partial(make_cross_attention, config=config, conditioners=conditioners)
         width, depth = matched_size(size, width, depth, mixers, attention)

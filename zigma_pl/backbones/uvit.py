@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.backbones.base import plain_options, resolve_size
+from zigma_pl.backbones.base import checked_options, resolve_size
 from zigma_pl.backbones.token_backbone import TokenBackbone, all_conditioners, gives_tokens
 from zigma_pl.batch import Conditions
 from zigma_pl.conditioners import ConditionerOptions, Entry
@@ -88,7 +88,7 @@ class UViT(TokenBackbone):
         gradient_checkpointing: bool = False,
     ) -> None:
         mixers = mixers or SelfAttention(bias=False, qk_norm=False)
-        config = plain_options(locals())
+        config = checked_options(locals())
         width, depth = resolve_size(SIZES, size, width, depth)
         conditioners = all_conditioners(config, conditioners)
         super().__init__(width, config, conditioners)

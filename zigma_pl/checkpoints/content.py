@@ -74,7 +74,7 @@ class Content(_Part):
     loops: dict[str, Plain] = Field(default_factory=dict)
     optimizer_states: list[OptimizerState] = Field(default_factory=list)
     lr_schedulers: list[Plain] = Field(default_factory=list)
-    random_states: list[RandomState] = Field(default_factory=list, alias="random_states")
+    random_states: list[RandomState] = Field(default_factory=list)
 
 
 def check_content(checkpoint: Any, where: Any) -> None:

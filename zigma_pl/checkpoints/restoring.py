@@ -9,6 +9,7 @@ import torch
 from zigma_pl.checkpoints.content import STEP_PATH, check_like
 from zigma_pl.errors import UserError
 from zigma_pl.lightning_private import CheckpointConnector
+from zigma_pl.records import one_line
 
 
 class CheckedConnector(CheckpointConnector):
@@ -72,7 +73,7 @@ class CheckedConnector(CheckpointConnector):
             RuntimeError,
             OverflowError,
         ) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(str(error)) or type(error).__name__
             raise UserError(
                 f"checkpoint {path} does not fit this run ({reason}): use the one saved before it"
             ) from error

@@ -30,9 +30,8 @@ def missing_parts(options: Namespace) -> list[str]:
     without_weights = _changed(options, _WITHOUT_WEIGHTS)
     make_data_module(without_weights)
     kept_encoder = {name: value for name, value in _WITHOUT_WEIGHTS.items() if name != "autoencoder"}
-    whole = (
-        options if options.init_args.get("cache") is not None else without_weights
-    )  # a cache is compared with the encoders
+    # A cache is compared with the encoders, so its data cannot be opened without them.
+    whole = options if options.init_args.get("cache") is not None else without_weights
     attempts: tuple[Callable[[], object], ...] = (
         lambda: make_data_module(whole).setup("fit"),
         lambda: make_data_module(_changed(options, kept_encoder)).latent_shape,

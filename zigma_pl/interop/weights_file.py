@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zigma_pl.errors import UserError
+from zigma_pl.records import one_line
 
 MAX_HEADER_BYTES = 16 * 2**20  # far above that of any network; the library itself would read 100 MB
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -40,7 +41,7 @@ def stored_shapes(path: Path, remedy: str) -> dict[str, Tensor]:
     except KeyError as error:
         raise UserError(f"{path} holds tensors of dtype {error}, weights are floating point: {remedy}") from error
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:  # the last two for sizes beyond 64 bits
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(str(error))
         raise UserError(f"{path} cannot be read ({reason}), it is truncated or damaged: {remedy}") from error
 
 

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from zigma_pl.data.prepared.manifest import MANIFEST_NAME, File, Manifest
 from zigma_pl.data.samples import Split
 from zigma_pl.errors import UserError
-from zigma_pl.files import UNFINISHED, written_whole
+from zigma_pl.files import UNFINISHED, cache_folder, written_whole
 from zigma_pl.records import MAX_BYTES, parse_record
 
 # Those that only read files. Others of fsspec's run commands, open archives or combine further addresses.
 PROTOCOLS = ("https", "http", "s3", "gs", "az", "abfs", "hf", "sftp", "ftp", "file", "memory")
-DEFAULT_FOLDER = Path.home() / ".cache" / "zigma_pl" / "prepared"
+DEFAULT_FOLDER = cache_folder() / "prepared"
 CHUNK_BYTES = 2**20
 
 
