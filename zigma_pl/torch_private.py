@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ def shut_down_workers(batches: Iterator[Any]) -> bool:
         return False
     batches._shutdown_workers()
     return True
+
+
+def raise_no_errors_from_signals() -> None:
+    """Have DataLoaders report a dead worker where a batch is awaited, within 5 s, and nowhere else.
+
+    By default the handler of SIGCHLD raises an error in whatever the main process is doing, such as saving a file.
+    """
+    signal_handling._SIGCHLD_handler_set = True
 
 
 def workers_of(batches: Iterator[Any]) -> Sequence[Any]:

@@ -1,6 +1,5 @@
 """A worker that fails or dies stops training with what happened."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -55,8 +54,6 @@ def test_worker_outlives_a_sigterm_for_long_enough(monkeypatch):
     os.kill(worker.pid, signal.SIGTERM)
     for _ in range(20):
         next(batches)
-    with contextlib.suppress(RuntimeError):  # torch's handler of SIGCHLD raises wherever the main process happens to be
-        worker.join(20)
     worker.join(20)
     assert worker.exitcode == -signal.SIGALRM
     batches.close()
@@ -65,11 +62,12 @@ def test_worker_outlives_a_sigterm_for_long_enough(monkeypatch):
 @pytest.mark.parametrize(
     ("how", "end"),
     [
-        (lambda: os._exit(3), r"exited with 3|\(pid \d+\) exited unexpectedly with exit code 3"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed by SIGKILL|\(pid \d+\) is killed by signal"),
+        (lambda: os._exit(3), "exited with 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
     ],
 )
 def test_worker_that_dies_stops_the_run(tmp_path, how, end):
-    # The second form is torch's own handler's.
+    handler = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(RuntimeError, match=rf"worker 0 of the data loader \(process \d+\) {end}"):
         train(tmp_path, data=data_that(how))
+    assert signal.getsignal(signal.SIGCHLD) is handler  # torch's would raise in whatever the main process is doing

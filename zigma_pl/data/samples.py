@@ -20,7 +20,13 @@ from zigma_pl.data.images import PixelDataset, PixelItem
 from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 from zigma_pl.errors import UserError
 from zigma_pl.randomness import sample_generator
-from zigma_pl.torch_private import forget_workers, running_workers, shut_down_workers, workers_of
+from zigma_pl.torch_private import (
+    forget_workers,
+    raise_no_errors_from_signals,
+    running_workers,
+    shut_down_workers,
+    workers_of,
+)
 
 Split = Literal["train", "validation", "test"]
 
@@ -201,6 +207,7 @@ class SampleLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[RawBatch]:
+        raise_no_errors_from_signals()
         batches = iter(self._loader)
         try:
             yield from batches
