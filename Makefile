@@ -32,9 +32,10 @@ test: $(DEV) ## run the tests
 test-slow: $(DEV) ## run the long twins of some tests: 20 kills, 2,000 steps
 	$(BIN)/python -m pytest -m slow
 
-lint: $(DEV) ## ruff: rules and format
+lint: $(DEV) ## ruff: rules and format; import-linter: which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(DEV) ## mypy
 	$(BIN)/mypy

@@ -18,18 +18,18 @@ import numpy as np
 import torch
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks import checkpoint as checkpoint_module
-from zigma_pl.callbacks.checkpoint import Checkpoint
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.training_totals import TrainingTotals
-from zigma_pl.checkpoints.io import WholeFileIO
-from zigma_pl.checkpoints.newest import LAST_LINK, newest_checkpoint
-from zigma_pl.checkpoints.restoring import CheckedConnector
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
 from zigma_pl.optimizers import Constant
+from zigma_pl.training.callbacks import checkpoint as checkpoint_module
+from zigma_pl.training.callbacks.checkpoint import Checkpoint
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.training_totals import TrainingTotals
+from zigma_pl.training.checkpoints.io import WholeFileIO
+from zigma_pl.training.checkpoints.newest import LAST_LINK, newest_checkpoint
+from zigma_pl.training.checkpoints.restoring import CheckedConnector
+from zigma_pl.training.module import GenerativeModule
 
 
 class Noisy(GenerativeModule):

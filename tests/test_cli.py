@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import Image
 
-from zigma_pl import __main__ as command_line
-from zigma_pl.__main__ import COMMANDS, main
-from zigma_pl.ablations.composed import compose, differences
-from zigma_pl.module import GenerativeModule
+from zigma_pl.cli import main as command_line
+from zigma_pl.cli.main import COMMANDS, main
+from zigma_pl.suite.runs.composed import compose, differences
+from zigma_pl.training.module import GenerativeModule
 
 ROWS = ["sweep", "zigzag1", "zigzag2", "zigzag8"]
 TINY = [
@@ -204,7 +204,7 @@ def test_abbreviated_options_are_refused(option, digits, in_tmp, capsys):
     assert option.partition("=")[0].rpartition(".")[2] in error_of(["fit", *digits, option], capsys)
 
 
-@pytest.mark.parametrize("command", [name for name, (module, _) in COMMANDS.items() if module != "zigma_pl.cli"])
+@pytest.mark.parametrize("command", [name for name, (module, _) in COMMANDS.items() if module != "lightning_cli"])
 def test_abbreviated_options_of_other_commands_are_refused(command, capsys):
     action = {"prepare": ["coco"], "weights": ["list"]}.get(command, [])
     assert run([command, *action, "--hel"]) == 2
@@ -271,7 +271,7 @@ def test_full_disk_is_one_line(monkeypatch, capsys):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
 
-    monkeypatch.setattr("zigma_pl.commands.paths.main", full)
+    monkeypatch.setattr("zigma_pl.cli.commands.paths.main", full)
     assert run(["paths"]) == 1
     assert "the disk is full" in capsys.readouterr().err
 
@@ -283,7 +283,7 @@ def test_errors_of_the_file_system_are_one_line_with_the_path(error, monkeypatch
     def refused(_):
         raise error(errno.EACCES, "not like this", "some/place")
 
-    monkeypatch.setattr("zigma_pl.commands.paths.main", refused)
+    monkeypatch.setattr("zigma_pl.cli.commands.paths.main", refused)
     assert run(["paths"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "error: some/place: not like this: choose another path, or correct this one and its permissions"
@@ -316,7 +316,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def broken(_):
         raise ValueError("a bug of ours")
 
-    monkeypatch.setattr("zigma_pl.commands.paths.main", broken)
+    monkeypatch.setattr("zigma_pl.cli.commands.paths.main", broken)
     with pytest.raises(ValueError, match="a bug of ours"):
         run(["paths"])
 

@@ -14,13 +14,13 @@ from backbones import tiny
 from backbones.tiny import BACKBONES
 from torch import distributed
 
-from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.non_finite import NonFiniteGuard
-from zigma_pl.callbacks.throughput import Throughput
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule
+from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.training.callbacks.throughput import Throughput
+from zigma_pl.training.module import GenerativeModule
 
 STEPS = 4
 

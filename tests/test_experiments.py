@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from zigma_pl.__main__ import main
-from zigma_pl.ablations.composed import compose
-from zigma_pl.ablations.rows import Row, find_rows, overlay_of
+from zigma_pl.cli.main import main
 from zigma_pl.evaluation.record import read_record, record_path
+from zigma_pl.suite.runs.composed import compose
+from zigma_pl.suite.runs.rows import Row, find_rows, overlay_of
 
 REPOSITORY = Path(__file__).parents[1]
 ROWS = find_rows(REPOSITORY / "experiments")

@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.batch import Condition
-from zigma_pl.errors import UserError
-from zigma_pl.flops import count_flops, counting, operations_of
+from zigma_pl.core.batch import Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.mixers import Mamba, SelfAttention
+from zigma_pl.models.flops import count_flops, counting, operations_of
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.operations import Flops
 from zigma_pl.ops.selective_scan import reference, selective_scan

@@ -7,7 +7,7 @@ import time
 import pytest
 
 import zigma_pl
-from zigma_pl.__main__ import COMMANDS
+from zigma_pl.cli.main import COMMANDS
 
 MODULES = [
     module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zigma_pl.checkpoints.newest import checkpoints_in, newest_checkpoint
+from zigma_pl.training.checkpoints.newest import checkpoints_in, newest_checkpoint
 
 DRIVER = Path(__file__).with_name("kills_driver.py")
 STAGES = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.callbacks.progress_file import read_progress
+from zigma_pl.training.callbacks.progress_file import read_progress
 
 STEPS = 2000
 # From the first 1,000 steps to the last, of about 500: 8 KiB a step. Halves are compared by their highest window, since
@@ -26,7 +26,7 @@ OPTIONS = [
     "--checkpoint.every_n_train_steps=50",
     "--data.init_args.batch_size=8",
     "--data.init_args.num_workers=1",
-    "--trainer.callbacks+=zigma_pl.callbacks.progress_file.ProgressFile",
+    "--trainer.callbacks+=zigma_pl.training.callbacks.progress_file.ProgressFile",
     "--trainer.callbacks.path=progress.json",
     "--trainer.callbacks.seconds_between=0.05",
 ]

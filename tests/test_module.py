@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch, Condition
-from zigma_pl.callbacks.ema import EMA
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
 from zigma_pl.optimizers import Constant
 from zigma_pl.samplers import Guidance, ODESampler
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.module import GenerativeModule
 
 
 def adamw(**options):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
+from zigma_pl.core.randomness import rand_per_sample, randn_per_sample, sample_generators
 
 
 def draw(seed, stream, ids, shape=(2, 3)):

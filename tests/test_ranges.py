@@ -12,21 +12,21 @@ import torch
 
 import zigma_pl
 from zigma_pl.backbones import Backbone, ZigMa
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_numbers, check_whole_numbers
 from zigma_pl.data import Digits
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.errors import UserError
+from zigma_pl.evaluation.metrics.feature_sets import GivenFeatures
+from zigma_pl.evaluation.metrics.kernel_distance import KernelDistance
+from zigma_pl.evaluation.metrics.precision_recall import PrecisionRecall
 from zigma_pl.interpolant import Objective
 from zigma_pl.interpolant.schedules import VPSchedule
-from zigma_pl.metrics.feature_sets import GivenFeatures
-from zigma_pl.metrics.kernel_distance import KernelDistance
-from zigma_pl.metrics.precision_recall import PrecisionRecall
 from zigma_pl.mixers import Mamba, MixerOptions
-from zigma_pl.module import GenerativeModule
-from zigma_pl.nn.zigzag_mamba import ZigzagMamba
+from zigma_pl.models.zigzag_mamba import ZigzagMamba
 from zigma_pl.optimizers import LearningRateSchedule
-from zigma_pl.ranges import check_numbers, check_whole_numbers
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.training.module import GenerativeModule
 
 ANY_VALUE = {("Objective", "logit_mean")}  # numeric options that may be negative
 NOT_OPTIONS = {"RequestedData", "SamplingBar"}  # built by our code alone
@@ -49,7 +49,7 @@ def subclasses(base):
 def our_classes():
     """Every class of ours that YAML or Python can give numbers to."""
     for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl."):
-        if module.name.startswith(("zigma_pl.callbacks.", "zigma_pl.data.", "zigma_pl.samplers.")):
+        if module.name.startswith(("zigma_pl.training.callbacks.", "zigma_pl.data.", "zigma_pl.samplers.")):
             import_module(module.name)
     found = {ScanConfig, Guidance, Objective, VPSchedule, GenerativeModule, ZigzagMamba}
     for base in (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule, MixerOptions):

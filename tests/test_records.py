@@ -7,8 +7,8 @@ from fuzzing import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zigma_pl.errors import UserError
-from zigma_pl.records import Name, Record, parse_record, read_record, write_record
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import Name, Record, parse_record, read_record, write_record
 
 
 class Example(Record):

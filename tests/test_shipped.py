@@ -2,11 +2,11 @@
 
 import pytest
 
-from zigma_pl import shipped
-from zigma_pl.cli import with_shipped_configs
-from zigma_pl.commands.ablations import build_parser
-from zigma_pl.errors import UserError
-from zigma_pl.shipped import find_config, shipped_file
+from zigma_pl.cli.commands.ablations import build_parser
+from zigma_pl.cli.lightning_cli import with_shipped_configs
+from zigma_pl.core import shipped
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.shipped import find_config, shipped_file
 
 
 @pytest.fixture

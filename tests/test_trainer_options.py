@@ -3,18 +3,18 @@
 import lightning as L
 import pytest
 
-from zigma_pl import cli
-from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks.checkpoint import Checkpoint
-from zigma_pl.cli import put_int_first
+from zigma_pl.cli import lightning_cli as cli
+from zigma_pl.cli.lightning_cli import put_int_first
+from zigma_pl.cli.main import main
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.data.order import check_length
-from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
-from zigma_pl.trainer_options import check_trainer_options
+from zigma_pl.training.callbacks.checkpoint import Checkpoint
+from zigma_pl.training.module import GenerativeModule
+from zigma_pl.training.trainer_options import check_trainer_options
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from zigma_pl.core.randomness import rand_per_sample, randn_per_sample, sample_generators
+from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders import HashingTextEncoder
 from zigma_pl.interpolant.objective import Objective
-from zigma_pl.randomness import rand_per_sample, randn_per_sample, sample_generators
-from zigma_pl.transfer import to_device
 
 
 def test_a_tensor_that_is_there_stays_as_it_is():

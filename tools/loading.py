@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from zigma_pl.commands.show_batch import read_configuration
+from zigma_pl.cli.commands.show_batch import read_configuration
 
 SECONDS = 10.0
 

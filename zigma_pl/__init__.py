@@ -3,15 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from zigma_pl.version import __version__ as __version__
+from zigma_pl.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from zigma_pl.backbones.zigma import ZigMa
     from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
     from zigma_pl.interop.generation import PretrainedModel
-    from zigma_pl.module import GenerativeModule
-    from zigma_pl.nn.zigzag_mamba import ZigzagMamba
+    from zigma_pl.models.backbones.zigma import ZigMa
+    from zigma_pl.models.zigzag_mamba import ZigzagMamba
     from zigma_pl.ops.selective_scan import selective_scan
+    from zigma_pl.training.module import GenerativeModule
 
 __all__ = [
     "GenerativeModule",
@@ -26,10 +26,10 @@ __all__ = [
 
 # Public names are loaded on first use, so that `python -m zigma_pl --help` does not wait for torch.
 _HOMES = {
-    "GenerativeModule": "zigma_pl.module",
+    "GenerativeModule": "zigma_pl.training.module",
     "PretrainedModel": "zigma_pl.interop.generation",
-    "ZigMa": "zigma_pl.backbones.zigma",
-    "ZigzagMamba": "zigma_pl.nn.zigzag_mamba",
+    "ZigMa": "zigma_pl.models.backbones.zigma",
+    "ZigzagMamba": "zigma_pl.models.zigzag_mamba",
     "from_pretrained": "zigma_pl.interop.folder",
     "load_backbone": "zigma_pl.interop.folder",
     "save_pretrained": "zigma_pl.interop.folder",

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zigma_pl.ablations import plan
-from zigma_pl.commands import ablations
+from zigma_pl.cli.commands import ablations
+from zigma_pl.suite.runs import plan
 
 ROW = "trainer: {max_steps: 2}\ncheckpoint: {every_n_train_steps: 1}\ndata: {class_path: zigma_pl.data.Digits}\n"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from zigma_pl.ablations.composed import compose, differences, fingerprint, option, without
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.suite.runs.composed import compose, differences, fingerprint, option, without
 
 
 def write(tmp_path, name, text):

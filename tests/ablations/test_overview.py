@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.ablations.local import Job, State
-from zigma_pl.ablations.overview import Overview, duration
-from zigma_pl.ablations.plan import Places, Run
-from zigma_pl.ablations.rows import Row
+from zigma_pl.suite.runs.local import Job, State
+from zigma_pl.suite.runs.overview import Overview, duration
+from zigma_pl.suite.runs.plan import Places, Run
+from zigma_pl.suite.runs.rows import Row
 
 
 class Terminal(io.StringIO):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.ablations.plan import Places, plan
-from zigma_pl.ablations.requirements import missing
-from zigma_pl.ablations.rows import find_rows
+from zigma_pl.suite.runs.plan import Places, plan
+from zigma_pl.suite.runs.requirements import missing
+from zigma_pl.suite.runs.rows import find_rows
 
 ROW = """
 data:

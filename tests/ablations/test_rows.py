@@ -1,7 +1,7 @@
 import pytest
 
-from zigma_pl.ablations.rows import Row, find_rows, overlay_of
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.suite.runs.rows import Row, find_rows, overlay_of
 
 
 @pytest.fixture

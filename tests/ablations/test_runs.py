@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.ablations.local import Job, LocalRunner, State, job_of, sole_runner
-from zigma_pl.ablations.plan import Places, plan
-from zigma_pl.ablations.rows import find_rows
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.suite.runs.local import Job, LocalRunner, State, job_of, sole_runner
+from zigma_pl.suite.runs.plan import Places, plan
+from zigma_pl.suite.runs.rows import find_rows
 
 TABLE1 = ("--table", "1")
 
@@ -217,7 +217,7 @@ def test_a_row_that_was_done_meanwhile_is_not_repeated(fakes):
 RUNNER = """
 import os, subprocess, sys
 from pathlib import Path
-from zigma_pl.ablations.local import sole_runner
+from zigma_pl.suite.runs.local import sole_runner
 with sole_runner(Path(sys.argv[1])) as lock:
     subprocess.Popen([sys.executable, "-c", "input()"], pass_fds=(lock,))
     os.kill(os.getpid(), 9)

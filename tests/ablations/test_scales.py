@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.ablations.composed import compose, differences
-from zigma_pl.ablations.plan import Places, plan
-from zigma_pl.ablations.rows import find_rows
+from zigma_pl.suite.runs.composed import compose, differences
+from zigma_pl.suite.runs.plan import Places, plan
+from zigma_pl.suite.runs.rows import find_rows
 
 REPOSITORY = Path(__file__).parents[2]
 SCALES = REPOSITORY / "configs" / "scale"

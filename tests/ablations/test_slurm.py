@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 
 TEMPLATE = Path(__file__).parents[2] / "configs" / "slurm" / "row.sbatch"
 
@@ -22,7 +22,7 @@ def sbatch(fakes, monkeypatch):
     )
     Path("bin/sbatch").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", "bin", prepend=os.pathsep)
-    monkeypatch.setattr("zigma_pl.ablations.requirements.missing", lambda runs: [])
+    monkeypatch.setattr("zigma_pl.suite.runs.requirements.missing", lambda runs: [])
     return ["--launch=slurm", f"--template={TEMPLATE}"]
 
 

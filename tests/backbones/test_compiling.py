@@ -6,7 +6,7 @@ from backbones import tiny
 from torch._dynamo.testing import CompileCounter
 
 from zigma_pl.backbones import DiT, UViT, ZigMa
-from zigma_pl.backbones.compiling import MAX_COMPILED_FORMS, compile_regions, regions
+from zigma_pl.runtime.compiling import MAX_COMPILED_FORMS, compile_regions, regions
 
 
 @pytest.mark.parametrize("backbone_class", [ZigMa, DiT, UViT])

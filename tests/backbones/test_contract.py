@@ -9,8 +9,8 @@ from backbones.tiny import BACKBONES
 
 import zigma_pl
 from zigma_pl.backbones import ParallelMamba, UViT, ZigMa
-from zigma_pl.batch import Condition
-from zigma_pl.errors import UserError
+from zigma_pl.core.batch import Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan.schedule import ScanConfig
 
 VARIANTS = {

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from zigma_pl.backbones.cuda_graphs import garbage_kept, record
+from zigma_pl.runtime.cuda_graphs import garbage_kept, record
 
 
 class Cycle:

@@ -5,12 +5,12 @@ import torch
 from backbones import tiny
 
 from zigma_pl.backbones import DiT
-from zigma_pl.backbones.dit import DiTBlock
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.mixers import SelfAttention, Visit
-from zigma_pl.nn.block import BlockConditions
-from zigma_pl.nn.cross_attention import CrossAttention
-from zigma_pl.nn.embeddings import unpatchify
+from zigma_pl.models.backbones.dit import DiTBlock
+from zigma_pl.models.block import BlockConditions
+from zigma_pl.models.layers.cross_attention import CrossAttention
+from zigma_pl.models.layers.embeddings import unpatchify
 
 build = functools.partial(tiny.build, DiT)
 

@@ -9,7 +9,7 @@ from backbones import tiny
 from backbones.tiny import BACKBONES
 
 from zigma_pl.backbones import graphed_training
-from zigma_pl.backbones.graphed_training import GraphedTraining
+from zigma_pl.runtime.graphed_training import GraphedTraining
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from backbones import tiny
 
 from zigma_pl.backbones import ParallelMamba, VisionMamba, ZigMa
 from zigma_pl.mixers import Visit
-from zigma_pl.mixers.mamba import MambaMixer
-from zigma_pl.mixers.parallel import ParallelMixer
+from zigma_pl.models.mixers.mamba import MambaMixer
+from zigma_pl.models.mixers.parallel import ParallelMixer
 from zigma_pl.scan.paths import visit_order
 from zigma_pl.scan.schedule import ScanConfig
 

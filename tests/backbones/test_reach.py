@@ -6,7 +6,7 @@ from backbones import tiny
 from backbones.tiny import reached
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.batch import Condition
+from zigma_pl.core.batch import Condition
 from zigma_pl.scan import visit_order
 from zigma_pl.scan.schedule import ScanConfig
 

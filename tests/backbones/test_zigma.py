@@ -5,7 +5,7 @@ import torch
 from backbones import tiny
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.backbones.mixer_backbone import SIZES
+from zigma_pl.models.backbones.mixer_backbone import SIZES
 from zigma_pl.scan.paths import visit_order
 from zigma_pl.scan.schedule import ScanConfig
 

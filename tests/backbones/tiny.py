@@ -3,7 +3,7 @@
 import torch
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.batch import Condition
+from zigma_pl.core.batch import Condition
 
 CLASSES = Condition(torch.tensor([0, 3, 1]))
 CAPTIONS = Condition(torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2)))

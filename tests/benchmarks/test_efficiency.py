@@ -9,8 +9,8 @@ from zigma_pl.benchmarks import efficiency, flops, model_table
 from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.model_table import Setting, dit_among, match_parameters
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, outline
-from zigma_pl.commands import bench
-from zigma_pl.flops import count_flops
+from zigma_pl.cli.commands import bench
+from zigma_pl.models.flops import count_flops
 
 OPTIONS = ModelOptions(torch.device("cpu"), torch.float32, repeats=2, size=None, width=16, depth=4)
 MACHINE = {"date": "2026-01-01", "device": "a device"}

@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-from zigma_pl.backbones.compiling import regions
-from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.benchmarks.models import (
     FAMILIES,
     Contestant,
@@ -15,8 +13,10 @@ from zigma_pl.benchmarks.models import (
     findings,
     in_training,
 )
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import selective_scan as scan_op
+from zigma_pl.runtime.compiling import regions
+from zigma_pl.runtime.graphed_training import GraphedTraining
 from zigma_pl.scan.schedule import ScanConfig
 
 CPU = torch.device("cpu")

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from zigma_pl.benchmarks import plots
-from zigma_pl.benchmarks.machine import choose_device, describe_machine
 from zigma_pl.benchmarks.report import Result, figure_cell, measured, memory_cell, percent_cell, ratio_cell, time_cell
 from zigma_pl.benchmarks.timing import Measurement, Spread
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.machine import choose_device, describe_machine
 
 MACHINE = {"date": "2026-01-01", "device": "NVIDIA H100"}
 GONE = Measurement(None, None)

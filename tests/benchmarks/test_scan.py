@@ -9,7 +9,7 @@ from zigma_pl.benchmarks import scan
 from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.roofline import Rates, Work, scan_work
 from zigma_pl.benchmarks.scan_contestants import make_arguments, make_contestant, make_order
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.core.errors import BackendUnavailable, UserError
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.selective_scan import reference
 

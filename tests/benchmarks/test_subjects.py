@@ -178,7 +178,7 @@ def test_torch_numpy_einops_and_matplotlib_are_all_it_needs():
     absent = ("lightning", "omegaconf", "jsonargparse", "diffusers", "torchmetrics", "tensorboard", "safetensors")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "import zigma_pl.commands.bench, zigma_pl.samplers.graphed\n"
+        "import zigma_pl.cli.commands.bench, zigma_pl.runtime.graphed_sampling\n"
         "from zigma_pl.benchmarks import efficiency, flops, forward, order, plots, scan, train"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from kills_driver import train
 
-from zigma_pl.callbacks.checkpoint import Checkpoint
-from zigma_pl.checkpoints.newest import checkpoints_in
-from zigma_pl.checkpoints.resume import random_state, set_random_state
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.training.callbacks.checkpoint import Checkpoint
+from zigma_pl.training.checkpoints.newest import checkpoints_in
+from zigma_pl.training.checkpoints.resume import random_state, set_random_state
 
 
 def names(folder):

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.callbacks import clips as clips_module
-from zigma_pl.callbacks.clips import (
+from zigma_pl.core.clips import (
     can_write_mp4,
     check_frames_per_second,
     clip_suffix,
@@ -17,8 +16,9 @@ from zigma_pl.callbacks.clips import (
     tile_clips,
     to_clip,
 )
-from zigma_pl.callbacks.grid import to_uint8
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.grid import to_uint8
+from zigma_pl.training.callbacks import clips as clips_module
 
 
 def moving_bar(num_frames=5, side=32, shift=0):

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zigma_pl.callbacks.grid import as_chw_array, save_png, tile, to_pil, to_uint8
+from zigma_pl.core.grid import as_chw_array, save_png, tile, to_pil, to_uint8
 
 
 def test_eight_bits_are_rounded_and_clamped():

@@ -7,10 +7,10 @@ import torch
 from distributed.training_run import build, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zigma_pl.callbacks.non_finite import NonFiniteGuard
-from zigma_pl.callbacks.step_dump import README, replay
-from zigma_pl.errors import UserError
-from zigma_pl.module import GenerativeModule
+from zigma_pl.core.errors import UserError
+from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.training.callbacks.step_dump import README, replay
+from zigma_pl.training.module import GenerativeModule
 
 
 class BadSteps(GenerativeModule):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from kills_driver import build, train, trainer_for
 
-from zigma_pl import signals
-from zigma_pl.callbacks.preemption import Preempted, Preemption
-from zigma_pl.checkpoints.newest import newest_checkpoint
+from zigma_pl.core import signals
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.signals import ended_by_signals
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
-from zigma_pl.signals import ended_by_signals
+from zigma_pl.training.callbacks.preemption import Preempted, Preemption
+from zigma_pl.training.checkpoints.newest import newest_checkpoint
 
 HANDLERS = {number: signal.getsignal(number) for number in signals.SIGNALS}
 

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zigma_pl.callbacks import progress_file
-from zigma_pl.callbacks.progress_file import Progress, ProgressFile, read_progress
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.training.callbacks import progress_file
+from zigma_pl.training.callbacks.progress_file import Progress, ProgressFile, read_progress
 
 
 @pytest.fixture

@@ -8,18 +8,18 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks.data_wait import DataClock, FetchWatch, advice_on_encoding, advice_on_loading
-from zigma_pl.callbacks.model_cost import peak_flops_per_second, tokens_per_image, training_flops_per_image
-from zigma_pl.callbacks.throughput import Throughput
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import COCO, Digits
 from zigma_pl.data.samples import SampleLoader
-from zigma_pl.errors import UserError
-from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
-from zigma_pl.lightning_private import FETCH
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
+from zigma_pl.models.flops import count_flops
 from zigma_pl.samplers import ODESampler
+from zigma_pl.training.callbacks.data_wait import DataClock, FetchWatch, advice_on_encoding, advice_on_loading
+from zigma_pl.training.callbacks.model_cost import peak_flops_per_second, tokens_per_image, training_flops_per_image
+from zigma_pl.training.callbacks.throughput import Throughput
+from zigma_pl.training.lightning_private import FETCH
+from zigma_pl.training.module import GenerativeModule
 
 
 class Clock:
@@ -35,8 +35,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("zigma_pl.callbacks.throughput.time", clock)
-    monkeypatch.setattr("zigma_pl.callbacks.data_wait.time", clock)
+    monkeypatch.setattr("zigma_pl.training.callbacks.throughput.time", clock)
+    monkeypatch.setattr("zigma_pl.training.callbacks.data_wait.time", clock)
     return clock
 
 
@@ -289,6 +289,6 @@ def test_costs_of_an_image(monkeypatch, caplog):
     def unknown(*_, **__):
         raise UserError("the arithmetic of aten.fold is not known")
 
-    monkeypatch.setattr("zigma_pl.flops.count_flops", unknown)
+    monkeypatch.setattr("zigma_pl.models.flops.count_flops", unknown)
     assert training_flops_per_image(clips) is None
     assert "aten.fold" in caplog.text

@@ -14,10 +14,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from zigma_pl import cli
-from zigma_pl.__main__ import main
-from zigma_pl.checkpoints.archive import damage_of
-from zigma_pl.checkpoints.content import FORMAT_KEY
+from zigma_pl.cli import lightning_cli as cli
+from zigma_pl.cli.main import main
+from zigma_pl.training.checkpoints.archive import damage_of
+from zigma_pl.training.checkpoints.content import FORMAT_KEY
 
 LOG = Path("logs/digits/version_0")
 FOLDER = LOG / "checkpoints"

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kills_driver import build, trainer_for
 
-from zigma_pl.checkpoints.archive import read_step
-from zigma_pl.checkpoints.io import WholeFileIO, read_checkpoint
-from zigma_pl.checkpoints.newest import newest_checkpoint
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
+from zigma_pl.training.checkpoints.archive import read_step
+from zigma_pl.training.checkpoints.io import WholeFileIO, read_checkpoint
+from zigma_pl.training.checkpoints.newest import newest_checkpoint
 
 STEPS = 2
 

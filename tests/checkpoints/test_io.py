@@ -11,11 +11,11 @@ from backbones import tiny
 from torch import nn
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.checkpoints.archive import damage_of, read_step
-from zigma_pl.checkpoints.content import FORMAT_KEY, FORMAT_VERSION
-from zigma_pl.checkpoints.io import WholeFileIO, read_checkpoint
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.training.checkpoints.archive import damage_of, read_step
+from zigma_pl.training.checkpoints.content import FORMAT_KEY, FORMAT_VERSION
+from zigma_pl.training.checkpoints.io import WholeFileIO, read_checkpoint
 
 CONTENT = {"state_dict": {"weight": torch.arange(5000.0)}, "global_step": 7}
 

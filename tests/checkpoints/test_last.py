@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from zigma_pl.checkpoints.last import last_run
-from zigma_pl.checkpoints.newest import checkpoints_in, newest_checkpoint, point_last_to, remove_unfinished
-from zigma_pl.checkpoints.run_folder import RunFolders
-from zigma_pl.errors import UserError
-from zigma_pl.files import UNFINISHED
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import UNFINISHED
+from zigma_pl.training.checkpoints.last import last_run
+from zigma_pl.training.checkpoints.newest import checkpoints_in, newest_checkpoint, point_last_to, remove_unfinished
+from zigma_pl.training.checkpoints.run_folder import RunFolders
 
 
 def logger(kind="TensorBoardLogger", **options):

@@ -8,15 +8,15 @@ from kills_driver import build, trainer_for
 from safetensors.torch import load_file, save_file
 
 import zigma_pl
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.non_finite import NonFiniteGuard
-from zigma_pl.checkpoints.newest import newest_checkpoint
-from zigma_pl.checkpoints.options import GROUPS
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.interop.folder import WEIGHTS_NAME, load_backbone
 from zigma_pl.interpolant import Objective
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.training.callbacks.checkpoint_options import GROUPS
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.training.checkpoints.newest import newest_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl import __main__ as command_line
-from zigma_pl.commands.ablations import main
-from zigma_pl.errors import UserError
+from zigma_pl.cli.commands.ablations import main
+from zigma_pl.core.errors import UserError
 
 TINY = """
 model:
@@ -43,16 +42,13 @@ def test_a_row_is_trained_scored_continued_and_reported(in_tmp, monkeypatch, cap
 def test_it_ends_with_tables_and_report(in_tmp, monkeypatch, capsys):
     called = []
 
-    class Module:
-        @staticmethod
-        def main(argv):
-            called.append(argv)
-            raise UserError("results/half.json is no whole result record")
+    def fail(argv):
+        called.append(argv)
+        raise UserError("results/half.json is no whole result record")
 
-    monkeypatch.setattr("zigma_pl.commands.ablations.import_module", lambda name: Module)
-    monkeypatch.setitem(command_line.COMMANDS, "tables", ("tables", ""))
-    monkeypatch.setattr("zigma_pl.commands.ablations._run_here", lambda jobs, options: None)
-    monkeypatch.setattr("zigma_pl.ablations.requirements.missing", lambda runs: [])
+    monkeypatch.setattr("zigma_pl.cli.commands.tables.main", fail)
+    monkeypatch.setattr("zigma_pl.cli.commands.ablations._run_here", lambda jobs, options: None)
+    monkeypatch.setattr("zigma_pl.suite.runs.requirements.missing", lambda runs: [])
     assert main(["--rows", "digits"]) == 1
     (argv,) = called
     assert argv[0] == "--results=results"
@@ -60,7 +56,7 @@ def test_it_ends_with_tables_and_report(in_tmp, monkeypatch, capsys):
 
 
 def test_what_is_missing_is_listed_before_anything_starts(in_tmp, monkeypatch, capsys):
-    monkeypatch.setattr("zigma_pl.ablations.requirements.missing", lambda runs: ["data/x is missing", "weights/y too"])
+    monkeypatch.setattr("zigma_pl.suite.runs.requirements.missing", lambda runs: ["data/x is missing", "weights/y too"])
     assert main(["--scale", "paper", "--table", "1"]) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("error: scale paper needs what is not there")

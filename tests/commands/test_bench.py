@@ -8,8 +8,8 @@ import torch
 
 from zigma_pl.benchmarks import forward, scan, scan_contestants
 from zigma_pl.benchmarks.model_table import Setting
-from zigma_pl.commands import bench
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.cli.commands import bench
+from zigma_pl.core.errors import BackendUnavailable, UserError
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.selective_scan import reference
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zigma_pl.__main__ import main
-from zigma_pl.commands.demo import judge, real_digits
+from zigma_pl.cli.commands.demo import judge, real_digits
+from zigma_pl.cli.main import main
 
 
 def test_demo_ends_with_the_figure_and_the_picture(in_tmp, capsys):

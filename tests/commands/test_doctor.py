@@ -1,6 +1,6 @@
 import sys
 
-from zigma_pl.__main__ import main
+from zigma_pl.cli.main import main
 
 
 def test_report_names_versions_devices_and_backends(capsys):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import zigma_pl
-from zigma_pl.__main__ import main
-from zigma_pl.batch import Batch, Condition
+from zigma_pl.cli.main import main
+from zigma_pl.core.batch import Batch, Condition
 
 OPTIONS = [
     "--model.backbone.init_args.width=16",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zigma_pl.__main__ import main
+from zigma_pl.cli.main import main
 
 OPTIONS = {
     "paths": ["height", "width", "seed"],

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zigma_pl.commands import paths
-from zigma_pl.errors import UserError
+from zigma_pl.cli.commands import paths
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan.paths import named_orders
 
 
@@ -82,6 +82,6 @@ def test_size_that_is_no_number_exits_with_an_error(capsys: pytest.CaptureFixtur
 
 def test_import_is_light() -> None:
     """The command line imports this module to list its commands, so torch and matplotlib must wait."""
-    code = "import sys, zigma_pl.commands.paths; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
+    code = "import sys, zigma_pl.cli.commands.paths; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,13 +11,13 @@ import pytest
 from commands.prepared_place import one_line, prepare_again
 from data.prepared.tiny import arguments, content_of, faces
 
-from zigma_pl.__main__ import main as zigma_pl
-from zigma_pl.commands.prepare import DATA_SETS, main
+from zigma_pl.cli.commands.prepare import DATA_SETS, main
+from zigma_pl.cli.main import main as zigma_pl
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import UNFINISHED
 from zigma_pl.data import ImageDataModule
-from zigma_pl.data.prepared import arrays, run
-from zigma_pl.data.prepared.run import sole_writer
-from zigma_pl.errors import UserError
-from zigma_pl.files import UNFINISHED
+from zigma_pl.data.cache import arrays, run
+from zigma_pl.data.preparation.run import sole_writer
 
 # --- cut off and gone on ----------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def test_full_disk_is_one_line_and_leaves_whole_shards(place, tmp_path, monkeypa
         if len(written) == 25:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("zigma_pl.files.os.fsync", full)
+    monkeypatch.setattr("zigma_pl.core.files.os.fsync", full)
     out = tmp_path / "out"
     assert zigma_pl(["prepare", *arguments(place / "mm", out, place / "kl")]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]

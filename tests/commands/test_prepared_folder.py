@@ -6,7 +6,7 @@ import pytest
 from commands.prepared_place import one_line, prepare_again
 from data.prepared.tiny import content_of, copied, faces, prepare_faces, save_tiny_kl
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 
 # --- check ------------------------------------------------------------------------------------------------------------
 

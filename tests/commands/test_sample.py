@@ -13,15 +13,15 @@ from data.prepared.tiny import save_tiny_kl
 from PIL import Image
 
 import zigma_pl
-from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch, Condition
-from zigma_pl.callbacks import sampling_bar
-from zigma_pl.callbacks.clips import clip_suffix
-from zigma_pl.commands.export import data_options
+from zigma_pl.cli.commands.export import data_options
+from zigma_pl.cli.main import main
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.clips import clip_suffix
 from zigma_pl.encoders import HashingTextEncoder, KLAutoencoder
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import Guidance, ODESampler
+from zigma_pl.training.callbacks import sampling_bar
 
 # The second is longer than the 16 tokens that the model was trained with.
 CAPTIONS = ["A smiling person with red hair.", "A hat, " * 8 + "and a beard, and glasses."]

@@ -2,11 +2,11 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.__main__ import main
-from zigma_pl.batch import RawBatch
-from zigma_pl.commands.show_batch import draw_batch
+from zigma_pl.cli.commands.show_batch import draw_batch
+from zigma_pl.cli.main import main
+from zigma_pl.core.batch import RawBatch
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 
 
 def test_from_a_row_to_a_picture(repository, tmp_path, capsys):

@@ -6,11 +6,11 @@ import socket
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from zigma_pl import weights
-from zigma_pl.commands.weights import main
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.extractors import EXTRACTORS
-from zigma_pl.weights import State, WeightFile, Weights, find_weights
+from zigma_pl.cli.commands.weights import main
+from zigma_pl.core.errors import UserError
+from zigma_pl.encoders import weight_files as weights
+from zigma_pl.encoders.weight_files import State, WeightFile, Weights, find_weights
+from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
 
 CONTENT = b"weights" * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

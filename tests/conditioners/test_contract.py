@@ -9,7 +9,6 @@ from backbones import tiny
 
 import zigma_pl
 from zigma_pl.backbones import Backbone, DiT, UViT, ZigMa
-from zigma_pl.batch import Batch, Condition
 from zigma_pl.conditioners import (
     Caption,
     CaptionConditioner,
@@ -21,13 +20,14 @@ from zigma_pl.conditioners import (
     Map,
     Sizes,
 )
-from zigma_pl.conditioners.base import joined_tokens
-from zigma_pl.conditioners.caption import masked_mean
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule
+from zigma_pl.models.conditioners.base import joined_tokens
+from zigma_pl.models.conditioners.caption import masked_mean
 from zigma_pl.samplers import Guidance, ODESampler
+from zigma_pl.training.module import GenerativeModule
 
 WIDTH = 8
 CPU = torch.device("cpu")
@@ -283,14 +283,14 @@ def test_each_condition_is_dropped_at_its_own_rate_and_all_at_the_joint_one():
     module = GenerativeModule(
         tiny.build(ZigMa, num_classes=4, conditioners=conditioners), Objective(), condition_dropout=0.2
     )
-    dropped = module._dropped(zigma_pl.randomness.sample_generators(0, "train", torch.arange(4000)))
+    dropped = module._dropped(zigma_pl.core.randomness.sample_generators(0, "train", torch.arange(4000)))
     assert dropped["edges"].float().mean().item() == pytest.approx(0.2, abs=0.03)
     assert dropped["class"].float().mean().item() == pytest.approx(1 - 0.8 * 0.5, abs=0.03)
     assert dropped["class"][dropped["edges"]].all()
 
 
 def test_a_rate_of_its_own_leaves_the_joint_decision_as_it_was():
-    generators = [zigma_pl.randomness.sample_generators(0, "train", torch.arange(50)) for _ in range(2)]
+    generators = [zigma_pl.core.randomness.sample_generators(0, "train", torch.arange(50)) for _ in range(2)]
     own, plain = (
         GenerativeModule(tiny.build(ZigMa, num_classes=4, conditioners=c), Objective(), condition_dropout=0.3)
         for c in ({"edges": Map(dropout=0.5)}, None)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.batch import RawBatch
+from zigma_pl.core.batch import RawBatch
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits, ImageDataModule
 from zigma_pl.data.images import ImageDataset, ImageItem, to_uint8_tensor
 from zigma_pl.encoders import KLAutoencoder
-from zigma_pl.errors import UserError
 
 
 class Coloured(ImageDataset):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import COCO
-from zigma_pl.data.standins.scenes import draw_scene_attributes, write_coco, write_scene_captions
-from zigma_pl.errors import UserError
+from zigma_pl.data.synthetic.scenes import draw_scene_attributes, write_coco, write_scene_captions
 
 
 @pytest.fixture(params=[2014, 2017])

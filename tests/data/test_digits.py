@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.data.digits import load_all_digits
-from zigma_pl.errors import UserError
+from zigma_pl.data.sources.digits import load_all_digits
 
 
 def all_splits():

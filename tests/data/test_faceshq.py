@@ -3,10 +3,10 @@ import shutil
 import numpy as np
 import pytest
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import FacesHQ
 from zigma_pl.data.images import decode_image
-from zigma_pl.data.standins.faces import write_faceshq
-from zigma_pl.errors import UserError
+from zigma_pl.data.synthetic.faces import write_faceshq
 
 CELEBA_HQ = "CelebAMask-HQ/CelebA-HQ-img"
 FFHQ = "ffhq/images1024x1024"

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from zigma_pl.data import Digits, ImageFolder
-from zigma_pl.data.videos import ClipCutter, FixedClips, VideoItem
+from zigma_pl.data.sources.videos import ClipCutter, FixedClips, VideoItem
 
 
 @pytest.fixture

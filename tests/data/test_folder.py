@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.commands import prepare
+from zigma_pl.cli.commands import prepare
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import ImageFolder
-from zigma_pl.data.folder import split_by_hash
-from zigma_pl.errors import UserError
+from zigma_pl.data.sources.folder import split_by_hash
 
 SPLITS = ("train", "validation", "test")
 

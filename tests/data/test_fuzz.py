@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zigma_pl.data.coco import read_annotations
-from zigma_pl.data.folder import read_captions
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.cache.folder import finished_shards
+from zigma_pl.data.cache.manifest import read_manifest
+from zigma_pl.data.cache.reading import open_split
 from zigma_pl.data.images import decode_image, resize_and_crop
-from zigma_pl.data.mm_celeba_hq import read_captions as read_caption_file
-from zigma_pl.data.prepared.check import check_files
-from zigma_pl.data.prepared.folder import finished_shards
-from zigma_pl.data.prepared.manifest import read_manifest
-from zigma_pl.data.prepared.reading import open_split
-from zigma_pl.data.split_lists import read_filename_list, read_number_list
-from zigma_pl.data.ucf101 import read_class_names, read_list
-from zigma_pl.errors import UserError
+from zigma_pl.data.preparation.check import check_files
+from zigma_pl.data.sources.coco import read_annotations
+from zigma_pl.data.sources.folder import read_captions
+from zigma_pl.data.sources.mm_celeba_hq import read_captions as read_caption_file
+from zigma_pl.data.sources.split_lists import read_filename_list, read_number_list
+from zigma_pl.data.sources.ucf101 import read_class_names, read_list
 
 STORED = Path(__file__).parent / "prepared" / "stored"
 FUZZ = bounded(max_examples=60)

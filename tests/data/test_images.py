@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data.images import decode_image, resize_and_crop, to_uint8_tensor
-from zigma_pl.errors import UserError
 
 
 def test_crop_takes_the_centre():

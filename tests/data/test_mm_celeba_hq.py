@@ -6,10 +6,10 @@ import warnings
 import pytest
 import torch
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import MMCelebAHQ
 from zigma_pl.data.images import decode_image
-from zigma_pl.data.standins.faces import draw_attributes, write_captions, write_mm_celeba_hq
-from zigma_pl.errors import UserError
+from zigma_pl.data.synthetic.faces import draw_attributes, write_captions, write_mm_celeba_hq
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ from itertools import islice
 
 import pytest
 
-from zigma_pl.batch import FILLER_ID
+from zigma_pl.core.batch import FILLER_ID
+from zigma_pl.core.errors import UserError
 from zigma_pl.data.order import EvaluationOrder, TrainingOrder
-from zigma_pl.errors import UserError
 
 
 def stream(num_steps, *, num_images=10, batch_size=4, **kwargs):

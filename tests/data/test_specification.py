@@ -5,9 +5,9 @@ import warnings
 import pytest
 
 from zigma_pl.backbones import ZigMa
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.data.specification import Specification, check_data_fit_backbone, fill_from
-from zigma_pl.errors import UserError
 
 SIZES = {"patch_size": 2, "width": 16, "depth": 1}
 

@@ -3,8 +3,8 @@ import warnings
 
 import pytest
 
-from zigma_pl.data.split_lists import number_in_name, read_filename_list, read_number_list, read_splits
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.sources.split_lists import number_in_name, read_filename_list, read_number_list, read_splits
 
 
 def write_lists(root, **lists):

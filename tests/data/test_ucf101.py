@@ -7,10 +7,10 @@ import pytest
 from data.written_videos import decoded
 from PIL import Image
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import UCF101
 from zigma_pl.data.images import resize_and_crop
-from zigma_pl.data.standins.clips import MOTIONS, write_ucf101
-from zigma_pl.errors import UserError
+from zigma_pl.data.synthetic.clips import MOTIONS, write_ucf101
 
 LISTS = "ucfTrainTestlist"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from data.written_videos import decoded, mux, nothing_coded, packed, packets, pictures, write
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data.video_files import open_video
-from zigma_pl.errors import UserError
 
 
 def read(path, *arguments):

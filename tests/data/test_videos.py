@@ -5,8 +5,8 @@ import pytest
 import torch
 from data.written_videos import write
 
-from zigma_pl.data.videos import VideoDataModule, VideoItem
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.sources.videos import VideoDataModule, VideoItem
 
 LENGTHS = (30, 12, 21)
 

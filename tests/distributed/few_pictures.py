@@ -6,14 +6,14 @@ import lightning as L
 from distributed.training_run import build
 from evaluation.fake_extractor import build_fake
 
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.preview import PreviewGrid
-from zigma_pl.callbacks.sample_writer import SampleWriter
-from zigma_pl.callbacks.scorer import Scorer
 from zigma_pl.data import Digits
-from zigma_pl.data.digits import DigitImages
+from zigma_pl.data.sources.digits import DigitImages
 from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.record import read_record
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.preview import PreviewGrid
+from zigma_pl.training.callbacks.sample_writer import SampleWriter
+from zigma_pl.training.callbacks.scorer import Scorer
 
 # pictures -> samples for scoring, in chunks of 16, and scores: of one picture there is only the loss.
 CASES = {1: (16, []), 3: (20, ["fid_lite", "kid_lite"])}

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from lightning.pytorch.strategies import DDPStrategy
 
-from zigma_pl.__main__ import main
+from zigma_pl.cli.main import main
 from zigma_pl.strategies import FullySharded
 
 STRATEGIES = {"ddp": DDPStrategy, "fsdp": FullySharded}

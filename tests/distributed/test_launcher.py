@@ -12,11 +12,11 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.distributed import DistNetworkError
 
-from zigma_pl import launcher as launcher_module
-from zigma_pl.callbacks.preemption import Preempted
-from zigma_pl.errors import UserError
-from zigma_pl.launcher import Launcher
-from zigma_pl.signals import end_with_parent
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.signals import end_with_parent
+from zigma_pl.training import launcher as launcher_module
+from zigma_pl.training.callbacks.preemption import Preempted
+from zigma_pl.training.launcher import Launcher
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ from backbones import tiny
 from distributed.training_run import NUM_STEPS, train
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.batch import Batch
+from zigma_pl.core.batch import Batch
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.training.module import GenerativeModule
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import lightning as L
 import torch
 
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks.ema import EMA
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
 from zigma_pl.optimizers import Constant
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.module import GenerativeModule
 
 NUM_STEPS = 6
 GLOBAL_BATCH_SIZE = 8

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from distributed.few_pictures import CASES, FewDigits, evaluate
 from distributed.training_run import GLOBAL_BATCH_SIZE, NUM_STEPS, build, train
 
-from zigma_pl.callbacks.agreement import Agreement
-from zigma_pl.callbacks.non_finite import NonFiniteGuard
-from zigma_pl.errors import UserError
-from zigma_pl.module import GenerativeModule
+from zigma_pl.core.errors import UserError
 from zigma_pl.strategies import FullySharded
+from zigma_pl.training.callbacks.agreement import Agreement
+from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.training.module import GenerativeModule
 
 HALF = GLOBAL_BATCH_SIZE // 2
 

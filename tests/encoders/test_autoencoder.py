@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import sample_generators
 from zigma_pl.encoders import IdentityAutoencoder, KLAutoencoder, build_autoencoder
-from zigma_pl.errors import UserError
-from zigma_pl.randomness import sample_generators
 
 
 def save_tiny_kl(path, **config):

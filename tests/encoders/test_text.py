@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.encoders import HashingTextEncoder, build_text_encoder
 from zigma_pl.encoders import text as text_module
 from zigma_pl.encoders.text import sinusoidal_positions, word_vector
-from zigma_pl.errors import UserError
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 

@@ -4,9 +4,9 @@ import shutil
 import pytest
 import torch
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.encoders.text import build_text_encoder
 from zigma_pl.encoders.transformer_text import CLIPTextEncoder
-from zigma_pl.errors import UserError
 
 CAPTIONS = ["a red ball", "a much longer caption about a small red ball on a wide green field", ""]
 

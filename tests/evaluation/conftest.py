@@ -8,12 +8,12 @@ from evaluation.fake_extractor import build_fake
 from evaluation.tiny_run import build, trainer_for
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.scorer import Scorer
-from zigma_pl.callbacks.training_totals import TrainingTotals
 from zigma_pl.data import Digits
 from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.record import read_record
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.scorer import Scorer
+from zigma_pl.training.callbacks.training_totals import TrainingTotals
 
 
 @pytest.fixture(scope="module")

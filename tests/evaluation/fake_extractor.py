@@ -2,7 +2,7 @@
 
 import torch
 
-from zigma_pl.metrics.extractors import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors import FeatureExtractor
 
 
 class FakeExtractor(FeatureExtractor):

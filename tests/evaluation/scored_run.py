@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from evaluation.fake_extractor import build_fake
 
-from zigma_pl.__main__ import main
+from zigma_pl.cli.main import main
 from zigma_pl.evaluation import scoring
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@ import pytest
 import torch
 from data.prepared.tiny import faces, prepare_faces, save_tiny_kl, write_faces
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.data.picture_files import evenly_spaced
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation.held_out import NUM_PROBED, RealPictures
 
 

@@ -9,7 +9,7 @@ from zigma_pl.data import Digits
 from zigma_pl.evaluation.loss_by_time import MeanByTime, bin_name
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
+from zigma_pl.training.module import GenerativeModule
 
 
 def test_means_by_time_weigh_every_sample_alike():

@@ -11,9 +11,9 @@ from fuzzing import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import parse_record
 from zigma_pl.evaluation.record import ResultRecord, Score, read_record, write_record
-from zigma_pl.records import parse_record
 
 REPOSITORY = Path(__file__).parents[2]
 RECORDS = [path for path in sorted((REPOSITORY / "results").rglob("*.json")) if '"scores"' in path.read_text()]

@@ -6,13 +6,13 @@ import torch
 from evaluation.fake_extractor import FakeExtractor
 from PIL import Image
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import sha256
 from zigma_pl.data import Digits, ImageDataModule
 from zigma_pl.data.images import ImageDataset, ImageItem
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import extract
 from zigma_pl.evaluation.held_out import RealPictures, describe_real_pictures, real_chunks
 from zigma_pl.evaluation.reference import ReferenceFiles, load_or_make
-from zigma_pl.files import sha256
 
 
 class Reference:

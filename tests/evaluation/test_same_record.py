@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from zigma_pl.module import GenerativeModule, Samples
+from zigma_pl.training.module import GenerativeModule, Samples
 
 EXPECTED = {
     "fid_lite": (157.98419171970454, None),

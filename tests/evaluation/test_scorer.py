@@ -15,19 +15,19 @@ from evaluation.tiny_run import SIZE, build, chunks, trainer_for
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from zigma_pl.__main__ import main
 from zigma_pl.backbones import ZigMa
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.scorer import Scorer
-from zigma_pl.callbacks.throughput import Throughput
+from zigma_pl.cli.main import main
 from zigma_pl.data import Digits
 from zigma_pl.evaluation import scoring
+from zigma_pl.evaluation.metrics.clip_score import ClipScore
 from zigma_pl.evaluation.record import read_record
-from zigma_pl.flops import count_flops
 from zigma_pl.interpolant import Objective
-from zigma_pl.metrics.clip_score import ClipScore
-from zigma_pl.module import GenerativeModule
+from zigma_pl.models.flops import count_flops
 from zigma_pl.samplers import Guidance, ODESampler, SDESampler
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.scorer import Scorer
+from zigma_pl.training.callbacks.throughput import Throughput
+from zigma_pl.training.module import GenerativeModule
 
 # --- the record -------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from evaluation.tiny_run import chunks
 
-from zigma_pl.__main__ import main
-from zigma_pl.callbacks.scorer import Scorer
+from zigma_pl.cli.main import main
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation import scoring
-from zigma_pl.module import GenerativeModule, Samples
+from zigma_pl.training.callbacks.scorer import Scorer
+from zigma_pl.training.module import GenerativeModule, Samples
 
 
 def one_line(caught):

@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
+from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
+from zigma_pl.evaluation.metrics.frechet import frechet_distance
+from zigma_pl.evaluation.metrics.kernel_distance import kernel_distance
+from zigma_pl.evaluation.metrics.precision_recall import precision_recall
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 from zigma_pl.evaluation.reference import Reference
 from zigma_pl.evaluation.scores import (
     SCORES,
@@ -13,11 +18,6 @@ from zigma_pl.evaluation.scores import (
     choose_scores,
     compute,
 )
-from zigma_pl.metrics.extractors import EXTRACTORS
-from zigma_pl.metrics.frechet import frechet_distance
-from zigma_pl.metrics.kernel_distance import kernel_distance
-from zigma_pl.metrics.precision_recall import precision_recall
-from zigma_pl.metrics.statistics import FeatureStatistics
 
 OPTIONS = ScoreOptions(kid_num_subsets=3, kid_subset_size=5, num_neighbours=2)
 

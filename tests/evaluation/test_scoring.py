@@ -8,8 +8,8 @@ import pytest
 import torch
 from evaluation.tiny_run import build, chunks
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation.scoring import Scoring, ScoringOptions
 from zigma_pl.interop.folder import save_pretrained
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.store import Chunk, SampleStore
 
 

@@ -9,8 +9,8 @@ import torch
 from zigma_pl.backbones import ZigMa
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.module import GenerativeModule
 from zigma_pl.samplers import Guidance, ODESampler
+from zigma_pl.training.module import GenerativeModule
 
 SIZE = {"patch_size": 4, "width": 16, "depth": 1, "mixers": Mamba(state_size=4)}
 

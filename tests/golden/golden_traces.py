@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zigma_pl.ablations.composed import compose
-from zigma_pl.ablations.rows import Row, find_rows, overlay_of
-from zigma_pl.backbones.migration import migrated_weights
-from zigma_pl.batch import Batch, Condition
+from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
-from zigma_pl.module import GenerativeModule
+from zigma_pl.models.backbones.migration import migrated_weights
+from zigma_pl.suite.runs.composed import compose
+from zigma_pl.suite.runs.rows import Row, find_rows, overlay_of
+from zigma_pl.training.module import GenerativeModule
 
 GOLDEN = Path(__file__).parent
 REPOSITORY = GOLDEN.parents[1]

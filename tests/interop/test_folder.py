@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 
 import zigma_pl
 from zigma_pl.backbones import ZigMa
-from zigma_pl.batch import Batch, Condition
-from zigma_pl.class_paths import described
-from zigma_pl.errors import UserError
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.class_paths import described
+from zigma_pl.core.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
 from zigma_pl.samplers import Guidance, SDESampler
@@ -153,7 +153,10 @@ def test_damaged_files_are_named(model, tmp_path, damage):
         ),
         ({"sampler": {"class_path": "zigma_pl.samplers.Magic"}}, "Magic is no class of Sampler"),
         ({"sampler": {"class_path": "zigma_pl.backbones.ZigMa"}}, "no class of Sampler"),
-        ({"sampler": {"class_path": "zigma_pl.files.os.system", "init_args": {"command": "x"}}}, "no class of Sampler"),
+        (
+            {"sampler": {"class_path": "zigma_pl.core.files.os.system", "init_args": {"command": "x"}}},
+            "no class of Sampler",
+        ),
         ({"sampler": {"class_path": "os.system"}}, "not allowed.*--allow-import os"),
         ({"sampler": {"class_path": "elsewhere.Magic"}}, "not allowed"),
         ({"sampler": {}}, "sampler"),

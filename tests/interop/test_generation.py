@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import zigma_pl
-from zigma_pl.__main__ import main
-from zigma_pl.batch import Batch, Condition
+from zigma_pl.cli.main import main
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.interop.training_checkpoint import initialise
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import ODESampler

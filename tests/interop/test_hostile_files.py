@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import zigma_pl
-from zigma_pl.batch import Batch, Condition
-from zigma_pl.errors import UserError
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.interop.weights_file import MAX_HEADER_BYTES, read_tensors, stored_shapes
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import ODESampler

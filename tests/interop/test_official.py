@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import zigma_pl
-from zigma_pl.__main__ import main
-from zigma_pl.batch import Condition
-from zigma_pl.errors import UserError
+from zigma_pl.cli.main import main
+from zigma_pl.core.batch import Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.interop import load_zigma_checkpoint
 from zigma_pl.interop.official import infer_config, read_state_dict, reverse_time
-from zigma_pl.mixers.mamba import MambaMixer
-from zigma_pl.nn.embeddings import sinusoid, sinusoid_frequencies
+from zigma_pl.models.layers.embeddings import sinusoid, sinusoid_frequencies
+from zigma_pl.models.mixers.mamba import MambaMixer
 
 GOLDEN = Path(os.environ.get("ZIGMA_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
 KINDS = {

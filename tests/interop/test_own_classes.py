@@ -14,12 +14,12 @@ import yaml
 from interop.own_package import PARTS
 
 import zigma_pl
-from zigma_pl.__main__ import main
-from zigma_pl.batch import Batch, Condition
-from zigma_pl.class_paths import build_described, described, find_class, options_of, public_path
+from zigma_pl.cli.main import main
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.class_paths import build_described, described, find_class, options_of, public_path
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.encoders import HashingTextEncoder
-from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import Guidance, ODESampler, Sampler
 from zigma_pl.scan import OrdersFile, ScanConfig
@@ -172,12 +172,12 @@ def test_two_crops_do_not_share_what_is_cached(own):
 
 
 HOSTILE = [
-    "zigma_pl.files.os.system",
-    "zigma_pl.files.written_whole",
+    "zigma_pl.core.files.os.system",
+    "zigma_pl.core.files.written_whole",
     "os.system",
     "own.parts.np.load",
     "own.parts.ODESampler",
-    "zigma_pl.samplers.base.Sampler",
+    "zigma_pl.interpolant.samplers.base.Sampler",
     "zigma_pl.backbones.ZigMa",
     "zigma_pl",
     "",
@@ -221,7 +221,7 @@ def test_public_paths_are_those_of_the_alias_modules(own):
     assert public_path(HashingTextEncoder) == "zigma_pl.encoders.HashingTextEncoder"
     assert public_path(Guidance) == "zigma_pl.samplers.Guidance"
     assert public_path(own.Leap) == "own.parts.Leap"
-    for moved in ("zigma_pl.samplers.ode.ODESampler", "zigma_pl.from_before.ODESampler", "ODESampler"):
+    for moved in ("zigma_pl.interpolant.samplers.ode.ODESampler", "zigma_pl.from_before.ODESampler", "ODESampler"):
         assert find_class(moved, Sampler) is ODESampler
 
 

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.interpolant import convert, interpolate, make_schedule
 
 SCHEDULES = ["linear", "gvp", "vp"]

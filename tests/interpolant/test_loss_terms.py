@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from zigma_pl.backbones import DiT, ZigMa
-from zigma_pl.callbacks.ema import EMA
-from zigma_pl.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.interop.training_checkpoint import PREFIX
 from zigma_pl.interpolant import Objective
-from zigma_pl.interpolant.loss_terms import LossTerm, tapped
-from zigma_pl.module import OWN_TERM, GenerativeModule
+from zigma_pl.interpolant.loss_terms import LossTerm
+from zigma_pl.models.taps import tapped
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
+from zigma_pl.training.module import OWN_TERM, GenerativeModule
 
 WIDTH = 16
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import sample_generators
 from zigma_pl.interpolant import Objective, convert
-from zigma_pl.randomness import sample_generators
 
 SCHEDULES = ["linear", "gvp", "vp"]
 PREDICTIONS = ["velocity", "score", "noise"]

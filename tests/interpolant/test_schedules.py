@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.interpolant import VPSchedule, make_schedule
 
 SCHEDULES = ["linear", "gvp", "vp"]

@@ -4,14 +4,14 @@ import torch
 from metrics.pinned import features, losses
 from torchmetrics import MetricCollection
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import ExtractedFeatures
 from zigma_pl.evaluation.loss_by_time import MeanByTime
-from zigma_pl.metrics.clip_score import ClipScore
-from zigma_pl.metrics.feature_sets import GivenFeatures
-from zigma_pl.metrics.frechet import FrechetDistance
-from zigma_pl.metrics.kernel_distance import KernelDistance
-from zigma_pl.metrics.precision_recall import PrecisionRecall
+from zigma_pl.evaluation.metrics.clip_score import ClipScore
+from zigma_pl.evaluation.metrics.feature_sets import GivenFeatures
+from zigma_pl.evaluation.metrics.frechet import FrechetDistance
+from zigma_pl.evaluation.metrics.kernel_distance import KernelDistance
+from zigma_pl.evaluation.metrics.precision_recall import PrecisionRecall
 
 CASES = ("far from zero", "fewer samples than features")
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.clip_score import ClipScore
-from zigma_pl.metrics.extractors import build_extractor
-from zigma_pl.metrics.extractors.clip import CLIP_MEAN, CLIP_STD
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.clip_score import ClipScore
+from zigma_pl.evaluation.metrics.extractors import build_extractor
+from zigma_pl.evaluation.metrics.extractors.clip import CLIP_MEAN, CLIP_STD
 
 
 @pytest.fixture(scope="module")

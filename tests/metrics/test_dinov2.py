@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.extractors import build_extractor
-from zigma_pl.metrics.extractors.dinov2 import positions_for
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.extractors import build_extractor
+from zigma_pl.evaluation.metrics.extractors.dinov2 import positions_for
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_positions_are_sampled_where_the_original_network_does():
 
 
 def test_random_weights_are_not_comparable_and_known_by_their_hash(folder, tmp_path):
-    from zigma_pl.files import sha256
+    from zigma_pl.core.files import sha256
 
     fingerprint = build_extractor("dinov2", folder).fingerprint()
     assert fingerprint["comparable"] is False

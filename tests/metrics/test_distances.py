@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.frechet import frechet_distance
-from zigma_pl.metrics.kernel_distance import kernel_distance, unbiased_mmd
-from zigma_pl.metrics.precision_recall import precision_recall
-from zigma_pl.metrics.statistics import FeatureStatistics
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.frechet import frechet_distance
+from zigma_pl.evaluation.metrics.kernel_distance import kernel_distance, unbiased_mmd
+from zigma_pl.evaluation.metrics.precision_recall import precision_recall
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 
 def gaussian(num_samples, dim, seed, shift=0.0, scale=1.0):

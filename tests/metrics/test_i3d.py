@@ -3,8 +3,8 @@ import torch
 from metrics.i3d_network import I3DNetwork
 from torch import nn
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.extractors import build_extractor
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.extractors import build_extractor
 
 
 class StandIn(nn.Module):

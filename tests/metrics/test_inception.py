@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.extractors import build_extractor
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.extractors import build_extractor
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from zigma_pl.data.standins.faces import draw_attributes, draw_face
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.extractors import build_extractor
-from zigma_pl.metrics.frechet import frechet_distance
-from zigma_pl.metrics.statistics import FeatureStatistics
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.synthetic.faces import draw_attributes, draw_face
+from zigma_pl.evaluation.metrics.extractors import build_extractor
+from zigma_pl.evaluation.metrics.frechet import frechet_distance
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 
 @pytest.fixture(scope="module")

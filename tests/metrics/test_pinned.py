@@ -6,11 +6,11 @@ from metrics.pinned import CASES, features, losses
 from torchmetrics import MetricCollection
 
 from zigma_pl.evaluation.loss_by_time import MeanByTime
-from zigma_pl.metrics.feature_sets import GivenFeatures
-from zigma_pl.metrics.frechet import FrechetDistance, frechet_distance
-from zigma_pl.metrics.kernel_distance import KernelDistance, kernel_distance
-from zigma_pl.metrics.precision_recall import PrecisionRecall, precision_recall
-from zigma_pl.metrics.statistics import FeatureStatistics
+from zigma_pl.evaluation.metrics.feature_sets import GivenFeatures
+from zigma_pl.evaluation.metrics.frechet import FrechetDistance, frechet_distance
+from zigma_pl.evaluation.metrics.kernel_distance import KernelDistance, kernel_distance
+from zigma_pl.evaluation.metrics.precision_recall import PrecisionRecall, precision_recall
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 # Frechet distance; kernel distance over 4 subsets of 6 with seed 0, mean and std, and with seed 3; precision and recall
 # with 3 neighbours.

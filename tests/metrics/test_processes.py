@@ -7,7 +7,7 @@ import pytest
 import torch
 from metrics.measured import CASES, all_losses, all_metrics, measure
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import ExtractedFeatures
 
 SHARES = ("halves", "all and nothing")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.metrics.extractors.resize import normalise, resize_like_pillow
+from zigma_pl.evaluation.metrics.extractors.resize import normalise, resize_like_pillow
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])

@@ -12,9 +12,9 @@ import torch
 from fuzzing import bounded
 from hypothesis import given, strategies
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 from zigma_pl.evaluation.store import SampleStore
-from zigma_pl.metrics.statistics import FeatureStatistics
 
 PARTS = {
     "count": np.array(5),

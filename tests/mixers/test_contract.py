@@ -9,15 +9,15 @@ import torch
 from backbones import tiny
 
 from zigma_pl.backbones import Backbone, DiT, UViT, ZigMa
+from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Branch, Mamba, Mixer, MixerOptions, ParallelDirections, SelfAttention, Visit
-from zigma_pl.mixers.base import layers_of
-from zigma_pl.module import GenerativeModule
-from zigma_pl.nn.block import BlockConditions, ZigzagBlock
+from zigma_pl.models.block import BlockConditions, ZigzagBlock
+from zigma_pl.models.mixers.base import layers_of
 from zigma_pl.ops.rows import inverse_order, take_rows
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.training.module import GenerativeModule
 
 WIDTH, HEIGHT, NUM_TOKENS = 16, 3, 12
 PLACES = torch.cartesian_prod(torch.arange(HEIGHT), torch.arange(4)).double()
@@ -285,7 +285,14 @@ def test_a_config_builds_the_same_plan_again_by_public_paths():
 
 @pytest.mark.parametrize(
     "class_path",
-    ["os.system", "zigma_pl.files.os.system", "zigma_pl.backbones.ZigMa", "zigma_pl.mixers.Nothing", "Nothing", None],
+    [
+        "os.system",
+        "zigma_pl.core.files.os.system",
+        "zigma_pl.backbones.ZigMa",
+        "zigma_pl.mixers.Nothing",
+        "Nothing",
+        None,
+    ],
 )
 def test_a_config_builds_nothing_but_mixers_of_this_package(class_path):
     config = tiny.build(ZigMa).config | {"mixers": {"class_path": class_path, "init_args": {}}}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from zigma_pl.mixers import Visit, mamba
-from zigma_pl.mixers.mamba import MambaMixer
+from zigma_pl.models.mixers.mamba import MambaMixer
 
 PLACES = torch.zeros(12, 2)
 

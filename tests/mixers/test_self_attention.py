@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.mixers import SelfAttention, Visit
-from zigma_pl.mixers.self_attention import SelfAttentionMixer, rotary_angles, rotate
+from zigma_pl.models.mixers.self_attention import SelfAttentionMixer, rotary_angles, rotate
 
 
 def grid_places(height, width):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from zigma_pl.mixers import Branch, Mamba, Mixer, SelfAttention, Visit
-from zigma_pl.mixers.sequences import Sequences
-from zigma_pl.nn.block import BlockConditions, ZigzagBlock
+from zigma_pl.models.block import BlockConditions, ZigzagBlock
+from zigma_pl.models.mixers.sequences import Sequences
 from zigma_pl.ops.rows import inverse_order, take_rows
 
 F, L = 3, 6

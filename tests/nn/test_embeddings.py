@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
-from zigma_pl.nn.embeddings import (
+from zigma_pl.core.errors import UserError
+from zigma_pl.models.layers.embeddings import (
     PatchEmbedding,
     PositionEmbedding,
     sinusoid,

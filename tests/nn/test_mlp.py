@@ -1,6 +1,6 @@
 import torch
 
-from zigma_pl.nn.mlp import MLP
+from zigma_pl.models.layers.mlp import MLP
 
 
 def test_perceptron_is_the_tanh_gelu_between_two_linear_layers():

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
-from zigma_pl.batch import Condition
-from zigma_pl.errors import UserError
+from zigma_pl.core.batch import Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.mixers import Visit
-from zigma_pl.mixers.mamba import MambaMixer
-from zigma_pl.mixers.parallel import ParallelMixer
-from zigma_pl.nn.cross_attention import CrossAttention
-from zigma_pl.nn.zigzag_mamba import ZigzagMamba
+from zigma_pl.models.layers.cross_attention import CrossAttention
+from zigma_pl.models.mixers.mamba import MambaMixer
+from zigma_pl.models.mixers.parallel import ParallelMixer
+from zigma_pl.models.zigzag_mamba import ZigzagMamba
 
 ONES = torch.ones
 MIXER, PARALLEL, ATTENTION = MambaMixer(8), ParallelMixer(8, 2), CrossAttention(8, 1, 8)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import zigma_pl
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.mixers import Mamba, SelfAttention, Visit
 from zigma_pl.scan.paths import visit_order
 from zigma_pl.scan.schedule import ScanConfig

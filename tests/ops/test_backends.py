@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.core.errors import BackendUnavailable, UserError
 from zigma_pl.ops.backends import Backend, BackendTable, relative_errors
 from zigma_pl.ops.rows import inverse_order
 

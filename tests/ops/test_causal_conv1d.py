@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.core.errors import BackendUnavailable, UserError
 from zigma_pl.ops import causal_conv1d as conv
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.causal_conv1d import causal_conv1d

@@ -8,7 +8,7 @@ import torch
 from ops.cuda_emulation import Emulator
 from ops.scan_inputs import OPTIONAL, make_arguments, random_order
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import causal_conv1d as conv
 from zigma_pl.ops import causal_conv1d_cuda as conv_cuda
 from zigma_pl.ops import nvrtc, rows

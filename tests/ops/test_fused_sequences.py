@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from zigma_pl.mixers import Branch, Mamba, Visit
-from zigma_pl.mixers.sequences import Sequences
-from zigma_pl.nn.block import BlockConditions, ZigzagBlock
+from zigma_pl.models.block import BlockConditions, ZigzagBlock
+from zigma_pl.models.mixers.sequences import Sequences
 from zigma_pl.ops import mamba_mixer
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing")

@@ -9,9 +9,9 @@ import torch
 from ops.scan_inputs import random_order
 
 from zigma_pl.backbones import ParallelMamba, ZigMa
-from zigma_pl.batch import Condition
+from zigma_pl.core.batch import Condition
 from zigma_pl.mixers import Branch, Visit
-from zigma_pl.mixers.mamba import MambaMixer
+from zigma_pl.models.mixers.mamba import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.mamba_mixer import MixerWeights

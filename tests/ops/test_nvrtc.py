@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 
 

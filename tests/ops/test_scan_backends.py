@@ -9,7 +9,7 @@ import torch
 from ops.scan_inputs import OPTIONAL, make_arguments, random_order
 from torch.nn import functional as F
 
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.core.errors import BackendUnavailable, UserError
 from zigma_pl.ops import selective_scan as scan_module
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.selective_scan import mamba_ssm, reference, selective_scan

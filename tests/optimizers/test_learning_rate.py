@@ -1,6 +1,6 @@
 import pytest
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.optimizers import Constant, Cosine, WarmupStableDecay
 
 NUM_STEPS = 110

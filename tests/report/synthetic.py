@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zigma_pl.callbacks.clips import can_write_mp4, save_gif, save_mp4
-from zigma_pl.callbacks.grid import save_png
+from zigma_pl.core.clips import can_write_mp4, save_gif, save_mp4
+from zigma_pl.core.grid import save_png
 from zigma_pl.evaluation.record import ResultRecord, Score, write_record
 
 STEPS, BATCH_SIZE = 40, 16

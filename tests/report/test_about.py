@@ -8,9 +8,9 @@ from fuzzing import bounded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zigma_pl.ablations.composed import compose
-from zigma_pl.errors import UserError
-from zigma_pl.report.experiments import FORM, by_table, load_experiments, read_experiment
+from zigma_pl.core.errors import UserError
+from zigma_pl.suite.report.experiments import FORM, by_table, load_experiments, read_experiment
+from zigma_pl.suite.runs.composed import compose
 
 NAME = "table1_zigzag8.yaml"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zigma_pl.errors import UserError
-from zigma_pl.report.assets import Assets, new_assets
+from zigma_pl.core.errors import UserError
+from zigma_pl.suite.report.assets import Assets, new_assets
 
 
 def save(path, side):

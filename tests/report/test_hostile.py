@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report.synthetic import make_record, write_grid
 
-from zigma_pl.commands import report, tables
-from zigma_pl.errors import UserError
+from zigma_pl.cli.commands import report, tables
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.record import write_record
-from zigma_pl.report.experiments import load_experiments
-from zigma_pl.report.markdown import escape, results_page
-from zigma_pl.report.page import write_report
-from zigma_pl.report.results import Results, load_results
+from zigma_pl.suite.report.experiments import load_experiments
+from zigma_pl.suite.report.markdown import escape, results_page
+from zigma_pl.suite.report.page import write_report
+from zigma_pl.suite.report.results import Results, load_results
 
 INJECTED = "a\n\n# Heading\n\n<script>alert(1)</script> [x](http://evil.example) ![y](z) `c` | *b* &lt; {{ 7 * 7 }}"
 EXPERIMENTS = load_experiments(Path(__file__).parents[2] / "experiments")
@@ -39,7 +39,7 @@ def plain_record():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with one record, of which tests change the content; no scan paths, which take a second to draw."""
-    monkeypatch.setattr("zigma_pl.report.page._path_charts", list)
+    monkeypatch.setattr("zigma_pl.suite.report.page._path_charts", list)
     folder = tmp_path / "project"
     (folder / "results" / "smoke").mkdir(parents=True)
     return folder
@@ -144,7 +144,7 @@ def test_tables_on_a_full_disk_leave_what_was_there(folder, repository, monkeypa
     assert {entry.name for entry in folder.iterdir()} == {"results", "results.md", "README.md"}
 
 
-@pytest.mark.parametrize("cause", ["zigma_pl.report.assets.shutil.copyfile", "os.fsync", "PIL.Image.Image.save"])
+@pytest.mark.parametrize("cause", ["zigma_pl.suite.report.assets.shutil.copyfile", "os.fsync", "PIL.Image.Image.save"])
 def test_a_report_on_a_full_disk_leaves_the_page_and_its_assets(folder, repository, monkeypatch, cause):
     write(folder, plain_record())
     out = folder / "report" / "index.html"
@@ -153,7 +153,7 @@ def test_a_report_on_a_full_disk_leaves_the_page_and_its_assets(folder, reposito
     before = {path: path.read_bytes() for path in out.parent.rglob("*") if path.is_file()}
     picture = folder / "results" / "smoke" / "table1_sweep" / "grid.png"
     write_grid(picture, 0)
-    monkeypatch.setattr("zigma_pl.report.assets._LARGE_BYTES", 0)
+    monkeypatch.setattr("zigma_pl.suite.report.assets._LARGE_BYTES", 0)
     monkeypatch.setattr(cause, full_disk)
     with pytest.raises(UserError, match="No space left"):
         report.main(arguments)

@@ -8,8 +8,8 @@ import pytest
 from report.browser import CHROMIUM, look_at
 from report.synthetic import write_run
 
-from zigma_pl.commands import report as command
-from zigma_pl.errors import UserError
+from zigma_pl.cli.commands import report as command
+from zigma_pl.core.errors import UserError
 
 VOID = {"br", "img", "link", "meta", "source"}
 
@@ -218,6 +218,6 @@ def test_the_committed_report_shows_the_committed_records(repository, committed_
 def test_the_templates_are_installed(repository):
     setup = ConfigParser()
     setup.read(repository / "setup.cfg")
-    (pattern,) = setup["options.package_data"]["zigma_pl.report"].split()
+    (pattern,) = setup["options.package_data"]["zigma_pl.suite.report"].split()
     installed = {path.name for path in (repository / "zigma_pl" / "report").glob(pattern)}
     assert installed == {path.name for path in (repository / "zigma_pl" / "report" / "templates").iterdir()}

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from report.synthetic import make_record, write_run
 
-from zigma_pl.commands import tables as command
-from zigma_pl.errors import UserError
+from zigma_pl.cli.commands import tables as command
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.record import Score, write_record
-from zigma_pl.report.experiments import by_table, load_experiments
-from zigma_pl.report.results import Result, Results, load_results
-from zigma_pl.report.scores import figure, in_order, mean_and_spread, score_of
-from zigma_pl.report.tables import one_cell, views
+from zigma_pl.suite.report.experiments import by_table, load_experiments
+from zigma_pl.suite.report.results import Result, Results, load_results
+from zigma_pl.suite.report.scores import figure, in_order, mean_and_spread, score_of
+from zigma_pl.suite.report.tables import one_cell, views
 
 
 def result(row, seed=0, loss=1.0, scale="smoke", **changes):

@@ -10,13 +10,13 @@ from backbones import tiny
 from backbones.tiny import BACKBONES
 
 from zigma_pl.backbones import DiT, ZigMa
-from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.batch import Batch, Condition
+from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule
+from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.runtime.graphed_sampling import GraphedBackbone
 from zigma_pl.samplers import Guidance, ODESampler, guided_network, sampling_twin
-from zigma_pl.samplers.graphed import GraphedBackbone
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.training.module import GenerativeModule
 
 
 def build(depth=2, **options):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from zigma_pl.batch import Condition
-from zigma_pl.errors import UserError
+from zigma_pl.core.batch import Condition
+from zigma_pl.core.errors import UserError
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import Guidance, ODESampler, guided_network
 

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.interpolant import Objective
+from zigma_pl.interpolant.samplers.dopri5 import integrate_dopri5
 from zigma_pl.samplers import ODESampler
-from zigma_pl.samplers.dopri5 import integrate_dopri5
 
 SCHEDULES = ["linear", "gvp", "vp"]
 PREDICTIONS = ["velocity", "score", "noise"]

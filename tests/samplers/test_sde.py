@@ -4,12 +4,12 @@ import math
 import pytest
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import randn_per_sample, sample_generators
 from zigma_pl.interpolant import Objective, make_schedule
-from zigma_pl.randomness import randn_per_sample, sample_generators
+from zigma_pl.interpolant.samplers.sde import diffusion_coefficient
 from zigma_pl.samplers import ODESampler, SDESampler
 from zigma_pl.samplers import sde as sde_module
-from zigma_pl.samplers.sde import diffusion_coefficient
 
 DIFFUSIONS = ["sigma", "linear", "constant", "decreasing", "increasing_decreasing"]
 CASES = [

@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan import ScanConfig, adjacency, clip_order, visit_order
 from zigma_pl.scan.paths import is_permutation
 

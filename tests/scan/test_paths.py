@@ -4,7 +4,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan import SchemeName, adjacency, inverse, visit_order
 from zigma_pl.scan.paths import is_permutation
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan import ScanConfig, inverse, visit_order
 from zigma_pl.scan.schedule import LayerOrder
 

@@ -26,7 +26,7 @@ def draw(num_rows, num_tokens, num_words, dtype, device):
 
 
 def masked(query, key, value, mask):
-    """As it is in zigma_pl.nn.cross_attention."""
+    """As it is in zigma_pl.models.layers.cross_attention."""
     return scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
 
 

@@ -16,13 +16,13 @@ from inputs import random_order
 from kernels import median_ms
 from torch.nn.functional import linear, mse_loss
 
-from zigma_pl.batch import Condition
 from zigma_pl.benchmarks import forward
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs
 from zigma_pl.benchmarks.timing import CudaClock, repeated
+from zigma_pl.core.batch import Condition
 from zigma_pl.mixers import Mamba
-from zigma_pl.mixers.mamba import MambaMixer
+from zigma_pl.models.mixers.mamba import MambaMixer
 from zigma_pl.ops import mamba_mixer, norms, norms_cuda
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.mamba_mixer import MixerWeights

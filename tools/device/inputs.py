@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from zigma_pl.mixers import Visit
-from zigma_pl.mixers.mamba import MambaMixer
+from zigma_pl.models.mixers.mamba import MambaMixer
 from zigma_pl.scan.paths import visit_order
 
 
@@ -50,7 +50,7 @@ def mixer_arguments(num_rows, num_tokens, order):
         return u
 
     tokens, visit = torch.randn(num_rows, num_tokens, 768, device="cuda"), Visit(torch.empty(0), order)
-    patched = mock.patch("zigma_pl.mixers.mamba.selective_scan", scan)
+    patched = mock.patch("zigma_pl.models.mixers.mamba.selective_scan", scan)
     with patched, torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         mixer(tokens, visit)
     return seen

@@ -19,12 +19,12 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.backbones.zigma import ZigMa
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.benchmarks.models import ModelOptions
 from zigma_pl.benchmarks.train import prepare
 from zigma_pl.mixers import Mamba
+from zigma_pl.models.backbones.zigma import ZigMa
+from zigma_pl.runtime.compiling import compile_regions
 
 GOAL = {2: 0.92, 4: 0.88}
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import whole_file
 from zigma_pl.data import MMCelebAHQ
 from zigma_pl.data.images import decode_image, resize_and_crop, to_uint8_tensor
-from zigma_pl.data.mm_celeba_hq import CaptionedFaces, FacesOnDisk
-from zigma_pl.errors import UserError
+from zigma_pl.data.sources.mm_celeba_hq import CaptionedFaces, FacesOnDisk
 from zigma_pl.evaluation.store import IDENTITY_NAME
-from zigma_pl.files import whole_file
 
 SIZE_PX = 64
 BATCH_SIZE = 128

@@ -14,7 +14,7 @@ import shutil
 import unicodedata
 from pathlib import Path
 
-from zigma_pl.data.standins.folder import write_once
+from zigma_pl.data.synthetic.folder import write_once
 
 JOINERS = {"ZERO WIDTH JOINER", "VARIATION SELECTOR-16"}
 

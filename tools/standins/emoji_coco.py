@@ -20,7 +20,7 @@ from emoji_table import Emoji, key_of, read_emoji
 from tqdm import tqdm
 
 from zigma_pl.data.images import decode_image, resize_and_crop
-from zigma_pl.data.standins.folder import write_once
+from zigma_pl.data.synthetic.folder import write_once
 
 NUM_PARTS = 5  # one of them is val
 CREDITS = """The flat pictures are Noto Emoji by Google (https://github.com/googlefonts/noto-emoji), Apache License 2.0,

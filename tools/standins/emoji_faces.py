@@ -14,7 +14,7 @@ from pathlib import Path
 from mm_celeba_hq_layout import write_caption_files, write_lists
 from tqdm import tqdm
 
-from zigma_pl.data.standins.folder import write_once
+from zigma_pl.data.synthetic.folder import write_once
 
 PARTS = {"train": "train", "val": "test"}
 

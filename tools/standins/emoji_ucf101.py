@@ -20,8 +20,8 @@ from PIL import Image, ImageSequence
 from tqdm import tqdm
 
 from zigma_pl.data.images import resize_and_crop, to_rgb
-from zigma_pl.data.standins.clips import write_video
-from zigma_pl.data.standins.folder import write_once
+from zigma_pl.data.synthetic.clips import write_video
+from zigma_pl.data.synthetic.folder import write_once
 
 SHORTEST_FRAMES = 16
 FRAME_RATE = Fraction(24)

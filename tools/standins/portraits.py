@@ -28,8 +28,8 @@ from PIL import Image
 from portrait_captions import VALUES, write_captions
 from tqdm import tqdm
 
-from zigma_pl.data.standins.folder import write_once
-from zigma_pl.files import whole_file
+from zigma_pl.core.files import whole_file
+from zigma_pl.data.synthetic.folder import write_once
 
 TABLE = "attributes.jsonl"
 CREDITS = "CREDITS.txt"

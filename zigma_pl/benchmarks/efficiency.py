@@ -8,7 +8,6 @@ from typing import Any
 from zigma_pl.benchmarks import forward, train
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.flops import COUNTED, GIGA, describe, ratios
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, Setting, Workload, compile_notes, dit_among, match_parameters
 from zigma_pl.benchmarks.models import Contestant, ModelOptions, findings, outline
 from zigma_pl.benchmarks.plots import draw_efficiency
@@ -22,7 +21,8 @@ from zigma_pl.benchmarks.report import (
     ratio_cell,
 )
 from zigma_pl.benchmarks.timing import Measurement
-from zigma_pl.flops import count_flops
+from zigma_pl.core.machine import Machine
+from zigma_pl.models.flops import count_flops
 from zigma_pl.ops.operations import Flops
 
 CONTESTANTS = train.CONTESTANTS

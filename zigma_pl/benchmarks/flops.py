@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
-from zigma_pl.backbones.base import Backbone
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.model_table import Setting, dit_among, match_parameters
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, outline
 from zigma_pl.benchmarks.plots import draw_flops
 from zigma_pl.benchmarks.report import Result, figure_cell
-from zigma_pl.flops import count_flops
+from zigma_pl.core.machine import Machine
+from zigma_pl.models.backbones.base import Backbone
+from zigma_pl.models.flops import count_flops
 from zigma_pl.ops.operations import Flops
 
 # How a network is executed changes nothing.

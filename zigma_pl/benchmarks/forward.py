@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import raise_if_any
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
 from zigma_pl.benchmarks.plots import draw_forward
 from zigma_pl.benchmarks.report import Result
-from zigma_pl.samplers.graphed import GraphedBackbone
+from zigma_pl.core.machine import Machine
+from zigma_pl.models.backbones.base import Backbone
+from zigma_pl.runtime.graphed_sampling import GraphedBackbone
 
 CONTESTANTS = FAMILIES
 DEFAULT_CONTESTANTS = {

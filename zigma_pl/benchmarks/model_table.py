@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import Tensor
 
-from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, build, execute, outline
 from zigma_pl.benchmarks.report import (
@@ -20,6 +19,7 @@ from zigma_pl.benchmarks.report import (
     time_cell,
 )
 from zigma_pl.benchmarks.timing import Measurement, Prepared, clock_for, measure, progress
+from zigma_pl.models.backbones.base import Backbone
 
 RATIO_NOTE = "medians of samples taken in turns; ratios of speeds turn by turn, ± half the distance of their quartiles"
 MATCHED_GRID = (8, 8)  # of no influence on the layers, and little on the parameters

@@ -9,15 +9,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.backbones.base import Backbone
-from zigma_pl.backbones.compiling import compile_regions
-from zigma_pl.backbones.graphed_training import GraphedTraining
 from zigma_pl.benchmarks.checks import dtype_name, relative_error
 from zigma_pl.benchmarks.memory import forget_compiled_code
-from zigma_pl.errors import UserError
-from zigma_pl.mixers import Mamba, MixerOptions, SelfAttention
-from zigma_pl.mixers.mamba import ScanDirection
-from zigma_pl.samplers.graphed import GraphedBackbone
+from zigma_pl.core.errors import UserError
+from zigma_pl.models.backbones.base import Backbone
+from zigma_pl.models.mixers import Mamba, MixerOptions, SelfAttention
+from zigma_pl.models.mixers.mamba import ScanDirection
+from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.runtime.graphed_sampling import GraphedBackbone
+from zigma_pl.runtime.graphed_training import GraphedTraining
 from zigma_pl.scan.schedule import ScanConfig
 
 Architecture = Literal["ZigMa", "VisionMamba", "ParallelMamba", "DiT", "UViT"]
@@ -37,11 +37,11 @@ TOLERANCE = {
     torch.float16: {"output": 2e-2, "gradients": 5e-2},
 }
 _HOMES: dict[Architecture, str] = {
-    "ZigMa": "zigma_pl.backbones.zigma",
-    "VisionMamba": "zigma_pl.backbones.vision_mamba",
-    "ParallelMamba": "zigma_pl.backbones.parallel_mamba",
-    "DiT": "zigma_pl.backbones.dit",
-    "UViT": "zigma_pl.backbones.uvit",
+    "ZigMa": "zigma_pl.models.backbones.zigma",
+    "VisionMamba": "zigma_pl.models.backbones.vision_mamba",
+    "ParallelMamba": "zigma_pl.models.backbones.parallel_mamba",
+    "DiT": "zigma_pl.models.backbones.dit",
+    "UViT": "zigma_pl.models.backbones.uvit",
 }
 _SCANNED: tuple[Architecture, ...] = ("ZigMa", "VisionMamba", "ParallelMamba")
 EXECUTION_LABELS: dict[Execution, str] = {

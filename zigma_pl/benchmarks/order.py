@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from zigma_pl.backbones.base import resolve_size
-from zigma_pl.backbones.mixer_backbone import SIZES
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.forward import prepare
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns
 from zigma_pl.benchmarks.models import Contestant, Execution, ModelOptions, findings
 from zigma_pl.benchmarks.plots import draw_order
 from zigma_pl.benchmarks.report import Result
+from zigma_pl.core.machine import Machine
+from zigma_pl.models.backbones.base import resolve_size
+from zigma_pl.models.backbones.mixer_backbone import SIZES
 from zigma_pl.scan.schedule import ScanConfig
 
 MAX_ORDERS = 8

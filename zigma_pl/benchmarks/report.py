@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.timing import GIGABYTE, Measurement, Spread
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.machine import Machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,6 @@ from typing import Any, get_args
 import torch
 
 from zigma_pl.benchmarks.checks import dtype_name, raise_if_any
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.plots import draw_scan
 from zigma_pl.benchmarks.report import (
     Result,
@@ -42,6 +41,7 @@ from zigma_pl.benchmarks.timing import (
     progress,
     repeated,
 )
+from zigma_pl.core.machine import Machine
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.selective_scan import reference
 

@@ -13,7 +13,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops.rows import inverse_order
 from zigma_pl.ops.selective_scan import BACKENDS, ScanBackend, mamba_ssm, selective_scan
 from zigma_pl.scan.paths import visit_order as zigzag_order

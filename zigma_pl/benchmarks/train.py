@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from zigma_pl.backbones.base import Backbone
 from zigma_pl.benchmarks.checks import raise_if_any
-from zigma_pl.benchmarks.machine import Machine
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
 from zigma_pl.benchmarks.models import (
     FAMILIES,
@@ -23,6 +21,8 @@ from zigma_pl.benchmarks.models import (
 )
 from zigma_pl.benchmarks.plots import draw_train
 from zigma_pl.benchmarks.report import Result
+from zigma_pl.core.machine import Machine
+from zigma_pl.models.backbones.base import Backbone
 
 CONTESTANTS = FAMILIES
 DEFAULT_CONTESTANTS = {

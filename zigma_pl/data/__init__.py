@@ -1,9 +1,9 @@
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.data.coco import COCO
-from zigma_pl.data.digits import Digits
-from zigma_pl.data.faceshq import FacesHQ
-from zigma_pl.data.folder import ImageFolder
-from zigma_pl.data.mm_celeba_hq import MMCelebAHQ
-from zigma_pl.data.ucf101 import UCF101
+from zigma_pl.data.sources.coco import COCO
+from zigma_pl.data.sources.digits import Digits
+from zigma_pl.data.sources.faceshq import FacesHQ
+from zigma_pl.data.sources.folder import ImageFolder
+from zigma_pl.data.sources.mm_celeba_hq import MMCelebAHQ
+from zigma_pl.data.sources.ucf101 import UCF101
 
 __all__ = ["COCO", "UCF101", "Digits", "FacesHQ", "ImageDataModule", "ImageFolder", "MMCelebAHQ"]

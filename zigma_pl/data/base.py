@@ -13,13 +13,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import ValidationError
 from torch import Tensor
 
-from zigma_pl.batch import Batch, Condition, RawBatch
-from zigma_pl.class_paths import Configurable, check_recordable, class_name, options_of, plain, public_path, recorded
+from zigma_pl.core.batch import Batch, Condition, RawBatch
+from zigma_pl.core.class_paths import (
+    Configurable,
+    check_recordable,
+    class_name,
+    options_of,
+    plain,
+    public_path,
+    recorded,
+)
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
+from zigma_pl.core.records import problems
+from zigma_pl.data.cache.manifest import Content, Manifest
+from zigma_pl.data.cache.reading import PreparedSet
 from zigma_pl.data.encoders import Encoders, move
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
 from zigma_pl.data.loading import Loaders
-from zigma_pl.data.prepared.manifest import Content, Manifest
-from zigma_pl.data.prepared.reading import PreparedSet
 from zigma_pl.data.samples import (
     ConditionSamples,
     PixelSamples,
@@ -33,9 +44,6 @@ from zigma_pl.data.samples import (
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoderName, build_text_encoder
 from zigma_pl.encoders.text_base import TextEncoder
-from zigma_pl.errors import UserError
-from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
-from zigma_pl.records import problems
 
 MAX_SIDE_PX = 65_536
 

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zigma_pl.batch import CAPTION, CLASS, Condition, RawBatch
+from zigma_pl.core.batch import CAPTION, CLASS, Condition, RawBatch
+from zigma_pl.core.randomness import sample_generators
+from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.autoencoder import Autoencoder
 from zigma_pl.encoders.text_base import TextEncoder
-from zigma_pl.randomness import sample_generators
-from zigma_pl.transfer import to_device
 
 
 class Encoders(NamedTuple):

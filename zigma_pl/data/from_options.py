@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentParser, Namespace
 
+from zigma_pl.core.errors import UserError, expected_error
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.errors import UserError, expected_error
 
 _WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
 

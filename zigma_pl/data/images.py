@@ -11,8 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from zigma_pl.errors import UserError
-from zigma_pl.files import open_regular
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import open_regular
 
 CROP = "shorter side resized (bicubic), centre square"  # what `resize_and_crop` does, as prepared sets record it
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads more, some by running other programs

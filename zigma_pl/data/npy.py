@@ -10,7 +10,7 @@ from zipfile import ZIP_STORED, ZipFile
 import numpy as np
 import torch
 
-from zigma_pl.files import open_regular
+from zigma_pl.core.files import open_regular
 
 
 def map_npy(path: Path) -> np.ndarray:

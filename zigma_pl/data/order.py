@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from zigma_pl.batch import FILLER_ID
-from zigma_pl.errors import UserError
-from zigma_pl.randomness import sample_generator
+from zigma_pl.core.batch import FILLER_ID
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import sample_generator
 
 SampleKey = tuple[int, int]
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data.images import ImageDataset, ImageItem, decode_image
-from zigma_pl.errors import UserError
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

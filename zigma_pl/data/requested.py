@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
-from zigma_pl.backbones.base import Backbone
+from zigma_pl.core.errors import UserError
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.samples import ConditionSamples, Sample
 from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder
-from zigma_pl.errors import UserError
+from zigma_pl.models.backbones.base import Backbone
 
 
 class RequestedSamples(ConditionSamples):

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from zigma_pl.batch import RawBatch
-from zigma_pl.data.images import PixelDataset, PixelItem
-from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
-from zigma_pl.errors import UserError
-from zigma_pl.randomness import sample_generator
-from zigma_pl.torch_private import (
+from zigma_pl.core.batch import RawBatch
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import sample_generator
+from zigma_pl.core.torch_private import (
     forget_workers,
     raise_no_errors_from_signals,
     running_workers,
     shut_down_workers,
     workers_of,
 )
+from zigma_pl.data.images import PixelDataset, PixelItem
+from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 
 Split = Literal["train", "validation", "test"]
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 
 _CONDITIONS = ("num_classes", "caption_dim")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from zigma_pl.errors import UserError
-from zigma_pl.files import open_regular
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import open_regular
 
 if TYPE_CHECKING:
     from av import VideoFrame

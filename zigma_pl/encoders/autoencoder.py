@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigma_pl.class_paths import Configurable
+from zigma_pl.core.class_paths import Configurable
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import randn_per_sample
+from zigma_pl.core.ranges import check_numbers
+from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.weights import hash_of_weights, loading
-from zigma_pl.errors import UserError
-from zigma_pl.randomness import randn_per_sample
-from zigma_pl.ranges import check_numbers
-from zigma_pl.transfer import to_device
 
 _PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at 256 px, 2 at 1024 px
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.encoders.transformer_text import CLIPTextEncoder, MiniLMTextEncoder
-from zigma_pl.errors import UserError
-from zigma_pl.transfer import to_device
 
 TextEncoderName = Literal["hashing", "clip", "minilm"]
 

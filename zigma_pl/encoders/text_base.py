@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigma_pl.class_paths import Configurable
+from zigma_pl.core.class_paths import Configurable
 
 
 class TextEncoder(Configurable, ABC):

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import read_regular
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.encoders.weights import hash_of_weights, loading
-from zigma_pl.errors import UserError
-from zigma_pl.files import read_regular
-from zigma_pl.ranges import check_whole_numbers
-from zigma_pl.transfer import to_device
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 

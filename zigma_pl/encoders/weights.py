@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zigma_pl.metrics.base import require_each_once
-from zigma_pl.metrics.extractors import FeatureExtractor
-from zigma_pl.metrics.feature_sets import FeatureSets
-from zigma_pl.metrics.statistics import FeatureStatistics
+from zigma_pl.evaluation.metrics.base import require_each_once
+from zigma_pl.evaluation.metrics.extractors import FeatureExtractor
+from zigma_pl.evaluation.metrics.feature_sets import FeatureSets
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 PICTURES_PER_CALL = 32
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.cache.gather import PreparedSamples
+from zigma_pl.data.cache.manifest import Manifest
 from zigma_pl.data.images import PixelDataset
 from zigma_pl.data.picture_files import evenly_spaced
-from zigma_pl.data.prepared.gather import PreparedSamples
-from zigma_pl.data.prepared.manifest import Manifest
 from zigma_pl.encoders.autoencoder import IdentityAutoencoder
-from zigma_pl.errors import UserError
 
 CHUNK_SIZE = 32
 NUM_PROBED = 16  # items that tell one data set from another, without reading all of it

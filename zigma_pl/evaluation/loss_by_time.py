@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
-from zigma_pl.metrics.base import ScoreMetric
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.base import ScoreMetric
 
 NUM_BINS = 10
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from zigma_pl.callbacks.clips import clip_suffix, save_clip, stills, tile_clips, to_clip
-from zigma_pl.callbacks.grid import save_png, tile, to_pil
+from zigma_pl.core.clips import clip_suffix, save_clip, stills, tile_clips, to_clip
+from zigma_pl.core.grid import save_png, tile, to_pil
 from zigma_pl.evaluation.store import SampleStore
 
 NUM_STILL_CLIPS = 8  # a row of the still picture each

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from zigma_pl.backbones.base import Backbone
-from zigma_pl.benchmarks.machine import describe_machine
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.machine import describe_machine
+from zigma_pl.core.processes import world_size
+from zigma_pl.core.version import __version__
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.errors import UserError
-from zigma_pl.processes import world_size
-from zigma_pl.version import __version__
+from zigma_pl.models.backbones.base import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def describe_data(datamodule: ImageDataModule, note: str | None) -> dict[str, An
 
 def gflops_of(backbone: Backbone) -> float | None:
     """Return the operations of one call for one sample, in 10^9; None for somebody's backbone with an unknown op."""
-    from zigma_pl.flops import count_flops  # builds tables of ops
+    from zigma_pl.models.flops import count_flops  # builds tables of ops
 
     try:
         return count_flops(backbone).total / 1e9

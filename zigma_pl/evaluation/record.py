@@ -12,8 +12,8 @@ from typing import (
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import TypedDict
 
-from zigma_pl import records
-from zigma_pl.records import Name, Part, Record
+from zigma_pl.core import records
+from zigma_pl.core.records import Name, Part, Record
 
 _MAX_NAME_BYTES = 255  # of each part of a path, on the usual file systems
 _OPEN = ConfigDict(extra="allow", strict=True)  # typed where tables and report read it, free elsewhere

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import UNFINISHED, cache_folder, sha256, written_whole
+from zigma_pl.core.processes import gather_objects, rank, wait_for_all
+from zigma_pl.core.records import Name, Record, Sha256, read_record, write_record
+from zigma_pl.core.version import __version__
 from zigma_pl.data.npy import map_npy
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
-from zigma_pl.files import UNFINISHED, cache_folder, sha256, written_whole
-from zigma_pl.metrics.statistics import FeatureStatistics
-from zigma_pl.processes import gather_objects, rank, wait_for_all
-from zigma_pl.records import Name, Record, Sha256, read_record, write_record
-from zigma_pl.version import __version__
+from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 
 class Description(Record):

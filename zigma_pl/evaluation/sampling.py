@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zigma_pl.backbones.base import Backbone
-from zigma_pl.batch import Batch
-from zigma_pl.callbacks.grid import to_uint8
-from zigma_pl.class_paths import check_recordable, class_name, summary
+from zigma_pl.core.batch import Batch
+from zigma_pl.core.class_paths import check_recordable, class_name, summary
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.grid import to_uint8
+from zigma_pl.core.processes import rank, wait_for_all, world_size
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import evenly_spaced
-from zigma_pl.errors import UserError
 from zigma_pl.evaluation.held_out import NUM_PROBED
 from zigma_pl.evaluation.store import Chunk, SampleStore
 from zigma_pl.interpolant.objective import Objective
-from zigma_pl.processes import rank, wait_for_all, world_size
-from zigma_pl.samplers import Guidance, Sampler
+from zigma_pl.interpolant.samplers import Guidance, Sampler
+from zigma_pl.models.backbones.base import Backbone
 
 CPU_GROUP_SIZE = 16
 

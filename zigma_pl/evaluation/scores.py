@@ -6,13 +6,13 @@ from typing import Literal
 
 import torch
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
+from zigma_pl.evaluation.metrics.frechet import frechet_distance
+from zigma_pl.evaluation.metrics.kernel_distance import kernel_distance
+from zigma_pl.evaluation.metrics.precision_recall import precision_recall
 from zigma_pl.evaluation.record import Score
 from zigma_pl.evaluation.reference import Reference
-from zigma_pl.metrics.frechet import frechet_distance
-from zigma_pl.metrics.kernel_distance import kernel_distance
-from zigma_pl.metrics.precision_recall import precision_recall
 
 Distance = Literal["frechet", "kernel", "precision", "recall", "captions"]
 SeenAs = Literal["pictures", "frames", "clips"]

@@ -7,11 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from zigma_pl.core.processes import rank, world_size
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.core.records import check_name
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.images import CROP
 from zigma_pl.encoders.weights import hash_of_weights
 from zigma_pl.evaluation.features import FeatureSet, Pictures, extract
 from zigma_pl.evaluation.held_out import RealPictures, describe_real_pictures, real_chunks
+from zigma_pl.evaluation.metrics.clip_score import ClipScore
+from zigma_pl.evaluation.metrics.extractors import FeatureExtractor, build_extractor
 from zigma_pl.evaluation.record import Score
 from zigma_pl.evaluation.reference import Reference, ReferenceFiles, default_reference_folder, load_or_make
 from zigma_pl.evaluation.sampling import CPU_GROUP_SIZE, Precision, SamplingModel, describe_sampling, sample_missing
@@ -27,11 +32,6 @@ from zigma_pl.evaluation.scores import (
     compute,
 )
 from zigma_pl.evaluation.store import Chunk, SampleStore
-from zigma_pl.metrics.clip_score import ClipScore
-from zigma_pl.metrics.extractors import FeatureExtractor, build_extractor
-from zigma_pl.processes import rank, world_size
-from zigma_pl.ranges import check_whole_numbers
-from zigma_pl.records import check_name
 
 
 @dataclass(frozen=True)

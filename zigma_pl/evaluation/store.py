@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import UNFINISHED, written_whole
 from zigma_pl.data.npy import read_npz
-from zigma_pl.errors import UserError
-from zigma_pl.files import UNFINISHED, written_whole
 
 IDENTITY_NAME = "sampling.json"
 

@@ -4,15 +4,15 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from zigma_pl.core.ranges import LARGEST_SEED
+from zigma_pl.core.records import Part, Record, Sha256
 from zigma_pl.encoders.text import TextEncoderName
-from zigma_pl.ranges import LARGEST_SEED
-from zigma_pl.records import Part, Record, Sha256
 
 REMEDY = "export the model again"
 
 
 class Description(Part):
-    """A class by its import path, and its constructor's options; see `zigma_pl.class_paths`."""
+    """A class by its import path, and its constructor's options; see `zigma_pl.core.class_paths`."""
 
     class_path: str = Field(max_length=500)
     init_args: dict[str, Any] = Field(default_factory=dict)

@@ -11,20 +11,20 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from zigma_pl.backbones import Backbone
-from zigma_pl.backbones.migration import migrated_options, migrated_weights
-from zigma_pl.checkpoints.content import check_finite
-from zigma_pl.class_paths import PACKAGE, NotAllowed, build_described, packages_named, recorded
-from zigma_pl.errors import UserError
-from zigma_pl.files import sha256, written_whole
+from zigma_pl.core.class_paths import PACKAGE, NotAllowed, build_described, packages_named, recorded
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import sha256, written_whole
+from zigma_pl.core.records import one_line, problems, read_record, write_record
 from zigma_pl.interop.described import REMEDY, Description, ModelConfig
 from zigma_pl.interop.generation import PretrainedModel
 from zigma_pl.interop.weights_file import read_tensors, stored_shapes
 from zigma_pl.interpolant import Objective
-from zigma_pl.module import GenerativeModule, mismatch
-from zigma_pl.optimizers.roles import DECAYED_ROLES, parameter_roles
-from zigma_pl.records import one_line, problems, read_record, write_record
-from zigma_pl.samplers import Guidance, Sampler
+from zigma_pl.interpolant.samplers import Guidance, Sampler
+from zigma_pl.models.backbones import Backbone
+from zigma_pl.models.backbones.migration import migrated_options, migrated_weights
+from zigma_pl.training.checkpoints.content import check_finite
+from zigma_pl.training.module import GenerativeModule, mismatch
+from zigma_pl.training.optimizers.roles import DECAYED_ROLES, parameter_roles
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -245,7 +245,7 @@ def read_sampling(
 def build(description: Description, base: type[Built], what: str, allow_imports: Sequence[str] = ()) -> Built:
     """Build an object from a file's description of it.
 
-    Raises: UserError that begins with `what`: see `zigma_pl.class_paths.build_described`.
+    Raises: UserError that begins with `what`: see `zigma_pl.core.class_paths.build_described`.
     """
     try:
         return build_described(description.model_dump(), base, allow_imports)

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from zigma_pl.backbones.base import Backbone
-from zigma_pl.callbacks.grid import to_pil, to_uint8
-from zigma_pl.class_paths import build_described, options_of
+from zigma_pl.core.class_paths import build_described, options_of
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.grid import to_pil, to_uint8
+from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.data.requested import RequestedData
 from zigma_pl.data.samples import Sample
 from zigma_pl.encoders.autoencoder import Autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName
-from zigma_pl.errors import UserError
-from zigma_pl.module import GenerativeModule, mismatch
-from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
-from zigma_pl.samplers import Sampler
+from zigma_pl.interpolant.samplers import Sampler
+from zigma_pl.models.backbones.base import Backbone
+from zigma_pl.training.module import GenerativeModule, mismatch
 
 ENCODER_OPTIONS = ("autoencoder", "autoencoder_subfolder", "text_encoder", "text_encoder_path", "max_caption_tokens")
 MAX_SIDE_PX = 65_536

@@ -15,14 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zigma_pl.backbones.vision_mamba import VisionMamba
-from zigma_pl.backbones.zigma import ZigMa
-from zigma_pl.checkpoints.archive import damage_of
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.interop.weights_file import read_tensors
-from zigma_pl.mixers.mamba import MambaMixer
-from zigma_pl.nn.embeddings import sinusoid_frequencies
+from zigma_pl.models.backbones.vision_mamba import VisionMamba
+from zigma_pl.models.backbones.zigma import ZigMa
+from zigma_pl.models.layers.embeddings import sinusoid_frequencies
+from zigma_pl.models.mixers.mamba import MambaMixer
 from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.training.checkpoints.archive import damage_of
 
 # Official name -> ours. The numbered blocks keep their number.
 RENAMES = [

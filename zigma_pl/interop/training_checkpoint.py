@@ -7,15 +7,15 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from zigma_pl.backbones.migration import migrated_weights
-from zigma_pl.checkpoints.content import TRAINED_ON, check_finite
-from zigma_pl.checkpoints.io import Weights, read_checkpoint, weights_of
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import problems
 from zigma_pl.interop.described import Description
 from zigma_pl.interop.folder import build_backbone, fit_weights, load_weights, read_config, read_sampling, trained_on
 from zigma_pl.interop.generation import PretrainedModel
-from zigma_pl.module import GenerativeModule, mismatch
-from zigma_pl.records import problems
+from zigma_pl.models.backbones.migration import migrated_weights
+from zigma_pl.training.checkpoints.content import TRAINED_ON, check_finite
+from zigma_pl.training.checkpoints.io import Weights, read_checkpoint, weights_of
+from zigma_pl.training.module import GenerativeModule, mismatch
 
 PREFIX = "backbone."  # of the backbone's parameters in the LightningModule
 

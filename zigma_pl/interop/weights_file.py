@@ -7,8 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zigma_pl.errors import UserError
-from zigma_pl.records import one_line
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import one_line
 
 MAX_HEADER_BYTES = 16 * 2**20  # far above that of any network; the library itself would read 100 MB
 _FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.interpolant.schedules import PathCoefficients, Schedule
 
 Quantity = Literal["velocity", "score", "noise", "data"]

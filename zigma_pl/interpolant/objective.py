@@ -6,13 +6,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from zigma_pl.class_paths import Configurable
-from zigma_pl.errors import UserError
+from zigma_pl.core.class_paths import Configurable
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import rand_per_sample, randn_per_sample
+from zigma_pl.core.ranges import check_numbers
+from zigma_pl.core.transfer import to_device
 from zigma_pl.interpolant.conversions import Quantity, coefficients_like, convert, interpolate
 from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
-from zigma_pl.randomness import rand_per_sample, randn_per_sample
-from zigma_pl.ranges import check_numbers
-from zigma_pl.transfer import to_device
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(x_t (B, ...), t (B,)) -> raw output in the shape of x_t."""

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 
 ScheduleName = Literal["linear", "gvp", "vp"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import BackendUnavailable, UserError
+from zigma_pl.core.errors import BackendUnavailable, UserError
 
 logger = logging.getLogger(__name__)
 

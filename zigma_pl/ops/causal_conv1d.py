@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import causal_conv1d_cuda
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
 from zigma_pl.ops.operations import SILU, SILU_BACKWARD, Flops, counts_operations_of

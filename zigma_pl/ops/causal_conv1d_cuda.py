@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors, rows_of_block
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from zigma_pl.core.torch_private import copy_all
 from zigma_pl.ops import causal_conv1d_cuda as convolution
 from zigma_pl.ops import norms_cuda as norms
 from zigma_pl.ops.norms_cuda import Inverses, Modulation, NormGradients
 from zigma_pl.ops.selective_scan import direct
-from zigma_pl.torch_private import copy_all
 
 # Rows between two states of the scan that are kept. At 32,768 tokens and E = 1,536, every 8th takes 201 MB instead of
 # 50, and saves 0.15 ms of walking from one to the next.

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from zigma_pl.errors import UserError
-from zigma_pl.files import cache_folder
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import cache_folder
 
 MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and tf32 matrix products
 

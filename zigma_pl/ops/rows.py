@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 
 
 def inverse_order(visit_order: Tensor) -> Tensor:

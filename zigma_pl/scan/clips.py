@@ -7,7 +7,7 @@ Token p of frame f, p a raster index of the frame's grid, has index f * L + p, L
 
 import numpy as np
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan.paths import SchemeName, visit_order
 
 

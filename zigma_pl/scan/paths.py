@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.scan.hilbert import curve_along
 
 SchemeName = Literal["sweep", "zigzag", "hilbert", "random"]

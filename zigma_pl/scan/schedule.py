@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zigma_pl.errors import UserError
-from zigma_pl.ranges import LARGEST_SEED, check_whole_numbers
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.scan.clips import clip_order
 from zigma_pl.scan.paths import NUM_SYMMETRIES, SchemeName, check_legacy_inverse, visit_order
 from zigma_pl.scan.schemes import Scheme

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from zigma_pl.class_paths import Configurable
-from zigma_pl.errors import UserError
-from zigma_pl.files import read_regular
-from zigma_pl.records import one_line
+from zigma_pl.core.class_paths import Configurable
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import read_regular
+from zigma_pl.core.records import one_line
 from zigma_pl.scan.paths import is_permutation
 
 MAX_FILE_BYTES = 2**30

@@ -7,13 +7,13 @@ import pytest
 import torch
 from data.prepared.tiny import faces, prepare_faces, save_tiny_kl, write_faces
 
-from zigma_pl.commands.prepare import main
+from zigma_pl.cli.commands.prepare import main
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import sha256
 from zigma_pl.data import Digits
-from zigma_pl.data.prepared.arrays import ArraySplit, map_array, write_shard
-from zigma_pl.data.prepared.manifest import File, Shard
-from zigma_pl.data.prepared.record import PreparedRecord
-from zigma_pl.errors import UserError
-from zigma_pl.files import sha256
+from zigma_pl.data.cache.arrays import ArraySplit, map_array, write_shard
+from zigma_pl.data.cache.manifest import File, Shard
+from zigma_pl.data.cache.record import PreparedRecord
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.commands.prepare import main
+from zigma_pl.cli.commands.prepare import main
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import parse_record
 from zigma_pl.data import Digits
-from zigma_pl.data.prepared.manifest import Manifest
-from zigma_pl.errors import UserError
-from zigma_pl.records import parse_record
+from zigma_pl.data.cache.manifest import Manifest
 
 STORED = Path(__file__).parent / "stored"
 HUGE = 10**12

@@ -12,11 +12,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import UNFINISHED
 from zigma_pl.data import ImageFolder
-from zigma_pl.data.prepared import remote
-from zigma_pl.data.prepared.manifest import MANIFEST_NAME, read_manifest
-from zigma_pl.errors import UserError
-from zigma_pl.files import UNFINISHED
+from zigma_pl.data.cache import remote
+from zigma_pl.data.cache.manifest import MANIFEST_NAME, read_manifest
 
 STORED = Path(__file__).parent / "stored"
 ADDRESS = "memory://bucket/set"
@@ -55,7 +55,7 @@ def test_training_reads_a_copy_that_is_made_once(tmp_path, memory):
 
 def test_without_a_folder_copies_are_below_the_users_cache(tmp_path, monkeypatch):
     assert Path.home() / ".cache" in remote.DEFAULT_FOLDER.parents
-    monkeypatch.setattr("zigma_pl.data.prepared.reading.DEFAULT_FOLDER", tmp_path)
+    monkeypatch.setattr("zigma_pl.data.cache.reading.DEFAULT_FOLDER", tmp_path)
     batch_of(cache=ADDRESS)
     assert len(list(tmp_path.glob(f"*/{MANIFEST_NAME}"))) == 1
 
@@ -119,7 +119,7 @@ def test_a_disk_that_runs_full_is_one_line(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("zigma_pl.files.os.fsync", full)
+    monkeypatch.setattr("zigma_pl.core.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         remote.copy_once(ADDRESS, tmp_path)
     assert not list(tmp_path.rglob("*.npy"))

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from zigma_pl.commands.prepare import main
+from zigma_pl.cli.commands.prepare import main
 from zigma_pl.data import ImageFolder
-from zigma_pl.data.prepared.check import check_files
-from zigma_pl.data.prepared.manifest import read_manifest
+from zigma_pl.data.cache.manifest import read_manifest
+from zigma_pl.data.preparation.check import check_files
 
 STORED = Path(__file__).parent / "stored"
 NAMES = {

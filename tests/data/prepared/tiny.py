@@ -4,9 +4,9 @@ import shutil
 
 import torch
 
-from zigma_pl.commands.prepare import main
+from zigma_pl.cli.commands.prepare import main
 from zigma_pl.data import MMCelebAHQ
-from zigma_pl.data.standins.faces import write_mm_celeba_hq
+from zigma_pl.data.synthetic.faces import write_mm_celeba_hq
 
 
 def save_tiny_kl(path, seed=0):

@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from zigma_pl.data.standins.clips import MOTIONS, draw_frames, write_ucf101, write_video
+from zigma_pl.data.synthetic.clips import MOTIONS, draw_frames, write_ucf101, write_video
 from zigma_pl.data.video_files import open_video
 
 

@@ -3,7 +3,7 @@ import time
 
 from PIL import Image
 
-from zigma_pl.data.standins.faces import draw_attributes, write_captions, write_faceshq, write_mm_celeba_hq
+from zigma_pl.data.synthetic.faces import draw_attributes, write_captions, write_faceshq, write_mm_celeba_hq
 
 
 def written(folder, *arguments):

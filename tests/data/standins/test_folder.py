@@ -1,7 +1,7 @@
 import pytest
 
-from zigma_pl.data.standins.folder import write_once
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.synthetic.folder import write_once
 
 
 def write_three(folder):

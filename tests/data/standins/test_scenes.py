@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zigma_pl.data.standins.scenes import COLOURS, draw_scene, draw_scene_attributes, write_coco, write_scene_captions
+from zigma_pl.data.synthetic.scenes import COLOURS, draw_scene, draw_scene_attributes, write_coco, write_scene_captions
 
 
 def written(folder, *arguments):

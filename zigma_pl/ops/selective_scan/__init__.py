@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
 from zigma_pl.ops.rows import check_rows, check_tensor, check_visit_order
 from zigma_pl.ops.selective_scan import cpu, cuda, mamba_ssm, reference

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.selective_scan import direct
 from zigma_pl.ops.selective_scan.launch import ROW_KINDS, row_dtype

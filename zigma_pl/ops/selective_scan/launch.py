@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
 from zigma_pl.ops.selective_scan.layout import CHUNK_BLOCKS, Cut, Layout, chunks_for, layout_for, pieces_for

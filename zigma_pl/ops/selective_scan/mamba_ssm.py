@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zigma_pl.errors import UserError
+from zigma_pl.core.errors import UserError
 from zigma_pl.ops.rows import check_32_bit_offsets, inverse_order
 
 _INSTALL = "pip install 'zigma-pl[cuda]' on a machine with nvcc, with MAMBA_KEEP_CUDA_BUILD=TRUE set"

@@ -1,0 +1,229 @@
+"""python -m zigma_pl bench SUBJECT: check, then time, ours beside its peers on this machine; or count operations."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zigma_pl.benchmarks.checks import WrongNumbersError
+from zigma_pl.benchmarks.report import Result
+from zigma_pl.cli.commands.parser import Parser
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.machine import choose_device, describe_machine
+from zigma_pl.core.ranges import check_numbers
+
+MODEL_SUBJECTS = {
+    "forward": "frames per second and memory of one network call, by the size of the grid",
+    "train": "images per second and memory of training steps: forward, backward, AdamW",
+    "order": "frames per second and memory by the number of scan orders, zigzag against parallel Mamba",
+    "efficiency": "operations, memory and speed of training and forward pass: the five backbones, parameters matched",
+    "flops": "operations of a forward pass by kind, counted in seconds on any machine; nothing is timed",
+}
+PAIRED = ("train", "efficiency")  # a batch size for each grid
+MATCHED = ("efficiency", "flops")  # all backbones with ZigMa's number of parameters
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
+DEFAULT_REPEATS = {"cuda": 15, "cpu": 7}
+DEFAULT_SCAN_REPEATS = {"cuda": 50, "cpu": 7}
+# What is counted and not timed has no such options.
+NOT_TIMED = {"device": "cpu", "dtype": None, "repeats": None, "threads": None, "batches": None, "compile": "blocks"}
+TINY_WIDTH, TINY_DEPTH = 64, 6
+TINY_DEPTH_OF = {"efficiency": 12}  # enough layers for numbers of parameters that match
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark that argv names; returns the exit status, 1 when a contestant computes wrong numbers.
+
+    Raises: UserError for options that do not fit together or this machine.
+    """
+    options = _parse(argv)
+    for path in (options.json, options.plot):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    kept: list[Result] = []
+    try:
+        result = (_run_scan if options.subject == "scan" else _run_models)(options, partial(_keep, kept, options.json))
+    except WrongNumbersError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        for result in kept:
+            _publish(result, options, complete=False)
+        raise
+    _publish(result, options, complete=True)
+    return 0
+
+
+def _keep(kept: list[Result], path: Path | None, result: Result) -> None:
+    """Note that the result holds what is measured so far, on disk too, should the run be cut off."""
+    kept[:] = [result]
+    if path is not None:
+        result.write_json(path, complete=False)
+
+
+def _publish(result: Result, options: argparse.Namespace, complete: bool) -> None:
+    print(result.table() + ("" if complete else "\n(interrupted: the rest was not timed)"))
+    if options.json is not None:
+        result.write_json(options.json, complete)
+    if options.plot is not None:
+        result.write_plot(options.plot)
+
+
+def _run_scan(options: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+    from zigma_pl.benchmarks import scan
+    from zigma_pl.benchmarks.scan_contestants import default_names, make_contestant
+
+    device = choose_device(options.device)
+    dtype = DTYPES[options.dtype or DEFAULT_DTYPE[device.type]]
+    names = options.contestants or default_names(device)
+    check_numbers("bench scan", above=0, bandwidth=options.bandwidth)
+    bandwidth = None if options.bandwidth is None else 1e9 * options.bandwidth
+    return scan.run(
+        scan.ScanOptions(device, dtype, options.repeats or DEFAULT_SCAN_REPEATS[device.type], bandwidth),
+        {name: make_contestant(name, device) for name in names},
+        options.shapes or scan.DEFAULT_SHAPES[device.type],
+        describe_machine(device, options.commit),
+        save,
+    )
+
+
+def _run_models(options: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+    from zigma_pl.benchmarks.models import ModelOptions, contestants_named
+
+    subject = import_module(f"zigma_pl.benchmarks.{options.subject}")
+    device = choose_device(options.device)
+    names = options.contestants or subject.DEFAULT_CONTESTANTS[device.type]
+    model_options = ModelOptions(
+        device,
+        DTYPES[options.dtype or DEFAULT_DTYPE[device.type]],
+        options.repeats or DEFAULT_REPEATS[device.type],
+        *_model_size(options, device),
+        compile_scope=options.compile,
+    )
+    return subject.run(
+        model_options,
+        contestants_named(subject.CONTESTANTS, names, device),
+        _settings(options, subject.DEFAULT_SETTINGS[device.type]),
+        describe_machine(device, options.commit),
+        save,
+    )
+
+
+def _model_size(options: argparse.Namespace, device: torch.device) -> tuple[str | None, int | None, int | None]:
+    """Return size, width and depth: as given, else the paper's on a GPU, tiny on a CPU; to count always the paper's."""
+    if options.size is None and device.type == "cpu" and options.subject != "flops":
+        return None, options.width or TINY_WIDTH, options.depth or TINY_DEPTH_OF.get(options.subject, TINY_DEPTH)
+    preset = None if options.size is None and options.width and options.depth else options.size or "B"
+    return preset, options.width, options.depth
+
+
+def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
+    """Return grids and batches as settings: each with each, in training pairwise; defaults for what is not given.
+
+    Raises: UserError when there are not as many grids as batches where they go in pairs.
+    """
+    from zigma_pl.benchmarks.model_table import Setting
+
+    if options.grids is None and options.batches is None:
+        return defaults
+    if options.subject in PAIRED:
+        grids = options.grids or [setting.grid for setting in defaults]
+        batches = options.batches or [setting.batch_size for setting in defaults]
+        if len(grids) != len(batches):
+            raise UserError(f"--grids has {len(grids)} entries, --batches {len(batches)}: give one batch for each grid")
+        return [Setting(grid, batch_size) for grid, batch_size in zip(grids, batches, strict=True)]
+    grids = options.grids or list(dict.fromkeys(setting.grid for setting in defaults))
+    batches = options.batches or list(dict.fromkeys(setting.batch_size for setting in defaults))
+    return [Setting(grid, batch_size) for batch_size in batches for grid in grids]
+
+
+# ---------------------------------------------------------------------------------------------------------- options
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m zigma_pl bench",
+        description="Measure speed and memory on this machine. Every contestant is first compared with a float64 "
+        "reference; where one is wrong, nothing but that is printed.",
+    )
+    names = ",".join(("scan", *MODEL_SUBJECTS))
+    subjects = parser.add_subparsers(dest="subject", required=True, metavar=f"{{{names}}}")
+    scan = subjects.add_parser("scan", help="the selective scan against mamba-ssm's kernels or mambapy, and the limit")
+    scan.add_argument("--shapes", nargs="+", type=_shape, metavar="B,L,E,N", help="batch, tokens, channels, states")
+    scan.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: what a copy reaches)")
+    _add_common_options(scan, "backends of ours, mamba_ssm, mamba_ssm+gathers, mambapy")
+    for name, summary in MODEL_SUBJECTS.items():
+        subject = subjects.add_parser(name, help=summary)
+        _add_size_options(subject, name)
+        if name == "flops":
+            _add_output_options(subject, _contestants_in_words(name))
+            subject.set_defaults(**NOT_TIMED)
+        else:
+            _add_model_options(subject, name)
+            _add_common_options(subject, _contestants_in_words(name))
+    return parser.parse_args(argv)
+
+
+def _contestants_in_words(subject: str) -> str:
+    if subject == "order":
+        return "zigzag or parallel, as such or with -graph"
+    families = "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, dit or uvit"
+    if subject == "flops":
+        return families
+    return f"{families}, as such or with -compiled, -graph or -compiled-graph"
+
+
+def _add_size_options(parser: argparse.ArgumentParser, subject: str) -> None:
+    default = "B" if subject == "flops" else "B on a GPU, tiny on a CPU"
+    parser.add_argument("--size", choices=("S", "B", "L", "XL"), help=f"preset (default: {default})")
+    parser.add_argument("--width", type=_positive, help="width of the tokens, in place of the preset's")
+    matched = "layers of ZigMa; the others get as many as make up its parameters"
+    depth = matched if subject in MATCHED else "Mamba layers; transformers get half as many"
+    parser.add_argument("--depth", type=_positive, help=depth)
+    parser.add_argument("--grids", nargs="+", type=_positive, metavar="TOKENS", help="sides of the square grids")
+
+
+def _add_model_options(parser: argparse.ArgumentParser, subject: str) -> None:
+    together = "one for each grid" if subject in PAIRED else "each with every grid"
+    parser.add_argument("--batches", nargs="+", type=_positive, metavar="SIZE", help=f"batch sizes, {together}")
+    scope = "what torch.compile gets at a time: each block, in seconds, or the model, in minutes (default: %(default)s)"
+    parser.add_argument("--compile", choices=("blocks", "model"), default="blocks", help=scope)
+
+
+def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:
+    _add_output_options(parser, contestants)
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--repeats", type=_positive, help="timed samples of each contestant")
+    parser.add_argument("--threads", type=_positive, help="threads of PyTorch on the CPU (default: PyTorch's choice)")
+
+
+def _add_output_options(parser: argparse.ArgumentParser, contestants: str) -> None:
+    parser.add_argument("--contestants", nargs="+", metavar="NAME", help=contestants)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with quartiles")
+    parser.add_argument("--plot", type=_picture, metavar="FILE.png", help="also draw them (.png, .pdf or .svg)")
+    parser.add_argument("--commit", help="what to write into the header where this is no git checkout")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(_positive(part) for part in text.split(","))
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four sizes B,L,E,N such as 16,256,256,16")
+    return sizes
+
+
+def _picture(text: str) -> Path:
+    if not text.lower().endswith((".png", ".pdf", ".svg")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
+    return Path(text)

@@ -1,0 +1,60 @@
+"""`python -m zigma_pl import-zigma`: turn an official ZigMa checkpoint into model.safetensors + config.json."""
+
+import argparse
+
+from zigma_pl.cli.commands.parser import Parser
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_whole_numbers
+
+DEFAULT_SCAN_TYPE = "zigzagN8"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options; what the tensors' shapes tell need not be given."""
+    parser = Parser(
+        prog="python -m zigma_pl import-zigma",
+        description="Convert an official ZigMa checkpoint into a folder with model.safetensors and config.json, "
+        "its time and sign convention folded into the weights.",
+    )
+    parser.add_argument("file", help="the checkpoint: .safetensors, or .pt/.pth/.ckpt (read with weights_only=True)")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument(
+        "--scan-type",
+        help=f"the official scan_type it was trained with (default: {DEFAULT_SCAN_TYPE}, as in the released "
+        "configurations; the file does not tell)",
+    )
+    parser.add_argument("--img-dim", type=int, help="side of the latent grid; needed only without position embedding")
+    parser.add_argument("--weights", default="ema", help="which state dict of a .pt file to take (default: ema)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    from zigma_pl.interop.folder import save_pretrained
+    from zigma_pl.interop.official import infer_config, load_zigma_checkpoint, read_state_dict
+    from zigma_pl.interpolant import Objective
+    from zigma_pl.models.backbones.base import LARGEST
+    from zigma_pl.training.module import GenerativeModule
+
+    options = build_parser().parse_args(argv)
+    check_whole_numbers("import-zigma", most=LARGEST["latent_height"], img_dim=options.img_dim)
+    state_dict = read_state_dict(options.file, options.weights)
+    config = infer_config(state_dict)
+    if options.scan_type is not None:
+        config["scan_type"] = options.scan_type
+    elif "scan_type" not in config:
+        config["scan_type"] = DEFAULT_SCAN_TYPE
+        print(
+            f"assuming scan_type {DEFAULT_SCAN_TYPE}, which the file does not tell: give --scan-type if it was another"
+        )
+    if options.img_dim is not None:
+        config["img_dim"] = options.img_dim
+    if "img_dim" not in config:
+        raise UserError(f"{options.file} has no position embedding to tell its grid: give --img-dim")
+    backbone = load_zigma_checkpoint(state_dict, config)
+    # The release was trained on the linear path to predict the velocity, which is our default too.
+    folder = save_pretrained(GenerativeModule(backbone, Objective()), options.out)
+    print(f"{backbone.num_parameters() / 1e6:.1f} M parameters, {config}")
+    print(f"wrote {folder}/model.safetensors and {folder}/config.json")
+    print(f'load it with: zigma_pl.from_pretrained("{folder}")')
+    return 0

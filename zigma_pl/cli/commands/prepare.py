@@ -1,0 +1,208 @@
+"""`python -m zigma_pl prepare NAME`: encode a data set once, into a folder that training reads instead of it."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from tqdm import tqdm
+
+from zigma_pl.cli.lightning_cli import quieten
+from zigma_pl.core.class_paths import build_described, find_class, packages_named
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.cache.manifest import (
+    MANIFEST_NAME,
+    MAX_SHARD_SIZE,
+    KeptDtype,
+    Layout,
+    Manifest,
+    num_samples,
+    read_manifest,
+)
+from zigma_pl.data.preparation.check import check_content, check_entries, check_files
+from zigma_pl.data.preparation.run import Job, prepare
+from zigma_pl.encoders.autoencoder import Autoencoder
+from zigma_pl.encoders.text import TextEncoder
+
+DATA_SETS = {
+    "faceshq": "zigma_pl.data.sources.faceshq.FacesHQ",
+    "mm_celeba_hq": "zigma_pl.data.sources.mm_celeba_hq.MMCelebAHQ",
+    "coco": "zigma_pl.data.sources.coco.COCO",
+    "ucf101": "zigma_pl.data.sources.ucf101.UCF101",
+    "folder": "zigma_pl.data.sources.folder.ImageFolder",
+    "digits": "zigma_pl.data.sources.digits.Digits",
+}
+# Options of a data module that say how to train or sample, or that mean something else here.
+NOT_OFFERED = {
+    "batch_size",
+    "num_workers",
+    "seed",
+    "horizontal_flip",
+    "cache",
+    "keep_fetched_in",
+    "predict_captions",
+    "num_predict_samples",
+}
+ALL_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+ShardSize = restricted_number_type("ShardSize", int, [(">=", 1), ("<=", MAX_SHARD_SIZE)])
+Accelerator = Literal["auto", "cpu", "gpu"]
+OnBadFile = Literal["stop", "skip"]
+OWN_OPTIONS = (
+    "out",
+    "splits",
+    "dtype",
+    "shard_size",
+    "batch_size",
+    "num_workers",
+    "devices",
+    "accelerator",
+    "on_bad_file",
+    "check",
+    "overwrite",
+)
+HELP_OF_DTYPE = "of moments and caption features; float16 takes half the disk and rounds to 1 part in 2,000"
+ENTRIES_TO_CHECK = 3  # of each split
+SKIPPED_TO_SHOW = 10
+USAGE = f"usage: python -m zigma_pl prepare {{{','.join(DATA_SETS)},own.MyData}} --root DIR --out DIR [options]"
+
+
+class Parser(ArgumentParser):
+    """Spells options with hyphens, as well as with underscores, and says what is wrong with them in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message on one line and exit with status 2."""
+        print(f"error: {' '.join(message.split())} (options: {self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the help, options with hyphens."""
+        return re.sub(r"--[a-z]\w*", lambda option: option[0].replace("_", "-"), super().format_help(formatter))
+
+
+def main(argv: list[str]) -> int:
+    """Prepare a data set, or check what was prepared; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{USAGE}\n\n{__doc__}\n\nOptions of a data set: python -m zigma_pl prepare mm_celeba_hq --help")
+        return 0
+    name = argv[0] if "." in argv[0] else argv[0].replace("-", "_")
+    if name not in DATA_SETS and "." not in name:
+        known = ", ".join(DATA_SETS)
+        print(
+            f"error: prepare: unknown data set {argv[0]!r}; choose {known}, or a class path of your own",
+            file=sys.stderr,
+        )
+        return 2
+    quieten()
+    path = DATA_SETS.get(name, name)  # a path of the command line is allowed by being given
+    data_class = find_class(path, ImageDataModule, (path.split(".")[0],))  # type: ignore[type-abstract]
+    parser = build_parser(name, data_class)
+    options = vars(parser.parse_args([_with_underscores(argument) for argument in argv[1:]]))
+    own = {option: options.pop(option) for option in OWN_OPTIONS}
+    for option, base in (("autoencoder", Autoencoder), ("text_encoder", TextEncoder)):
+        if isinstance(options.get(option), Namespace):
+            given = options[option].as_dict()
+            options[option] = build_described(given, base, tuple(packages_named(given)))  # type: ignore[type-abstract]
+    job = Job(
+        data_class,
+        options,
+        Path(own["out"]),
+        Layout(dtype=own["dtype"], shard_size=own["shard_size"]),
+        own["batch_size"],
+        own["num_workers"],
+        own["on_bad_file"] == "skip",
+    )
+    devices = choose_devices(own["accelerator"], own["devices"])
+    if own["check"]:
+        check(job, own["splits"], devices[0])
+    else:
+        run(job, own["splits"] or list(ALL_SPLITS), devices, overwrite=own["overwrite"])
+    return 0
+
+
+def build_parser(name: str, data_class: type[ImageDataModule]) -> Parser:
+    """Return the parser of one data set: our own options, and those of its data module that shape what is kept."""
+    parser = Parser(prog=f"python -m zigma_pl prepare {name}", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--out", type=str, required=True, help="folder to write, and to give to --data.cache later")
+    add("--splits", nargs="+", choices=ALL_SPLITS, help="which splits (default: all)")
+    add("--dtype", type=KeptDtype, default="float32", help=HELP_OF_DTYPE)
+    add("--shard_size", type=ShardSize, default=512, help="pictures or clips in a shard")
+    add("--batch_size", type=PositiveInt, default=16, help="pictures or clips that go through the encoders at once")
+    add("--num_workers", type=NonNegativeInt, default=2, help="processes that decode, for each device; 0 for none")
+    add("--devices", type=PositiveInt, default=1, help="GPUs, or processes on the CPU, that share the shards")
+    add("--accelerator", type=Accelerator, default="auto", help="where the encoders run; auto: on a GPU if there")
+    add("--on_bad_file", type=OnBadFile, default="stop", help="skip: leave out what cannot be read, count and list it")
+    add("--check", action="store_true", help="compare what is in --out with its hashes, and entries with the data set")
+    add("--overwrite", action="store_true", help="remove what was prepared in --out before")
+    parser.add_class_arguments(data_class, skip=NOT_OFFERED)
+    return parser
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    option, equals, value = argument.partition("=")
+    return f"--{option[2:].replace('-', '_')}{equals}{value}"
+
+
+def choose_devices(accelerator: Accelerator, count: int) -> list[torch.device]:
+    """Return the devices that the encoders run on, one for each process.
+
+    Raises:
+        UserError: there are not that many GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if accelerator == "cpu" or (accelerator == "auto" and num_gpus == 0):
+        return [torch.device("cpu")] * count
+    if count > num_gpus:
+        raise UserError(f"--devices {count}: this machine has {num_gpus} CUDA GPUs; take fewer, or --accelerator cpu")
+    return [torch.device("cuda", number) for number in range(count)]
+
+
+def run(job: Job, splits: list[Split], devices: list[torch.device], *, overwrite: bool) -> None:
+    """Prepare, showing the progress, and say what is there at the end."""
+    with tqdm(unit=" samples", desc="preparing", smoothing=0.1) as bar:
+
+        def report(num_done: int, num_items: int) -> None:
+            if bar.total is None:
+                bar.reset(num_items)
+                bar.initial = num_done
+            bar.update(num_done - bar.n)
+
+        manifest = prepare(job, splits, devices, report, overwrite=overwrite)
+    print(_summary(job.folder, manifest))
+
+
+def _summary(folder: Path, manifest: Manifest) -> str:
+    counts = ", ".join(f"{num_samples(shards):,} {split}" for split, shards in manifest.splits.items())
+    size = sum(file.num_bytes for _, shard in manifest.shards for file in shard.files.values())
+    lines = [f"prepared {counts} samples, {size / 1e6:,.1f} MB"]
+    skipped = manifest.skipped
+    if skipped:
+        lines.append(f"skipped {len(skipped)} that could not be read (all of them are listed in the manifest):")
+        lines += [f"  {entry.reason}" for entry in skipped[:SKIPPED_TO_SHOW]]
+    lines += [f"manifest: {folder / MANIFEST_NAME}", f"train with: --data.cache {folder}"]
+    return "\n".join(lines)
+
+
+def check(job: Job, splits: list[Split] | None, device: torch.device) -> None:
+    """Check what was prepared, and say what was compared.
+
+    Raises:
+        UserError: something differs.
+    """
+    manifest = read_manifest(job.folder)
+    sizes = [file.num_bytes for _, shard in manifest.shards for file in shard.files.values()]
+    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="hashing") as bar:
+        for num_bytes in check_files(job.folder, manifest):
+            bar.update(num_bytes)
+    print(f"{len(sizes)} files: sizes and hashes agree with the manifest")
+    data_module = job.data_module()
+    check_content(manifest, data_module, job.folder)
+    for split in splits or cast(list[Split], list(manifest.splits)):
+        difference = check_entries(job.folder, manifest, split, data_module, device, ENTRIES_TO_CHECK)
+        print(f"{split}: {num_samples(manifest.splits[split]):,} samples, entries made anew differ by {difference:.1e}")

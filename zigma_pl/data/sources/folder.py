@@ -1,0 +1,321 @@
+"""Your own pictures in a folder, with classes, captions or no condition."""
+
+import hashlib
+import io
+import os
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import read_regular
+from zigma_pl.core.ranges import check_numbers, check_whole_numbers
+from zigma_pl.core.records import problems
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, clean_captions, climbs_out, find_pictures
+
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")  # said to be left out
+SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("validation", "val"),
+    "test": ("test",),
+}
+
+
+class CaptionLine(BaseModel):
+    """A line of captions.jsonl; other keys are left alone."""
+
+    model_config = ConfigDict(strict=True)
+
+    file_name: str
+    caption: str | None = None
+    captions: list[str] | None = None
+
+
+class ImageFolder(ImageDataModule):
+    """Pictures (jpg, jpeg, png, webp, bmp) anywhere below a folder, sorted by name.
+
+    Transparent pictures are put on white, and pictures are turned as their EXIF data say; hidden files are left out.
+    Conditions:
+
+    - "none".
+    - "class": the name of the top sub-folder (below train/, validation/ and test/ where there are such), numbered in
+      the order of the names. A class folder without pictures is an error.
+    - "caption": `<root>/captions.jsonl` with one line for each picture: {"file_name": "cats/1.png", "caption": "A cat"}
+      or, for several, {"file_name": "cats/1.png", "captions": ["A cat", "Something furry"]}; names relative to `root`.
+
+    Splits: the folders train/, validation/ (or val/) and test/ if there is train/. Without it all pictures are divided
+    by a hash of their name below `root`, `validation_share` and `test_share` of them being held out; so is train/ for
+    a split that has no folder. A picture keeps its split when others come or go, and whatever the seed.
+
+    Args:
+        root: folder of the pictures.
+        condition: what the model is given: nothing, the class or a caption.
+        validation_share: part of the pictures to validate on, where there is no folder for it.
+        test_share: part of the pictures to test on, where there is no folder for it.
+        num_classes: how many classes there are; None counts the folders. Given, sampling does not need the folder.
+        num_workers: worker processes that decode images; 0 decodes in the main process.
+        options: those of every data set.
+    """
+
+    default_captions = (
+        "A photograph of a person.",
+        "A photograph of an animal.",
+        "A drawing of a house.",
+        "A landscape with trees and a river.",
+    )
+
+    def __init__(
+        self,
+        root: str,
+        condition: Literal["none", "class", "caption"] = "none",
+        validation_share: float = 0.05,
+        test_share: float = 0.05,
+        num_classes: int | None = None,
+        num_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        self.has_captions = condition == "caption"
+        super().__init__(num_workers=num_workers, **options)
+        check_numbers("data", least=0, below=1, validation_share=validation_share, test_share=test_share)
+        check_whole_numbers("data", num_classes=num_classes)
+        if validation_share + test_share >= 1:
+            raise UserError(
+                f"data.validation_share {validation_share} and data.test_share {test_share} leave no pictures for "
+                "training: lower them"
+            )
+        if num_classes is not None and condition != "class":
+            raise UserError(f"data.num_classes goes with data.condition 'class', not '{condition}'; leave it out")
+        self.root = root
+        self.conditioned_on = condition
+        self.validation_share = validation_share
+        self.test_share = test_share
+        self._num_classes = num_classes
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, counted in the folder or the prepared one unless it was given; None without classes."""
+        if self.conditioned_on == "class" and self._num_classes is None:
+            prepared = self.prepared
+            self._num_classes = len(self._classes) if prepared is None else prepared.content.num_classes
+        return self._num_classes
+
+    @num_classes.setter
+    def num_classes(self, number: int | None) -> None:
+        self._num_classes = number
+
+    @property
+    def class_names(self) -> list[str] | None:  # type: ignore[override]  # there as an attribute
+        """Names of the class folders; None without classes, and where the pictures themselves are not there."""
+        is_there = self.conditioned_on == "class" and Path(self.root).is_dir()
+        return list(self._classes) if is_there else None
+
+    def described(self) -> dict[str, Any]:
+        """Return as plain values what decides which items a split has and what is in them."""
+        return {**super().described(), "condition": self.conditioned_on}
+
+    def load_split(self, split: Split) -> PictureFiles:
+        """Open one split.
+
+        Raises:
+            UserError: it holds no pictures, or classes or captions do not fit the pictures.
+        """
+        names = self._names_of_split(split)
+        if not names:
+            share = "" if split == "train" else f", or raise data.{split}_share (now {getattr(self, f'{split}_share')})"
+            folder = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
+            raise UserError(f"ImageFolder: '{self.root}' has no pictures for {split}: put some in {folder}{share}")
+        return PictureFiles(
+            Path(self.root),
+            names,
+            class_ids=[self._class_id(name) for name in names] if self.conditioned_on == "class" else None,
+            captions=self._captions_of(names) if self.conditioned_on == "caption" else None,
+            upright=True,
+        )
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """All pictures, relative to root."""
+        root = Path(self.root)
+        if not root.is_dir():
+            raise UserError(f"ImageFolder: there is no folder '{root}'; set data.root to the folder of your pictures")
+        found = find_pictures(root, PICTURE_SUFFIXES + OTHER_SUFFIXES)
+        names = [name for name in found if name.lower().endswith(PICTURE_SUFFIXES)]
+        suffixes = ", ".join(PICTURE_SUFFIXES)
+        if not names:
+            raise UserError(f"ImageFolder: '{root}' holds no pictures ({suffixes}), also not in folders below it")
+        if others := sorted(set(found).difference(names)):
+            rank_zero_warn(
+                f"ImageFolder: '{root}' has {len(others)} pictures of kinds that are not read, such as {others[0]!r}; "
+                f"convert them to one of {suffixes}, or move them away"
+            )
+        self._check_in_split_folders(names)
+        return names
+
+    def _check_in_split_folders(self, names: list[str]) -> None:
+        """Refuse pictures beside the folders of the splits: they would be in no split."""
+        beside = [name for name in names if self._folders and not name.startswith(tuple(self._folders.values()))]
+        if beside:
+            known = ", ".join(f"{name}/" for names in SPLIT_FOLDERS.values() for name in names)
+            raise UserError(
+                f"ImageFolder: '{self.root}' has train/, and {len(beside)} pictures that are in no folder of a split "
+                f"({known}), the first is {beside[0]!r}: move them, or rename their folder"
+            )
+
+    @cached_property
+    def _folders(self) -> dict[Split, str]:
+        """The splits that have a folder of their own, with its name and a slash; empty without train/."""
+        found: dict[Split, str] = {}
+        for split, names in SPLIT_FOLDERS.items():
+            there = [name for name in names if (Path(self.root) / name).is_dir()]
+            if len(there) > 1:
+                raise UserError(f"ImageFolder: '{self.root}' has folders {' and '.join(there)}: put them together")
+            if there:
+                found[split] = f"{there[0]}/"
+        return found if "train" in found else {}
+
+    def _names_of_split(self, split: Split) -> list[str]:
+        own = self._folders.get(split, "")
+        if split != "train" and own:
+            return [name for name in self._names if name.startswith(own)]
+        pool = self._folders.get("train", "")
+        held_out: dict[Split, float] = {"validation": self.validation_share, "test": self.test_share}
+        shares = {name: 0.0 if name in self._folders else share for name, share in held_out.items()}
+        return [
+            name
+            for name in self._names
+            if name.startswith(pool) and split_by_hash(name.removeprefix(pool), shares) == split
+        ]
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        """Number of each class folder."""
+        prefix = self._folders.get("train", "")
+        pool = Path(self.root) / prefix
+        folders = sorted(path.name for path in pool.glob("*/") if not path.name.startswith("."))
+        filled = {self._class_name(name) for name in self._names if name.startswith(prefix)}
+        for folder in folders:
+            if folder not in filled:
+                raise UserError(f"ImageFolder: the class folder '{pool / folder}' holds no pictures: fill or remove it")
+        return {name: number for number, name in enumerate(folders)}
+
+    def _class_name(self, name: str) -> str:
+        """Return the top folder of a picture, below the folder of its split."""
+        split_folder = next((folder for folder in self._folders.values() if name.startswith(folder)), "")
+        top, separator, _ = name.removeprefix(split_folder).partition("/")
+        if not separator:
+            raise UserError(
+                f"ImageFolder: '{Path(self.root) / name}' is in no class folder: move it into one, or choose another "
+                "data.condition than 'class'"
+            )
+        return top
+
+    def _class_id(self, name: str) -> int:
+        class_id = self._classes.get(self._class_name(name))
+        if class_id is None:
+            raise UserError(
+                f"ImageFolder: '{Path(self.root) / name}' is of a class that has no folder in train/: "
+                "add training pictures of it, or remove it"
+            )
+        if class_id >= (self.num_classes or 0):
+            raise UserError(
+                f"ImageFolder: data.num_classes is {self.num_classes}, but '{self.root}' has {len(self._classes)} "
+                "class folders: correct it, or leave it out"
+            )
+        return class_id
+
+    @cached_property
+    def _captions(self) -> dict[str, list[str]]:
+        captions = read_captions(Path(self.root) / "captions.jsonl")
+        unknown = sorted(set(captions).difference(self._names))
+        if unknown:
+            raise UserError(
+                f"{Path(self.root) / 'captions.jsonl'} names {len(unknown)} pictures that are not read; the first, "
+                f"{unknown[0][:200]!r}, {self._why_not_read(unknown[0])}, or remove their lines"
+            )
+        return captions
+
+    def _why_not_read(self, name: str) -> str:
+        """Return what is wrong with a picture that captions.jsonl names, and the remedy."""
+        if not name.lower().endswith(PICTURE_SUFFIXES):
+            return f"is none of {', '.join(PICTURE_SUFFIXES)}: convert them"
+        if not os.path.exists(Path(self.root) / name):
+            return f"is not in '{self.root}': add them"
+        if any(part.startswith(".") for part in PurePosixPath(name).parts):
+            return "is hidden: rename them"
+        return "is no file, or another name of one that is read: use the other name"
+
+    def _captions_of(self, names: list[str]) -> list[list[str]]:
+        without = [name for name in names if name not in self._captions]
+        if without:
+            raise UserError(
+                f"{Path(self.root) / 'captions.jsonl'} has no line for {len(without)} of {len(names)} pictures, "
+                f"the first is {without[0]}: add their captions, or remove the pictures"
+            )
+        return [self._captions[name] for name in names]
+
+
+def split_by_hash(name: str, shares: dict[Split, float]) -> Split:
+    """Return the split that a name falls into: a fixed draw in [0, 1) from its hash, against the shares held out."""
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    place = int.from_bytes(digest, "little") / 2**64
+    for split, share in shares.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Return the captions of each picture in a `captions.jsonl`, by its name relative to the file's folder.
+
+    Raises:
+        UserError: the file is missing, or a line is broken, has no caption, names a picture again, or one outside.
+    """
+    captions: dict[str, list[str]] = {}
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        name, texts = _parse_line(line, f"{path}, line {number}")
+        if name in captions:
+            raise UserError(
+                f"{path}, line {number}: {name[:200]!r} is named again, first in line {first_line[name]}; write "
+                'several captions in one line, as "captions": [...]'
+            )
+        captions[name], first_line[name] = texts, number
+    return captions
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        # Only line ends part lines, not what str.splitlines adds to them.
+        return io.StringIO(read_regular(path).decode("utf-8-sig"), newline=None).readlines()
+    except FileNotFoundError as error:
+        raise UserError(
+            f'the captions {path} are missing: write a line {{"file_name": ..., "caption": ...}} for each picture, '
+            "or choose another data.condition than 'caption'"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the captions in {path} ({error}): write them as UTF-8 text") from error
+
+
+def _parse_line(line: str, where: str) -> tuple[str, list[str]]:
+    form = 'write {"file_name": "folder/1.png", "caption": "..."}, or a list of strings under "captions"'
+    try:
+        entry = CaptionLine.model_validate_json(line)
+    except ValidationError as error:
+        raise UserError(f"{where} cannot be used ({problems(error)}): {form}") from error
+    name = entry.file_name
+    if climbs_out(name):
+        raise UserError(f"{where}: file_name {name[:200]!r} leads out of the folder; give names below it")
+    texts = entry.captions if entry.caption is None else [entry.caption]
+    if texts is None:
+        raise UserError(f"{where} has no caption: {form}")
+    cleaned = clean_captions(texts)
+    if not cleaned:
+        raise UserError(f"{where}: the caption of {name[:200]!r} is empty; write one, or remove the picture")
+    return str(PurePosixPath(name)), cleaned

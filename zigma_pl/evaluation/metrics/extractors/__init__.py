@@ -1,0 +1,32 @@
+"""Feature extractors by name. `lite` needs no download; the others need files, see `python -m zigma_pl weights`."""
+
+from pathlib import Path
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors.clip import CLIPImage
+from zigma_pl.evaluation.metrics.extractors.dinov2 import Dinov2
+from zigma_pl.evaluation.metrics.extractors.i3d import I3D
+from zigma_pl.evaluation.metrics.extractors.inception import Inception, SpatialInception
+from zigma_pl.evaluation.metrics.extractors.lite import Lite
+
+EXTRACTORS: dict[str, type[FeatureExtractor]] = {
+    extractor.name: extractor for extractor in (Inception, SpatialInception, Dinov2, CLIPImage, I3D, Lite)
+}
+
+__all__ = ["EXTRACTORS", "FeatureExtractor", "build_extractor"]
+
+
+def build_extractor(name: str, weights: str | Path | None = None) -> FeatureExtractor:
+    """Return an extractor with its weights loaded.
+
+    Args:
+        name: inception, inception_spatial, dinov2, clip_image, i3d or lite.
+        weights: as of FeatureExtractor.
+
+    Raises:
+        UserError: an unknown name, or weights that are missing or broken.
+    """
+    if name not in EXTRACTORS:
+        raise UserError(f"feature extractor: unknown '{name}', choose one of {', '.join(EXTRACTORS)}")
+    return EXTRACTORS[name](weights)

@@ -1,8 +1,0 @@
-"""Token mixers, by their options: what `mixers` of a backbone names by class_path."""
-
-from zigma_pl.mixers.base import Branch, Mixer, MixerOptions, Visit
-from zigma_pl.mixers.mamba import Mamba
-from zigma_pl.mixers.parallel import ParallelDirections
-from zigma_pl.mixers.self_attention import SelfAttention
-
-__all__ = ["Branch", "Mamba", "Mixer", "MixerOptions", "ParallelDirections", "SelfAttention", "Visit"]

@@ -1,0 +1,19 @@
+"""Conditioners, by their options: what `conditioners` of a backbone names by class_path."""
+
+from zigma_pl.models.conditioners.base import Conditioner, ConditionerOptions, Entry, Sizes
+from zigma_pl.models.conditioners.caption import Caption, CaptionConditioner
+from zigma_pl.models.conditioners.class_label import ClassConditioner, ClassLabel
+from zigma_pl.models.conditioners.map import Map, MapConditioner
+
+__all__ = [
+    "Caption",
+    "CaptionConditioner",
+    "ClassConditioner",
+    "ClassLabel",
+    "Conditioner",
+    "ConditionerOptions",
+    "Entry",
+    "Map",
+    "MapConditioner",
+    "Sizes",
+]

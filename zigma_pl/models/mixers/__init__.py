@@ -1,0 +1,8 @@
+"""Token mixers, by their options: what `mixers` of a backbone names by class_path."""
+
+from zigma_pl.models.mixers.base import Branch, Mixer, MixerOptions, Visit
+from zigma_pl.models.mixers.mamba import Mamba
+from zigma_pl.models.mixers.parallel import ParallelDirections
+from zigma_pl.models.mixers.self_attention import SelfAttention
+
+__all__ = ["Branch", "Mamba", "Mixer", "MixerOptions", "ParallelDirections", "SelfAttention", "Visit"]

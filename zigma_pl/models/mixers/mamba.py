@@ -1,0 +1,202 @@
+"""The selective state-space mixer of Mamba, which reads its rows along a visit order.
+
+Axes: B batch, L tokens, D width, E inner width, N state.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.shapes import check_shape
+from zigma_pl.models.mixers.base import Branch, Mixer, MixerOptions, Visit
+from zigma_pl.ops import mamba_mixer
+from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.mamba_mixer import ActivationMemory, MixerWeights
+from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
+
+
+class ScanDirection(nn.Module):
+    """What one scan direction owns: the causal convolution and the parameters of the selective scan.
+
+    Args:
+        width: D, from which the rank of the step sizes follows.
+        state_size: N, the states kept for each inner channel.
+        expand: E = expand * D.
+        conv_kernel: taps of the causal convolution.
+        scan_backend: which implementation runs the scan; "auto" chooses by device.
+    """
+
+    parameter_roles: ClassVar[dict[str, str]] = {
+        "A_log": "scan",
+        "D": "scan",
+        "dt_proj.bias": "scan",
+        "conv_weight": "convolution",
+    }
+
+    def __init__(
+        self,
+        width: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+    ) -> None:
+        super().__init__()
+        inner = expand * width
+        self.state_size = state_size
+        self.dt_rank = math.ceil(width / 16)
+        self.scan_backend: ScanBackend = scan_backend
+        self.conv_weight = nn.Parameter(torch.empty(inner, conv_kernel).uniform_(-1, 1) / math.sqrt(conv_kernel))
+        self.conv_bias = nn.Parameter(torch.zeros(inner))
+        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * state_size, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1, state_size + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self._initialise_step_sizes()
+
+    def _initialise_step_sizes(self, smallest: float = 1e-3, largest: float = 0.1) -> None:
+        """Draw dt log-uniformly from [smallest, largest] and store softplus^-1(dt) as the bias (Mamba, section 3.6)."""
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound)
+        dt = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(smallest), math.log(largest)))
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def scan(self, x: Tensor, gate: Tensor, visit_order: Tensor | None = None) -> Tensor:
+        """Convolve and scan x, (B, L, E), along visit_order, (L,) int32, and multiply by silu(gate): (B, L, E)."""
+        deterministic = torch.are_deterministic_algorithms_enabled()  # as Trainer(deterministic=True) sets it
+        x = causal_conv1d(
+            x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu", deterministic=deterministic
+        )
+        dt, B, C = self.x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
+        return selective_scan(
+            x,
+            linear(dt, self.dt_proj.weight),
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            skip=self.D,
+            gate=gate,
+            delta_bias=self.dt_proj.bias,
+            visit_order=visit_order,
+            backend=self.scan_backend,
+            deterministic=deterministic,
+        )
+
+
+class MambaMixer(ScanDirection, Mixer):
+    """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
+
+    The order is an index that both operations read and write rows through, so the output stays in raster order
+    (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3).
+
+    Args:
+        width, state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
+        activation_memory: "lean" keeps little for the backward pass on a GPU and recomputes the rest; "fast" keeps
+            more.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+        activation_memory: ActivationMemory = "lean",
+    ) -> None:
+        super().__init__(width, state_size, expand, conv_kernel, scan_backend)
+        inner = expand * width
+        self.activation_memory: ActivationMemory = activation_memory
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.sort_channels()
+
+    @torch.no_grad()
+    def sort_channels(self) -> None:
+        """Put the inner channels in the order of their step sizes, which changes nothing but the order of sums.
+
+        Channels that a GPU works off together then forget at about the same rate: where a long path is cut into chunks,
+        the search for what a chunk leaves to the next ends early for all of them. The slowest, which take longest, come
+        first.
+        """
+        order = self.dt_proj.bias.argsort()
+        for rows in (self.conv_weight, self.conv_bias, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D):
+            rows.copy_(rows[order])
+        for columns in (self.x_proj.weight, self.out_proj.weight):
+            columns.copy_(columns[:, order])
+        for half in self.in_proj.weight.chunk(2):
+            half.copy_(half[order])
+
+    def wants_rows_arranged(self, visit: Visit) -> bool:
+        """The kernels read rows through one order; where each sample has its own, rows have to be in it."""
+        return visit.order is not None and visit.order.ndim > 1
+
+    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
+        """Mix tokens (B, L, D) along the order of the visit, (L,), or as they lie without one."""
+        check_shape("MambaMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
+        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        return self.out_proj(self.scan(x, gate, visit.order))
+
+    def add_norm_mix(
+        self, x: Tensor, branch: Branch | None, norm: nn.RMSNorm, shift: Tensor, scale: Tensor, visit: Visit
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add, normalise, modulate and mix: one op on a GPU."""
+        assert norm.eps is not None
+        weights = MixerWeights(
+            *(self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight),
+            *(self.dt_proj.bias, self.A_log, self.D, self.out_proj.weight),
+        )
+        fused = mamba_mixer.runs_fused(x, shift, weights, self.scan_backend)
+        if not fused or self.wants_rows_arranged(visit):
+            return super().add_norm_mix(x, branch, norm, shift, scale, visit)
+        rows, gate, inverse = (None, None, None) if branch is None else branch
+        x, mixed = mamba_mixer.add_norm_mix(
+            *(x, rows, gate, norm.weight, shift, scale, weights, visit.order),
+            epsilon=norm.eps,
+            activation_memory=self.activation_memory,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            branch_inverse=inverse,
+        )
+        return x, mixed, None
+
+
+def check_sizes(options: Any) -> None:
+    """Raise UserError for a state_size, expand or conv_kernel that is out of its range."""
+    largest = {"state_size": 4096, "expand": 64, "conv_kernel": 64}
+    for name, most in largest.items():
+        check_whole_numbers(type(options).__name__, most=most, **{name: getattr(options, name)})
+
+
+@dataclass(frozen=True)
+class Mamba(MixerOptions):
+    """Mamba (arXiv:2312.00752): a causal convolution and a selective scan along one order.
+
+    Args:
+        state_size: states for each inner channel of the scan, N.
+        expand: inner width over D.
+        conv_kernel: taps of the causal convolution.
+        scan_backend: which implementation runs the scan; "auto" chooses by device.
+        activation_memory: what a layer keeps for the backward pass on a GPU: "lean" little, the rest is recomputed;
+            "fast" twice as much, for steps that take a tenth less time.
+    """
+
+    state_size: int = 16
+    expand: int = 2
+    conv_kernel: int = 4
+    scan_backend: ScanBackend = "auto"
+    activation_memory: ActivationMemory = "lean"
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    def build(self, width: int) -> MambaMixer:
+        """Make one layer."""
+        return MambaMixer(
+            *(width, self.state_size, self.expand, self.conv_kernel, self.scan_backend, self.activation_memory)
+        )

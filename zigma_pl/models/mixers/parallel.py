@@ -1,0 +1,91 @@
+"""Several scan directions in one layer.
+
+Axes: B batch, L tokens, D width, E inner width, N state.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.shapes import check_shape
+from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
+from zigma_pl.models.mixers.mamba import ScanDirection, check_sizes
+from zigma_pl.ops.selective_scan import ScanBackend
+
+
+class ParallelMixer(Mixer):
+    """Mix tokens (B, L, D) -> (B, L, D) along k visit orders at once, so at k times the scan's cost.
+
+    The projections in and out are shared; each direction has its own ScanDirection, and their outputs are summed
+    (ZigMa, arXiv:2403.13802, Fig. 4; with an order and its reverse, Vision Mamba, arXiv:2401.09417).
+
+    Args:
+        width: D.
+        num_directions: k.
+        state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_directions: int,
+        state_size: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        scan_backend: ScanBackend = "auto",
+    ) -> None:
+        super().__init__()
+        inner = expand * width
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.directions = nn.ModuleList(
+            ScanDirection(width, state_size, expand, conv_kernel, scan_backend) for _ in range(num_directions)
+        )
+        self.out_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
+        """Mix tokens (B, L, D) along the orders of the visit, (k, L)."""
+        check_shape("ParallelMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
+        assert visit.order is not None
+        num_directions, num_tokens = len(self.directions), tokens.shape[1]
+        orders = visit.order[None] if visit.order.ndim == 1 else visit.order  # of a single direction
+        check_shape("ParallelMixer", "visit.order", orders, "(k, L)", num_directions, num_tokens)
+        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
+        scanned = (
+            direction.scan(x, gate, visit_order)  # type: ignore[operator]  # a ScanDirection
+            for direction, visit_order in zip(self.directions, orders, strict=True)
+        )
+        return self.out_proj(functools.reduce(torch.add, scanned))
+
+
+@dataclass(frozen=True)
+class ParallelDirections(MixerOptions):
+    """Mamba along several orders at once, whose outputs are summed; each layer takes the next `num_directions` orders.
+
+    Args:
+        num_directions: k, how many orders each layer scans along.
+        state_size, expand, conv_kernel, scan_backend: as of Mamba, for each direction.
+    """
+
+    num_directions: int = 2
+    state_size: int = 16
+    expand: int = 2
+    conv_kernel: int = 4
+    scan_backend: ScanBackend = "auto"
+
+    def __post_init__(self) -> None:
+        check_whole_numbers("ParallelDirections", most=4096, num_directions=self.num_directions)
+        check_sizes(self)
+
+    @property
+    def num_orders(self) -> int:
+        """One for each direction."""
+        return self.num_directions
+
+    def build(self, width: int) -> ParallelMixer:
+        """Make one layer."""
+        return ParallelMixer(
+            *(width, self.num_directions, self.state_size, self.expand, self.conv_kernel, self.scan_backend)
+        )

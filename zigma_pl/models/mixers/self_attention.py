@@ -1,0 +1,129 @@
+"""Self-attention among tokens, which no visit order changes.
+
+Axes: B batch, L tokens, D width, h heads, d width of a head, A axes of the grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
+from zigma_pl.ops.rows import compute_dtype
+
+ROTARY_PERIOD = 100.0  # places between two equal angles of the slowest pair of channels, over 2 pi
+
+
+class SelfAttentionMixer(Mixer):
+    """Let every token attend to all tokens: (B, L, D) -> (B, L, D).
+
+    Args:
+        width: D.
+        num_heads: attention heads; must divide D.
+        bias: whether queries, keys and values have a bias.
+        qk_norm: normalise queries and keys of each head by their root mean square (arXiv:2302.05442, section 2).
+        rotary: rotate queries and keys by the place of their token, each axis of the grid in channels of its own
+            (arXiv:2104.09864).
+
+    Raises: UserError when the heads do not divide the width, or rotary positions the width of a head.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, bias: bool = True, qk_norm: bool = False, rotary: bool = False
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise UserError(f"a width of {width} does not split into {num_heads} attention heads: set num_heads")
+        if rotary and width // num_heads % 2:
+            raise UserError(f"rotary positions need heads of an even width, not {width // num_heads}: set num_heads")
+        self.num_heads = num_heads
+        self.to_query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.out_proj = nn.Linear(width, width)
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(width // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
+        )
+        self.changes_heads = qk_norm or rotary
+        self.rotary = rotary
+
+    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
+        """Attend to the tokens that count by the mask of the visit."""
+        projected = self.to_query_key_value(tokens)
+        query, key, value = rearrange(projected, "b l (part h d) -> part b h l d", part=3, h=self.num_heads)
+        if self.changes_heads:  # in float32, as a rounded angle or norm is an error of the whole product
+            exact = compute_dtype(value)
+            query, key = self.query_norm(query.to(exact)), self.key_norm(key.to(exact))
+            if self.rotary:
+                angles = rotary_angles(visit.row_places(), query.shape[-1])
+                query, key = rotate(query, angles), rotate(key, angles)
+            query, key = query.to(value.dtype), key.to(value.dtype)
+        mask = None if visit.mask is None else visit.mask[:, None, None, :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out_proj(rearrange(attended, "b h l d -> b l (h d)"))
+
+    def projections(self) -> Sequence[nn.Linear]:
+        """Return the projections in and out."""
+        return self.to_query_key_value, self.out_proj
+
+
+def rotary_angles(places: Tensor, head_dim: int) -> Tensor:
+    """Return the angles of the d / 2 pairs of channels at each place, (..., A): (..., d / 2), float32.
+
+    The axes of the grid share the pairs, the first ones take what is left over; frequencies fall geometrically from 1
+    to about 1 / ROTARY_PERIOD.
+    """
+    num_pairs, num_axes = head_dim // 2, places.shape[-1]
+    angles = []
+    for axis in range(num_axes):
+        num_own = num_pairs // num_axes + int(axis < num_pairs % num_axes)
+        exponents = torch.arange(num_own, dtype=torch.float32, device=places.device) / max(num_own, 1)
+        angles.append(places[..., axis : axis + 1].float() * ROTARY_PERIOD**-exponents)
+    return torch.cat(angles, dim=-1)
+
+
+def rotate(heads: Tensor, angles: Tensor) -> Tensor:
+    """Rotate channels i and i + d / 2 of heads (B, h, L, d) by the i-th of the angles, (L, d / 2) or (B, L, d / 2)."""
+    cosine, sine = (values.unsqueeze(-3) for values in (angles.cos(), angles.sin()))
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def default_num_heads(width: int) -> int:
+    """Return as many heads as there are 64 channels, at least one; 16 for 1152, the width of DiT-XL."""
+    return 16 if width == 1152 else max(1, width // 64)
+
+
+@dataclass(frozen=True)
+class SelfAttention(MixerOptions):
+    """Self-attention among all tokens; it ignores the visit order.
+
+    Args:
+        num_heads: heads; by default 16 for a width of 1152, else of 64 channels each.
+        bias: whether queries, keys and values have a bias.
+        qk_norm: normalise queries and keys of each head, which keeps training stable.
+        rotary: rotate queries and keys by the row and column (and frame) of their token.
+    """
+
+    takes_mask = True
+
+    num_heads: int | None = None
+    bias: bool = True
+    qk_norm: bool = True
+    rotary: bool = False
+
+    def __post_init__(self) -> None:
+        check_whole_numbers("SelfAttention", most=4096, num_heads=self.num_heads)
+
+    @property
+    def num_orders(self) -> int:
+        """None: all tokens are seen at once."""
+        return 0
+
+    def build(self, width: int) -> SelfAttentionMixer:
+        """Make one layer."""
+        num_heads = self.num_heads or default_num_heads(width)
+        return SelfAttentionMixer(width, num_heads, self.bias, self.qk_norm, self.rotary)

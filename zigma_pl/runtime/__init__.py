@@ -1,0 +1,1 @@
+"""How a network is run: recorded in CUDA graphs, compiled, or sharded over processes."""

@@ -1,0 +1,177 @@
+"""The experiments of a folder, by the `about:` block of each YAML file: what it compares, and what the paper says."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import Part, check_name, one_line, problems, read_content
+from zigma_pl.suite.report.scores import PUBLISHED_NAMES
+
+NOTHING = "nothing"  # is published, or left open
+# The form that experiments/README.md shows.
+FORM = """\
+# python -m zigma_pl fit --config experiments/table1_zigzag8.yaml
+about:
+  table: table 1
+  title: scan schemes on MultiModal-CelebA-HQ 256
+  name: zigzag-8
+  paper:
+    published: {FID: 45.5, FDD: 26.4, KID: 0.011}
+    protocol: 5,000 samples
+    left_open: batch size (here 32 a process) and steps of this table (here 400,000, as in the released configurations).
+  gpu_hours: not measured
+  notes:
+    - whatever else there is to say.
+model:
+"""
+_REMEDY = "experiments/README.md has the form"
+_MAX_BYTES = 256 * 1024
+
+
+def _checked_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be one line")
+    return text
+
+
+def _checked_score(label: str) -> str:
+    if label not in PUBLISHED_NAMES:
+        raise ValueError(f"is no score; scores are {', '.join(PUBLISHED_NAMES)}")
+    return label
+
+
+Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_checked_line)]
+# As the paper prints it: 14.50 keeps its zero.
+Number = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\z", max_length=20)]
+Published = dict[Annotated[str, AfterValidator(_checked_score)], Number]
+
+
+class Paper(Part):
+    """What the paper says of an experiment in one of its tables.
+
+    Attributes:
+        published: its numbers by score, such as FID; empty where it has none.
+        left_open: what it does not say, with the choice made here, or "nothing".
+        protocol: how the numbers were measured, where it says so.
+    """
+
+    published: Published
+    left_open: Line
+    protocol: Line | None = None
+
+
+class About(Part):
+    """The `about:` block.
+
+    Attributes:
+        title: what the table compares, or what an experiment of no table is.
+        table: such as "table 1" or "figure 4"; None for an experiment of no table.
+        name: of the experiment in its table; by default that of the file.
+        paper: what the paper says; None where the table is not one of the paper's.
+        gpu_hours: what a training takes, in words.
+        notes: further remarks.
+    """
+
+    title: Line
+    table: Annotated[str, Field(pattern=r"^(table|figure) [0-9A-Za-z]+\z", max_length=20)] | None = None
+    name: Line | None = None
+    paper: Paper | None = None
+    gpu_hours: Line = "not measured"
+    notes: list[Line] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One YAML file and what it says of itself; result records call it by `name`, tables by `label`."""
+
+    file: Path
+    about: About
+
+    @property
+    def name(self) -> str:
+        """Stem of the file's name."""
+        return self.file.stem
+
+    @property
+    def label(self) -> str:
+        """Name in its table."""
+        return self.about.name or self.name
+
+    @property
+    def command(self) -> str:
+        """What trains it."""
+        return f"python -m zigma_pl fit --config experiments/{self.file.name}"
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Published numbers, as printed, by the names that records give the scores."""
+        published = self.about.paper.published if self.about.paper else {}
+        return {PUBLISHED_NAMES[label]: number for label, number in published.items()}
+
+
+def read_experiment(file: Path) -> Experiment:
+    """Read the `about:` block of a file; raises UserError of one line that names it."""
+    check_name(file.stem, str(file))
+    content = read_content(file, _REMEDY, _MAX_BYTES)
+    try:
+        # All values as text, so that numbers stay as they are written.
+        options = yaml.load(content, Loader=yaml.BaseLoader)  # makes text, lists and dictionaries only
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as YAML ({one_line(str(error))})") from error
+    if not isinstance(options, dict) or "about" not in options:
+        raise UserError(f"{file}: has no `about:` block: {_REMEDY}")
+    try:
+        return Experiment(file, About.model_validate(options["about"]))
+    except ValidationError as error:
+        raise UserError(f"{file}: about: cannot be used ({problems(error)}): {_REMEDY}") from error
+
+
+def load_experiments(folder: Path) -> list[Experiment]:
+    """Read all experiments of a folder: the paper's tables first, each with its files as they are named.
+
+    Raises:
+        UserError: a block cannot be used, or two files give one table different titles.
+    """
+    files = sorted(folder.glob("*.yaml"), key=lambda file: _natural(file.stem))
+    if not files:
+        raise UserError(f"{folder}: no .yaml file is there: give the folder of the experiments with --experiments")
+    experiments = [read_experiment(file) for file in files]
+    first_of: dict[str | None, Experiment] = {}
+    for experiment in experiments:
+        first = first_of.setdefault(experiment.about.table, experiment)
+        if experiment.about.table is not None and _heading(experiment) != _heading(first):
+            raise UserError(
+                f"{experiment.file}: about.title: {first.file.name} calls {first.about.table} '{first.about.title}', "
+                f"this file '{experiment.about.title}': give all experiments of a table the same title, and all or "
+                "none of them a `paper:` part"
+            )
+    return sorted(experiments, key=_place_of_table)  # stable: files stay in order
+
+
+def _heading(experiment: Experiment) -> tuple[str, bool]:
+    return experiment.about.title, experiment.about.paper is not None
+
+
+def _place_of_table(experiment: Experiment) -> tuple[bool, bool, list[tuple[int, str]]]:
+    """Tables, then figures, then what is neither."""
+    table = experiment.about.table or ""
+    return experiment.about.table is None, table.startswith("figure"), _natural(table)
+
+
+def by_table(experiments: Sequence[Experiment]) -> dict[str | None, list[Experiment]]:
+    """Return the experiments of each table, None for those of no table."""
+    tables: dict[str | None, list[Experiment]] = {}
+    for experiment in experiments:
+        tables.setdefault(experiment.about.table, []).append(experiment)
+    return tables
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Return a key that sorts zigzag2 before zigzag10, and "table 1" before "table 1x"."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]

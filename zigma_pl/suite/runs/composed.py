@@ -1,0 +1,81 @@
+"""What a row's files say together: hash, options, and what is different from another time."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.records import one_line
+
+_ABSENT = "absent"
+
+
+def compose(files: Sequence[Path]) -> dict[str, Any]:
+    """Lay YAML files over each other, the later over the earlier, as the command line does with `--config`.
+
+    The block `about` is left out: no number depends on it.
+
+    Raises:
+        UserError: a file cannot be read, or is no YAML mapping.
+    """
+    composed: Any = OmegaConf.create({})
+    for path in files:
+        try:
+            composed = OmegaConf.merge(composed, OmegaConf.load(path))
+        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
+            raise UserError(f"{path}: cannot be read as a configuration ({one_line(str(error))})") from error
+    plain = OmegaConf.to_container(composed)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items() if name != "about"}
+
+
+def option(config: dict[str, Any], name: str, default: Any = None) -> Any:
+    """Return the option of a dotted name, `default` where the files do not give it."""
+    value: Any = config
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def without(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the options but for those of these dotted names and all below them."""
+    kept: dict[str, Any] = {}
+    for name, value in config.items():
+        below = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
+        rest = without(value, below) if below and isinstance(value, dict) else value
+        if name not in names and (rest or not below):  # a group of which nothing is left goes too
+            kept[name] = rest
+    return kept
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """Return a hash of the options, whatever their order and whatever the comments in the files."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return a text such as "trainer.max_steps 100 -> 200" for each option that is not the same."""
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{name} {before.get(name, _ABSENT)} -> {after.get(name, _ABSENT)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, _ABSENT) != after.get(name, _ABSENT)
+    ]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,117 @@
+"""What runs need that is not there: data sets, autoencoders, text encoders, networks that score; all of it at once."""
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.base import ImageDataModule
+from zigma_pl.encoders.weight_files import DEFAULT_ROOT, WEIGHTS, check
+from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
+from zigma_pl.evaluation.metrics.extractors.clip import CLIPImage
+from zigma_pl.evaluation.scores import CLIP_SCORE, SCORES
+from zigma_pl.suite.runs.composed import fingerprint, option
+from zigma_pl.suite.runs.plan import Run
+from zigma_pl.training.callbacks.scorer import Scorer
+
+_WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
+
+
+def missing(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each thing that is missing, with the rows that need it.
+
+    Nothing is computed or downloaded; stand-ins are drawn.
+    """
+    lines_of: dict[str, list[str]] = {}
+    needed_by: dict[str, list[str]] = {}
+    for run in runs:
+        needs = {"data": run.config["data"], "scoring": option(run.config, "scorer", {})}
+        key = fingerprint(needs)
+        if key not in lines_of:
+            lines_of[key] = list(_missing(**needs))
+        for line in lines_of[key]:
+            needed_by.setdefault(line, []).append(run.name)
+    return [f"{line} (for {_some(names)})" for line, names in needed_by.items()]
+
+
+def _missing(data: dict[str, Any], scoring: dict[str, Any]) -> Iterator[str]:
+    options = data.get("init_args") or {}
+    try:
+        data_class = _class_of(data["class_path"])
+    except (ImportError, AttributeError, ValueError) as error:
+        yield f"data.class_path {data['class_path']}: {error}"
+        return
+    has_captions = _has_captions(data_class, options)
+    folders = _encoder_folders(has_captions, options)
+    names = [name for name in WEIGHTS if str(DEFAULT_ROOT / name) in folders.values()]
+    if has_captions and options.get("text_encoder") == "minilm" and "text_encoder_path" not in folders:
+        names.append("minilm")
+    for name, folder in folders.items():
+        if Path(folder).name not in names and not Path(folder).is_dir():
+            yield f"data.{name}: there is no folder '{folder}'"
+    try:
+        names += _networks(Scorer(**scoring).options.scores_of(_open(data_class, options)))
+    except (UserError, TypeError) as error:  # the latter for an option that there is none of
+        yield " ".join(str(error).split())
+        names += _networks(scoring.get("metrics") or ())
+    yield from _missing_files(names)
+
+
+def _class_of(class_path: str) -> type[ImageDataModule]:
+    module_name, _, class_name = class_path.rpartition(".")
+    data_class: type[ImageDataModule] = getattr(import_module(module_name), class_name)
+    return data_class
+
+
+def _has_captions(data_class: type[ImageDataModule], options: dict[str, Any]) -> bool:
+    """Whether the set has captions under these options; those that cannot be used are named when it is opened."""
+    try:
+        return data_class(**_without_weights(options)).has_captions
+    except (UserError, TypeError):
+        return False
+
+
+def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    return options | {name: value for name, value in _WITHOUT_WEIGHTS.items() if name in options}
+
+
+def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, str]:
+    """Return the folders of the encoders that are used and have one, by option."""
+    used = ["autoencoder"]
+    if has_captions and options.get("text_encoder", "hashing") != "hashing":
+        used.append("text_encoder_path")
+    named = {name: options.get(name) for name in used}
+    return {name: value for name, value in named.items() if isinstance(value, str) and value != "identity"}
+
+
+def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDataModule:
+    """Open the splits that training and scoring read, and return the data module.
+
+    Encoders are replaced by those that need no weights, unless a prepared set is to be compared with the true ones.
+    """
+    if options.get("cache") is None:
+        options = _without_weights(options)
+    datamodule = data_class(**options)
+    for stage in ("fit", "test"):
+        datamodule.setup(stage)
+    return datamodule
+
+
+def _networks(scores: Sequence[str]) -> list[str]:
+    """Return the entries of the table of weights that these scores need."""
+    extractors = [SCORES[name].features.extractor for name in scores if name in SCORES]
+    return [CLIPImage.weights_name if name == CLIP_SCORE else EXTRACTORS[name].weights_name for name in extractors]
+
+
+def _missing_files(names: Sequence[str]) -> Iterator[str]:
+    for name in dict.fromkeys(names):
+        remedy = WEIGHTS[name].install or f"python -m zigma_pl weights fetch {name}"
+        bad = [finding for finding in check(name) if not finding.state.usable]
+        if bad:
+            files = ", ".join(f"{finding.path.name} is {finding.state.value.lower()}" for finding in bad)
+            yield f"{bad[0].path.parent}: {files}: {remedy}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, its optimisers, callbacks and checkpoints."""

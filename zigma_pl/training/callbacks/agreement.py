@@ -1,0 +1,45 @@
+"""Processes of one run that differ in data, options or versions, found before anything is computed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.processes import gather_objects
+from zigma_pl.core.version import __version__
+from zigma_pl.data.base import SPLITS_OF_STAGE, ImageDataModule
+
+
+class Agreement(L.Callback):
+    """Refuse to run where processes have different data, options or versions: each would compute something else.
+
+    Args:
+        options: of the run, by name.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = dict(options or {})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compare.
+
+        Raises:
+            UserError: something differs; on every process.
+        """
+        if trainer.world_size == 1:
+            return
+        ours = {f"option {name}": str(value) for name, value in self.options.items()}
+        ours |= {"version of zigma_pl": __version__, "version of torch": torch.__version__}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, ImageDataModule):
+            ours |= {f"{split} split": data.split_fingerprint(split) for split in SPLITS_OF_STAGE[stage]}
+        first, *others = gather_objects(ours)
+        for rank, other in enumerate(others, start=1):
+            for name in {**first, **other}:  # in one order on every process
+                if first.get(name) != other.get(name):
+                    raise UserError(
+                        f"{name}: process 0 has {first.get(name)}, process {rank} has {other.get(name)}: start all "
+                        "processes with the same code, options and data"
+                    )

@@ -1,0 +1,132 @@
+"""The options that decide a model's numbers, kept in its checkpoints and compared when one is loaded.
+
+Weights of one scan order fit a network of another: without this, another order, objective or encoder would give other
+numbers without a word.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import lightning as L
+
+from zigma_pl.core import class_paths
+from zigma_pl.core.errors import UserError
+from zigma_pl.data.specification import Specification
+from zigma_pl.training.callbacks.ema import EMA
+from zigma_pl.training.checkpoints.content import OPTIONS
+from zigma_pl.training.checkpoints.io import read_checkpoint
+from zigma_pl.training.module import GenerativeModule
+
+Group = Literal["scan", "objective", "conditions", "encoders", "backbone"]
+GROUPS: tuple[Group, ...] = get_args(Group)  # refused where they differ; the others are told
+TRAINING = "training"
+# Of the backbone: how it computes, not what.
+_ONLY_HOW = {"gradient_checkpointing", "scan_backend", "activation_memory"}
+# Of the module: parts that have a group of their own, how it computes, and how it samples.
+_NOT_TRAINING = {"backbone", "objective", "sampler", "guidance", "_instantiator"}
+_NOT_TRAINING |= {"compile_backbone", "graph_sampling", "graph_training"}
+_CONDITIONS = ("num_classes", "caption_dim", "null_condition", "conditioners")
+_CUT = ("image_size_px", "crop", "num_frames")  # what the encoders see of a picture
+
+Options = dict[str, dict[str, Any]]
+
+
+def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
+    """Return the options of a run as plain values by group: GROUPS, where it has them, and TRAINING."""
+    options: Options = {}
+    if isinstance(module, GenerativeModule):
+        backbone = dict(module.backbone.config)
+        scan = backbone.pop("scan", None) or {}
+        own = {name: value for name, value in backbone.items() if name not in {*_ONLY_HOW, *_CONDITIONS}}
+        options = {
+            "scan": scan.get("init_args", scan),
+            "objective": class_paths.plain(class_paths.options_of(module.objective)),
+            "conditions": {name: backbone[name] for name in _CONDITIONS if name in backbone},
+            "backbone": {"class": class_paths.summary(module.backbone)["class"], **own},
+        }
+    data: Any = getattr(trainer, "datamodule", None)
+    described = dict(data.described()) if hasattr(data, "described") else {}
+    if described:
+        options["encoders"] = {name: described.pop(name) for name in _CUT if name in described}
+        options["encoders"]["autoencoder"] = data.frozen_autoencoder.fingerprint()
+        options["encoders"]["text_encoder"] = None if data.text_encoder is None else data.text_encoder.fingerprint()
+    options[TRAINING] = {
+        **{name: value for name, value in module.hparams.items() if name not in _NOT_TRAINING},
+        **{f"data.{name}": value for name, value in described.items()},
+        "data": type(data).__name__,
+        "data.batch_size": getattr(data, "batch_size", None),
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "trainer.gradient_clip_val": trainer.gradient_clip_val,
+        "trainer.precision": str(trainer.precision),
+        "ema.decay": next((one.decay for one in trainer.callbacks if isinstance(one, EMA)), None),  # type: ignore[attr-defined]
+    }
+    plain: Options = json.loads(json.dumps(options, default=str))  # tuples become lists, whoever wrote them
+    return plain
+
+
+def stored_specification(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's backbone was built for, by the names of `Specification`; its weights are not read."""
+    options = read_checkpoint(path, "meta").get(OPTIONS, {})
+    stored = {**options.get("backbone", {}), **options.get("conditions", {})}
+    return {name: stored.get(name) for name in Specification._fields}
+
+
+def check_same(found: Mapping[str, Mapping[str, Any]], own: Options, allowed: Collection[str], where: Any) -> list[str]:
+    """Compare a checkpoint's options with those of this run.
+
+    Args:
+        found: what `options_of` gave when the checkpoint was saved.
+        own: what it gives now.
+        allowed: groups that may differ.
+        where: the checkpoint, for the error.
+
+    Returns: what else differs, and what differs and is allowed to, as "learning_rate 0.1 -> 0.2".
+
+    Raises:
+        UserError: a group differs that is not allowed to.
+    """
+    told: list[str] = []
+    for group in (*GROUPS, TRAINING):
+        if not found.get(group) or not own.get(group):
+            continue
+        prefix = "" if group == TRAINING else f"{group}."
+        changes = list(_changes(prefix, found[group], own[group]))
+        if changes and group in GROUPS and group not in allowed:
+            raise UserError(
+                f"checkpoint {where} was trained with other options ({_listed(changes)}): set them as they were, or "
+                f"allow it by --allow_changed {group}"
+            )
+        told += changes
+    return told
+
+
+def _changes(prefix: str, found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    weights = found.get("weights_sha256")
+    same_weights = weights is not None and weights == own.get("weights_sha256")
+    for name in dict.fromkeys([*own, *found]):
+        if name in _ONLY_HOW or (name == "name" and same_weights):  # the same network under another path
+            continue
+        if name not in found or name not in own:  # unknown to the release that wrote the checkpoint, or to this one
+            continue
+        before, now = found[name], own[name]
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from _changes(f"{prefix}{name}.", before, now)
+        elif before != now:
+            yield f"{prefix}{name} {_in_short(before)} -> {_in_short(now)}"
+
+
+def _in_short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _listed(changes: list[str]) -> str:
+    more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+    return f"{', '.join(changes[:5])}{more}"
+
+
+def warning_of(changes: list[str], where: Any) -> str:
+    """Return the line that lists what changed since a checkpoint."""
+    return f"options changed since checkpoint {where}: {_listed(changes)}"

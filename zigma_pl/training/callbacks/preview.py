@@ -1,0 +1,97 @@
+"""A grid of samples now and then while training, from the averaged weights."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch import Tensor
+
+from zigma_pl.core.clips import (
+    can_write_mp4,
+    check_frames_per_second,
+    log_gif,
+    save_gif,
+    save_mp4,
+    stills,
+    tile_clips,
+    to_clip,
+)
+from zigma_pl.core.grid import as_chw_array, save_png, tile, to_pil, to_uint8
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.training.checkpoints.run_folder import run_folder
+from zigma_pl.training.module import GenerativeModule
+
+
+class PreviewGrid(L.Callback):
+    """Sample a grid during validation, when the averaged weights are in place, for TensorBoard and as a file.
+
+    The samples have the same noise and conditions each time, so that grids of different steps can be compared. The
+    pictures are in <log folder>/previews/step_<step>.png and under "samples" in TensorBoard. A grid of videos moves: it
+    is a .gif and, where PyAV is installed, also an .mp4 file, and under "clips" in TensorBoard; "samples" shows all its
+    frames there, a video in each row.
+
+    Args:
+        num_samples: pictures in the grid; 0 turns previews off.
+        num_columns: pictures in a row.
+        every_n_validations: draw at every n-th validation run.
+        frames_per_second: at which videos are played, 1 to 50.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 16,
+        num_columns: int = 8,
+        every_n_validations: int = 1,
+        frames_per_second: int = 8,
+    ) -> None:
+        check_whole_numbers("preview", least=0, num_samples=num_samples)
+        check_whole_numbers("preview", num_columns=num_columns, every_n_validations=every_n_validations)
+        check_frames_per_second("preview", frames_per_second)
+        self.num_samples = num_samples
+        self.num_columns = num_columns
+        self.every_n_validations = every_n_validations
+        self.frames_per_second = frames_per_second
+        self._num_validations = 0
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Draw before the first validation batch of a fit: the average is swapped in for the whole validation."""
+        if batch_idx > 0 or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._num_validations += 1
+        folder = run_folder(trainer)
+        if self.num_samples and trainer.is_global_zero and self._num_validations % self.every_n_validations == 0:
+            assert isinstance(pl_module, GenerativeModule)
+            self.draw(trainer, pl_module, folder / "previews")
+
+    def draw(self, trainer: L.Trainer, module: GenerativeModule, folder: Path) -> Path:
+        """Sample one grid and save it in `folder`; returns the path of the PNG, or of the GIF."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batch = datamodule.conditions(range(self.num_samples), module.device)
+        samples = to_uint8(datamodule.decode(module.sample(batch).latents))
+        stem = f"step_{trainer.global_step:08d}"
+        writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if samples.ndim == 5:
+            path = folder / f"{stem}.gif"
+            shown = self._save_clips(samples, path)
+            for writer in writers:
+                log_gif(writer, "clips", path, trainer.global_step)
+        else:
+            path = folder / f"{stem}.png"
+            shown = tile([to_pil(picture) for picture in samples], self.num_columns)
+            save_png(shown, path)
+        for writer in writers:
+            writer.add_image("samples", as_chw_array(shown), trainer.global_step)
+        return path
+
+    def _save_clips(self, samples: Tensor, path: Path) -> Image.Image:
+        """Write the moving grid of (B, F, H, W, C) uint8; returns the stills."""
+        clips = [to_clip(frames) for frames in samples]
+        grid = tile_clips(clips, self.num_columns)
+        save_gif(grid, path, self.frames_per_second)
+        if can_write_mp4():
+            save_mp4(grid, path.with_suffix(".mp4"), self.frames_per_second)
+        return stills(clips)

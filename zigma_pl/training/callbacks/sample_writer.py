@@ -1,0 +1,117 @@
+"""Write what `predict` samples: a PNG or a video for each sample id, a table of what they are, and one grid."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from PIL import Image
+
+from zigma_pl.core.class_paths import summary
+from zigma_pl.core.clips import check_frames_per_second, clip_suffix, read_clip, save_clip, tile_clips, to_clip
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.files import whole_file
+from zigma_pl.core.grid import save_png, tile, to_pil, to_uint8
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.interpolant.samplers import Guidance
+from zigma_pl.training.module import Samples
+
+
+class SampleWriter(L.Callback):
+    """Write samples to a folder as they are drawn: 00000000.png, 00000001.png, ..., samples.json and grid.png.
+
+    Of videos these are .mp4 files, or .gif where PyAV is not installed.
+
+    Args:
+        folder: where to write; files of the same name are replaced.
+        num_grid: how many of the samples, from id 0, the grid shows.
+        num_columns: pictures in a row of the grid.
+        frames_per_second: at which videos are played, 1 to 50.
+    """
+
+    def __init__(
+        self, folder: str = "samples", num_grid: int = 100, num_columns: int = 10, frames_per_second: int = 8
+    ) -> None:
+        check_whole_numbers("samples", num_grid=num_grid, num_columns=num_columns)
+        check_frames_per_second("samples", frames_per_second)
+        self.folder = Path(folder)
+        self.num_grid = num_grid
+        self.num_columns = num_columns
+        self.frames_per_second = frames_per_second
+        self._num_network_calls = 0
+        self._suffix = ".png"
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the folder before anything is sampled, so that a wrong one is found at once."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"samples.folder {self.folder} cannot be made ({error.strerror}): choose another"
+            ) from error
+        if trainer.datamodule.num_frames is not None:  # type: ignore[attr-defined]
+            self._suffix = clip_suffix()
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the pictures or videos of one batch."""
+        assert isinstance(outputs, Samples)
+        if not len(outputs.sample_ids):
+            return
+        self._num_network_calls = outputs.num_network_calls
+        pictures = to_uint8(trainer.datamodule.decode(outputs.latents))  # type: ignore[attr-defined]
+        for sample_id, picture in zip(outputs.sample_ids.tolist(), pictures, strict=True):
+            if picture.ndim == 4:
+                save_clip(to_clip(picture), self.path(sample_id), self.frames_per_second)
+            else:
+                save_png(to_pil(picture), self.path(sample_id))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the table and the grid, once every process has written its pictures."""
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        table = self.describe(pl_module, datamodule)
+        with whole_file(self.folder / "samples.json") as temporary:
+            temporary.write_text(json.dumps(table, indent=1) + "\n")
+        grid = (self.folder / "grid").with_suffix(self._suffix)
+        self._save_grid([self.path(row["sample_id"]) for row in table["samples"][: self.num_grid]], grid)
+        print(f"\n{len(table['samples'])} samples, {self._num_network_calls} network calls each: {grid}")
+
+    def _save_grid(self, shown: list[Path], grid: Path) -> None:
+        if grid.suffix == ".png":
+            save_png(tile([Image.open(path, formats=["PNG"]) for path in shown], self.num_columns), grid)
+        else:
+            clips = [read_clip(path, self.frames_per_second) for path in shown]
+            save_clip(tile_clips(clips, self.num_columns), grid, self.frames_per_second)
+
+    def path(self, sample_id: int) -> Path:
+        """Where the picture or video of a sample id is."""
+        return self.folder / f"{sample_id:08d}{self._suffix}"
+
+    def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
+        """What samples.json holds: how the samples were drawn, and the class or caption of each."""
+        rows, module = [], cast(Any, pl_module)
+        names = module.trained_on.get("class_names", ())
+        for sample_id in range(datamodule.num_predict_samples):
+            condition = datamodule.condition(sample_id)
+            is_named = condition.class_id is not None and condition.class_id < len(names)
+            name = names[condition.class_id] if is_named else None
+            row = {"class_id": condition.class_id, "class": name, "caption": condition.caption}
+            given = {name: value for name, value in row.items() if value is not None}
+            rows.append({"sample_id": sample_id, "file": self.path(sample_id).name, **given})
+        return {
+            "seed": module.seed,
+            "sampler": summary(module.sampler),
+            "guidance": summary(module.guidance, Guidance),
+            "num_network_calls": self._num_network_calls,
+            "samples": rows,
+        }

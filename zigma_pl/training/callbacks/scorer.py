@@ -1,0 +1,214 @@
+"""Scores of `test`: samples of the averaged weights, compared with held-out real pictures, in a record."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from zigma_pl.core.clips import check_frames_per_second
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.core.records import check_name
+from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.evaluation.loss_by_time import LossByTime
+from zigma_pl.evaluation.pictures import write_pictures
+from zigma_pl.evaluation.protocol import describe_data, describe_machine_and_versions
+from zigma_pl.evaluation.record import ResultRecord, Score, write_record
+from zigma_pl.evaluation.sampling import Precision
+from zigma_pl.evaluation.scoring import Scored, Scoring, ScoringOptions
+from zigma_pl.evaluation.summary import score_table
+from zigma_pl.training.callbacks.progress_file import ProgressFile
+from zigma_pl.training.callbacks.scored_checkpoint import LoadedCheckpoint, callback_of, describe_training, take_weights
+from zigma_pl.training.checkpoints.io import Weights
+from zigma_pl.training.module import GenerativeModule
+
+NO_CHECKPOINT = "test scores a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)"
+
+
+class Scorer(L.Callback):
+    """Score a checkpoint: the fixed loss of the test split, then samples against held-out real pictures.
+
+    Samples are kept in <samples_dir>/<row>/<hash of all they depend on>/, so that a run that was cut off goes on, and
+    one that asks for more samples draws only those. Sample i has the noise of (seed, i) and the class or caption of
+    item i of the split. What the scores are, and how they came about, is in <results_dir>/<row>.json.
+
+    Args:
+        num_samples: pictures or clips to draw; 0 computes nothing but the loss.
+        metrics: scores to compute, of fid, sfid, kid, precision, recall, fdd, clip_score, of clips fvd and frame_fid,
+            and without downloads fid_lite, kid_lite, precision_lite, recall_lite, of clips frame_fid_lite. By default
+            those without downloads, which are not comparable with published ones.
+        split: real pictures to compare with, and classes and captions to draw under.
+        weights: average takes the averaged weights, raw those that training goes on from.
+        batch_size: samples drawn at once on a GPU, always as many, also at the end. With another number they differ by
+            rounding, and are drawn anew. On a CPU it is always 16, and samples do not depend on it.
+        extractor_weights: files of feature extractors by name (inception, inception_spatial, dinov2, i3d, lite,
+            clip_score), where they are not in the folder that `python -m zigma_pl weights` fills.
+        kid_num_subsets: subsets that KID is the mean of.
+        kid_subset_size: samples in each.
+        num_neighbours: neighbours that span the manifolds of precision and recall.
+        results_dir: where the record goes, and its pictures.
+        row: name of the record; by default that of the logger.
+        scale: what the record says of the scale of the run; configs/scale/*.yaml set it.
+        data_note: what the pictures are, where they are not the real set in spite of its layout; for titles of tables.
+        samples_dir: where samples are kept.
+        reference_folder: where features of real pictures are kept; by default below the user's cache folder.
+        num_grid: how many of the samples, from id 0, the grid shows.
+        num_columns: pictures in a row of the grid.
+        frames_per_second: at which clips are played, 1 to 50.
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 5000,
+        metrics: list[str] | None = None,
+        split: Split = "test",
+        weights: Weights = "average",
+        batch_size: int = 64,
+        extractor_weights: dict[str, str] | None = None,
+        kid_num_subsets: int = 100,
+        kid_subset_size: int = 1000,
+        num_neighbours: int = 3,
+        results_dir: str = "results",
+        row: str | None = None,
+        scale: str = "as given",
+        data_note: str | None = None,
+        samples_dir: str = "samples",
+        reference_folder: str | None = None,
+        num_grid: int = 64,
+        num_columns: int = 8,
+        frames_per_second: int = 8,
+    ) -> None:
+        self.options = ScoringOptions(
+            num_samples=num_samples,
+            metrics=metrics,
+            split=split,
+            batch_size=batch_size,
+            extractor_weights=extractor_weights or {},
+            kid_num_subsets=kid_num_subsets,
+            kid_subset_size=kid_subset_size,
+            num_neighbours=num_neighbours,
+            samples_dir=samples_dir,
+            reference_folder=reference_folder,
+        )
+        check_whole_numbers("scorer", num_grid=num_grid, num_columns=num_columns)
+        check_name(scale, "scorer.scale")
+        check_frames_per_second("scorer", frames_per_second)
+        self.weights: Weights = weights
+        self.results_dir = Path(results_dir)
+        self.row = row
+        self.scale = scale
+        self.data_note = data_note
+        self.num_grid = num_grid
+        self.num_columns = num_columns
+        self.frames_per_second = frames_per_second
+        self._scoring: Scoring | None = None
+        self._checkpoint: LoadedCheckpoint | None = None
+        self._report: str | None = None
+
+    # --- before anything is computed ----------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find whatever is missing at once: weights of extractors, real pictures, a folder that can be written to."""
+        if stage != "test":
+            return
+        trainer.test_loop.verbose = False  # our own table is printed at the end
+        self._row_name(trainer)
+        try:
+            self.results_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"scorer.results_dir {self.results_dir} cannot be made ({error.strerror}): choose another"
+            ) from error
+        shows_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        self._scoring = Scoring(_datamodule(trainer), self.options, shows_progress=shows_progress)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the weights that are asked for, and note which checkpoint it is."""
+        if trainer.state.fn == "test":
+            assert isinstance(pl_module, GenerativeModule)
+            self._checkpoint = take_weights(trainer, pl_module, checkpoint, self.weights)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load the features of the real pictures, or extract them."""
+        if self._checkpoint is None:
+            raise UserError(NO_CHECKPOINT)
+        self._row_name(trainer)  # a name that cannot be used is refused before hours of sampling
+        assert self._scoring is not None
+        self._scoring.load_references(pl_module.device)
+
+    # --- after the loss -----------------------------------------------------------------------------------------------
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample, score the samples, and write the record."""
+        assert isinstance(pl_module, GenerativeModule)
+        assert pl_module.test_loss is not None
+        loss = pl_module.test_loss
+        if not math.isfinite(loss.value):
+            raise UserError(
+                f"the loss is {loss.value}: use trainer.precision=32-true, or an earlier checkpoint if training has "
+                "diverged"
+            )
+        scored = self._score(trainer, pl_module)
+        if trainer.is_global_zero:
+            record = self._record(trainer, pl_module, loss, scored)
+            self._report = score_table(record, write_record(record, self.results_dir))
+        trainer.strategy.barrier()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Print the scores, now that the progress bars are gone."""
+        if self._report is not None:
+            print(self._report)
+            self._report = None
+
+    def _score(self, trainer: L.Trainer, module: GenerativeModule) -> Scored:
+        assert self._scoring is not None
+        assert self._checkpoint is not None
+        progress = callback_of(trainer, ProgressFile)
+        return self._scoring.score(
+            module,
+            {"checkpoint_sha256": self._checkpoint.sha256, "weights": self.weights},
+            self._row_name(trainer),
+            Precision(str(trainer.precision), trainer.precision_plugin.forward_context),
+            None if progress is None else partial(progress.on_images_sampled, trainer),
+        )
+
+    def _record(self, trainer: L.Trainer, module: GenerativeModule, loss: LossByTime, scored: Scored) -> ResultRecord:
+        assert self._checkpoint is not None
+        row = self._row_name(trainer)
+        pictures: dict[str, Any] = {"grid": None, "clips": []}
+        if scored.store is not None:
+            num_pictures = min(self.num_grid, self.options.num_samples)
+            pictures = write_pictures(
+                scored.store, self.results_dir / row, num_pictures, self.num_columns, self.frames_per_second
+            )
+        protocol = {
+            "data": describe_data(_datamodule(trainer), self.data_note),
+            "weights": self.weights,
+            "num_loss_samples": loss.num_samples,
+            **scored.protocol,
+        }
+        parts = {
+            "row": row,
+            "scale": self.scale,
+            "scores": {"validation_loss": Score(value=loss.value, by_time=loss.by_time), **scored.scores},
+            "protocol": protocol,
+            "training": describe_training(trainer, module, self._checkpoint),
+            "machine": describe_machine_and_versions(module.device),
+            "pictures": pictures,
+        }
+        return ResultRecord.model_validate(parts)
+
+    def _row_name(self, trainer: L.Trainer) -> str:
+        name = self.row or (trainer.logger.name if trainer.logger is not None else None)
+        if not name:
+            raise UserError("scorer.row: there is no logger to take the name of the row from; give one")
+        check_name(name, "scorer.row (by default the logger's name)")
+        return name
+
+
+def _datamodule(trainer: L.Trainer) -> ImageDataModule:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(datamodule, ImageDataModule)
+    return datamodule

@@ -1,0 +1,169 @@
+"""A training step written down: its batches, the weights, and what each layer gave; and the same step run again."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.training.checkpoints.run_folder import run_folder
+from zigma_pl.training.module import GenerativeModule
+
+WEIGHTS_NAME = "weights.ckpt"
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+README = """\
+A training step whose loss or gradient was not finite.
+weights.ckpt   the weights before and after it (it was skipped), and the options of the model
+rank_N.pt      the batches that process N had in it
+rank_N.json    step, seed, sample ids, losses; of each layer's output, in the order of the calls, least and largest
+               number and the share that was not finite; the parameters whose gradients were not finite
+
+To run it again, as process 0 did:
+
+python -c "from zigma_pl.training.callbacks.step_dump import replay; print(replay('.')['first_non_finite_output'])"
+"""
+
+
+def dump_step(trainer: L.Trainer, module: GenerativeModule, batches: Sequence[Batch]) -> tuple[Path, str]:
+    """Write the step that was last done on these batches and skipped, into a folder beside the run's logs.
+
+    All processes have to call it. Each runs its own batches again, which leaves other gradients in the module.
+
+    Returns: the folder, and in words where a number that was not finite first came up.
+    """
+    folder = run_folder(trainer) / f"non_finite_step_{trainer.global_step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = trainer.global_rank
+    trainer.save_checkpoint(folder / WEIGHTS_NAME, weights_only=True)
+    if trainer.is_global_zero:
+        (folder / "README.txt").write_text(README)
+    run: dict[str, Any] = {"seed": module.seed, "precision": str(trainer.precision)}
+    torch.save({"batches": [_plain(batch) for batch in batches], **run}, folder / f"rank_{rank}.pt")
+    report = {"step": trainer.global_step, "rank": rank, **run, **examine(module, batches, run["precision"])}
+    (folder / f"rank_{rank}.json").write_text(json.dumps(report, indent=1) + "\n")
+    trainer.strategy.barrier("step dumped")
+    return folder, _suspect(folder)
+
+
+def _suspect(folder: Path) -> str:
+    for path in sorted(folder.glob("rank_*.json")):
+        report = json.loads(path.read_text())
+        if report["first_non_finite_output"]:
+            return f" (process {report['rank']}, first in {report['first_non_finite_output']})"
+    return " (in no layer's output)"
+
+
+def examine(module: GenerativeModule, batches: Sequence[Batch], precision: str) -> dict[str, Any]:
+    """Run forward and backward pass of the batches, and tell what came out of each layer.
+
+    Args:
+        module: in training mode. Its gradients are replaced by those of the batches, of this process alone under DDP.
+        batches: micro-batches of one optimiser step, on the module's device.
+        precision: the trainer's.
+
+    Returns: plain values. Each of `outputs`, which begin with the data, has the layer's name, the least and largest
+        finite number, and the share of those that are not finite.
+    """
+    outputs: list[dict[str, Any]] = []
+    losses = []
+    module.zero_grad()
+    with watched_outputs(module.backbone, outputs):
+        for batch in batches:
+            outputs += [_describe(f"data.{name}", tensor) for name, tensor in _real_tensors(batch).items()]
+            dtype = AUTOCAST.get(precision)
+            with torch.autocast(module.device.type, dtype) if dtype is not None else nullcontext():
+                loss = module.training_loss(batch)
+            losses.append(loss.item())
+            loss.backward()
+    return {
+        "sample_ids": [batch.sample_ids.tolist() for batch in batches],
+        "losses": losses,
+        "first_non_finite_output": next((row["layer"] for row in outputs if row["share_not_finite"]), None),
+        "non_finite_gradients": [
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        ],
+        "outputs": outputs,
+    }
+
+
+@contextmanager
+def watched_outputs(network: nn.Module, rows: list[dict[str, Any]]) -> Iterator[None]:
+    """Within it, each call of a part of the network adds a row for each tensor that it gives."""
+
+    def note(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        tensors = output if isinstance(output, tuple | list) else [output]
+        rows.extend(_describe(name, tensor) for tensor in tensors if isinstance(tensor, Tensor))
+
+    with ExitStack() as hooks:
+        for name, part in network.named_modules():
+            hooks.callback(part.register_forward_hook(partial(note, name or "backbone")).remove)
+        # Compiled regions would not call the hooks of their parts.
+        hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _real_tensors(batch: Batch) -> dict[str, Tensor]:
+    tensors: dict[str, Any] = {name: condition.values for name, condition in batch.conditions.items()}
+    tensors["latents"] = batch.latents
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.is_floating_point()}
+
+
+def _plain(batch: Batch) -> dict[str, Any]:
+    """Return a batch as a dictionary that `torch.load(weights_only=True)` reads."""
+    conditions = {name: condition._asdict() for name, condition in batch.conditions.items()}
+    return {**batch._asdict(), "conditions": conditions}
+
+
+def _batch(fields: dict[str, Any], device: torch.device | str) -> Batch:
+    """Return the batch that `_plain` wrote, on the device."""
+
+    def moved(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+        return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
+
+    conditions = {name: Condition(**moved(tensors)) for name, tensors in fields["conditions"].items()}
+    tensors = moved({name: fields[name] for name in ("latents", "pictures")})
+    return Batch(sample_ids=fields["sample_ids"], conditions=conditions, **tensors)
+
+
+def _describe(layer: str, tensor: Tensor) -> dict[str, Any]:
+    values = tensor.detach().float()
+    finite = values[torch.isfinite(values)]
+    least, largest = (finite.min().item(), finite.max().item()) if finite.numel() else (None, None)
+    return {
+        "layer": layer,
+        "min": least,
+        "max": largest,
+        "share_not_finite": 1 - finite.numel() / max(values.numel(), 1),
+    }
+
+
+def replay(
+    folder: str | Path, rank: int = 0, module: GenerativeModule | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Run the step of a dump again; returns what `examine` does.
+
+    Args:
+        folder: that of the dump.
+        rank: process whose batches are run.
+        module: what the weights are loaded into; it is built from the dump where the run was one of the command line.
+        device: where to run it. A number that is too large for float16 on a GPU may not be on a CPU.
+    """
+    folder = Path(folder)
+    step = torch.load(folder / f"rank_{rank}.pt", map_location="cpu", weights_only=True)
+    if module is None:
+        module = GenerativeModule.load_from_checkpoint(folder / WEIGHTS_NAME, map_location="cpu", weights_only=True)
+    else:
+        checkpoint = torch.load(folder / WEIGHTS_NAME, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+    module.seed = step["seed"]
+    module.train().to(device)
+    return examine(module, [_batch(fields, device) for fields in step["batches"]], step["precision"])

@@ -1,0 +1,16 @@
+"""Optimisers and learning rates: what each parameter is for, a composite optimiser, and schedules."""
+
+from zigma_pl.training.optimizers.by_role import ByRole
+from zigma_pl.training.optimizers.learning_rate import Constant, Cosine, LearningRateSchedule, WarmupStableDecay
+from zigma_pl.training.optimizers.roles import Role, parameter_groups, parameter_roles
+
+__all__ = [
+    "ByRole",
+    "Constant",
+    "Cosine",
+    "LearningRateSchedule",
+    "Role",
+    "WarmupStableDecay",
+    "parameter_groups",
+    "parameter_roles",
+]

@@ -1,0 +1,88 @@
+"""Options of Lightning's Trainer: which values go with training that is counted in optimiser steps and has no end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import LARGEST_COUNT, check_numbers, check_whole_numbers
+from zigma_pl.data.order import check_length
+from zigma_pl.training.lightning_private import accumulates
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are other names of them
+_NEVER = 2**62  # batches between validations
+
+# option -> (what it does not go with, or what to set instead)
+_REFUSED = {
+    "min_epochs": "training has no epochs: set trainer.min_steps",
+    "check_val_every_n_epoch": "training has no epochs: set trainer.val_check_interval, in steps",
+    "reload_dataloaders_every_n_epochs": "training has no epochs: leave it out",
+    "use_distributed_sampler": "data modules share samples among processes themselves: leave it out",
+    "barebones": "it leaves out checkpoints and logs: leave it out",
+    "limit_predict_batches": "set data.init_args.num_predict_samples",
+}
+
+
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Refuse values of the Trainer's options that are nonsense, or that Lightning would ignore or get wrong here.
+
+    Args:
+        options: the options by name; those that are left out are not checked.
+
+    Raises: UserError that names the option and the remedy.
+    """
+    for option, remedy in _REFUSED.items():
+        value = options.get(option)
+        if value or (option == "check_val_every_n_epoch" and value is not None):
+            raise UserError(f"trainer.{option} {value} cannot be used: {remedy}")
+    if options.get("enable_checkpointing") is False:
+        raise UserError(
+            "trainer.enable_checkpointing false cannot be used: runs always save their last step; raise "
+            "checkpoint.every_n_train_steps to save less often"
+        )
+    if options.get("precision") is not None and options["precision"] not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision {options['precision']} cannot be used: parameters, state and average stay float32; "
+            "choose 32-true, bf16-mixed or 16-mixed"
+        )
+    check_numbers("trainer", least=0, gradient_clip_val=options.get("gradient_clip_val"))
+    check_whole_numbers("trainer", least=-1, num_sanity_val_steps=options.get("num_sanity_val_steps"))
+    check_whole_numbers("trainer", least=0, min_steps=options.get("min_steps"))
+    check_whole_numbers(
+        "trainer",
+        accumulate_grad_batches=options.get("accumulate_grad_batches"),
+        log_every_n_steps=options.get("log_every_n_steps"),
+        num_nodes=options.get("num_nodes"),
+    )
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        limit: dict[str, Any] = {name: options.get(name)}
+        check_numbers("trainer", least=0, most=1 if isinstance(limit[name], float) else LARGEST_COUNT, **limit)
+    if options.get("max_steps") != -1:
+        check_whole_numbers("trainer", max_steps=options.get("max_steps"))
+    _check_validation_interval(options)
+    check_length(options)
+
+
+def _check_validation_interval(options: Mapping[str, Any]) -> None:
+    interval = options.get("val_check_interval")
+    if isinstance(interval, float):
+        raise UserError(
+            f"trainer.val_check_interval {interval} is a share of an epoch, and training has none: give a number of "
+            "steps or a time such as '00:00:30:00'"
+        )
+    if isinstance(interval, int):
+        check_whole_numbers("trainer", val_check_interval=interval)
+
+
+def schedule_validation(trainer: L.Trainer) -> None:
+    """Have the trainer validate after the batch that is ending only if `val_check_interval` optimiser steps are done.
+
+    Lightning counts batches, and would validate in the middle of an accumulated step. An interval given as a time, and
+    validation once every epoch, stay as they are.
+    """
+    interval = getattr(trainer, "val_check_interval", None)  # absent where it is a time
+    if trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):
+        return
+    is_due = trainer.global_step % interval == 0 and not accumulates(trainer)
+    trainer.val_check_batch = 1 if is_due else _NEVER
