@@ -82,7 +82,7 @@ def test_block_modulates_each_clip_by_its_own_conditioning(axis, branch_is_arran
 
 @pytest.mark.parametrize("axis", AXES)
 def test_scans_get_sequences_and_not_clips(axis, monkeypatch):
-    from zigma_pl.mixers import mamba
+    from zigma_pl.models.mixers import mamba
 
     seen = []
     original = mamba.selective_scan
