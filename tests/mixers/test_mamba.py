@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from zigma_pl.mixers import Visit, mamba
+from zigma_pl.mixers import Visit
+from zigma_pl.models.mixers import mamba
 from zigma_pl.models.mixers.mamba import MambaMixer
 
 PLACES = torch.zeros(12, 2)

@@ -7,9 +7,9 @@ import torch
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.randomness import randn_per_sample, sample_generators
 from zigma_pl.interpolant import Objective, make_schedule
+from zigma_pl.interpolant.samplers import sde as sde_module
 from zigma_pl.interpolant.samplers.sde import diffusion_coefficient
 from zigma_pl.samplers import ODESampler, SDESampler
-from zigma_pl.samplers import sde as sde_module
 
 DIFFUSIONS = ["sigma", "linear", "constant", "decreasing", "increasing_decreasing"]
 CASES = [
