@@ -24,7 +24,7 @@ __all__ = [
     "selective_scan",
 ]
 
-# Public names are loaded on first use, so that `python -m zigma_pl --help` does not wait for torch.
+# Public names are imported on first use, so that `python -m zigma_pl --help` does not import torch.
 _HOMES = {
     "GenerativeModule": "zigma_pl.training.module",
     "PretrainedModel": "zigma_pl.interop.generation",

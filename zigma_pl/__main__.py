@@ -1,4 +1,4 @@
-"""`python -m zigma_pl COMMAND`."""
+"""Entry point of `python -m zigma_pl COMMAND`."""
 
 import sys
 

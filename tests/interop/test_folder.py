@@ -115,7 +115,7 @@ def test_classes_that_cannot_be_imported_are_not_saved(tmp_path):
     class Mine(ZigMa):
         pass
 
-    with pytest.raises(UserError, match="Mine cannot be imported: define the class in a module"):
+    with pytest.raises(UserError, match="Mine cannot be imported"):
         zigma_pl.save_pretrained(Mine(2, 4, 6, width=16, depth=1), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -141,7 +141,7 @@ def test_damaged_files_are_named(model, tmp_path, damage):
     [
         ({"format_version": 99}, "format_version 99"),
         ({"format_version": None}, "format_version"),
-        ({"backbone": {"class_path": "Mamba9"}}, "Mamba9 is no class of Backbone"),
+        ({"backbone": {"class_path": "Mamba9"}}, "Mamba9.*Backbone"),
         ({"backbone": ["ZigMa"]}, "backbone"),
         ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": {"size": "S"}}}, "backbone cannot be"),
         ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": TOO_SHALLOW}}, "not of the"),
@@ -151,11 +151,11 @@ def test_damaged_files_are_named(model, tmp_path, damage):
             {"objective": {"class_path": "Objective", "init_args": {"prediction": ["noise"]}}},
             "objective cannot be used",
         ),
-        ({"sampler": {"class_path": "zigma_pl.samplers.Magic"}}, "Magic is no class of Sampler"),
-        ({"sampler": {"class_path": "zigma_pl.backbones.ZigMa"}}, "no class of Sampler"),
+        ({"sampler": {"class_path": "zigma_pl.samplers.Magic"}}, "Magic.*Sampler"),
+        ({"sampler": {"class_path": "zigma_pl.backbones.ZigMa"}}, "Sampler"),
         (
             {"sampler": {"class_path": "zigma_pl.core.files.os.system", "init_args": {"command": "x"}}},
-            "no class of Sampler",
+            "Sampler",
         ),
         ({"sampler": {"class_path": "os.system"}}, "not allowed.*--allow-import os"),
         ({"sampler": {"class_path": "elsewhere.Magic"}}, "not allowed"),

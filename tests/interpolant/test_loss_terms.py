@@ -29,7 +29,7 @@ class Head(LossTerm):
 
     def forward(self, inputs):
         self.steps.append(set(inputs.features))
-        pictures = inputs.batch.pictures.float().flatten(1).mean(1) / 255
+        pictures = inputs.batch.images.float().flatten(1).mean(1) / 255
         return (self.projection(inputs.features["blocks.1"].mean(1))[:, 0] - pictures).square()
 
 

@@ -1,1 +1,1 @@
-"""What every other package uses: errors, files written whole, random numbers, records, class paths."""
+"""Shared by all other packages: errors, atomic file writes, per-sample random numbers, JSON records, class paths."""

@@ -1,8 +1,8 @@
-"""Objects as plain values: the import path of their class and its options, and back.
+"""Conversion of objects to plain values and back: the import path of their class with its options.
 
-A description is {"class_path": "zigma_pl.samplers.ODESampler", "init_args": {"num_steps": 20}}, as in YAML; an option
-that is an object is described in the same way. Subclasses of `Configurable` and dataclasses can be described, those of
-other packages too.
+A description is {"class_path": "zigma_pl.samplers.ODESampler", "init_args": {"num_steps": 20}}, as in YAML. An option
+whose value is an object is described in the same way. Dataclasses and subclasses of `Configurable` can be described,
+including those of other packages.
 """
 
 import inspect
@@ -24,7 +24,8 @@ from zigma_pl.core.records import one_line
 
 Built = TypeVar("Built")
 PACKAGE = "zigma_pl"
-# Where users find the classes of this package. Files record these paths, so they have to outlive a class's own module.
+# Public modules that export the classes of this package. Files record these paths, so they must stay valid when a class
+# moves to another module.
 PUBLIC_MODULES = tuple(
     f"{PACKAGE}.{name}"
     for name in (
@@ -48,22 +49,22 @@ class NotAllowed(UserError):
 
 
 class Configurable:
-    """Base of classes whose instances can be described: it keeps the arguments that the constructor was called with."""
+    """Base class of objects that can be described: it stores the arguments of the constructor call."""
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _chosen: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make an instance; copying and unpickling call this without arguments and restore them afterwards."""
+        """Create an instance; copying and unpickling call this without arguments and restore the stored ones later."""
         instance = super().__new__(cls)
-        instance.__dict__["_arguments"] = (args, kwargs)  # nn.Module takes no attributes yet
+        instance.__dict__["_arguments"] = (args, kwargs)  # nn.Module refuses attributes before its __init__
         instance.__dict__["_chosen"] = {}
         return instance
 
     def choose(self, **options: Any) -> None:
-        """Record what was chosen for options that were left out, None, so that another default later changes nothing.
+        """Record the values used for options that were None, so that a later change of a default has no effect.
 
-        Subclasses without an option of that name are not concerned.
+        Names that are not options of the subclass are ignored.
         """
         self.__dict__["_chosen"] |= options
 
@@ -72,10 +73,10 @@ class Configurable:
 
 
 def options_of(instance: Any) -> dict[str, Any]:
-    """Return the constructor's options of an object by name, those left out with their defaults or what was chosen.
+    """Return the constructor's options of an object by name, with defaults or chosen values for omitted ones.
 
     Args:
-        instance: of a `Configurable` class or of a dataclass.
+        instance: an instance of a `Configurable` class or of a dataclass.
     """
     if is_dataclass(instance):
         return {field.name: getattr(instance, field.name) for field in fields(instance) if field.init}
@@ -94,7 +95,7 @@ def options_of(instance: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: objects that can be described by their descriptions, others as they are."""
+    """Return a value with every object in it that can be described replaced by its description, as for JSON."""
     if isinstance(value, Configurable) or (is_dataclass(value) and not isinstance(value, type)):
         return described(value)
     if isinstance(value, Mapping):
@@ -105,12 +106,12 @@ def plain(value: Any) -> Any:
 
 
 def described(instance: Any) -> dict[str, Any]:
-    """Return the class_path and init_args of an object, see `options_of`."""
+    """Return the class_path and init_args of an object; see `options_of`."""
     return {"class_path": public_path(type(instance)), "init_args": plain(options_of(instance))}
 
 
 def summary(instance: Any, usual: type | None = None) -> dict[str, Any]:
-    """Return an object's options and the name of its class, unless it is the usual one, for records people read."""
+    """Return an object's options, with its class name unless that is the usual class, for records that people read."""
     cls = type(instance)
     if cls is usual:
         return plain(options_of(instance))
@@ -118,12 +119,12 @@ def summary(instance: Any, usual: type | None = None) -> dict[str, Any]:
 
 
 def class_name(cls: type) -> str:
-    """Return the name of a class of this package, the path of another's."""
+    """Return the name of a class of this package, or the import path of any other class."""
     return cls.__name__ if cls.__module__.split(".")[0] == PACKAGE else public_path(cls)
 
 
 def public_path(cls: type) -> str:
-    """Return the path that a class is known by: where it is public in this package, else the shortest that leads to it.
+    """Return the public import path of a class: a public module of this package, otherwise its shortest import path.
 
     The result depends only on which modules export the class.
     """
@@ -137,55 +138,55 @@ def public_path(cls: type) -> str:
 
 
 def recorded(instance: Any, what: str) -> dict[str, Any]:
-    """Return a description that can be written to a file and built again.
+    """Return a description that can be written to a file and built from it again.
 
     Args:
-        instance: as of `options_of`.
-        what: what the object is, for errors.
+        instance: see `options_of`.
+        what: name of the object in errors.
 
     Raises:
-        UserError: it or a part of it is of a class that cannot be imported, or an option is no plain value.
+        UserError: the class of the object or of an option cannot be imported, or an option is not a plain value.
     """
     if not (isinstance(instance, Configurable) or is_dataclass(instance)):
-        raise UserError(f"{what}: {type(instance).__name__} has no options that could be kept: make it a dataclass")
+        raise UserError(f"{what}: the options of a {type(instance).__name__} cannot be saved: make it a dataclass")
     description = described(instance)
     check_recordable(description, what)
     return description
 
 
 def check_recordable(value: Any, what: str) -> None:
-    """Raise UserError unless a value, named `what`, holds plain values only, and no class that cannot be imported."""
+    """Raise UserError unless a value, called `what`, contains only plain values and classes that can be imported."""
     if isinstance(value, dict):
         path = value.get("class_path")
         if isinstance(path, str) and (not _PATH.fullmatch(path) or path.startswith("__main__.")):
-            raise UserError(f"{what}: {path} cannot be imported: define the class in a module, outside of functions")
+            raise UserError(f"{what}: {path} cannot be imported: define the class at the top level of a module")
         for name, part in value.items():
             check_recordable(part, f"{what}.{name}" if name not in ("class_path", "init_args") else what)
     elif isinstance(value, list):
         for part in value:
             check_recordable(part, what)
     elif not isinstance(value, (bool, int, float, str, NoneType)):
-        raise UserError(f"{what}: a {type(value).__name__} cannot be kept: use plain values, or a dataclass of them")
+        raise UserError(f"{what}: a {type(value).__name__} cannot be saved: use plain values, or a dataclass of them")
 
 
 # --- from plain values to an object -----------------------------------------------------------------------------------
 
 
 def find_class(path: Any, base: type[Built], allow_imports: Sequence[str] = ()) -> type[Built]:
-    """Return the class that a path leads to; what is not known to be allowed is not imported.
+    """Return the class with an import path, importing only this package and those that are allowed.
 
     Args:
-        path: such as "zigma_pl.samplers.ODESampler"; of a class of this package, its name is enough, and a path that
-            the class had before it was moved.
-        base: what it has to be a subclass of.
+        path: such as "zigma_pl.samplers.ODESampler". For a class of this package, its name alone is enough, and paths
+            from before it was moved still work.
+        base: the class must be a subclass of this one.
         allow_imports: packages, other than this one, whose classes may be used.
 
     Raises:
-        UserError: it leads to no such class, or to one that is defined elsewhere, whatever the path.
+        UserError: there is no such class, or it is defined in a package that is not allowed.
     """
     kind = base.__name__
     if not isinstance(path, str) or len(path) > 500 or not _PATH.fullmatch(path):
-        raise UserError(f"{str(path)[:100]!r} is no import path of a {kind}")
+        raise UserError(f"{str(path)[:100]!r} is not the import path of a {kind}")
     module, _, name = path.rpartition(".")
     found = None
     if module in ("", PACKAGE) or module.startswith(f"{PACKAGE}."):
@@ -193,39 +194,39 @@ def find_class(path: Any, base: type[Built], allow_imports: Sequence[str] = ()) 
     elif not _is_in(module, allow_imports):
         package = module.split(".")[0]
         raise NotAllowed(
-            f"{path} is not of {PACKAGE}, and its package is not allowed: if you trust it, give --allow-import "
-            f'{package}, in Python allow_imports=("{package}",)'
+            f"{path}: classes of {package} are not allowed: if you trust this package, pass --allow-import {package}, "
+            f'in Python allow_imports=("{package}",)'
         )
     if found is None and module:
         found = _imported(module, name)
     allowed = (PACKAGE, *allow_imports)
     if not (isinstance(found, type) and issubclass(found, base) and _is_in(found.__module__, allowed)):
-        raise UserError(f"{path} is no class of {kind} that is defined in {' or '.join(allowed)}")
+        raise UserError(f"{path} is not a subclass of {kind} defined in {' or '.join(allowed)}: correct the class path")
     if inspect.isabstract(found):
-        raise UserError(f"{path} is abstract: name a subclass of it")
+        raise UserError(f"{path} is an abstract class: name one of its subclasses")
     return found
 
 
 def build_described(description: Any, base: type[Built], allow_imports: Sequence[str] = ()) -> Built:
-    """Build what `described` gave.
+    """Build an object from the description that `described` returns.
 
     Args:
-        description: class_path and init_args. Options by name alone stand for `base` itself.
-        base: what the class has to be a subclass of.
-        allow_imports: as of `find_class`.
+        description: class_path and init_args; without a class_path, the options of `base` itself.
+        base: the class must be a subclass of this one.
+        allow_imports: see `find_class`.
 
     Raises:
-        UserError: the class is not allowed, or an option is unknown, missing, of another type or out of range.
+        UserError: the class is not allowed, or an option is unknown, missing, out of range or of the wrong type.
     """
     if not isinstance(description, Mapping):
-        raise UserError(f"{str(description)[:100]!r} is no class_path with init_args")
+        raise UserError(f"{str(description)[:100]!r} is not a mapping with class_path and init_args")
     cls: type[Built] = base
     options: Any = description
     if "class_path" in description:
         cls = find_class(description["class_path"], base, allow_imports)
         options = description.get("init_args") or {}
         if not isinstance(options, Mapping) or description.keys() - {"class_path", "init_args"}:
-            raise UserError(f"{cls.__name__}: expected class_path and init_args alone")
+            raise UserError(f"{cls.__name__}: expected only class_path and init_args: put options into init_args")
     try:
         return cls(**parsed_options(cls, options, allow_imports))
     except UserError:
@@ -235,10 +236,10 @@ def build_described(description: Any, base: type[Built], allow_imports: Sequence
 
 
 def parsed_options(constructor: type, options: Mapping[str, Any], allow_imports: Sequence[str] = ()) -> dict[str, Any]:
-    """Return plain options in the types of a constructor's signature: tuples, dataclasses and described objects.
+    """Convert plain options to the types in a constructor's signature: tuples, dataclasses and described objects.
 
     Raises:
-        UserError: an option is not of its type.
+        UserError: an option has the wrong type.
     """
     hints = _hints(constructor)
     parsed = {}
@@ -256,7 +257,7 @@ def parsed_options(constructor: type, options: Mapping[str, Any], allow_imports:
 
 
 def _hints(constructor: type) -> dict[str, Any]:
-    """Return the types of a constructor's options; **options are those of its parents."""
+    """Return the types of a constructor's options, including those that **options passes to parent classes."""
     hints: dict[str, Any] = {}
     for parent in reversed(constructor.__mro__):
         if "__init__" in vars(parent):
@@ -288,7 +289,7 @@ def _parsed(value: Any, hint: Any, allow_imports: Sequence[str]) -> Any:
     try:
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except PydanticSchemaGenerationError:
-        raise TypeError(f"a {type(value).__name__} is no {getattr(hint, '__name__', hint)}") from None
+        raise TypeError(f"expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}") from None
 
 
 def _is_plain(hint: Any) -> bool:
@@ -309,7 +310,7 @@ def _first_that_fits(value: Any, hints: Sequence[Any], allow_imports: Sequence[s
 
 
 def packages_named(description: Any) -> set[str]:
-    """Return the packages, other than this one, whose classes a description names."""
+    """Return the packages, other than this one, of the classes named in a description."""
     if isinstance(description, list):
         return set().union(*map(packages_named, description))
     if not isinstance(description, Mapping):
@@ -324,7 +325,7 @@ def _is_in(module: str, packages: Sequence[str]) -> bool:
 
 
 def _exported(module: str, name: str) -> Any:
-    """Return what a public module exports under a name, None for nothing."""
+    """Return the object that a public module exports under a name, or None."""
     try:
         exports = import_module(module)
     except ModuleNotFoundError as error:

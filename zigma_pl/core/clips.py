@@ -1,4 +1,4 @@
-"""Videos from tensors: GIF and MP4 files, moving grids, and stills.
+"""Videos from tensors: GIF and MP4 files, grids of clips, and contact sheets of their frames.
 
 Axes: F frames, H W pixels, C channels.
 """
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 Clip = list[Image.Image]
 
-# GIF counts in hundredths of a second, and viewers slow down what is shown for less than two of them.
+# GIF stores durations in hundredths of a second, and viewers slow down frames shorter than two of them.
 MAX_FRAMES_PER_SECOND = 50
-STILL_SIDE_PX = 128  # stills show every frame of every clip, so large frames are shrunk
+STILL_SIDE_PX = 128  # maximum side of a frame in `stills`, which shows every frame of every clip
 _CODEC = "libx264"  # H.264, which every browser plays
 
 
 def check_frames_per_second(owner: str, frames_per_second: int) -> None:
-    """Raise UserError, naming the owner of the option, when it is out of range."""
+    """Raise UserError, naming the option's owner, if the frame rate is out of range."""
     check_whole_numbers(owner, most=MAX_FRAMES_PER_SECOND, frames_per_second=frames_per_second)
 
 
 def to_clip(frames: Tensor) -> Clip:
-    """Make a clip of (F, H, W, C) uint8 with one or three channels."""
+    """Convert (F, H, W, C) uint8 with one or three channels to a clip."""
     return [to_pil(frame) for frame in frames]
 
 
 def tile_clips(clips: list[Clip], num_columns: int) -> Clip:
-    """Tile clips of one size and length into one clip."""
+    """Tile clips of equal size and length into one clip."""
     return [tile(list(frames), num_columns) for frames in zip(*clips, strict=True)]
 
 
 def stills(clips: list[Clip]) -> Image.Image:
-    """Lay the frames of clips of one size and length out in one picture: a clip in each row."""
+    """Show all frames of clips of equal size and length in one image, one clip per row."""
     width, height = clips[0][0].size
     shrinking = max(1.0, max(width, height) / STILL_SIDE_PX)
     size = (round(width / shrinking), round(height / shrinking))
@@ -51,7 +51,7 @@ def stills(clips: list[Clip]) -> Image.Image:
 
 
 def can_write_mp4() -> bool:
-    """Whether PyAV is installed, with an encoder for H.264."""
+    """Return whether PyAV is installed and has an H.264 encoder."""
     if find_spec("av") is None:
         return False
     import av
@@ -60,17 +60,17 @@ def can_write_mp4() -> bool:
 
 
 def clip_suffix() -> str:
-    """Ending of the files that `save_clip` writes here: .mp4, or .gif without PyAV."""
+    """Return the suffix for files written by `save_clip`: .mp4, or .gif without PyAV."""
     return ".mp4" if can_write_mp4() else ".gif"
 
 
 def save_clip(clip: Clip, path: Path, frames_per_second: int) -> None:
-    """Write a clip in the format that the path ends in, .mp4 or .gif, whole or not at all."""
+    """Write a clip atomically, as .mp4 or .gif according to the path's suffix."""
     (save_mp4 if path.suffix == ".mp4" else save_gif)(clip, path, frames_per_second)
 
 
 def save_gif(clip: Clip, path: Path, frames_per_second: int) -> None:
-    """Write a GIF that plays for ever, its colours reduced to 256 for each frame."""
+    """Write an endlessly looping GIF, with 256 colours per frame."""
     first, *others = clip
     with whole_file(path) as temporary:
         first.save(
@@ -79,9 +79,9 @@ def save_gif(clip: Clip, path: Path, frames_per_second: int) -> None:
 
 
 def save_mp4(clip: Clip, path: Path, frames_per_second: int) -> None:
-    """Write an MP4 file of H.264 in high quality; odd sides get a black line, as its colours come in pairs of pixels.
+    """Write a high-quality H.264 MP4 file; requires `can_write_mp4`.
 
-    `can_write_mp4` tells whether it is possible.
+    The format needs even sides (chroma is subsampled by two), so an odd side is padded with one black line.
     """
     import av
 
@@ -97,7 +97,7 @@ def save_mp4(clip: Clip, path: Path, frames_per_second: int) -> None:
 
 
 def read_clip(path: Path, frames_per_second: int) -> Clip:
-    """Read what `save_clip` wrote with this number of frames per second; the colours are not quite the same."""
+    """Read a clip that `save_clip` wrote at this frame rate; both formats are lossy, so colours differ slightly."""
     if path.suffix == ".mp4":
         import av
 
@@ -106,14 +106,14 @@ def read_clip(path: Path, frames_per_second: int) -> Clip:
     clip: Clip = []
     with Image.open(path, formats=["GIF"]) as image:
         for frame in ImageSequence.Iterator(image):
-            # Frames that do not change are stored once, and shown for longer.
+            # Identical consecutive frames are stored once, with a longer duration.
             num_repeats = max(1, round(frame.info["duration"] * frames_per_second / 1000))
             clip += [frame.convert("RGB")] * num_repeats
     return clip
 
 
 def log_gif(writer: "SummaryWriter", tag: str, path: Path, step: int) -> None:
-    """Show a GIF file among TensorBoard's images, where it plays; `add_video` would need another package."""
+    """Log a GIF file as a TensorBoard image, which plays there; `add_video` would need another package."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     with Image.open(path, formats=["GIF"]) as image:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Atomic writing of files, reading of regular files, and hashes."""
 
 import errno
 import hashlib
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-UNFINISHED = ".unfinished-"  # what a killed run leaves begins with this, and the next run removes it
+UNFINISHED = ".unfinished-"  # prefix of files being written; a killed run leaves them and the next run removes them
 
 
 def cache_folder() -> Path:
-    """Return zigma_pl in the user's cache folder (XDG base directories)."""
+    """Return the folder `zigma_pl` in the user's cache directory (XDG base directories)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zigma_pl"
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at `path`, safely on disk, when the block ends; after an error it does not.
+    """Open a file for writing that replaces `path`, flushed to disk, when the block ends without an error.
 
-    The name in between is the process's own.
+    Until then it has a temporary name that is unique to the process.
     """
     unfinished = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     try:
@@ -37,7 +37,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed on this machine have left of `path`, but not what is being written."""
+    """Remove unfinished files of `path` from processes of this machine that no longer run."""
     for leftover in path.parent.glob(f"{UNFINISHED}*"):
         process, _, name = leftover.name.removeprefix(UNFINISHED).partition("-")
         if name == path.name and process.isascii() and process.isdecimal() and not _is_running(int(process)):
@@ -49,7 +49,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 
@@ -58,9 +58,9 @@ def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading.
 
     Raises:
-        OSError: it cannot be opened, or is something else, such as a FIFO, on which reading could wait for ever.
+        OSError: it cannot be opened or is not a regular file. Reading a FIFO, for instance, could block forever.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that opening does not wait either
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening must not block either
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -68,13 +68,13 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file; raises as `open_regular`."""
+    """Return the content of a regular file; raises like `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the folder's own entries safely on disk."""
+    """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,9 +90,10 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, and rename it at the end: a reader of `path` never sees half of the file.
+    """Yield a temporary path and rename it to `path` at the end, so that readers never see a partial file.
 
-    For what a library writes to a path, and what may be lost when the machine stops; else there is `written_whole`.
+    For libraries that write to a path. The file is not flushed to disk and may be lost if the machine crashes;
+    `written_whole` does flush.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

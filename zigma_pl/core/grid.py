@@ -1,4 +1,4 @@
-"""Pictures from image tensors: 8-bit conversion, tiling, writing PNG files.
+"""Images from tensors: 8-bit conversion, tiling, writing PNG files.
 
 Axes: B batch, F frames (videos only), C channels, H W pixels.
 """
@@ -15,18 +15,18 @@ from zigma_pl.core.files import whole_file
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Round images (B, C, H, W), or videos (B, F, C, H, W), in [0, 1] to (B, [F,] H, W, C) uint8, clamping the rest."""
+    """Convert images (B, C, H, W), or videos (B, F, C, H, W), in [0, 1] to (B, [F,] H, W, C) uint8, with clamping."""
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).cpu()
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Make a picture of (H, W, C) uint8 with one or three channels."""
+    """Convert (H, W, C) uint8 with one or three channels to a PIL image."""
     array = image.numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
 def tile(images: list[Image.Image], num_columns: int, min_side_px: int = 48, padding_px: int = 2) -> Image.Image:
-    """Tile pictures of one size row by row; tiny ones are enlarged by a whole factor, without smoothing."""
+    """Tile images of equal size row by row; small ones are enlarged by an integer factor, without smoothing."""
     width, height = images[0].size
     factor = max(1, math.ceil(min_side_px / min(width, height)))
     cell_width, cell_height = width * factor + padding_px, height * factor + padding_px
@@ -41,11 +41,11 @@ def tile(images: list[Image.Image], num_columns: int, min_side_px: int = 48, pad
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all."""
+    """Write an image atomically."""
     with whole_file(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def as_chw_array(image: Image.Image) -> np.ndarray:
-    """Return a picture as (3, H, W) uint8, the layout of TensorBoard's add_image."""
+    """Convert an image to (3, H, W) uint8, the layout of TensorBoard's add_image."""
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

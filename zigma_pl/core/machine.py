@@ -1,4 +1,4 @@
-"""What the figures depend on: the date, the device, the versions, the commit."""
+"""Description of the machine for measurement records: date, device, versions, commit."""
 
 import platform
 import shutil
@@ -14,9 +14,9 @@ Machine = dict[str, str | int]
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of `--device`: auto is cuda where there is one, else cpu.
+    """Return the device for `--device`: "auto" is cuda if available, otherwise cpu.
 
-    Raises: UserError when cuda is asked for and there is none.
+    Raises: UserError if cuda is chosen but not available.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
@@ -25,7 +25,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_machine(device: torch.device, commit: str | None = None) -> Machine:
-    """Return what the header of a table and of a JSON file says; `commit` where the code lies outside git."""
+    """Return the description for headers of tables and JSON files.
+
+    Args:
+        device: the device that is used.
+        commit: commit of the code, for a copy outside git; None to ask git.
+    """
     machine: Machine = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "device": device_name(device),
@@ -39,7 +44,7 @@ def describe_machine(device: torch.device, commit: str | None = None) -> Machine
 
 
 def device_name(device: torch.device) -> str:
-    """Return the model of the graphics card or of the processor."""
+    """Return the model name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
@@ -56,8 +61,8 @@ def _driver_version() -> str:
 
 
 def _commit() -> str:
-    """Return the short hash of the checkout that this package lies in, marked where files differ from it."""
-    # The log of the folder, not of the checkout: in site-packages below somebody else's checkout it is empty.
+    """Return the short commit hash of this package's checkout, marked if there are uncommitted changes."""
+    # The log of this folder only: it is empty if the package is installed below the checkout of another project.
     package = str(Path(__file__).parents[1])
     if shutil.which("git") is None:
         return "unknown"

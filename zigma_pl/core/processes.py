@@ -1,4 +1,4 @@
-"""The processes of a run: how many there are, which this one is, and plain values of all of them in one place."""
+"""The distributed processes of a run: world size, rank, barrier, gathering of objects."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import distributed
 
 
 def gather_objects(mine: Any) -> list[Any]:
-    """Return what each process gave, in order of rank; of one process, a list of one."""
+    """Return the objects of all processes in order of rank; a list of one without distributed processes."""
     if not _are_several():
         return [mine]
     parts: list[Any] = [None] * distributed.get_world_size()
@@ -15,17 +15,17 @@ def gather_objects(mine: Any) -> list[Any]:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this function."""
     gather_objects(None)
 
 
 def rank() -> int:
-    """Return which process this is, from 0."""
+    """Return the rank of this process, from 0."""
     return distributed.get_rank() if _are_several() else 0
 
 
 def world_size() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return distributed.get_world_size() if _are_several() else 1
 
 

@@ -1,7 +1,7 @@
-"""Random numbers that belong to a sample, not to a process: the same whatever the batch size or number of ranks.
+"""Random numbers per sample, independent of the batch size and the number of processes.
 
-Every draw is a function of (seed, stream, sample id) alone. It is made on the CPU, so that it is also the same on
-every device, as in EDM's per-image seeds.
+Every draw is a function of (seed, stream, sample id) only. It is made on the CPU, so that it is also the same on every
+device, like EDM's per-image seeds.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from zigma_pl.core.transfer import to_device
 
 
 def sample_generator(seed: int, stream: str, sample_id: int) -> torch.Generator:
-    """Return the CPU generator of one sample. `stream` separates uses of one seed ("train", "sample", ...)."""
+    """Return the CPU generator of one sample; `stream` separates uses of one seed ("train", "sample", ...)."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{sample_id}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -28,12 +28,12 @@ def sample_generators(seed: int, stream: str, sample_ids: Iterable[int] | Tensor
 def randn_per_sample(
     generators: list[torch.Generator], shape: tuple[int, ...], *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Draw float32 standard normals of (B, *shape), row i from generator i, and move them to `device`."""
+    """Draw float32 standard normals (B, *shape), row i from generator i, and move them to `device`."""
     return _draw_per_sample(torch.randn, generators, shape, device)
 
 
 def rand_per_sample(generators: list[torch.Generator], *, device: torch.device | str = "cpu") -> Tensor:
-    """Draw float32 uniforms in [0, 1) of (B,), element i from generator i, and move them to `device`."""
+    """Draw float32 uniforms (B,) in [0, 1), element i from generator i, and move them to `device`."""
     return _draw_per_sample(torch.rand, generators, (), device)
 
 
@@ -43,7 +43,7 @@ def _draw_per_sample(
     shape: tuple[int, ...],
     device: torch.device | str,
 ) -> Tensor:
-    in_pinned_memory = torch.device(device).type == "cuda"  # from where `to_device` can copy without one more copy
+    in_pinned_memory = torch.device(device).type == "cuda"  # so that `to_device` need not pin a copy
     numbers = torch.empty(len(generators), *shape, pin_memory=in_pinned_memory)
     for row, generator in zip(numbers, generators, strict=True):
         draw(shape, generator=generator, out=row)

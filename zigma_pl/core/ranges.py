@@ -1,6 +1,6 @@
-"""Ranges of numeric options: constructors check them, so an option is refused from YAML and from Python alike.
+"""Range checks of numeric options, called in constructors so that they hold for YAML and Python alike.
 
-Counts have an upper bound too: what is far beyond anything that runs is refused before memory is allocated for it.
+Counts also have an upper bound, so that absurd values are rejected before memory is allocated for them.
 """
 
 import math
@@ -10,16 +10,16 @@ from typing import Any
 from zigma_pl.core.errors import UserError
 
 LARGEST_COUNT = 10**9
-LARGEST_SEED = 2**32 - 1  # of NumPy and Lightning
+LARGEST_SEED = 2**32 - 1  # the limit of NumPy and Lightning
 
 
 def check_whole_numbers(owner: str, least: int = 1, most: int = LARGEST_COUNT, **counts: Any) -> None:
-    """Raise UserError unless every option is a whole number from `least` to `most`.
+    """Raise UserError unless every option is an integer from `least` to `most`.
 
     Args:
         owner: class or group that the options belong to, for the error.
-        least, most: the range, both included.
-        counts: values by name of the option; None stands for an option that is left out.
+        least, most: the range, inclusive.
+        counts: values by option name; None for an omitted option.
     """
     for name, value in counts.items():
         if value is None:
@@ -43,7 +43,7 @@ def check_numbers(
     Args:
         owner: class or group that the options belong to, for the error.
         least, above, most, below: the range.
-        numbers: values by name of the option; None stands for an option that is left out.
+        numbers: values by option name; None for an omitted option.
     """
     bounds = {">=": least, ">": above, "<=": most, "<": below}
     wanted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if math.isfinite(bound))
@@ -56,6 +56,6 @@ def check_numbers(
 
 
 def _shown(value: Any) -> str:
-    """Return a value as text that does not fill the screen, whatever it is."""
+    """Return a short text for any value."""
     too_long = isinstance(value, Integral) and value.bit_length() > 200  # type: ignore[attr-defined]
     return "a number of more than 60 digits" if too_long else repr(value)[:60]

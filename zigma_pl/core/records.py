@@ -1,4 +1,4 @@
-"""JSON files that we write and read back: a pydantic model each, and one place that says what is wrong with a file."""
+"""JSON files that this package writes and reads: a pydantic model for each, with one-line errors for damaged files."""
 
 from pathlib import Path
 from textwrap import shorten
@@ -10,14 +10,14 @@ from pydantic_core import PydanticCustomError
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import read_regular, written_whole
 
-MAX_BYTES = 64 * 2**20  # far above any of our files; a larger one is not read at all
-# A name that becomes part of a path or a heading: one line, no separator, not hidden, never "..".
+MAX_BYTES = 64 * 2**20  # far above the size of any such file; larger files are not read
+# A name that becomes part of a path or a heading: one line, no path separator, no leading dot.
 Name = Annotated[str, Field(pattern=r"^\w[\w .,+=@()-]*\z", max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
 
 
 class Part(BaseModel):
-    """A JSON object inside one of our files: immutable, no unknown keys, no conversions between types."""
+    """A JSON object within a record: immutable, without unknown keys, without type conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -28,9 +28,9 @@ class Record(Part):
     Subclasses set the two class attributes and add fields.
 
     Attributes:
-        newest_version: format that this release writes; a file with a higher one is refused. Raise it when an older
-            release would misread what is written.
-        remedy: what the user can do about a damaged file, as the end of the error message.
+        newest_version: format version that this release writes; files with a higher version are rejected. Increase it
+            when older releases would misread new files.
+        remedy: how to fix a damaged file, the end of the error message.
     """
 
     newest_version: ClassVar[int] = 1
@@ -45,7 +45,7 @@ class Record(Part):
         if isinstance(version, int) and version > cls.newest_version:
             raise PydanticCustomError(
                 "newer_format",
-                "format_version {version} was written by a newer zigma_pl, this release reads up to {newest}",
+                "format_version {version} was written by a newer zigma_pl; this release reads versions up to {newest}",
                 {"version": version, "newest": cls.newest_version},
             )
         return data
@@ -55,7 +55,7 @@ RecordType = TypeVar("RecordType", bound=Record)
 
 
 def parse_record(model: type[RecordType], content: str | bytes, where: str | Path) -> RecordType:
-    """Return the record in a file's content.
+    """Parse the content of a record file.
 
     Args:
         model: class of the record.
@@ -63,10 +63,10 @@ def parse_record(model: type[RecordType], content: str | bytes, where: str | Pat
         where: name of the file, for errors.
 
     Raises:
-        UserError: the content is not JSON, does not fit the model, or has a newer format; of one line.
+        UserError: the content is not JSON, does not match the model, or has a newer format.
     """
     if len(content) > MAX_BYTES:
-        raise UserError(f"{where}: has {len(content):,} bytes, more than any such file: {model.remedy}")
+        raise UserError(f"{where}: {len(content):,} bytes are too many for such a file: {model.remedy}")
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
@@ -79,7 +79,7 @@ def read_record(model: type[RecordType], path: Path) -> RecordType:
     """Read a record from a file.
 
     Raises:
-        UserError: what `read_content` or `parse_record` raises.
+        UserError: see `read_content` and `parse_record`.
     """
     return parse_record(model, read_content(path, model.remedy), path)
 
@@ -89,8 +89,8 @@ def read_content(path: Path, remedy: str, max_bytes: int = MAX_BYTES) -> bytes:
 
     Args:
         path: the file.
-        remedy: what the user can do, as the end of the error message.
-        max_bytes: a larger file is refused.
+        remedy: how to fix the problem, the end of the error message.
+        max_bytes: larger files are rejected.
 
     Raises:
         UserError: the file is missing, not a regular file, too large, or cannot be read.
@@ -98,30 +98,30 @@ def read_content(path: Path, remedy: str, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise UserError(f"{path}: has {size:,} bytes, more than any such file: {remedy}")
+            raise UserError(f"{path}: {size:,} bytes are too many for such a file: {remedy}")
         return read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): {remedy}") from error
 
 
 def check_name(name: str, where: str) -> None:
-    """Refuse a name that cannot be part of a path or a heading, raising UserError that begins with `where`."""
+    """Raise UserError, starting with `where`, for a name that cannot be part of a path or a heading."""
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
         raise UserError(
-            f"{where}: {name[:100]!r} cannot be a name: use up to 200 letters, digits, spaces and _ - + = . , @ ( )"
+            f"{where}: {name[:100]!r} is not a valid name: use up to 200 letters, digits, spaces and _ - + = . , @ ( )"
         ) from error
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write a record as JSON, whole or not at all."""
+    """Write a record as JSON, atomically."""
     with written_whole(path) as file:
         file.write(record.model_dump_json(indent=1).encode() + b"\n")
 
 
 def problems(error: ValidationError) -> str:
-    """Return the first three problems that pydantic found, on one short line of printable characters."""
+    """Return the first three problems of a validation error as one short line of printable characters."""
     entries = error.errors(include_url=False, include_input=False)
     shown = [f"{'.'.join(map(str, entry['loc'])) or 'file'}: {entry['msg']}" for entry in entries[:3]]
     more = f"; and {len(entries) - 3} more" if len(entries) > 3 else ""
@@ -129,6 +129,6 @@ def problems(error: ValidationError) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text, such as another library's error message, on one short line of printable characters."""
+    """Return text, such as another library's error message, as one short line of printable characters."""
     printable = "".join(letter if letter.isprintable() else " " for letter in text)
     return shorten(printable, 400, placeholder="...")

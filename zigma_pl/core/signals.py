@@ -1,4 +1,4 @@
-"""What ends a command: signals, and the end of the process that started this one."""
+"""Termination of a command by signals or by the exit of its parent process."""
 
 import os
 import signal
@@ -10,32 +10,33 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-SECONDS_OF_ONE_SIGNAL = 2.0  # one signal may arrive twice: sent to a group of processes, and passed on by their parent
+# One signal may arrive twice: sent to the process group, and forwarded by the parent.
+SECONDS_OF_ONE_SIGNAL = 2.0
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class Repeats:
-    """Tells a second signal from one that arrives twice."""
+    """Distinguishes a second signal from a duplicate of the first."""
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
-        self._came = 0.0
+        self._received = 0.0
 
     def is_second(self, number: int) -> bool:
-        """Note a signal; returns whether another one, or the same one a while ago, came before it."""
+        """Record a signal and return whether it is a second one, not a duplicate of the first."""
         if self.first is None:
-            self.first, self._came = signal.Signals(number), time.monotonic()
+            self.first, self._received = signal.Signals(number), time.monotonic()
             return False
-        return number != self.first or time.monotonic() - self._came > SECONDS_OF_ONE_SIGNAL
+        return number != self.first or time.monotonic() - self._received > SECONDS_OF_ONE_SIGNAL
 
 
 def listen(handler: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
-    """Call `handler` for each of `SIGNALS` in this process, but not in those forked from it.
+    """Install a handler for `SIGNALS` that runs in this process but not in processes forked from it.
 
-    A signal that is ignored, as SIGHUP by nohup, stays so. Signals are left alone in other threads than the main one.
+    Signals that are ignored, such as SIGHUP under nohup, stay ignored. Outside the main thread nothing is installed.
 
-    Returns: a function that restores the handlers.
+    Returns: a function that restores the previous handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
@@ -45,22 +46,22 @@ def listen(handler: Callable[[int, FrameType | None], None]) -> Callable[[], Non
         if os.getpid() == process:
             handler(number, frame)
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in handled}
 
     def restore() -> None:
-        for number, found in before.items():
-            signal.signal(number, found)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
     return restore
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within the block, a signal raises KeyboardInterrupt, so that files are whole or not there.
+    """Raise KeyboardInterrupt on a signal within the block, so that files being written are cleaned up.
 
     Raises:
-        SystemExit: a signal came; with 128 + its number, when the block has ended.
+        SystemExit: at the end of the block, with status 128 + signal number, if a signal was received.
     """
     signals = Repeats()
 
@@ -74,17 +75,17 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         restore()
-        if signals.first is not None:  # whatever became of the KeyboardInterrupt on its way
+        if signals.first is not None:  # even if the KeyboardInterrupt was caught
             sys.exit(128 + signals.first)
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that was."""
+    """Exit this process as soon as its parent process has ended for any reason."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

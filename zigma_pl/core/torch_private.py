@@ -1,4 +1,4 @@
-"""Every private name of torch that this package uses, in one place: what to look at when torch is upgraded."""
+"""All uses of private names of torch in this package, to be checked when torch is upgraded."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,42 +17,42 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def copy_all(targets: Tensors, sources: Tensors) -> None:
-    """Copy each source into its target, cast to the target's type: one kernel on a GPU."""
+    """Copy each source into its target, cast to the target's dtype, with one kernel on a GPU."""
     torch._foreach_copy_(targets, sources)
 
 
 def allow_compiled_forms(count: int) -> None:
-    """Let torch.compile keep at least `count` compiled forms of one function."""
-    import torch._dynamo  # takes seconds, which only those who compile should wait
+    """Let torch.compile keep at least `count` compiled versions of one function."""
+    import torch._dynamo  # imported here because it takes seconds
 
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, count)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether forward hooks are registered on the module itself."""
+    """Return whether forward hooks are registered on the module itself."""
     return bool(module._forward_hooks)
 
 
 def keep_from_ddp(module: nn.Module, names: Iterable[str]) -> None:
-    """Have DistributedDataParallel leave these parameters and buffers of the module alone."""
+    """Make DistributedDataParallel ignore these parameters and buffers of the module."""
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
 
 
 def running_workers(loader: DataLoader[Any]) -> _BaseDataLoaderIter | None:
-    """Return the iterator of a loader with persistent workers, None where none is running."""
+    """Return the running iterator of a loader with persistent workers, or None."""
     return loader._iterator
 
 
 def forget_workers(loader: DataLoader[Any]) -> None:
-    """Have a loader start workers of its own again, the next time it is iterated over."""
+    """Make a loader start new workers the next time it is iterated over."""
     loader._iterator = None
 
 
 def shut_down_workers(batches: Iterator[Any]) -> bool:
-    """End the workers of a DataLoader's iterator, and say whether there are any.
+    """Shut down the workers of a DataLoader's iterator, and return whether it had any.
 
-    Left to the garbage collector, they end after a time-out of 5 s.
+    The garbage collector would shut them down too, but only after a timeout of 5 s.
     """
     if not isinstance(batches, _MultiProcessingDataLoaderIter):
         return False
@@ -61,9 +61,10 @@ def shut_down_workers(batches: Iterator[Any]) -> bool:
 
 
 def raise_no_errors_from_signals() -> None:
-    """Have DataLoaders report a dead worker where a batch is awaited, within 5 s, and nowhere else.
+    """Make DataLoaders report a dead worker only while waiting for a batch, within 5 s.
 
-    By default the handler of SIGCHLD raises an error in whatever the main process is doing, such as saving a file.
+    By default, PyTorch's SIGCHLD handler raises an error at any point of the main process, such as while it saves a
+    file.
     """
     signal_handling._SIGCHLD_handler_set = True
 
@@ -74,5 +75,5 @@ def workers_of(batches: Iterator[Any]) -> Sequence[Any]:
 
 
 def add_summary(writer: "SummaryWriter", summary: Any, step: int) -> None:
-    """Add a summary that TensorBoard's writer has no method for."""
+    """Write a summary for which TensorBoard's writer has no method."""
     writer._get_file_writer().add_summary(summary, step)
