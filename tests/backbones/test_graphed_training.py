@@ -8,7 +8,7 @@ import torch
 from backbones import tiny
 from backbones.tiny import BACKBONES
 
-from zigma_pl.backbones import graphed_training
+from zigma_pl.runtime import graphed_training
 from zigma_pl.runtime.graphed_training import GraphedTraining
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from zigma_pl.core import clips as clips_module
 from zigma_pl.core.clips import (
     can_write_mp4,
     check_frames_per_second,
@@ -18,7 +19,6 @@ from zigma_pl.core.clips import (
 )
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.grid import to_uint8
-from zigma_pl.training.callbacks import clips as clips_module
 
 
 def moving_bar(num_frames=5, side=32, shift=0):

@@ -9,6 +9,7 @@ from callbacks.moving_bars import MovingBars
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from zigma_pl.backbones import ZigMa
+from zigma_pl.core import clips as clips_module
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.core.clips import read_clip
 from zigma_pl.core.errors import UserError
@@ -16,7 +17,6 @@ from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
 from zigma_pl.samplers import Guidance, ODESampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
-from zigma_pl.training.callbacks import clips as clips_module
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.callbacks.preview import PreviewGrid
 from zigma_pl.training.callbacks.sample_writer import SampleWriter

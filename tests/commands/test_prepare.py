@@ -16,7 +16,8 @@ from zigma_pl.cli.main import main as zigma_pl
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import UNFINISHED
 from zigma_pl.data import ImageDataModule
-from zigma_pl.data.cache import arrays, run
+from zigma_pl.data.cache import arrays
+from zigma_pl.data.preparation import run
 from zigma_pl.data.preparation.run import sole_writer
 
 # --- cut off and gone on ----------------------------------------------------------------------------------------------

@@ -219,5 +219,5 @@ def test_the_templates_are_installed(repository):
     setup = ConfigParser()
     setup.read(repository / "setup.cfg")
     (pattern,) = setup["options.package_data"]["zigma_pl.suite.report"].split()
-    installed = {path.name for path in (repository / "zigma_pl" / "report").glob(pattern)}
-    assert installed == {path.name for path in (repository / "zigma_pl" / "report" / "templates").iterdir()}
+    installed = {path.name for path in (repository / "zigma_pl" / "suite" / "report").glob(pattern)}
+    assert installed == {path.name for path in (repository / "zigma_pl" / "suite" / "report" / "templates").iterdir()}

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from zigma_pl.interpolant import Objective
-from zigma_pl.samplers import graphed
+from zigma_pl.runtime import graphed_sampling as graphed
 
 
 @dataclass

@@ -12,9 +12,10 @@ from backbones.tiny import BACKBONES
 from zigma_pl.backbones import DiT, ZigMa
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.interpolant import Objective
+from zigma_pl.runtime import sampling_copy
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.graphed_sampling import GraphedBackbone
-from zigma_pl.samplers import Guidance, ODESampler, guided_network, sampling_twin
+from zigma_pl.samplers import Guidance, ODESampler, guided_network
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.module import GenerativeModule
 
@@ -157,7 +158,7 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
     graphed_backbone = GraphedBackbone(build())
     assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
     refreshed = []
-    monkeypatch.setattr(sampling_twin.SamplingTwin, "refresh", lambda twin: refreshed.append(twin))
+    monkeypatch.setattr(sampling_copy.SamplingTwin, "refresh", lambda twin: refreshed.append(twin))
     with graphed_backbone.fixed_weights():
         for seed in range(3):
             assert_follows(graphed_backbone, *draw(seed=seed), dtype=torch.bfloat16)
@@ -170,9 +171,9 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
 def test_weights_that_moved_before_they_are_fixed_are_found_once(recorded, monkeypatch):
     graphed_backbone, _ = recorded_and_moved()
     looked_for = []
-    is_of = sampling_twin.SamplingTwin.is_of
+    is_of = sampling_copy.SamplingTwin.is_of
     monkeypatch.setattr(
-        sampling_twin.SamplingTwin, "is_of", lambda *arguments: looked_for.append(1) or is_of(*arguments)
+        sampling_copy.SamplingTwin, "is_of", lambda *arguments: looked_for.append(1) or is_of(*arguments)
     )
     with graphed_backbone.fixed_weights():
         for seed in range(3):
@@ -267,7 +268,7 @@ def test_compiled_regions_are_what_is_recorded(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(sampling_twin, "compile_regions", functools.partial(compile_regions, backend=backend))
+    monkeypatch.setattr(sampling_copy, "compile_regions", functools.partial(compile_regions, backend=backend))
     backbone = build(depth=4)
     graphed_backbone = GraphedBackbone(backbone, compile_backbone=True)
     torch.compiler.reset()
