@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from zigma_pl.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from zigma_pl.core.errors import UserError
     from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
     from zigma_pl.interop.generation import PretrainedModel
     from zigma_pl.models.backbones.zigma import ZigMa
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GenerativeModule",
     "PretrainedModel",
+    "UserError",
     "ZigMa",
     "ZigzagMamba",
     "from_pretrained",
@@ -28,6 +30,7 @@ __all__ = [
 _HOMES = {
     "GenerativeModule": "zigma_pl.training.module",
     "PretrainedModel": "zigma_pl.interop.generation",
+    "UserError": "zigma_pl.core.errors",
     "ZigMa": "zigma_pl.models.backbones.zigma",
     "ZigzagMamba": "zigma_pl.models.zigzag_mamba",
     "from_pretrained": "zigma_pl.interop.folder",
@@ -35,7 +38,18 @@ _HOMES = {
     "save_pretrained": "zigma_pl.interop.folder",
     "selective_scan": "zigma_pl.ops.selective_scan",
 }
-_MODULES = ("backbones", "conditioners", "data", "encoders", "interpolant", "mixers", "optimizers", "samplers", "scan")
+_MODULES = (
+    "backbones",
+    "conditioners",
+    "data",
+    "encoders",
+    "interpolant",
+    "metrics",
+    "mixers",
+    "optimizers",
+    "samplers",
+    "scan",
+)
 
 
 def __getattr__(name: str) -> Any:

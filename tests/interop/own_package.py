@@ -43,7 +43,7 @@ class Leap(Sampler):
     def __init__(self, num_steps: int = 2, length: float = 1.0):
         self.n, self.l = num_steps, length
 
-    def _integrate(self, predictor, x_t, generators):
+    def integrate(self, predictor, x_t, generators):
         for step in range(self.n):
             x_t = x_t - self.l / self.n * predictor(x_t, 1 - step / self.n).velocity
         return x_t

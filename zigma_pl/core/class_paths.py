@@ -38,6 +38,7 @@ PUBLIC_MODULES = tuple(
         "optimizers",
         "encoders",
         "data",
+        "metrics",
     )
 )
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

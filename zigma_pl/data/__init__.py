@@ -1,4 +1,9 @@
+"""Data modules, and what one of your own is made of."""
+
+from zigma_pl.core.batch import Batch, RawBatch
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.images import ImageDataset, ImageItem
+from zigma_pl.data.samples import Split
 from zigma_pl.data.sources.coco import COCO
 from zigma_pl.data.sources.digits import Digits
 from zigma_pl.data.sources.faceshq import FacesHQ
@@ -6,4 +11,17 @@ from zigma_pl.data.sources.folder import ImageFolder
 from zigma_pl.data.sources.mm_celeba_hq import MMCelebAHQ
 from zigma_pl.data.sources.ucf101 import UCF101
 
-__all__ = ["COCO", "UCF101", "Digits", "FacesHQ", "ImageDataModule", "ImageFolder", "MMCelebAHQ"]
+__all__ = [
+    "COCO",
+    "UCF101",
+    "Batch",
+    "Digits",
+    "FacesHQ",
+    "ImageDataModule",
+    "ImageDataset",
+    "ImageFolder",
+    "ImageItem",
+    "MMCelebAHQ",
+    "RawBatch",
+    "Split",
+]

@@ -1,6 +1,7 @@
 """The stochastic interpolant: noise schedules, conversions between predictions, and the training objective."""
 
 from zigma_pl.interpolant.conversions import Quantity, convert, interpolate
+from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm
 from zigma_pl.interpolant.objective import Objective
 from zigma_pl.interpolant.schedules import (
     GVPSchedule,
@@ -15,6 +16,8 @@ from zigma_pl.interpolant.schedules import (
 __all__ = [
     "GVPSchedule",
     "LinearSchedule",
+    "LossInputs",
+    "LossTerm",
     "Objective",
     "PathCoefficients",
     "Quantity",

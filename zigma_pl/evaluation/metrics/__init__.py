@@ -1,1 +1,18 @@
 """Scores of generated pictures and clips: features of frozen networks, and `torchmetrics.Metric`s on them."""
+
+from zigma_pl.evaluation.metrics.clip_score import ClipScore
+from zigma_pl.evaluation.metrics.extractors import FeatureExtractor, build_extractor
+from zigma_pl.evaluation.metrics.feature_sets import GivenFeatures
+from zigma_pl.evaluation.metrics.frechet import FrechetDistance
+from zigma_pl.evaluation.metrics.kernel_distance import KernelDistance
+from zigma_pl.evaluation.metrics.precision_recall import PrecisionRecall
+
+__all__ = [
+    "ClipScore",
+    "FeatureExtractor",
+    "FrechetDistance",
+    "GivenFeatures",
+    "KernelDistance",
+    "PrecisionRecall",
+    "build_extractor",
+]

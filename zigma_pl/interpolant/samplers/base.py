@@ -101,9 +101,17 @@ class Sampler(Configurable, ABC):
         t_start = torch.tensor(objective.time_range[1], dtype=torch.float64)
         x_t = x_noise.to(torch.promote_types(x_noise.dtype, torch.float32))
         x_t = x_t * objective.path.coefficients(t_start).sigma.item()
-        x_data = self._integrate(predictor, x_t, generators)
+        x_data = self.integrate(predictor, x_t, generators)
         return SampleResult(x_data, predictor.num_calls)
 
     @abstractmethod
-    def _integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Take `x_t`, (B, ...), from the upper end of the objective's time range to t = 0."""
+    def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+        """Take `x_t`, (B, ...), from the upper end of the objective's time range to t = 0; subclasses give this.
+
+        Args:
+            predictor: `predictor(x_t, t)` calls the network once, at one time for all or at (B,) times, and returns a
+                prediction with `velocity`, `score` and `data`, each (B, ...); `predictor.objective.time_range` says
+                from when to when the network may be called.
+            x_t: the noise, float32 or float64, scaled as the path has it where it starts.
+            generators: one CPU generator for each sample, of samplers that draw noise; None where none were given.
+        """

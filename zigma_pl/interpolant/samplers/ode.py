@@ -59,7 +59,8 @@ class ODESampler(Sampler):
         self.rtol = rtol
         self.error_control: ErrorControl = error_control
 
-    def _integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+    def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+        """Integrate the velocity by the method that was chosen; no noise is drawn."""
         t_last, t_start = predictor.objective.time_range
         if self.method == "dopri5":
             x_t = self._adaptive(predictor, x_t, t_start, t_last)

@@ -86,7 +86,12 @@ class SDESampler(Sampler):
         self.last_step_size = last_step_size
         self.time_shift = time_shift
 
-    def _integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+    def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
+        """Integrate the reverse-time SDE.
+
+        Raises: UserError without generators, for "sbdm" on a path that reaches pure noise, and for a last step that is
+            larger than the time there is.
+        """
         if generators is None:
             raise UserError("SDESampler: needs one generator per sample to draw noise from; pass generators=")
         if self.diffusion == "sbdm" and predictor.objective.path.reaches_pure_noise:

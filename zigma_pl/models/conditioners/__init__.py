@@ -1,5 +1,6 @@
 """Conditioners, by their options: what `conditioners` of a backbone names by class_path."""
 
+from zigma_pl.core.batch import Condition, Conditions
 from zigma_pl.models.conditioners.base import Conditioner, ConditionerOptions, Entry, Sizes
 from zigma_pl.models.conditioners.caption import Caption, CaptionConditioner
 from zigma_pl.models.conditioners.class_label import ClassConditioner, ClassLabel
@@ -10,8 +11,10 @@ __all__ = [
     "CaptionConditioner",
     "ClassConditioner",
     "ClassLabel",
+    "Condition",
     "Conditioner",
     "ConditionerOptions",
+    "Conditions",
     "Entry",
     "Map",
     "MapConditioner",
