@@ -1,3 +1,4 @@
+import configparser
 import errno
 import json
 import os
@@ -5,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -260,6 +262,16 @@ def test_checkpoint_of_another_model_is_refused(digits, in_tmp, capsys):
     last = "logs/digits/version_0/checkpoints/last.ckpt"
     assert run(["predict", *digits, *TINY, "--model.backbone.init_args.width=32", "--ckpt_path", last]) == 1
     assert "another model" in capsys.readouterr().err
+
+
+def test_console_script_runs_the_command_line(repository, capsys):
+    setup = configparser.ConfigParser()
+    setup.read(repository / "setup.cfg")
+    name, _, target = setup["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    assert name == "zigma_pl"
+    script = EntryPoint(name, target, "console_scripts").load()
+    assert script(["--help"]) == 0
+    assert "python -m zigma_pl" in capsys.readouterr().out
 
 
 def test_unknown_command_suggests_the_nearest(capsys):
