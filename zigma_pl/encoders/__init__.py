@@ -1,3 +1,5 @@
+"""Frozen encoders: autoencoders for latents, text encoders for captions."""
+
 from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder, build_autoencoder
 from zigma_pl.encoders.text import HashingTextEncoder, build_text_encoder
 from zigma_pl.encoders.text_base import TextEncoder

@@ -1,6 +1,6 @@
-"""Frozen autoencoders: pixels in [-1, 1] to latents and back.
+"""Frozen autoencoders between pixels in [-1, 1] and latents.
 
-They are held by the data module, never by a module that is trained, averaged or saved.
+They belong to the data module, never to a module that is trained, averaged or saved.
 """
 
 import inspect
@@ -21,20 +21,20 @@ from zigma_pl.core.ranges import check_numbers
 from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.weights import hash_of_weights, loading
 
-_PIXELS_PER_CALL = 32 * 256 * 256  # bounds the memory of one call: 32 images at 256 px, 2 at 1024 px
+_PIXELS_PER_CALL = 32 * 256 * 256  # limits the memory of one call: 32 images at 256 px, 2 at 1024 px
 
 
 class Autoencoder(Configurable, ABC):
     """A frozen encoder and decoder.
 
-    Pixels become latents in two steps, so that the dear one can be done once and kept on disk: `moments` runs the
-    network, `sample` draws latents from what it gave.
+    Encoding has two steps, so that the result of the expensive one can be computed once and stored on disk: `moments`
+    runs the network, `sample` draws latents from its output.
 
     Attributes:
         image_channels: channels of the pixels.
         channels: channels of the latents, C.
         moment_channels: channels of the moments.
-        downsampling: pixels per latent, along each side.
+        downsampling: pixels per latent along each side.
     """
 
     image_channels: int
@@ -51,10 +51,10 @@ class Autoencoder(Configurable, ABC):
         """Draw latents from moments.
 
         Args:
-            moments: (B, moment_channels, H, W), of videos (B, F, moment_channels, H, W).
+            moments: (B, moment_channels, H, W), (B, F, moment_channels, H, W) for videos.
             generators: one CPU generator per sample.
 
-        Returns: latents (B, C, H, W), of videos (B, F, C, H, W), float32 on the moments' device.
+        Returns: latents (B, C, H, W), (B, F, C, H, W) for videos, float32 on the moments' device.
         """
 
     @abstractmethod
@@ -63,10 +63,10 @@ class Autoencoder(Configurable, ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this encoder from others; equal ones give equal moments and latents."""
+        """Return plain values that identify this encoder: encoders with equal ones give equal moments and latents."""
 
     def encode(self, pixels: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Encode pixels in [-1, 1] to latents, both as in `moments` and `sample`; videos are (B, F, ...)."""
+        """Encode pixels to latents, with the shapes of `moments` and `sample`; videos are (B, F, ...)."""
         flat = self.moments(pixels.flatten(0, -4))
         return self.sample(flat.unflatten(0, pixels.shape[:-3]), generators)
 
@@ -92,7 +92,7 @@ class IdentityAutoencoder(Autoencoder):
         return latents
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the name, which says all."""
+        """Return the name."""
         return {"name": "identity"}
 
 
@@ -100,12 +100,12 @@ class KLAutoencoder(Autoencoder):
     """A diffusers `AutoencoderKL`, whose posterior is sampled: latents = scale * (mean + std * noise - shift).
 
     Scale and shift come from its configuration (`scaling_factor`, `shift_factor`, or per channel `latents_mean` and
-    `latents_std`). Only the configuration is read at construction; the weights follow at the first call and move to
-    the device of what they are given.
+    `latents_std`). The constructor reads only the configuration; the weights are loaded at the first call and moved to
+    the device of its input.
 
     Args:
-        path: local folder with `config.json` and weights, or the name of a hub repository.
-        subfolder: folder inside it that holds the autoencoder, such as "vae".
+        path: local folder with `config.json` and weights, or the name of a Hugging Face Hub repository.
+        subfolder: folder of the autoencoder within `path`, such as "vae".
 
     Raises:
         UserError: it cannot be loaded, or is not an AutoencoderKL.
@@ -122,7 +122,7 @@ class KLAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """Return mean and standard deviation of the posterior, one after the other along the channels."""
+        """Return mean and standard deviation of the posterior, concatenated along the channels."""
         network = self._network.to(pixels.device)
         posteriors = [network.encode(part).latent_dist for part in pixels.split(_samples_per_call(pixels.shape))]
         return torch.cat([torch.cat([posterior.mean, posterior.std], dim=1) for posterior in posteriors])
@@ -145,7 +145,7 @@ class KLAutoencoder(Autoencoder):
         return torch.cat([network.decode(part).sample for part in parts])
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return path, scale and shift, and a hash of the weights, which are loaded for it."""
+        """Return path, scale, shift and a hash of the weights, which are loaded if necessary."""
         shift, scale = (value.flatten().tolist() for value in self._shift_and_scale)
         where = self.path if self.subfolder is None else f"{self.path}/{self.subfolder}"
         return {"name": where, "weights_sha256": hash_of_weights(self._network), "shift": shift, "scale": scale}
@@ -155,19 +155,21 @@ class KLAutoencoder(Autoencoder):
 
         if not Path(self.path).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.path):
             raise UserError(
-                f"autoencoder: no folder '{self.path}'; give the folder of a saved diffusers AutoencoderKL, "
-                "a hub name owner/name, or 'identity' to work on pixels"
+                f"autoencoder: there is no folder '{self.path}': pass the folder of a saved diffusers AutoencoderKL, "
+                "a Hub repository owner/name, or 'identity' for pixel space"
             )
         with self._loading():
             config: dict[str, Any] = AutoencoderKL.load_config(self.path, **self._where())
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-            raise UserError(f"autoencoder: '{self.path}' holds a {config['_class_name']}, not an AutoencoderKL")
+            raise UserError(
+                f"autoencoder: '{self.path}' contains a {config['_class_name']}: pass the folder of an AutoencoderKL"
+            )
         config = {**_default_arguments(AutoencoderKL), **config}
         self._check_shift_and_scale(config)
         return config
 
     def _check_shift_and_scale(self, config: dict[str, Any]) -> None:
-        """Refuse a shift without its scale: latents would be of another size than in the autoencoder's training."""
+        """Reject a shift without its scale, with which latents would not be normalised as intended."""
         mean, std, num_channels = config["latents_mean"], config["latents_std"], int(config["latent_channels"])
         if mean is None and std is None:
             check_numbers("autoencoder", above=0, scaling_factor=config["scaling_factor"])
@@ -175,8 +177,8 @@ class KLAutoencoder(Autoencoder):
         for name, values in (("latents_mean", mean), ("latents_std", std)):
             if not isinstance(values, list) or len(values) != num_channels:
                 raise UserError(
-                    f"autoencoder: config.json of '{self.path}' needs {name} with one number for each of "
-                    f"{num_channels} channels, as it has the other of latents_mean and latents_std: correct the file"
+                    f"autoencoder: config.json of '{self.path}' needs both latents_mean and latents_std: set {name} to "
+                    f"a list of {num_channels} numbers"
                 )
         for value in std:
             check_numbers("autoencoder", above=0, latents_std=value)
@@ -195,8 +197,8 @@ class KLAutoencoder(Autoencoder):
         return loading(
             "autoencoder",
             self.path if self.subfolder is None else f"{self.path}/{self.subfolder}",
-            "give the folder of a diffusers AutoencoderKL with config.json and weights, set autoencoder_subfolder if "
-            "it lies deeper, or use 'identity'",
+            "pass the folder of a diffusers AutoencoderKL with config.json and weights, set autoencoder_subfolder if "
+            "it is in a subfolder, or use 'identity'",
         )
 
     def _where(self) -> dict[str, Any]:
@@ -221,17 +223,17 @@ def _samples_per_call(shape: torch.Size, downsampling: int = 1) -> int:
 
 
 def build_autoencoder(name: str | Autoencoder, image_channels: int, subfolder: str | None = None) -> Autoencoder:
-    """Return pixel space for "identity", the AutoencoderKL found under `name`, or the autoencoder given.
+    """Return an IdentityAutoencoder for "identity", a KLAutoencoder for any other name, or the given object.
 
     Raises:
-        UserError: it cannot be loaded, or its pictures have another number of channels than the data set's.
+        UserError: it cannot be loaded, or its number of image channels differs from the data set's.
     """
     if name == "identity":
         return IdentityAutoencoder(image_channels)
     autoencoder = name if isinstance(name, Autoencoder) else KLAutoencoder(name, subfolder)
     if autoencoder.image_channels != image_channels:
         raise UserError(
-            f"autoencoder: '{name}' takes pictures of {autoencoder.image_channels} channels, "
-            f"the data set has {image_channels}; choose another one, or 'identity'"
+            f"autoencoder: '{name}' takes images with {autoencoder.image_channels} channels, but the data set has "
+            f"{image_channels}: choose another autoencoder, or 'identity'"
         )
     return autoencoder

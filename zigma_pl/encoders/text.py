@@ -1,4 +1,4 @@
-"""Frozen text encoders: captions to token features and a mask."""
+"""Frozen text encoders, from captions to token features and a mask."""
 
 import hashlib
 import re
@@ -23,19 +23,20 @@ _WORDS_KEPT = _CAPTIONS_KEPT = 65_536
 
 
 class HashingTextEncoder(TextEncoder):
-    """A bag of hashed words with positions: needs no weights and is the same on every machine.
+    """Hashed words with positions: needs no weights and gives the same features on every machine.
 
-    Token t is sqrt(dim) times the word's own random unit vector plus the sinusoid of position t, so that a feature is
-    of order one. Words are lower-cased runs of letters and digits. It knows no meaning: two words are as different as
-    any other two. An empty caption is one token of its own.
+    Token t is sqrt(dim) times the random unit vector of the word plus the sinusoid of position t, so that features are
+    of order one. Words are lower-cased runs of letters and digits. The encoder has no notion of meaning: any two words
+    are equally different. An empty caption becomes a single token that no word has.
 
-    The host turns words into numbers, and the device looks their vectors up. Memory: the vectors of the words seen, of
-    4 dim bytes, are kept on the host and on every device in use, with room for at most as many again. A call that finds
-    more than 65,536 of them, 200 MB at 768 features, forgets them first. The host also keeps the last 65,536 captions.
+    The host maps words to rows of a table of vectors, and the device looks up the rows. The table holds all words seen
+    so far, 4 dim bytes each, with room for at most as many again, on the host and on every device in use. A call that
+    finds more than 65,536 words in it (200 MB at 768 features) clears it first. The host also caches the last 65,536
+    captions.
 
     Args:
-        dim: width of a token's features, at least 2.
-        max_tokens: words kept of a caption, at least 1.
+        dim: feature width of a token, at least 2.
+        max_tokens: maximum number of words of a caption, at least 1; the rest is dropped.
     """
 
     def __init__(self, dim: int = 256, max_tokens: int = 32) -> None:
@@ -48,7 +49,7 @@ class HashingTextEncoder(TextEncoder):
         self._rows_of = lru_cache(maxsize=_CAPTIONS_KEPT)(self._find_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the options alone; the words come again."""
+        """Pickle the options only; the table of words is rebuilt on use."""
         return type(self), (self.dim, self.max_tokens)
 
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ class HashingTextEncoder(TextEncoder):
         rows = to_device(torch.from_numpy(found.reshape(-1, self.max_tokens)), device)
         mask = rows != 0
         features = nn.functional.embedding(rows, self._words.on(rows.device))
-        # One pass. Products with 0 and 1 are exact, so it is the sum on real tokens, and row 0, zeros, on the others.
+        # features + mask * positions in one pass. The product is exact; padding takes row 0 of the table, zeros.
         return features.addcmul_(mask[..., None].float(), to_device(self._positions, device)), mask
 
     def fingerprint(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class HashingTextEncoder(TextEncoder):
         return {"name": "hashing", "dim": self.dim, "max_tokens": self.max_tokens}
 
     def _find_rows(self, caption: str) -> np.ndarray:
-        """Return which rows of the table a caption's words have, (max_tokens,), 0 on padding."""
+        """Return the table rows of a caption's words, (max_tokens,), 0 on padding."""
         words = re.findall(r"\w+", caption.lower())[: self.max_tokens] or [_EMPTY_CAPTION]
         rows = np.zeros(self.max_tokens, np.int32)
         rows[: len(words)] = [self._words.row(word) for word in words]
@@ -76,18 +77,18 @@ class HashingTextEncoder(TextEncoder):
 
 
 class _WordTable:
-    """The words seen, each with a row of sqrt(dim) times its vector; row 0, all zeros, is of no word."""
+    """Table with sqrt(dim) times the vector of each word seen so far; row 0 is zero and belongs to padding."""
 
     def __init__(self, dim: int) -> None:
         self._row_of: dict[str, int] = {}
         self._table = np.zeros((1024, dim), np.float32)
-        self._copies: dict[torch.device, tuple[Tensor, int]] = {}  # and how many rows of it are filled
+        self._copies: dict[torch.device, tuple[Tensor, int]] = {}  # with the number of filled rows
 
     def __len__(self) -> int:
         return len(self._row_of) + 1
 
     def row(self, word: str) -> int:
-        """Return the row of a word, a new one if it has none yet."""
+        """Return the row of a word, adding one for a new word."""
         row = self._row_of.get(word)
         if row is None:
             row, (num_rows, dim) = len(self), self._table.shape
@@ -97,9 +98,9 @@ class _WordTable:
             self._row_of[word] = row
         return row
 
-    @torch.inference_mode(False)  # a table made in evaluation could not be added to in training
+    @torch.inference_mode(False)  # a table created in inference mode could not be extended in training
     def on(self, device: torch.device) -> Tensor:
-        """Return a device's copy of the table, with room for more rows; only those that are new to it are copied."""
+        """Return the table on a device, after copying the rows that are new since the last call."""
         copy, num_filled = self._copies.get(device, (torch.empty(0), 0))
         if len(copy) != len(self._table):
             copy, num_filled = torch.empty(self._table.shape, device=device), 0
@@ -110,7 +111,7 @@ class _WordTable:
 
 
 def word_vector(word: str, dim: int) -> Tensor:
-    """Return the (dim,) unit vector of a word, drawn from a generator seeded by the word's hash."""
+    """Return the (dim,) unit vector of a word, drawn from a generator that is seeded with the word's hash."""
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     vector = torch.randn(dim, generator=generator)
@@ -131,31 +132,31 @@ def build_text_encoder(
     """Return the named encoder.
 
     Args:
-        name: which encoder; one that is built already is returned as it is.
-        path: folder of its weights, for encoders that have any.
-        dim: width of a token's features; an encoder of fixed width refuses any other.
-        max_tokens: tokens kept of a caption; None for the encoder's own number.
+        name: name of the encoder; an encoder object is returned unchanged.
+        path: folder of its weights, for encoders with weights.
+        dim: feature width of a token; encoders of fixed width accept only theirs.
+        max_tokens: maximum number of tokens of a caption; None for the encoder's default.
 
     Raises:
-        UserError: the options do not go together, or the weights cannot be read.
+        UserError: the options contradict each other, or the weights cannot be read.
     """
     if isinstance(name, TextEncoder):
         if path is not None or dim not in (None, name.dim) or max_tokens not in (None, name.max_tokens):
             raise UserError(
-                f"text_encoder: {type(name).__name__} gives {name.max_tokens} tokens of {name.dim} features; leave "
-                "text_encoder_path, caption_dim and max_caption_tokens out"
+                f"text_encoder: {type(name).__name__} has {name.max_tokens} tokens with {name.dim} features: leave out "
+                "text_encoder_path, caption_dim and max_caption_tokens"
             )
         return name
     if name == "hashing":
         if path is not None:
-            raise UserError(f"text_encoder_path: the hashing encoder has no weights; leave '{path}' out")
+            raise UserError(f"text_encoder_path: the hashing encoder has no weights: leave out '{path}'")
         return HashingTextEncoder(dim or 256, max_tokens or 32)
     if name == "minilm":
         return MiniLMTextEncoder(path, dim, max_tokens)
     if name == "clip":
         if path is None:
             raise UserError(
-                "text_encoder: 'clip' needs data.text_encoder_path, the folder of its weights and tokenizer"
+                "text_encoder: 'clip' needs a model: set data.text_encoder_path to the folder of weights and tokenizer"
             )
         return CLIPTextEncoder(path, dim, max_tokens)
-    raise UserError(f"text_encoder: unknown '{name}', choose 'hashing', 'clip' or 'minilm'")
+    raise UserError(f"text_encoder: unknown '{name}': choose 'hashing', 'clip' or 'minilm'")

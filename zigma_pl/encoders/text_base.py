@@ -1,4 +1,4 @@
-"""What all frozen text encoders have in common."""
+"""Base class of frozen text encoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from zigma_pl.core.class_paths import Configurable
 
 
 class TextEncoder(Configurable, ABC):
-    """A frozen encoder. Its output has always `max_tokens` tokens, so it does not depend on the rest of the batch.
+    """A frozen text encoder. Its output always has `max_tokens` tokens, independent of the other captions in the batch.
 
     Attributes:
-        dim: width of a token's features.
-        max_tokens: tokens in the output; longer captions are cut off.
+        dim: feature width of a token.
+        max_tokens: tokens in the output; longer captions are truncated.
     """
 
     dim: int
@@ -32,4 +32,4 @@ class TextEncoder(Configurable, ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this encoder from others; equal ones give equal features."""
+        """Return plain values that identify this encoder: encoders with equal ones give equal features."""

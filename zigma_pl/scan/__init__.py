@@ -1,4 +1,4 @@
-"""Visit orders of a token grid or a clip of them, and the schedule that gives each layer its order."""
+"""Visit orders over the tokens of an image or a clip, and the schedule that assigns them to layers."""
 
 from zigma_pl.scan.clips import clip_order
 from zigma_pl.scan.paths import SchemeName, adjacency, inverse, visit_order

@@ -1,8 +1,8 @@
-"""Visit orders over all tokens of a clip: the orders of its frames, joined through time.
+"""Visit orders over all tokens of a clip: the orders of its frames, connected in time.
 
-The zigzags joined so are the 3D zigzag of ZigMa (arXiv:2403.13802).
+Connected zigzags are the 3D zigzag of ZigMa (arXiv:2403.13802).
 
-Token p of frame f, p a raster index of the frame's grid, has index f * L + p, L = height * width.
+The token of frame f with raster index p in the frame's grid has index f * L + p, L = height * width.
 """
 
 import numpy as np
@@ -16,21 +16,21 @@ def clip_order(
 ) -> np.ndarray:
     """Return one visit order of all tokens of a clip, (num_frames * height * width,) int32.
 
-    The paper leaves open in which direction its paths take the frames. Here the orders whose index has an even number
-    of ones in binary (0, 3, 5, 6) go from the first frame to the last, the others (1, 2, 4, 7) from the last to the
-    first: so the eight zigzags begin in the eight corners of the clip, and 2, 4 or 8 of them reach every token from
-    both sides in time.
+    The paper does not specify the temporal direction of its paths. Here the orders whose index has an even number of
+    ones in binary (0, 3, 5, 6) run from the first frame to the last, the others (1, 2, 4, 7) from the last to the
+    first. The eight zigzags thus start in the eight corners of the clip, and with 2, 4 or 8 of them every token is
+    reached from both directions in time.
 
     Args:
-        name: zigzag or hilbert: one path, each step of which leads to a neighbour in space or, between frames, in time;
-            every second frame is walked backwards and so begins where the one before it ended. sweep: each frame is
-            begun at the same corner. random: a random permutation of all tokens of the clip.
-        num_frames: F, at least 1; one frame has the orders of a picture.
+        name: zigzag or hilbert: a path whose steps lead to a neighbour in space or, between frames, in time; every
+            second frame is traversed backwards and so starts where the previous frame ended. sweep: every frame starts
+            at the same corner. random: a random permutation of all tokens of the clip.
+        num_frames: F, at least 1; with one frame the orders are those of an image.
         height, width: size of a frame's token grid.
-        index, seed: as of `zigma_pl.scan.paths.visit_order`.
+        index, seed: see `zigma_pl.scan.paths.visit_order`.
 
     Raises:
-        UserError: a size, index or seed out of range.
+        UserError: a size, index or seed is out of range.
     """
     if num_frames < 1:
         raise UserError(f"a clip needs at least 1 frame, not {num_frames}")

@@ -1,16 +1,17 @@
-"""A Hilbert-type curve for any rectangle whose consecutive cells always share an edge.
+"""A Hilbert curve generalised to any rectangle; consecutive cells always share an edge.
 
 The building block is the *open curve*: it starts in one corner, visits every cell of a `length` x `breadth` rectangle
-and ends in the other corner of the same `length`-long side, as Hilbert's own curve does on a square. Colouring the grid
-like a chessboard shows when such a walk can exist: `length` even, or both sides odd, or `breadth` 1. Then it is cut
-into smaller open curves, and a first cut at an even distance keeps every piece walkable, so no step is ever diagonal:
+and ends in the other corner of the same side, whose length is `length`, like Hilbert's curve on a square. A chessboard
+colouring shows when such a path can exist: `length` even, or both sides odd, or `breadth` 1. The rectangle is then cut
+into smaller rectangles with open curves. The first cut is at an even distance, so that a path exists in every piece and
+no step is diagonal:
 
-- an elongated rectangle is cut into two, walked one after the other;
-- any other is cut as Hilbert does: up the near half, along the far side, down the other half.
+- an elongated rectangle is cut into two, visited one after the other;
+- any other rectangle is cut as in Hilbert's curve: up the near half, along the far side, down the other half.
 
-An odd length with an even breadth has no open curve. There the rectangle is cut into an even part, which has one, and
-a last part of odd length that is entered at its near corner and walked across the breadth, so the walk ends on the
-opposite side. On squares whose side is a power of two the result is the classical Hilbert curve.
+An odd length with an even breadth has no open curve. Such a rectangle is cut into an even part, which has one, and a
+last part of odd length that is entered at its near corner and traversed across the breadth, so the path ends on the
+opposite side. On squares with a power of two as side the result is the classical Hilbert curve.
 """
 
 from functools import lru_cache
@@ -19,15 +20,15 @@ import numpy as np
 
 
 def curve_along(length: int, breadth: int) -> np.ndarray:
-    """Return (length * breadth, 2) cells (along, across): a walk from (0, 0) that makes its way along the length.
+    """Return (length * breadth, 2) cells (along, across) of a path from (0, 0) that runs along the length.
 
-    It ends at (length - 1, 0) wherever the grid's parity allows; see the module docstring for the other sizes.
+    It ends at (length - 1, 0) if the parity of the grid allows it; see the module docstring for the other sizes.
     """
     if length == 1:
         return _open_curve(breadth, 1)[:, ::-1]
     if _has_open_curve(length, breadth):
         return _open_curve(length, breadth)
-    # The last part is kept no longer than the breadth, so that it is not a long way out and back.
+    # The last part is shorter than the breadth, so that the path does not run a long way out and back.
     last = min(length - _even_half(length), breadth - 1)
     head = length - last
     return np.concatenate([_open_curve(head, breadth), _moved(_open_curve(breadth, last)[:, ::-1], head, 0)])
@@ -35,7 +36,7 @@ def curve_along(length: int, breadth: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _open_curve(length: int, breadth: int) -> np.ndarray:
-    """Cells (along, across) of a walk from (0, 0) to (length - 1, 0). Cached: do not write into the result."""
+    """Return cells (along, across) of a path from (0, 0) to (length - 1, 0). Cached: do not modify the result."""
     assert _has_open_curve(length, breadth), (length, breadth)
     if breadth == 1:
         return np.stack([np.arange(length), np.zeros(length, dtype=np.int64)], axis=1)
@@ -55,10 +56,10 @@ def _moved(cells: np.ndarray, along: int, across: int) -> np.ndarray:
 
 
 def _has_open_curve(length: int, breadth: int) -> bool:
-    """Say whether a walk through all cells can join the two corners of one `length`-long side."""
+    """Return whether a path through all cells can connect the two corners of a side of length `length`."""
     return breadth == 1 or length % 2 == 0 or (length > 1 and breadth % 2 == 1)
 
 
 def _even_half(size: int) -> int:
-    """Half of the size, made even by rounding up: below `size` for every size but 2."""
+    """Return half of the size, rounded up to an even number; less than `size` except for size 2."""
     return size // 2 + size // 2 % 2

@@ -1,7 +1,7 @@
-"""Visit orders over a grid of tokens: the sequence in which a scan reads them (ZigMa, arXiv:2403.13802, Fig. 3).
+"""Visit orders over a token grid: the sequence in which a scan reads the tokens (ZigMa, arXiv:2403.13802, Fig. 3).
 
 A visit order is an (L,) int32 array, L = height * width, of raster indices: `order[k]` is the token visited at step k,
-and the token in row r and column c has raster index r * width + c. Every height and width from 1 on is allowed.
+and the token in row r and column c has raster index r * width + c. Any height and width of at least 1 is allowed.
 """
 
 from typing import Literal, get_args
@@ -13,13 +13,13 @@ from zigma_pl.scan.hilbert import curve_along
 
 SchemeName = Literal["sweep", "zigzag", "hilbert", "random"]
 
-# (corner, direction) of the eight sweeps and zigzags, in the sequence of released checkpoints.
+# (corner, direction) of the eight sweeps and zigzags, numbered as in the released checkpoints.
 CORNER_DIRECTIONS = tuple(
     (corner, direction)
     for corner in ("top-left", "top-right", "bottom-left", "bottom-right")
     for direction in ("rows", "columns")
 )
-NUM_SYMMETRIES = 8  # rotations and reflections of a rectangle, the transposed ones included
+NUM_SYMMETRIES = 8  # rotations and reflections of a rectangle, including transposed ones
 
 
 def visit_order(
@@ -28,16 +28,17 @@ def visit_order(
     """Return one visit order of a scheme, (height * width,) int32.
 
     Args:
-        name: sweep: straight rows (or columns), each begun at the same edge. zigzag: rows (or columns) walked to and
-            fro. hilbert: a Hilbert curve made to fit the rectangle. random: a random permutation.
+        name: sweep: rows (or columns) that all start at the same edge. zigzag: rows (or columns) in alternating
+            directions. hilbert: a Hilbert curve adapted to the rectangle. random: a random permutation.
         height, width: size of the token grid, at least 1 each.
-        index: which of the scheme's orders: 0 to 7; any from 0 on for random.
-        seed: seed of the random orders, at least 0; the others ignore it.
-        legacy_inverse: of hilbert, the inverse permutation, which the official ZigMa release takes for the curve.
+        index: which of the scheme's orders, 0 to 7; for random any index from 0.
+        seed: seed of the random orders, at least 0; other schemes ignore it.
+        legacy_inverse: for hilbert, return the inverse permutation, which the official ZigMa release uses instead of
+            the curve.
 
     Raises:
-        UserError: a size, index or seed out of range; an unknown name; legacy_inverse of another scheme, or on anything
-            but a square whose side is a power of two.
+        UserError: a size, index or seed is out of range; the name is unknown; legacy_inverse is used with another
+            scheme or on a grid that is not a square with a power of two as side.
     """
     _check(name, height, width, index, seed)
     if legacy_inverse:
@@ -51,27 +52,27 @@ def visit_order(
 
 
 def inverse(order: np.ndarray) -> np.ndarray:
-    """Return the inverse permutation, (L,) of order's dtype: `inverse(order)[order[k]] == k`, the step of each token.
+    """Return the inverse permutation, the step of each token, (L,) in order's dtype: `inverse(order)[order[k]] == k`.
 
     Raises:
         UserError: `order` is not a permutation of 0 .. L - 1.
     """
     if not is_permutation(order):
-        raise UserError(f"a visit order must hold each of 0 to {np.size(order) - 1} exactly once")
+        raise UserError(f"a visit order must contain each of 0 to {np.size(order) - 1} exactly once")
     steps = np.empty_like(order)
     steps[order] = np.arange(len(order))
     return steps
 
 
 def is_permutation(order: np.ndarray) -> bool:
-    """Say whether `order` is a one-dimensional array that holds each of 0 .. L - 1 exactly once."""
+    """Return whether `order` is a one-dimensional array that contains each of 0 .. L - 1 exactly once."""
     return order.ndim == 1 and np.array_equal(np.sort(order), np.arange(len(order)))
 
 
 def adjacency(order: np.ndarray, height: int, width: int, num_frames: int = 1) -> float:
-    """Return the share, 0 to 1, of consecutive tokens that are neighbours; 1 if there is but one token.
+    """Return the fraction, 0 to 1, of consecutive tokens that are neighbours; 1 for a single token.
 
-    Neighbours share an edge on the grid or, in a clip of several frames, have the same place in consecutive frames.
+    Neighbours share an edge on the grid or have the same grid position in consecutive frames of a clip.
 
     Raises:
         UserError: `order` does not have num_frames * height * width entries.
@@ -81,8 +82,8 @@ def adjacency(order: np.ndarray, height: int, width: int, num_frames: int = 1) -
         raise UserError(f"a visit order of {len(order)} tokens does not fit a grid of {frames}{height} x {width}")
     if len(order) == 1:
         return 1.0
-    places = np.stack(np.unravel_index(order, (num_frames, height, width)))
-    return float(np.mean(np.abs(np.diff(places)).sum(axis=0) == 1))
+    coordinates = np.stack(np.unravel_index(order, (num_frames, height, width)))
+    return float(np.mean(np.abs(np.diff(coordinates)).sum(axis=0) == 1))
 
 
 def _check(name: str, height: int, width: int, index: int, seed: int) -> None:
@@ -97,13 +98,13 @@ def _check(name: str, height: int, width: int, index: int, seed: int) -> None:
 
 
 def check_legacy_inverse(name: object) -> None:
-    """Raise UserError unless the scheme is one that the official release inverts."""
+    """Raise UserError unless the scheme is hilbert, whose orders the official release inverts."""
     if name != "hilbert":
-        raise UserError(f"scan.legacy_inverse: the official release inverts its hilbert orders alone, not {name}")
+        raise UserError(f"scan.legacy_inverse: exists only for hilbert, not for {name}: leave the option out")
 
 
 def _line_by_line(height: int, width: int, index: int, *, serpentine: bool) -> np.ndarray:
-    """Walk row after row, or column after column, away from a corner; a serpentine turns round at each line's end."""
+    """Visit rows (or columns) one after the other from a corner; a serpentine reverses every second one."""
     corner, direction = CORNER_DIRECTIONS[index]
     lines = np.arange(height * width, dtype=np.int32).reshape(height, width)
     lines = lines[::-1] if "bottom" in corner else lines
@@ -115,10 +116,10 @@ def _line_by_line(height: int, width: int, index: int, *, serpentine: bool) -> n
 
 
 def _hilbert(height: int, width: int, index: int) -> np.ndarray:
-    """Turn the curve by `index // 2` quarter turns and mirror every second one, as the release does with its own.
+    """Rotate the curve by `index // 2` quarter turns and mirror it for odd indices, as the official release does.
 
-    On a rectangle the mirrored (transposed) curve is the one built for the transposed shape: it makes its way along
-    the other side. Order 0 goes along the longer side; on a square it starts top-left and ends bottom-left.
+    On a rectangle the mirrored (transposed) curve is the one built for the transposed shape, which runs along the other
+    side. Order 0 runs along the longer side; on a square it starts top-left and ends bottom-left.
     """
     quarter_turns, mirrored = index // 2, (index % 2 == 1) != (width > height)
     swapped = (quarter_turns % 2 == 1) != mirrored
@@ -130,27 +131,27 @@ def _hilbert(height: int, width: int, index: int) -> np.ndarray:
 
 
 def _inverted_hilbert(height: int, width: int, index: int) -> np.ndarray:
-    """Return the release's order: the curve's step numbers, used as if they were the tokens to visit.
+    """Return the order of the official release: the step of each token along the curve, used as the token to visit.
 
-    So it is the inverse permutation of the true curve, and consecutive tokens are seldom neighbours. The release undoes
-    this order properly (its outputs return to their own rows); it is only the walk that is scrambled.
+    This is the inverse permutation of the curve, in which consecutive tokens are seldom neighbours. The release
+    reverts the order correctly (outputs return to their own rows); only the path is scrambled.
     """
     if height != width or height & (height - 1):
         raise UserError(
-            f"scan.legacy_inverse exists only for squares whose side is a power of two, not {height} x {width}; "
-            "leave it out, unless an official checkpoint needs it"
+            f"scan.legacy_inverse: exists only for square grids with a power of two as side, not {height} x {width}: "
+            "leave the option out"
         )
     return inverse(_hilbert(height, width, index))
 
 
 def _random(num_tokens: int, index: int, seed: int) -> np.ndarray:
-    """Sort raw 64-bit draws: numpy keeps these, unlike `Generator.permutation`, the same in every version."""
+    """Sort raw 64-bit draws, which NumPy keeps stable across versions, unlike `Generator.permutation`."""
     draws = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(index,))).random_raw(num_tokens)
     return np.argsort(draws, kind="stable").astype(np.int32)
 
 
 def named_orders(height: int, width: int, seed: int) -> list[tuple[str, np.ndarray]]:
-    """Return (title, visit order (L,)) of every path: sweep, Hilbert, random, then the eight zigzags."""
+    """Return (title, visit order (L,)) for sweep, Hilbert, random and the eight zigzags."""
     orders = [
         ("sweep", visit_order("sweep", height, width)),
         ("Hilbert", visit_order("hilbert", height, width)),

@@ -1,4 +1,4 @@
-"""Which visit order each layer uses: layer i takes Omega_i = S_{i mod k}, one of k (ZigMa, arXiv:2403.13802)."""
+"""Assignment of visit orders to layers: layer i uses Omega_i = S_{i mod k}, one of k (ZigMa, arXiv:2403.13802)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from zigma_pl.scan.paths import NUM_SYMMETRIES, SchemeName, check_legacy_inverse
 from zigma_pl.scan.schemes import Scheme
 
 MAX_RANDOM_ORDERS = 4096
-MAX_PLACES = 2**28  # in all orders of a backbone together: 1 GiB
+MAX_ORDER_ENTRIES = 2**28  # of all orders of a backbone together: 1 GiB
 
 VideoScan = Literal["3d", "factorized"]
 Axis = Literal["space", "time"]
 
 
 class LayerOrder(NamedTuple):
-    """What a layer scans along.
+    """The scan of one layer.
 
-    axis: what its sequences run along, None where all tokens are one sequence.
-    order: which of the shared orders it takes, None where it ignores orders.
+    axis: axis along which its sequences run, None if all tokens are one sequence.
+    order: index of the shared order that it uses, None if it ignores orders.
     """
 
     axis: Axis | None = None
@@ -35,23 +35,23 @@ class ScanConfig:
     """The scan orders of a backbone.
 
     Args:
-        scheme: sweep (straight rows and columns), zigzag (rows and columns to and fro), hilbert (a Hilbert curve for
-            any rectangle) or random; or a `Scheme` by class path: one of your own, or zigma_pl.scan.OrdersFile, which
-            reads orders from a file.
-        num_orders: k, how many of the scheme's orders the layers take in turn: 1 to 8, in the sequence of
-            zigma_pl.scan.paths; for random 1 to 4096. One raster order is sweep with num_orders 1.
-        indices: which of the scheme's orders the layers take in turn, in place of the first k: each 0 to 7 or, for
-            random, 0 or more; k is then their number. Of sweep and zigzag, [0, 6] are the rows from the top left and
-            those from the bottom right.
-        seed: seed of the random orders, 0 or more; the other schemes ignore it.
-        video: how clips are scanned; pictures are not concerned. 3d: each layer visits all tokens of the clip along
-            one of the k orders, each continued through the frames (zigma_pl.scan.clips). factorized: a layer scans
-            either each frame by itself (space) or each place of the grid over the frames (time), as `plan` says.
-        plan: what the layers of a factorized scan do, over and over; by default the paper's s, s, t. Layers of space
-            take the k orders in turn, layers of time go forward and backward in turn.
-        legacy_inverse: of hilbert on pictures, the scrambled orders of the official release, for its checkpoints: the
-            inverse permutations of the curves.
-        both_ways: after each of the k orders comes its reverse, so that layers take 2 k orders in turn.
+        scheme: sweep (rows or columns in one direction), zigzag (rows or columns in alternating directions), hilbert
+            (a Hilbert curve for any rectangle) or random; or a `Scheme` by class path: your own, or
+            zigma_pl.scan.OrdersFile, which reads orders from a file.
+        num_orders: k, the number of the scheme's orders that the layers cycle through: 1 to 8, numbered as in
+            zigma_pl.scan.paths; 1 to 4096 for random. Plain raster order is sweep with num_orders 1.
+        indices: indices of the orders that the layers cycle through, instead of the first k: 0 to 7, or 0 or more for
+            random; k is then the number of indices. For sweep and zigzag, [0, 6] are the rows from the top left and
+            the rows from the bottom right.
+        seed: seed of the random orders, 0 or more; other schemes ignore it.
+        video: how clips are scanned; no effect on images. 3d: each layer visits all tokens of the clip along one of the
+            k orders, continued through the frames (zigma_pl.scan.clips). factorized: each layer scans either within
+            each frame (space) or over the frames at each grid position (time), according to `plan`.
+        plan: axes of the layers of a factorized scan, repeated; by default space, space, time as in the paper. Space
+            layers cycle through the k orders, time layers alternate between forward and backward.
+        legacy_inverse: for hilbert on images, use the scrambled orders of the official release (the inverse
+            permutations of the curves), which its checkpoints need.
+        both_ways: follow each of the k orders by its reverse, so that layers cycle through 2 k orders.
     """
 
     scheme: SchemeName | Scheme = "zigzag"
@@ -82,67 +82,68 @@ class ScanConfig:
         if self.video not in get_args(VideoScan):
             raise UserError(f"scan.video: unknown {self.video!r}; choose one of {', '.join(get_args(VideoScan))}")
         if not self.plan or not set(self.plan) <= set(get_args(Axis)):
-            raise UserError(f"scan.plan: give a list of space and time, such as [space, time], not {list(self.plan)}")
+            raise UserError(f"scan.plan: expected a list such as [space, time], got {list(self.plan)}")
         if self.legacy_inverse:
             check_legacy_inverse(self.scheme)
 
     @property
     def period(self) -> int:
-        """How many orders layers take in turn."""
+        """Number of orders that layers cycle through."""
         return self.num_orders * (2 if self.both_ways else 1)
 
     def orders(self, height: int, width: int, num_frames: int | None = None) -> list[np.ndarray]:
-        """Return the orders of a height x width token grid that layers take in turn, each (height * width,) int32.
+        """Return the orders that layers cycle through on a height x width token grid, each (height * width,) int32.
 
-        With `num_frames` they are those of all tokens of a clip, (num_frames * height * width,), frame after frame.
+        With `num_frames` the orders cover all tokens of a clip, (num_frames * height * width,).
 
         Raises:
-            UserError: the scheme does not exist on this grid.
+            UserError: the scheme is not defined on this grid, or the orders are too large.
         """
-        if self.period * height * width * (num_frames or 1) > MAX_PLACES:
-            raise UserError(f"scan.num_orders: {self.period} orders of so many tokens do not fit: choose fewer")
+        num_tokens = height * width * (num_frames or 1)
+        if self.period * num_tokens > MAX_ORDER_ENTRIES:
+            raise UserError(f"scan.num_orders: {self.period} orders of {num_tokens:,} tokens are too large: use fewer")
         orders = [self._order(index, height, width, num_frames) for index in range(self.num_orders)]
-        return [way for order in orders for way in (order, order[::-1].copy())] if self.both_ways else orders
+        return [each for order in orders for each in (order, order[::-1].copy())] if self.both_ways else orders
 
     def layer_orders(
-        self, num_taken: Sequence[int], height: int, width: int, num_frames: int | None = None
+        self, num_orders_per_layer: Sequence[int], height: int, width: int, num_frames: int | None = None
     ) -> tuple[list[np.ndarray], list[LayerOrder]]:
-        """Return the orders that layers share, and for each layer its axis and its index into them.
+        """Return the distinct orders of all layers, and for each layer its axis and its index into them.
 
-        A layer takes the next orders after those of the layers before it. A layer that takes none does not count, so
-        that the others still take every order; it sees all tokens of a clip at once.
+        Each layer uses the orders that follow those of the previous layers. Layers that use no order are skipped, so
+        that the others still use every order; they process all tokens of a clip at once.
 
         Args:
-            num_taken: how many orders each layer takes.
-            height, width, num_frames: as of `orders`.
+            num_orders_per_layer: how many orders each layer uses.
+            height, width, num_frames: see `orders`.
 
-        Returns: the orders, each (L,) for layers that take one, (k, L) for those that take k at once. L is the number
-            of tokens of a picture or clip, height * width * num_frames; of a factorized scan height * width in layers
-            of space, num_frames in layers of time. A backbone holds them once, as non-persistent buffers.
+        Returns: the orders, each (L,) for layers that use one, (k, L) for layers that use k at once. L is the number of
+            tokens of an image or clip, height * width * num_frames; in a factorized scan it is height * width for space
+            layers and num_frames for time layers. Backbones store each order once, as a non-persistent buffer.
         """
-        if not any(num_taken):
-            return [], [LayerOrder()] * len(num_taken)
-        turns = self._turns(height, width, num_frames)
-        taken_before: dict[Axis | None, int] = dict.fromkeys(turns, 0)
+        if not any(num_orders_per_layer):
+            return [], [LayerOrder()] * len(num_orders_per_layer)
+        by_axis = self._orders_by_axis(height, width, num_frames)
+        num_used: dict[Axis | None, int] = dict.fromkeys(by_axis, 0)
         shared: dict[tuple[Axis | None, tuple[int, ...]], np.ndarray] = {}
         layers: list[LayerOrder] = []
-        for number in num_taken:
-            if not number:
+        for num_orders in num_orders_per_layer:
+            if not num_orders:
                 layers.append(LayerOrder())
                 continue
             num_before = sum(layer.order is not None for layer in layers)
-            axis = self.plan[num_before % len(self.plan)] if None not in turns else None
-            orders, first = turns[axis], taken_before[axis]
-            chosen = tuple(index % len(orders) for index in range(first, first + number))
-            taken_before[axis] += number
+            axis = self.plan[num_before % len(self.plan)] if None not in by_axis else None
+            orders, first = by_axis[axis], num_used[axis]
+            chosen = tuple(index % len(orders) for index in range(first, first + num_orders))
+            num_used[axis] += num_orders
             if (axis, chosen) not in shared:
                 stacked = np.stack([orders[index] for index in chosen])
-                shared[axis, chosen] = stacked if number > 1 else stacked[0]
+                shared[axis, chosen] = stacked if num_orders > 1 else stacked[0]
             layers.append(LayerOrder(axis, list(shared).index((axis, chosen))))
         return list(shared.values()), layers
 
-    def _turns(self, height: int, width: int, num_frames: int | None) -> dict[Axis | None, list[np.ndarray]]:
-        """Return the orders that layers of each axis take in turn."""
+    def _orders_by_axis(self, height: int, width: int, num_frames: int | None) -> dict[Axis | None, list[np.ndarray]]:
+        """Return the orders that layers of each axis cycle through."""
         if num_frames is None or self.video == "3d":
             return {None: self.orders(height, width, num_frames)}
         forward = np.arange(num_frames, dtype=np.int32)
@@ -157,5 +158,5 @@ class ScanConfig:
                 self.scheme, height, width, index=index, seed=self.seed, legacy_inverse=self.legacy_inverse
             )
         if self.legacy_inverse:
-            raise UserError("scan.legacy_inverse is for the image checkpoints of the official release, not for clips")
+            raise UserError("scan.legacy_inverse: exists only for images, not for clips: leave the option out")
         return clip_order(self.scheme, num_frames, height, width, index=index, seed=self.seed)

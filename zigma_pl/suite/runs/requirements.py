@@ -107,9 +107,9 @@ def _networks(scores: Sequence[str]) -> list[str]:
 def _missing_files(names: Sequence[str]) -> Iterator[str]:
     for name in dict.fromkeys(names):
         remedy = WEIGHTS[name].install or f"python -m zigma_pl weights fetch {name}"
-        bad = [finding for finding in check(name) if not finding.state.usable]
+        bad = [finding for finding in check(name) if not finding.status.usable]
         if bad:
-            files = ", ".join(f"{finding.path.name} is {finding.state.value.lower()}" for finding in bad)
+            files = ", ".join(f"{finding.path.name} is {finding.status.value.lower()}" for finding in bad)
             yield f"{bad[0].path.parent}: {files}: {remedy}"
 
 
