@@ -1,5 +1,6 @@
 import pytest
 import torch
+from evaluation.fake_extractor import FakeExtractor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
@@ -17,6 +18,8 @@ from zigma_pl.evaluation.scores import (
     check_counts,
     choose_scores,
     compute,
+    known_scores,
+    scores_on,
 )
 
 OPTIONS = ScoreOptions(kid_num_subsets=3, kid_subset_size=5, num_neighbours=2)
@@ -32,12 +35,31 @@ def test_every_score_is_on_features_that_exist_and_suit_them():
 
 
 def test_default_scores_need_no_download_and_suit_the_data():
-    assert choose_scores(None, of_clips=False, has_captions=False)[0] == "fid_lite"
-    assert choose_scores(None, of_clips=True, has_captions=False) == ["frame_fid_lite"]
-    for of_clips in (False, True):
-        names = choose_scores(None, of_clips=of_clips, has_captions=False)
-        assert choose_scores(names, of_clips=of_clips, has_captions=False) == names
-        assert {SCORES[name].features.extractor for name in names} == {"lite"}
+    of_pictures = ["fid_lite", "kid_lite", "precision_lite", "recall_lite"]
+    for of_clips, names in ((False, of_pictures), (True, ["frame_fid_lite"])):
+        chosen = choose_scores(None, SCORES, of_clips=of_clips, has_captions=True)
+        assert list(chosen) == names
+        assert choose_scores(names, SCORES, of_clips=of_clips, has_captions=True) == chosen
+
+
+class OfClips(FakeExtractor):
+    takes = "clips"
+
+
+def test_scores_on_extractors_of_ones_own():
+    known = known_scores({"mine": FakeExtractor(), "moving": OfClips()})
+    names = ["fid_mine", "kid_mine", "precision_mine", "recall_mine"]
+    assert list(choose_scores(None, known, of_clips=False, has_captions=False))[4:] == names
+    assert list(choose_scores(None, known, of_clips=True, has_captions=False))[1:] == ["frame_fid_mine", "fvd_moving"]
+    assert choose_scores(["kid_mine"], known, of_clips=False, has_captions=False)["kid_mine"].distance == "kernel"
+    with pytest.raises(UserError, match="fvd_moving is no score of pictures"):
+        choose_scores(["fvd_moving"], known, of_clips=False, has_captions=False)
+
+
+@pytest.mark.parametrize("name", ["lite", "clip_score", "a.b", "../up", ""])
+def test_names_that_an_extractor_cannot_have(name):
+    with pytest.raises(UserError, match="cannot be the name"):
+        known_scores({name: FakeExtractor()})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +73,7 @@ def test_default_scores_need_no_download_and_suit_the_data():
 )
 def test_scores_that_do_not_suit_the_data_are_refused(name, of_clips, message):
     with pytest.raises(UserError, match=message):
-        choose_scores([name], of_clips=of_clips, has_captions=False)
+        choose_scores([name], SCORES, of_clips=of_clips, has_captions=False)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +86,8 @@ def test_scores_that_do_not_suit_the_data_are_refused(name, of_clips, message):
 )
 def test_too_few_samples_are_found_before_sampling(name, num_fake, message):
     with pytest.raises(UserError, match=message):
-        check_counts([name], OPTIONS, num_real=9, num_fake=num_fake)
-    check_counts([name], OPTIONS, num_real=9, num_fake=9)
+        check_counts({name: SCORES[name]}, OPTIONS, num_real=9, num_fake=num_fake)
+    check_counts({name: SCORES[name]}, OPTIONS, num_real=9, num_fake=9)
 
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -78,8 +100,10 @@ def test_scores_are_those_of_the_metrics(device):
     statistics = [FeatureStatistics(3).update(features) for features in (real, fake)]
     reference = Reference(statistics[0], real, num_real=9, sha256="")
     names = ["fid_lite", "kid_lite", "precision_lite", "recall_lite"]
-    assert by_features(names) == {Features("lite"): names}
-    scores = compute(names, reference, FeatureSet(statistics[1], fake), OPTIONS, comparable=False, device=device)
+    wanted = {name: SCORES[name] for name in names}
+    assert by_features(wanted) == {Features("lite"): wanted}
+    assert wanted.items() <= scores_on("lite").items()
+    scores = compute(wanted, reference, FeatureSet(statistics[1], fake), OPTIONS, comparable=False, device=device)
     assert list(scores) == names
     assert scores["fid_lite"].value == frechet_distance(*statistics)
     assert (scores["kid_lite"].value, scores["kid_lite"].std) == pytest.approx(kernel_distance(real, fake, 3, 5))

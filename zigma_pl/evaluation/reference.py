@@ -73,14 +73,24 @@ class ReferenceFiles:
         data: what the pictures are, as `describe_real_pictures` says.
         extractor: the extractor's fingerprint.
         name: the extractor's name, and whether it sees frames.
+        keeps_versions: keep the features of each version of the extractor, for one that is still being written; else
+            another version than that of the kept features is an error.
     """
 
-    def __init__(self, folder: Path, data: dict[str, Any], extractor: dict[str, Any], name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data: dict[str, Any],
+        extractor: dict[str, Any],
+        name: str,
+        *,
+        keeps_versions: bool = False,
+    ) -> None:
         # As JSON has them: tuples become lists.
         self.data, self.extractor = json.loads(json.dumps(data)), json.loads(json.dumps(extractor))
-        key = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = folder
-        stem = f"{data['dataset']}-{data['split']}-{data['items']['image_size_px']}px-{key}-{name}"
+        stem = f"{data['dataset']}-{data['split']}-{data['items']['image_size_px']}px-{_key(self.data)}-{name}"
+        stem += f"-{_key(self.extractor)}" if keeps_versions else ""
         self.description = folder / f"{stem}.json"
         self.statistics = folder / f"{stem}.statistics.npz"
         self.features = folder / f"{stem}.features.npy"
@@ -141,6 +151,10 @@ class ReferenceFiles:
                     f"one has {self.extractor.get(name)!r}; use the weights of that time, or remove the file to "
                     "extract them again"
                 )
+
+
+def _key(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_or_make(files: ReferenceFiles, make: Callable[[], FeatureSet], *, with_features: bool) -> Reference:

@@ -8,6 +8,7 @@ import torch
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import FeatureSet
+from zigma_pl.evaluation.metrics.extractors import EXTRACTORS, FeatureExtractor
 from zigma_pl.evaluation.metrics.frechet import frechet_distance
 from zigma_pl.evaluation.metrics.kernel_distance import kernel_distance
 from zigma_pl.evaluation.metrics.precision_recall import precision_recall
@@ -18,6 +19,7 @@ Distance = Literal["frechet", "kernel", "precision", "recall", "captions"]
 SeenAs = Literal["pictures", "frames", "clips"]
 
 CLIP_SCORE = "clip_score"
+_NEED_DOWNLOADS = {CLIP_SCORE, *EXTRACTORS} - {"lite"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,24 @@ class ScoreKind:
         return self.distance != "frechet"
 
 
-SCORES: dict[str, ScoreKind] = {
+Scores = dict[str, ScoreKind]
+"""Scores by name."""
+
+
+def scores_on(extractor: str, takes: Literal["images", "clips"] = "images") -> Scores:
+    """Return the scores on the features of an extractor whose name they end with."""
+    if takes == "clips":
+        return {f"fvd_{extractor}": ScoreKind(Features(extractor, "clips"), "frechet")}
+    return {
+        f"fid_{extractor}": ScoreKind(Features(extractor), "frechet"),
+        f"kid_{extractor}": ScoreKind(Features(extractor), "kernel"),
+        f"precision_{extractor}": ScoreKind(Features(extractor), "precision"),
+        f"recall_{extractor}": ScoreKind(Features(extractor), "recall"),
+        f"frame_fid_{extractor}": ScoreKind(Features(extractor, "frames"), "frechet"),
+    }
+
+
+SCORES: Scores = {
     "fid": ScoreKind(Features("inception"), "frechet"),
     "sfid": ScoreKind(Features("inception_spatial"), "frechet"),
     "kid": ScoreKind(Features("inception"), "kernel"),
@@ -56,14 +75,8 @@ SCORES: dict[str, ScoreKind] = {
     "fvd": ScoreKind(Features("i3d", "clips"), "frechet"),
     "frame_fid": ScoreKind(Features("inception", "frames"), "frechet"),
     "clip_score": ScoreKind(Features(CLIP_SCORE), "captions"),
-    "fid_lite": ScoreKind(Features("lite"), "frechet"),
-    "kid_lite": ScoreKind(Features("lite"), "kernel"),
-    "precision_lite": ScoreKind(Features("lite"), "precision"),
-    "recall_lite": ScoreKind(Features("lite"), "recall"),
-    "frame_fid_lite": ScoreKind(Features("lite", "frames"), "frechet"),
+    **scores_on("lite"),
 }
-DEFAULT_OF_PICTURES = ("fid_lite", "kid_lite", "precision_lite", "recall_lite")
-DEFAULT_OF_CLIPS = ("frame_fid_lite",)
 
 
 @dataclass(frozen=True)
@@ -75,17 +88,41 @@ class ScoreOptions:
     num_neighbours: int
 
 
-def choose_scores(names: Sequence[str] | None, *, of_clips: bool, has_captions: bool) -> list[str]:
-    """Return the names of the scores to compute, the default ones for None.
+def known_scores(extractors: Mapping[str, FeatureExtractor]) -> Scores:
+    """Return all scores by name, those on the features of further extractors too.
+
+    Raises:
+        UserError: an extractor has a name that is taken, or that cannot be part of a file's name.
+    """
+    known = dict(SCORES)
+    for name, extractor in extractors.items():
+        if name in EXTRACTORS or name == CLIP_SCORE or not name.isidentifier():
+            raise UserError(
+                f"scorer.extractors: {name!r} cannot be the name of an extractor of your own: use letters, digits and "
+                f"_, and none of {', '.join(EXTRACTORS)}, {CLIP_SCORE}"
+            )
+        known |= scores_on(name, extractor.takes)
+    return known
+
+
+def choose_scores(names: Sequence[str] | None, known: Scores, *, of_clips: bool, has_captions: bool) -> Scores:
+    """Return the scores to compute; for None those that need no downloads: on `lite` and on further extractors.
+
+    Args:
+        names: of the scores.
+        known: what `known_scores` returned.
+        of_clips: whether the data are clips.
+        has_captions: whether they have captions.
 
     Raises:
         UserError: a name is unknown, or its score does not suit the data.
     """
+    suited = {name: kind for name, kind in known.items() if (kind.features.of != "pictures") == of_clips}
+    if not has_captions:
+        suited.pop(CLIP_SCORE, None)
     if names is None:
-        return list(DEFAULT_OF_CLIPS if of_clips else DEFAULT_OF_PICTURES)
-    check_names(names)
-    suited = {name for name, kind in SCORES.items() if (kind.features.of != "pictures") == of_clips}
-    suited -= set() if has_captions else {CLIP_SCORE}
+        return {name: kind for name, kind in suited.items() if kind.features.extractor not in _NEED_DOWNLOADS}
+    check_names(names, known)
     for name in names:
         if name not in suited:
             what = "clips" if of_clips else "pictures"
@@ -93,21 +130,21 @@ def choose_scores(names: Sequence[str] | None, *, of_clips: bool, has_captions: 
             raise UserError(
                 f"scorer.metrics: {name} is no score of {what}{captions}; choose of {', '.join(sorted(suited))}"
             )
-    return list(dict.fromkeys(names))
+    return {name: suited[name] for name in names}
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_names(names: Iterable[str], known: Scores) -> None:
     """Raise UserError for a score that there is none of."""
     for name in names:
-        if name not in SCORES:
-            raise UserError(f"scorer.metrics: unknown score '{name}', choose of {', '.join(SCORES)}")
+        if name not in known:
+            raise UserError(f"scorer.metrics: unknown score '{name}', choose of {', '.join(known)}")
 
 
-def check_counts(names: Sequence[str], options: ScoreOptions, num_real: int, num_fake: int) -> None:
+def check_counts(scores: Scores, options: ScoreOptions, num_real: int, num_fake: int) -> None:
     """Raise UserError, before anything is sampled, when there are too few samples for a score."""
     fewest = min(num_real, num_fake)
-    for name in names:
-        distance = SCORES[name].distance
+    for name, kind in scores.items():
+        distance = kind.distance
         if distance == "frechet" and fewest < 2:
             raise UserError(f"{name}: needs at least 2 real and 2 generated samples, got {num_real} and {num_fake}")
         if distance == "kernel" and options.kid_subset_size > fewest:
@@ -122,16 +159,16 @@ def check_counts(names: Sequence[str], options: ScoreOptions, num_real: int, num
             )
 
 
-def by_features(names: Sequence[str]) -> dict[Features, list[str]]:
+def by_features(scores: Scores) -> dict[Features, Scores]:
     """Return the scores on each kind of features."""
-    groups: dict[Features, list[str]] = {}
-    for name in names:
-        groups.setdefault(SCORES[name].features, []).append(name)
+    groups: dict[Features, Scores] = {}
+    for name, kind in scores.items():
+        groups.setdefault(kind.features, {})[name] = kind
     return groups
 
 
 def compute(
-    names: Sequence[str],
+    wanted: Scores,
     real: Reference,
     fake: FeatureSet,
     options: ScoreOptions,
@@ -142,7 +179,7 @@ def compute(
     """Return the scores of one kind of features.
 
     Args:
-        names: of the scores.
+        wanted: the scores.
         real, fake: the features.
         options: what KID, precision and recall depend on.
         comparable: whether the features are those of published scores.
@@ -152,8 +189,8 @@ def compute(
     manifold: Mapping[str, float] | None = None
     pair = (real.features, fake.features)
     each_real, each_fake = (None if features is None else features.to(device) for features in pair)
-    for name in names:
-        distance, std = SCORES[name].distance, None
+    for name, kind in wanted.items():
+        distance, std = kind.distance, None
         if distance == "frechet":
             value = frechet_distance(real.statistics, fake.statistics)
         else:

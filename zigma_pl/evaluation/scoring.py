@@ -22,14 +22,15 @@ from zigma_pl.evaluation.reference import Reference, ReferenceFiles, default_ref
 from zigma_pl.evaluation.sampling import CPU_GROUP_SIZE, Precision, SamplingModel, describe_sampling, sample_missing
 from zigma_pl.evaluation.scores import (
     CLIP_SCORE,
-    SCORES,
     Features,
     ScoreOptions,
+    Scores,
     by_features,
     check_counts,
     check_names,
     choose_scores,
     compute,
+    known_scores,
 )
 from zigma_pl.evaluation.store import Chunk, SampleStore
 
@@ -40,7 +41,10 @@ class ScoringOptions:
 
     Attributes:
         num_samples: pictures or clips to sample; 0 for no scores at all.
-        metrics: names of scores (`zigma_pl.evaluation.scores.SCORES`); None for those that need no downloads.
+        metrics: names of scores (`zigma_pl.evaluation.scores.SCORES`, and those on `extractors`); None for those that
+            need no downloads.
+        extractors: feature extractors of your own by name; scores on the features of "mine" are called fid_mine,
+            kid_mine, precision_mine, recall_mine, of clips frame_fid_mine, or fvd_mine where it takes clips.
         split: of the real pictures, and of the classes and captions to sample under.
         batch_size: samples made at once on a GPU; on a CPU it is always 16.
         extractor_weights: files of feature extractors by name, where they are not in the usual folder.
@@ -56,6 +60,7 @@ class ScoringOptions:
 
     num_samples: int = 5000
     metrics: list[str] | None = None
+    extractors: Mapping[str, FeatureExtractor] = field(default_factory=dict)
     split: Split = "test"
     batch_size: int = 64
     extractor_weights: Mapping[str, str] = field(default_factory=dict)
@@ -70,26 +75,26 @@ class ScoringOptions:
         check_whole_numbers("scorer", kid_num_subsets=self.kid_num_subsets)
         check_whole_numbers("scorer", least=0, num_samples=self.num_samples)
         check_whole_numbers("scorer", least=2, kid_subset_size=self.kid_subset_size)
-        check_names(self.metrics or [])
+        check_names(self.metrics or [], known_scores(self.extractors))
 
     @property
     def distances(self) -> ScoreOptions:
         """What KID, precision and recall depend on."""
         return ScoreOptions(self.kid_num_subsets, self.kid_subset_size, self.num_neighbours)
 
-    def scores_of(self, datamodule: ImageDataModule) -> list[str]:
-        """Return the names of the scores that are computed on these data, none where nothing is sampled.
+    def scores_of(self, datamodule: ImageDataModule) -> Scores:
+        """Return the scores that are computed on these data, none where nothing is sampled.
 
         Raises:
             UserError: a score does not suit the data, or there are too few real or generated samples for it.
         """
         if not self.num_samples:
-            return []
-        of_clips = datamodule.num_frames is not None
-        names = choose_scores(self.metrics, of_clips=of_clips, has_captions=datamodule.has_captions)
-        if any(SCORES[name].distance != "captions" for name in names):
-            check_counts(names, self.distances, len(RealPictures(datamodule, self.split)), self.num_samples)
-        return names
+            return {}
+        known, of_clips = known_scores(self.extractors), datamodule.num_frames is not None
+        chosen = choose_scores(self.metrics, known, of_clips=of_clips, has_captions=datamodule.has_captions)
+        if any(kind.distance != "captions" for kind in chosen.values()):
+            check_counts(chosen, self.distances, len(RealPictures(datamodule, self.split)), self.num_samples)
+        return chosen
 
 
 class Scored(NamedTuple):
@@ -149,11 +154,13 @@ class Scoring:
         self.datamodule = datamodule
         self.options = options
         self.shows_progress = shows_progress
-        self._names = options.scores_of(datamodule)
-        self._extractors = {features: self._build(features.extractor) for features in by_features(self._names)}
+        self._by_features = by_features(options.scores_of(datamodule))
+        self._extractors = {features: self._build(features.extractor) for features in self._by_features}
         self._references: dict[Features, Reference] | None = None
 
     def _build(self, name: str) -> FeatureExtractor | ClipScore:
+        if name in self.options.extractors:
+            return self.options.extractors[name].to("cpu")  # loads its weights
         weights = self.options.extractor_weights.get(name)
         return ClipScore(weights) if name == CLIP_SCORE else build_extractor(name, weights)
 
@@ -177,7 +184,9 @@ class Scoring:
         data = describe_real_pictures(self.datamodule, self.options.split, pictures)
         folder = self.options.reference_folder
         files = ReferenceFiles(
-            default_reference_folder() if folder is None else Path(folder), data, extractor.fingerprint(), features.name
+            default_reference_folder() if folder is None else Path(folder),
+            *(data, extractor.fingerprint(), features.name),
+            keeps_versions=features.extractor in self.options.extractors,
         )
 
         def make() -> FeatureSet:
@@ -199,7 +208,7 @@ class Scoring:
         )
 
     def _needs_each_sample(self, features: Features) -> bool:
-        return any(SCORES[name].needs_each_sample for name in by_features(self._names)[features])
+        return any(kind.needs_each_sample for kind in self._by_features[features].values())
 
     # --- the samples --------------------------------------------------------------------------------------------------
 
@@ -241,15 +250,15 @@ class Scoring:
             on_sampled=on_sampled,
         )
         scores: dict[str, Score] = {}
-        for features, names in by_features(self._names).items():
-            scores |= self._scores(features, names, store, references, model.device)
+        for features, wanted in self._by_features.items():
+            scores |= self._scores(features, wanted, store, references, model.device)
         protocol = self._protocol(store, references, identity) if rank() == 0 else {}
         return Scored(scores, protocol, store)
 
     def _scores(
         self,
         features: Features,
-        names: list[str],
+        wanted: Scores,
         store: SampleStore,
         references: Mapping[Features, Reference],
         device: torch.device,
@@ -262,7 +271,7 @@ class Scoring:
         if rank() != 0:
             return {}
         return compute(
-            names,
+            wanted,
             references[features],
             fake,
             self.options.distances,

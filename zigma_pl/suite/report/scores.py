@@ -46,19 +46,24 @@ PUBLISHED_NAMES = {score.label: score.name for score in _OF_RECORDS[1:]}  # what
 
 
 def score_of(name: str) -> Score:
-    """Return how a score of a record is shown, "lite" in its label where its features are; a new one by its name."""
-    known = SCORES.get(name.removesuffix(LITE))
+    """Return how a score of a record is shown: fid_lite, on features of "lite", as FID lite; a new one by its name."""
+    known = _known(name)
     if known is None:
         return Score(name, name.replace("_", " "))
-    return Score(name, f"{known.label} lite" if name.endswith(LITE) else known.label, known.better)
+    return Score(name, known.label + name.removeprefix(known.name).replace("_", " "), known.better)
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """Return each name once: known scores in the order above, each before its "lite" form, then the others."""
-    order = list(SCORES)
-    known = [name for name in dict.fromkeys(names) if name.removesuffix(LITE) in SCORES]
-    known.sort(key=lambda name: (order.index(name.removesuffix(LITE)), name.endswith(LITE)))
-    return known + sorted(set(names) - set(known))
+    """Return each name once: known scores in the order above, each before those on other features, then the others."""
+    order = list(_OF_RECORDS)
+    known = {name: score for name in names if (score := _known(name)) is not None}
+    of_known = sorted(known, key=lambda name: (order.index(known[name]), name != known[name].name))
+    return of_known + sorted(set(names) - set(known))
+
+
+def _known(name: str) -> Score | None:
+    """Return the score that a name stands for by itself or with the name of an extractor behind it."""
+    return next((score for score in _OF_RECORDS if name == score.name or name.startswith(f"{score.name}_")), None)
 
 
 def figure(value: float, digits: int = 4) -> str:

@@ -1,12 +1,16 @@
 """What runs need that is not there: data sets, autoencoders, text encoders, networks that score; all of it at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
+
+from zigma_pl.core.class_paths import public_path
 from zigma_pl.core.errors import UserError
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.data.from_options import make_data_module
 from zigma_pl.encoders.weight_files import DEFAULT_ROOT, WEIGHTS, check
 from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
 from zigma_pl.evaluation.metrics.extractors.clip import CLIPImage
@@ -15,6 +19,7 @@ from zigma_pl.suite.runs.composed import fingerprint, option
 from zigma_pl.suite.runs.plan import Run
 from zigma_pl.training.callbacks.scorer import Scorer
 
+_WRONG_OPTIONS = (UserError, ArgumentError)
 _WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
 
 
@@ -51,8 +56,11 @@ def _missing(data: dict[str, Any], scoring: dict[str, Any]) -> Iterator[str]:
         if Path(folder).name not in names and not Path(folder).is_dir():
             yield f"data.{name}: there is no folder '{folder}'"
     try:
-        names += _networks(Scorer(**scoring).options.scores_of(_open(data_class, options)))
-    except (UserError, TypeError) as error:  # the latter for an option that there is none of
+        scorer = _scorer(scoring).options
+        names += _networks(scorer.scores_of(_open(data_class, options)))
+        for extractor in scorer.extractors.values():
+            extractor.to("cpu")  # loads its weights
+    except _WRONG_OPTIONS as error:
         yield " ".join(str(error).split())
         names += _networks(scoring.get("metrics") or ())
     yield from _missing_files(names)
@@ -67,9 +75,23 @@ def _class_of(class_path: str) -> type[ImageDataModule]:
 def _has_captions(data_class: type[ImageDataModule], options: dict[str, Any]) -> bool:
     """Whether the set has captions under these options; those that cannot be used are named when it is opened."""
     try:
-        return data_class(**_without_weights(options)).has_captions
-    except (UserError, TypeError):
+        return _data_module(data_class, _without_weights(options)).has_captions
+    except _WRONG_OPTIONS:
         return False
+
+
+def _data_module(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    parsed = parser.parse_object({"data": {"class_path": public_path(data_class), "init_args": options}})
+    return make_data_module(parsed.data)
+
+
+def _scorer(options: dict[str, Any]) -> Scorer:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Scorer, "scorer")
+    scorer: Scorer = parser.instantiate(parser.parse_object({"scorer": options})).scorer
+    return scorer
 
 
 def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
@@ -92,13 +114,13 @@ def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDa
     """
     if options.get("cache") is None:
         options = _without_weights(options)
-    datamodule = data_class(**options)
+    datamodule = _data_module(data_class, options)
     for stage in ("fit", "test"):
         datamodule.setup(stage)
     return datamodule
 
 
-def _networks(scores: Sequence[str]) -> list[str]:
+def _networks(scores: Iterable[str]) -> list[str]:
     """Return the entries of the table of weights that these scores need."""
     extractors = [SCORES[name].features.extractor for name in scores if name in SCORES]
     return [CLIPImage.weights_name if name == CLIP_SCORE else EXTRACTORS[name].weights_name for name in extractors]

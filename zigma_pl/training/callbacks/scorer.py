@@ -13,6 +13,7 @@ from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.core.records import check_name
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.evaluation.loss_by_time import LossByTime
+from zigma_pl.evaluation.metrics.extractors import FeatureExtractor
 from zigma_pl.evaluation.pictures import write_pictures
 from zigma_pl.evaluation.protocol import describe_data, describe_machine_and_versions
 from zigma_pl.evaluation.record import ResultRecord, Score, write_record
@@ -38,7 +39,10 @@ class Scorer(L.Callback):
         num_samples: pictures or clips to draw; 0 computes nothing but the loss.
         metrics: scores to compute, of fid, sfid, kid, precision, recall, fdd, clip_score, of clips fvd and frame_fid,
             and without downloads fid_lite, kid_lite, precision_lite, recall_lite, of clips frame_fid_lite. By default
-            those without downloads, which are not comparable with published ones.
+            those without downloads, which are not comparable with published ones, and those on `extractors`.
+        extractors: feature extractors of your own by name, each by class_path. Scores on the features of one that is
+            named mine are called fid_mine, kid_mine, precision_mine, recall_mine, of clips frame_fid_mine, or fvd_mine
+            where it takes clips.
         split: real pictures to compare with, and classes and captions to draw under.
         weights: average takes the averaged weights, raw those that training goes on from.
         batch_size: samples drawn at once on a GPU, always as many, also at the end. With another number they differ by
@@ -63,6 +67,7 @@ class Scorer(L.Callback):
         self,
         num_samples: int = 5000,
         metrics: list[str] | None = None,
+        extractors: dict[str, FeatureExtractor] | None = None,
         split: Split = "test",
         weights: Weights = "average",
         batch_size: int = 64,
@@ -83,6 +88,7 @@ class Scorer(L.Callback):
         self.options = ScoringOptions(
             num_samples=num_samples,
             metrics=metrics,
+            extractors=extractors or {},
             split=split,
             batch_size=batch_size,
             extractor_weights=extractor_weights or {},

@@ -8,21 +8,22 @@ from zigma_pl.evaluation.metrics.extractors.clip import CLIPImage
 from zigma_pl.evaluation.metrics.extractors.dinov2 import Dinov2
 from zigma_pl.evaluation.metrics.extractors.i3d import I3D
 from zigma_pl.evaluation.metrics.extractors.inception import Inception, SpatialInception
+from zigma_pl.evaluation.metrics.extractors.listed import ListedExtractor
 from zigma_pl.evaluation.metrics.extractors.lite import Lite
 
-EXTRACTORS: dict[str, type[FeatureExtractor]] = {
+EXTRACTORS: dict[str, type[ListedExtractor]] = {
     extractor.name: extractor for extractor in (Inception, SpatialInception, Dinov2, CLIPImage, I3D, Lite)
 }
 
 __all__ = ["EXTRACTORS", "FeatureExtractor", "build_extractor"]
 
 
-def build_extractor(name: str, weights: str | Path | None = None) -> FeatureExtractor:
+def build_extractor(name: str, weights: str | Path | None = None) -> ListedExtractor:
     """Return an extractor with its weights loaded.
 
     Args:
         name: inception, inception_spatial, dinov2, clip_image, i3d or lite.
-        weights: as of FeatureExtractor.
+        weights: as of ListedExtractor.
 
     Raises:
         UserError: an unknown name, or weights that are missing or broken.

@@ -3,67 +3,62 @@
 Axes: B batch, F frames.
 """
 
+import inspect
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from zigma_pl.core.class_paths import Configurable, recorded
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import sha256
-from zigma_pl.encoders.weight_files import find_weights, is_published
+from zigma_pl.encoders.weights import hash_of_weights
 
 
-class FeatureExtractor(ABC):
-    """A frozen network that turns pictures or clips into features, always in float32.
+class FeatureExtractor(Configurable, ABC):
+    """Turns pictures or clips into features, always in float32, usually by a frozen network.
 
-    Args:
-        weights: file with the weights, or the folder it is in; None for where `python -m zigma_pl weights` puts it.
+    A subclass gives `dim`, `features` and, where it has a network, `load`. Its constructor should only keep options:
+    `fit` calls it too, and files are read in `load`, when the network is first used.
 
     Attributes:
-        name: as in `build_extractor`.
-        weights_name: entry of the table of weights.
+        dim: number of features.
         takes: pictures or clips.
         least_frames: that a clip must have.
-        resize: what is done to the pictures before the network, in words.
-        dim: number of features.
-        published: whether others report scores on these features.
-        comparable: whether scores on these features can be compared with published ones: there are some, and the
-            weights are theirs.
-
-    Raises:
-        UserError: the weights are missing or broken.
+        resize: what is done to the pictures before the network, in words, for the record.
+        comparable: whether scores on these features can be compared with published ones.
+        device: where the network is.
     """
 
-    name: ClassVar[str]
-    weights_name: ClassVar[str]
+    dim: int
     takes: ClassVar[Literal["images", "clips"]] = "images"
     least_frames: ClassVar[int] = 1
-    published: ClassVar[bool] = True
-    resize: ClassVar[str]
-    dim: int
+    resize: ClassVar[str] = "none"
+    comparable: bool = False
+    device: torch.device = torch.device("cpu")
 
-    def __init__(self, weights: str | Path | None = None) -> None:
-        self.path = find_weights(self.weights_name, weights)
-        self.weights_sha256 = sha256(self.path)
-        self.comparable = self.published and is_published(self.weights_name, self.weights_sha256)
-        self.device = torch.device("cpu")
-        self.network = self.load().eval().float()
-        for parameter in self.network.parameters():  # a script has no requires_grad_ of its own
+    @cached_property
+    def network(self) -> nn.Module:
+        """What `load` returns, frozen, in evaluation mode and in float32."""
+        network = self.load().eval().float()
+        for parameter in network.parameters():  # a script has no requires_grad_ of its own
             parameter.requires_grad_(False)
+        return network
 
-    @abstractmethod
     def load(self) -> nn.Module:
-        """Return the network with the weights in `path`."""
+        """Return the network with its weights, on the CPU; an extractor without a network leaves this out.
+
+        Raises:
+            UserError: the weights are missing or broken.
+        """
+        return nn.Identity()
 
     @abstractmethod
     def features(self, pictures: Tensor) -> Tensor:
         """Return the features (B, dim) of pictures as in `__call__`, in colour and on the extractor's device."""
-
-    def preprocess(self, pictures: Tensor) -> Tensor:
-        """Return what the network gets for pictures in colour; the whole of the preprocessing that is not in it."""
-        return pictures
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
@@ -82,15 +77,26 @@ class FeatureExtractor(ABC):
         with torch.autocast(self.device.type, enabled=False):
             features = self.features(colour)
         if features.shape != (len(pictures), self.dim) or features.dtype != torch.float32:
-            raise UserError(f"{self.path} gives {features.dtype} {tuple(features.shape)}: it is no {self.name} network")
+            raise UserError(self.wrong_features(f"{features.dtype} {tuple(features.shape)}"))
         return features
 
+    def wrong_features(self, found: str) -> str:
+        """Return what is wrong where the features are not (B, dim) float32."""
+        return f"{type(self).__name__}.features: must return {torch.float32} (B, {self.dim}), got {found}"
+
     def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this extractor from others; equal ones give equal features."""
+        """Return plain values that tell this extractor from others; equal ones give equal features.
+
+        They are the class, its options, the weights, and the file that the class is in: features of real pictures are
+        kept, and those of another version of the class must not be compared with new ones.
+
+        Raises:
+            UserError: the class cannot be imported, or an option is no plain value.
+        """
         return {
-            "name": self.name,
-            "weights": self.path.name,
-            "weights_sha256": self.weights_sha256,
+            **recorded(self, "feature extractor"),
+            "weights_sha256": hash_of_weights(self.network),
+            "source_sha256": sha256(Path(inspect.getfile(type(self)))),
             "comparable": self.comparable,
             "resize": self.resize,
         }
@@ -98,21 +104,22 @@ class FeatureExtractor(ABC):
     def to(self, device: torch.device | str) -> Self:
         """Move the network, and from now on also what it is given."""
         self.device = torch.device(device)
-        self.network = self.network.to(self.device)
+        self.network.to(self.device)
         return self
 
     def _check(self, pictures: Tensor) -> None:
+        name = type(self).__name__
         num_axes = 5 if self.takes == "clips" else 4
         if pictures.dtype != torch.uint8 or pictures.ndim != num_axes or pictures.shape[-3] not in (1, 3):
             frames = "frames, " if self.takes == "clips" else ""
             raise UserError(
-                f"{self.name} takes {self.takes} of uint8 in 0 to 255, (batch, {frames}3 or 1, height, width), "
+                f"{name} takes {self.takes} of uint8 in 0 to 255, (batch, {frames}3 or 1, height, width), "
                 f"got {pictures.dtype} {tuple(pictures.shape)}"
             )
         if self.takes == "clips" and pictures.shape[1] < self.least_frames:
-            raise UserError(f"{self.name} takes clips of at least {self.least_frames} frames, got {pictures.shape[1]}")
+            raise UserError(f"{name} takes clips of at least {self.least_frames} frames, got {pictures.shape[1]}")
         if len(pictures) > 1 and pictures.max() <= 1:  # a single picture may be black
             raise UserError(
-                f"{self.name} got pictures without a value above 1: they are all black, or were in [0, 1] when they "
+                f"{name} got pictures without a value above 1: they are all black, or were in [0, 1] when they "
                 "were made uint8; multiply by 255 first"
             )

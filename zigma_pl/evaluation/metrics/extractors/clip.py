@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors.listed import ListedExtractor
 from zigma_pl.evaluation.metrics.extractors.pretrained import load_pretrained
 from zigma_pl.evaluation.metrics.extractors.resize import normalise, resize_like_pillow
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class CLIPImage(FeatureExtractor):
+class CLIPImage(ListedExtractor):
     """The projected features of a CLIPModel, as they come, not scaled to unit length; 768 of ViT-L/14."""
 
     name = "clip_image"

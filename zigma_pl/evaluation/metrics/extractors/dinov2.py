@@ -5,14 +5,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zigma_pl.encoders.weights import loading
-from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors.listed import ListedExtractor
 from zigma_pl.evaluation.metrics.extractors.pretrained import load_pretrained
 from zigma_pl.evaluation.metrics.extractors.resize import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_like_pillow
 
 INPUT_SIZE_PX = 224
 
 
-class Dinov2(FeatureExtractor):
+class Dinov2(ListedExtractor):
     """The class token after the last normalisation, as dgm-eval, the code of arXiv:2306.04675, takes it by default."""
 
     name = "dinov2"

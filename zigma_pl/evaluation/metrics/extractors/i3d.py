@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.encoders.weights import loading
-from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors.listed import ListedExtractor
 
 
-class I3D(FeatureExtractor):
+class I3D(ListedExtractor):
     """The 400 logits of the TorchScript file of StyleGAN-V (arXiv:2112.14683), called as there.
 
     The file holds the resizing too: it takes uint8 in 0 to 255, scales to [-1, 1] (`rescale`) and resizes to 224 x 224

@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.encoders.weights import loading
-from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors.listed import ListedExtractor
 from zigma_pl.evaluation.metrics.extractors.pretrained import load_state
 
 
-class Inception(FeatureExtractor):
+class Inception(ListedExtractor):
     """The 2048 pooled features of the 2015-12-05 Inception (arXiv:1706.08500), by torch-fidelity.
 
     The network resizes by itself, as TensorFlow 1 did: bilinear, corner not aligned, no antialiasing.

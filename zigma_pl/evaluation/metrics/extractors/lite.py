@@ -4,12 +4,12 @@ from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.encoders.weights import loading
-from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
+from zigma_pl.evaluation.metrics.extractors.listed import ListedExtractor
 from zigma_pl.evaluation.metrics.extractors.pretrained import load_state
 from zigma_pl.evaluation.metrics.extractors.resize import resize_like_pillow
 
 
-class Lite(FeatureExtractor):
+class Lite(ListedExtractor):
     """The 1280 pooled features of EfficientNet-Lite0 trained on ImageNet.
 
     Nobody publishes scores on them: they are labelled as not comparable wherever they appear. Pictures go in at their
