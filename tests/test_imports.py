@@ -1,5 +1,6 @@
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from zigma_pl.cli.main import COMMANDS
 MODULES = [
     module.name for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl.") if "__main__" not in module.name
 ]
+READ_CONFIGS = ("fit", "validate", "test", "predict", "prepare", "show-batch")  # their options are those of the model
 OPTIONAL = (
     "mamba_ssm",
     "causal_conv1d",
@@ -34,6 +36,15 @@ def test_public_names_exist():
     assert all(getattr(zigma_pl, name) for name in zigma_pl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Zigma'"):
         _ = zigma_pl.Zigma
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in READ_CONFIGS])
+def test_help_of_other_commands_answers_without_torch(command):
+    program = "import sys; from zigma_pl.cli.main import main; main([sys.argv[1], '--help'])"
+    arguments = [sys.executable, "-X", "importtime", "-c", program, command]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert f"zigma_pl {command}" in result.stdout
+    assert not re.search(r"\| +(torch|lightning)$", result.stderr, re.MULTILINE)
 
 
 def test_help_answers_within_three_seconds_and_names_every_command():

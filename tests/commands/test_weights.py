@@ -7,9 +7,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from zigma_pl.cli.commands.weights import main
+from zigma_pl.core import weight_files as weights
 from zigma_pl.core.errors import UserError
-from zigma_pl.encoders import weight_files as weights
-from zigma_pl.encoders.weight_files import FileStatus, WeightFile, WeightSet, find_weights
+from zigma_pl.core.weight_files import FileStatus, WeightFile, WeightSet, find_weights
 from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
 
 CONTENT = b"weights" * 1000

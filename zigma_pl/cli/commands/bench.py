@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from zigma_pl.benchmarks.checks import WrongNumbersError
-from zigma_pl.benchmarks.report import Result
 from zigma_pl.cli.commands.parser import Parser
 from zigma_pl.core.errors import UserError
-from zigma_pl.core.machine import choose_device, describe_machine
 from zigma_pl.core.ranges import check_numbers
+
+if TYPE_CHECKING:
+    import torch
+
+    from zigma_pl.benchmarks.report import Result
 
 MODEL_SUBJECTS = {
     "forward": "frames per second and memory of one network call, by the size of the grid",
@@ -26,7 +26,7 @@ MODEL_SUBJECTS = {
 }
 PAIRED = ("train", "efficiency")  # a batch size for each grid
 MATCHED = ("efficiency", "flops")  # all backbones with ZigMa's number of parameters
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
 DEFAULT_REPEATS = {"cuda": 15, "cpu": 7}
 DEFAULT_SCAN_REPEATS = {"cuda": 50, "cpu": 7}
@@ -42,6 +42,10 @@ def main(argv: list[str]) -> int:
     Raises: UserError for options that do not fit together or this machine.
     """
     options = _parse(argv)
+    import torch  # after parsing, so that --help answers at once
+
+    from zigma_pl.benchmarks.checks import WrongNumbersError
+
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
@@ -61,14 +65,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _keep(kept: list[Result], path: Path | None, result: Result) -> None:
+def _keep(kept: "list[Result]", path: Path | None, result: "Result") -> None:
     """Note that the result holds what is measured so far, on disk too, should the run be cut off."""
     kept[:] = [result]
     if path is not None:
         result.write_json(path, complete=False)
 
 
-def _publish(result: Result, options: argparse.Namespace, complete: bool) -> None:
+def _publish(result: "Result", options: argparse.Namespace, complete: bool) -> None:
     print(result.table() + ("" if complete else "\n(interrupted: the rest was not timed)"))
     if options.json is not None:
         result.write_json(options.json, complete)
@@ -76,12 +80,13 @@ def _publish(result: Result, options: argparse.Namespace, complete: bool) -> Non
         result.write_plot(options.plot)
 
 
-def _run_scan(options: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+def _run_scan(options: argparse.Namespace, save: "Callable[[Result], None]") -> "Result":
     from zigma_pl.benchmarks import scan
     from zigma_pl.benchmarks.scan_contestants import default_names, make_contestant
+    from zigma_pl.core.machine import choose_device, describe_machine
 
     device = choose_device(options.device)
-    dtype = DTYPES[options.dtype or DEFAULT_DTYPE[device.type]]
+    dtype = _dtype(options, device)
     names = options.contestants or default_names(device)
     check_numbers("bench scan", above=0, bandwidth=options.bandwidth)
     bandwidth = None if options.bandwidth is None else 1e9 * options.bandwidth
@@ -94,15 +99,16 @@ def _run_scan(options: argparse.Namespace, save: Callable[[Result], None]) -> Re
     )
 
 
-def _run_models(options: argparse.Namespace, save: Callable[[Result], None]) -> Result:
+def _run_models(options: argparse.Namespace, save: "Callable[[Result], None]") -> "Result":
     from zigma_pl.benchmarks.models import ModelOptions, contestants_named
+    from zigma_pl.core.machine import choose_device, describe_machine
 
     subject = import_module(f"zigma_pl.benchmarks.{options.subject}")
     device = choose_device(options.device)
     names = options.contestants or subject.DEFAULT_CONTESTANTS[device.type]
     model_options = ModelOptions(
         device,
-        DTYPES[options.dtype or DEFAULT_DTYPE[device.type]],
+        _dtype(options, device),
         options.repeats or DEFAULT_REPEATS[device.type],
         *_model_size(options, device),
         compile_scope=options.compile,
@@ -116,7 +122,13 @@ def _run_models(options: argparse.Namespace, save: Callable[[Result], None]) -> 
     )
 
 
-def _model_size(options: argparse.Namespace, device: torch.device) -> tuple[str | None, int | None, int | None]:
+def _dtype(options: argparse.Namespace, device: "torch.device") -> "torch.dtype":
+    import torch
+
+    return getattr(torch, options.dtype or DEFAULT_DTYPE[device.type])
+
+
+def _model_size(options: argparse.Namespace, device: "torch.device") -> tuple[str | None, int | None, int | None]:
     """Return size, width and depth: as given, else the paper's on a GPU, tiny on a CPU; to count always the paper's."""
     if options.size is None and device.type == "cpu" and options.subject != "flops":
         return None, options.width or TINY_WIDTH, options.depth or TINY_DEPTH_OF.get(options.subject, TINY_DEPTH)
@@ -198,7 +210,7 @@ def _add_model_options(parser: argparse.ArgumentParser, subject: str) -> None:
 def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:
     _add_output_options(parser, contestants)
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--repeats", type=_positive, help="timed samples of each contestant")
     parser.add_argument("--threads", type=_positive, help="threads of PyTorch on the CPU (default: PyTorch's choice)")
 

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
 from zigma_pl.cli.commands.parser import Parser
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.core.shipped import shipped_file
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from zigma_pl.data.base import Split
 
 EXPERIMENT = "experiments/digits.yaml"
@@ -35,9 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
-    import torch
-
     options = build_parser().parse_args(argv)
+    import torch  # after parsing, so that --help answers at once
+
     check_whole_numbers("demo", num_samples=options.num_samples, max_steps=options.max_steps)
     torch.set_num_threads(1)  # a model this small gains nothing from more, and loses much where a core is busy
     config = options.config or str(shipped_file(EXPERIMENT))
@@ -76,6 +75,8 @@ def judge(folder: Path) -> tuple[float, float, int]:
     Returns: the share recognised as the class asked for, the classifier's accuracy on held-out real digits, and how
     many samples there are.
     """
+    import numpy as np
+    from PIL import Image
     from sklearn.svm import SVC
 
     train_images, train_labels = real_digits("train")
@@ -90,7 +91,7 @@ def judge(folder: Path) -> tuple[float, float, int]:
     return recognised, float(classifier.score(test_images, test_labels)), len(rows)
 
 
-def real_digits(split: "Split") -> tuple[np.ndarray, np.ndarray]:
+def real_digits(split: "Split") -> "tuple[np.ndarray, np.ndarray]":
     """Return the real digits of a split as rows (num_images, 64) in [0, 1], and their labels."""
     from zigma_pl.data.sources.digits import Digits
 

@@ -30,13 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
+    options = build_parser().parse_args(argv)
     from zigma_pl.interop.folder import save_pretrained
     from zigma_pl.interop.official import infer_config, load_zigma_checkpoint, read_state_dict
     from zigma_pl.interpolant import Objective
     from zigma_pl.models.backbones.base import LARGEST
     from zigma_pl.training.module import GenerativeModule
 
-    options = build_parser().parse_args(argv)
     check_whole_numbers("import-zigma", most=LARGEST["latent_height"], img_dim=options.img_dim)
     state_dict = read_state_dict(options.file, options.weights)
     config = infer_config(state_dict)

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from zigma_pl.cli.commands.parser import Parser
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import UNFINISHED, sha256
-from zigma_pl.encoders.weight_files import (
+from zigma_pl.core.weight_files import (
     DEFAULT_ROOT,
     WEIGHTS,
     CheckedFile,

@@ -9,9 +9,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from zigma_pl.core.class_paths import public_path
 from zigma_pl.core.errors import UserError
+from zigma_pl.core.weight_files import DEFAULT_ROOT, WEIGHTS, check
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.from_options import make_data_module
-from zigma_pl.encoders.weight_files import DEFAULT_ROOT, WEIGHTS, check
 from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
 from zigma_pl.evaluation.metrics.extractors.clip import CLIPImage
 from zigma_pl.evaluation.scores import CLIP_SCORE, SCORES

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from zigma_pl.core.files import sha256
-from zigma_pl.encoders.weight_files import find_weights, is_published
+from zigma_pl.core.weight_files import find_weights, is_published
 from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
 
 
