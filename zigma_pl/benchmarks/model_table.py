@@ -1,5 +1,6 @@
 """What the model benchmarks share: time contestants setting by setting, and make rows and records of it."""
 
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -154,7 +155,7 @@ def rivals_among(names: Iterable[str]) -> dict[str, dict[str, str]]:
     names = list(names)
     dit = "dit-compiled-graph" if "dit-compiled-graph" in names else "dit-compiled"
     to_dit = dict.fromkeys(names, dit)
-    to_sweep = {name: name.replace("zigzag8", "sweep") for name in names if name.startswith(("zigzag8", "sweep"))}
+    to_sweep = {name: _sweep_of(name) for name in names if name.startswith(("zigzag8", "sweep", "conv-"))}
     return {f"to {FAMILIES[dit].label}": to_dit, "to sweep": to_sweep}
 
 
@@ -169,3 +170,8 @@ def compile_notes(contestants: Mapping[str, Contestant], options: ModelOptions) 
         return []
     scope = "the whole model" if options.compile_scope == "model" else "each block and every other part by itself"
     return [f"compiled: torch.compile of {scope}; under CUDA graphs always part by part"]
+
+
+def _sweep_of(name: str) -> str:
+    """Return the name of the contestant that differs by its order alone, a sweep."""
+    return re.sub("zigzag8|(?<=conv-)[a-z]+", "sweep", name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.benchmarks.checks import dtype_name, relative_error
+from zigma_pl.benchmarks.gated_convolution import GatedConvolution
 from zigma_pl.benchmarks.memory import forget_compiled_code
 from zigma_pl.core.errors import UserError
 from zigma_pl.models.backbones.base import Backbone
@@ -166,6 +167,10 @@ FAMILIES: dict[str, Contestant] = {
     **executions_of("parallel8", "ParallelMamba", "parallel Mamba-8", ScanConfig("zigzag", 8)),
     **executions_of("attention", "ZigMa", "attention", ScanConfig("zigzag", 8), SelfAttention()),
     **executions_of("hybrid", "ZigMa", "ZigMa, attention in one of four", ScanConfig("zigzag", 8), *HYBRID),
+    **executions_of("conv-sweep", "ZigMa", "convolution, sweep", ScanConfig("sweep", 1), GatedConvolution()),
+    **executions_of("conv-zigzag", "ZigMa", "convolution, zigzag-8", ScanConfig("zigzag", 8), GatedConvolution()),
+    **executions_of("conv-hilbert", "ZigMa", "convolution, Hilbert-8", ScanConfig("hilbert", 8), GatedConvolution()),
+    **executions_of("conv-random", "ZigMa", "convolution, random-8", ScanConfig("random", 8), GatedConvolution()),
     **executions_of("dit", "DiT", "DiT"),
     **executions_of("uvit", "UViT", "U-ViT"),
 }

@@ -184,7 +184,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _contestants_in_words(subject: str) -> str:
     if subject == "order":
         return "zigzag or parallel, as such or with -graph"
-    families = "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, dit or uvit"
+    families = (
+        "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, attention, hybrid, conv-sweep, "
+        "conv-zigzag, conv-hilbert, conv-random, dit or uvit"
+    )
     if subject == "flops":
         return families
     return f"{families}, as such or with -compiled, -graph or -compiled-graph"

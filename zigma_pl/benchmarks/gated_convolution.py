@@ -1,0 +1,42 @@
+"""A cheap mixer without kernels of its own: what its rows' visit order costs shows in the time of a step."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from zigma_pl.models.mixers import Mixer, MixerOptions, Visit
+
+
+class GatedConvolutionMixer(Mixer):
+    """Causal depthwise convolution along the visit order, between two linear layers.
+
+    Args:
+        width: D.
+        kernel_size: tokens that the convolution reads.
+    """
+
+    takes_rows_in_visit_order: ClassVar[bool] = True
+
+    def __init__(self, width: int, kernel_size: int) -> None:
+        super().__init__()
+        self.in_projection = nn.Linear(width, 2 * width)
+        self.convolution = nn.Conv1d(width, width, kernel_size, padding=kernel_size - 1, groups=width)
+        self.out_projection = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
+        """Mix tokens (B, L, D)."""
+        values, gate = self.in_projection(tokens).chunk(2, dim=-1)
+        mixed = self.convolution(values.transpose(1, 2))[..., : tokens.shape[1]].transpose(1, 2)
+        return self.out_projection(mixed * gate.sigmoid())
+
+
+@dataclass(frozen=True)
+class GatedConvolution(MixerOptions):
+    """Options of `GatedConvolutionMixer`."""
+
+    kernel_size: int = 4
+
+    def build(self, width: int) -> GatedConvolutionMixer:
+        """Make one layer."""
+        return GatedConvolutionMixer(width, self.kernel_size)
