@@ -237,7 +237,7 @@ def test_an_op_without_a_formula_is_an_error():
         def run_layers(self, x, *arguments):
             return super().run_layers(x.cumsum(1), *arguments)
 
-    with pytest.raises(UserError, match=r"count_flops: the arithmetic of aten.cumsum is not known; add it"):
+    with pytest.raises(UserError, match=r"count_flops: .*aten\.cumsum"):
         count_flops(Odd(**ONE_LAYER))
 
 

@@ -62,5 +62,5 @@ def test_sizes_are_the_papers_with_its_perceptron():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(UserError, match=r"width of 16 .* 3 attention heads: set num_heads"):
+    with pytest.raises(UserError, match=r"num_heads: 3 .* width 16"):
         build(mixers=SelfAttention(num_heads=3))

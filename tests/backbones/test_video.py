@@ -57,7 +57,7 @@ def test_spatial_layers_never_mix_frames(captions):
 
 
 @pytest.mark.parametrize("captions", [False, True])
-def test_temporal_layers_never_mix_places(captions):
+def test_temporal_layers_never_mix_positions(captions):
     options = {"caption_dim": 5} if captions else {}
     conditions = {"caption": Condition(torch.randn(1, 7, 5))} if captions else {}
     for token in (0, 8, 17):
@@ -114,7 +114,7 @@ def test_one_frame_is_a_picture():
 @pytest.mark.parametrize("kind", ["none", "cosine", "learnable"])
 @pytest.mark.parametrize("backbone_class", [ZigMa, VisionMamba, DiT])
 def test_frames_have_positions_of_their_own(backbone_class, kind):
-    """Embedded, the same picture in every frame is the same in all places and frames, but for the positions."""
+    """Embedded, the same image in every frame is equal in all frames except for the position embeddings."""
     backbone = build(backbone_class, position_embedding=kind)
     tokens = backbone.embed_tokens(torch.ones(1, F, 2, 4, 6)).unflatten(1, (F, L))[0]
     if kind == "none":

@@ -19,7 +19,7 @@ def test_layers_cycle_through_the_orders_of_the_token_grid():
         assert visit.order.tolist() == visit_order("zigzag", 2, 3, index=layer % 3).tolist()
         assert visit.order.dtype == torch.int32
         assert visit.order[visit.inverse.long()].tolist() == list(range(6))
-        assert visit.places.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+        assert visit.positions.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert len([name for name, _ in backbone.named_buffers() if name.startswith("visit_order")]) == 3
 
 

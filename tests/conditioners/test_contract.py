@@ -246,7 +246,7 @@ def test_options_come_from_the_command_line():
 
 @pytest.mark.parametrize("name", ["a.b", "keys", ""])
 def test_a_name_that_no_module_can_have_is_refused(name):
-    with pytest.raises(UserError, match="cannot be the name"):
+    with pytest.raises(UserError, match="not a valid name"):
         tiny.build(ZigMa, conditioners={name: Map()})
 
 

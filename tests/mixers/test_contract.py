@@ -20,7 +20,7 @@ from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.module import GenerativeModule
 
 WIDTH, HEIGHT, NUM_TOKENS = 16, 3, 12
-PLACES = torch.cartesian_prod(torch.arange(HEIGHT), torch.arange(4)).double()
+POSITIONS = torch.cartesian_prod(torch.arange(HEIGHT), torch.arange(4)).double()
 
 
 class RunningMean(Mixer):
@@ -35,8 +35,8 @@ class RunningMean(Mixer):
 
     def forward(self, tokens, visit):
         steps = torch.arange(1, tokens.shape[1] + 1, dtype=tokens.dtype, device=tokens.device)
-        places = visit.row_places().to(tokens.dtype).sum(-1, keepdim=True)
-        return self.projection((tokens * (1 + 0.1 * places)).cumsum(1) / steps[:, None]) * self.scale
+        positions = visit.row_positions().to(tokens.dtype).sum(-1, keepdim=True)
+        return self.projection((tokens * (1 + 0.1 * positions)).cumsum(1) / steps[:, None]) * self.scale
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def visit_of(options, per_sample=False):
     generator = torch.Generator().manual_seed(2)
     number = 2 if per_sample else options.num_orders
     if not number:
-        return Visit(PLACES)
+        return Visit(POSITIONS)
     orders = torch.stack([torch.randperm(NUM_TOKENS, generator=generator) for _ in range(number)]).int()
     order = orders if per_sample or number > 1 else orders[0]
-    return Visit(PLACES, order, inverse_order(order).int())
+    return Visit(POSITIONS, order, inverse_order(order).int())
 
 
 def test_tokens_keep_their_shape_and_every_parameter_learns(options):
@@ -102,12 +102,12 @@ def test_samples_do_not_mix(options):
 
 
 def test_to_visit_in_an_order_is_to_mix_tokens_that_lie_in_it(options):
-    """Renumber the tokens, and their places and orders with them: the mixed tokens are renumbered, and no more."""
+    """Renumber the tokens, and their positions and orders with them: the mixed tokens are renumbered, and no more."""
     mixer, tokens, visit = build(options), draw(2, NUM_TOKENS), visit_of(options)
     renumbered = torch.randperm(NUM_TOKENS)
     position = inverse_order(renumbered)
     order = None if visit.order is None else position[visit.order.long()].int()
-    moved = Visit(PLACES[renumbered], order, None if order is None else inverse_order(order).int())
+    moved = Visit(POSITIONS[renumbered], order, None if order is None else inverse_order(order).int())
     expected = mixer.mix(tokens, visit)[:, renumbered]
     torch.testing.assert_close(mixer.mix(tokens[:, renumbered], moved), expected)
 
@@ -118,7 +118,7 @@ def test_each_sample_may_have_its_own_order(name):
     mixer, tokens, visit = build(options), draw(2, NUM_TOKENS), visit_of(options, per_sample=True)
     mixed = mixer.mix(tokens, visit)
     for sample in range(2):
-        alone = Visit(PLACES, visit.order[sample], visit.inverse[sample])
+        alone = Visit(POSITIONS, visit.order[sample], visit.inverse[sample])
         torch.testing.assert_close(mixed[sample : sample + 1], mixer.mix(tokens[sample : sample + 1], alone))
 
 
@@ -126,7 +126,7 @@ def test_mixers_that_take_no_order_ignore_it(options):
     mixer, tokens, visit = build(options), draw(2, NUM_TOKENS), visit_of(options)
     if options.num_orders:
         reverse = visit.order.flip(-1)
-        backwards = mixer.mix(tokens, Visit(PLACES, reverse, inverse_order(reverse).int()))
+        backwards = mixer.mix(tokens, Visit(POSITIONS, reverse, inverse_order(reverse).int()))
         assert not torch.allclose(backwards, mixer.mix(tokens, visit))
     else:
         torch.testing.assert_close(mixer.mix(tokens, visit_of(OPTIONS["mamba"])), mixer.mix(tokens, visit))

@@ -5,7 +5,7 @@ from zigma_pl.mixers import Visit
 from zigma_pl.models.mixers import mamba
 from zigma_pl.models.mixers.mamba import MambaMixer
 
-PLACES = torch.zeros(12, 2)
+POSITIONS = torch.zeros(12, 2)
 
 
 def test_step_sizes_start_between_a_thousandth_and_a_tenth():
@@ -22,10 +22,10 @@ def test_order_is_an_index_and_rows_stay_where_they_were():
     torch.manual_seed(0)
     mixer = MambaMixer(16)
     tokens, order = torch.randn(2, 12, 16), torch.randperm(12)
-    arranged = mixer(tokens[:, order], Visit(PLACES))
+    arranged = mixer(tokens[:, order], Visit(POSITIONS))
     expected = torch.empty_like(arranged)
     expected[:, order] = arranged
-    torch.testing.assert_close(mixer(tokens, Visit(PLACES, order.int())), expected)
+    torch.testing.assert_close(mixer(tokens, Visit(POSITIONS, order.int())), expected)
 
 
 def test_mixing_is_causal_along_the_order():
@@ -34,9 +34,8 @@ def test_mixing_is_causal_along_the_order():
     tokens = torch.randn(1, 12, 16)
     changed = tokens.clone()
     changed[:, order[7]] += 1.0
-    moved = (mixer(tokens, Visit(PLACES, order.int())) - mixer(changed, Visit(PLACES, order.int()))).abs().amax(-1)[
-        0
-    ] > 0
+    visit = Visit(POSITIONS, order.int())
+    moved = (mixer(tokens, visit) - mixer(changed, visit)).abs().amax(-1)[0] > 0
     assert not moved[order[:7]].any()
     assert moved[order[7:]].all()
 
@@ -52,12 +51,12 @@ def test_deterministic_training_reaches_both_ops(wanted, monkeypatch):
     watch("causal_conv1d")
     watch("selective_scan")
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: wanted)
-    MambaMixer(16)(torch.randn(1, 4, 16), Visit(PLACES))
+    MambaMixer(16)(torch.randn(1, 4, 16), Visit(POSITIONS))
     assert seen == [wanted, wanted]
 
 
 def test_channels_are_sorted_by_their_step_sizes_which_changes_no_number(monkeypatch):
-    tokens, visit = torch.randn(2, 12, 16).double(), Visit(PLACES, torch.randperm(12).int())
+    tokens, visit = torch.randn(2, 12, 16).double(), Visit(POSITIONS, torch.randperm(12).int())
     torch.manual_seed(0)
     mixer = MambaMixer(16).double()
     assert (mixer.dt_proj.bias.diff() >= 0).all()

@@ -6,7 +6,7 @@ from zigma_pl.mixers import SelfAttention, Visit
 from zigma_pl.models.mixers.self_attention import SelfAttentionMixer, rotary_angles, rotate
 
 
-def grid_places(height, width):
+def grid_positions(height, width):
     return torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
 
 
@@ -45,13 +45,13 @@ def test_queries_and_keys_are_normalised_within_each_head():
 
 
 def test_rotated_products_depend_on_the_distance_in_the_grid_alone():
-    places = grid_places(4, 5)
+    positions = grid_positions(4, 5)
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(-1, -1, -1, 20, -1)
-    angles = rotary_angles(places, 8).double()
+    angles = rotary_angles(positions, 8).double()
     products = (rotate(query, angles) @ rotate(key, angles).transpose(-1, -2))[0, 0]
     by_distance = {}
     for i, j in torch.cartesian_prod(torch.arange(20), torch.arange(20)).tolist():
-        by_distance.setdefault(tuple((places[i] - places[j]).tolist()), []).append(products[i, j].item())
+        by_distance.setdefault(tuple((positions[i] - positions[j]).tolist()), []).append(products[i, j].item())
     assert all(max(same) - min(same) < 1e-5 for same in by_distance.values())
     assert len({round(same[0], 4) for same in by_distance.values()}) == len(by_distance)  # rows are not columns
 
@@ -65,7 +65,7 @@ def test_axes_share_the_pairs_of_channels():
 def test_rotary_positions_tell_tokens_apart():
     torch.manual_seed(0)
     attention, tokens = SelfAttention(rotary=True).build(16), torch.randn(1, 6, 16)
-    changed = attention(tokens, Visit(grid_places(2, 3))) - attention(tokens, Visit(grid_places(3, 2)))
+    changed = attention(tokens, Visit(grid_positions(2, 3))) - attention(tokens, Visit(grid_positions(3, 2)))
     assert changed.abs().max() > 1e-4
 
 

@@ -29,7 +29,7 @@ def test_unpatchify_puts_row_column_channel_back():
 
 
 def test_patch_must_divide_the_grid():
-    with pytest.raises(UserError, match=r"4 x 6 .* patch_size 4"):
+    with pytest.raises(UserError, match=r"patch_size: 4 .* 4 x 6"):
         PatchEmbedding(3, 4, 6, patch_size=4, width=8)
 
 

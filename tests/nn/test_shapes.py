@@ -17,7 +17,7 @@ from zigma_pl.models.zigzag_mamba import ZigzagMamba
 ONES = torch.ones
 MIXER, PARALLEL, ATTENTION = MambaMixer(8), ParallelMixer(8, 2), CrossAttention(8, 1, 8)
 ORDERS = torch.arange(4).int().expand(2, 4)
-PLACES = torch.zeros(4, 2)
+POSITIONS = torch.zeros(4, 2)
 
 
 def refused(module, *arguments):
@@ -26,7 +26,7 @@ def refused(module, *arguments):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("module", [ZigzagMamba(8), partial(MIXER, visit=Visit(PLACES))], ids=["layer", "mixer"])
+@pytest.mark.parametrize("module", [ZigzagMamba(8), partial(MIXER, visit=Visit(POSITIONS))], ids=["layer", "mixer"])
 @pytest.mark.parametrize("shape", [(2, 4, 7), (2, 4, 9), (4, 8), (2, 2, 2, 8), (8,), ()])
 def test_tokens_of_another_shape(module, shape):
     refused(module, ONES(shape))
@@ -39,8 +39,8 @@ def test_tokens_of_another_shape(module, shape):
 )
 def test_parallel_mixer(arguments):
     tokens, orders = arguments
-    refused(PARALLEL, tokens, Visit(PLACES, orders))
-    PARALLEL(ONES(2, 4, 8), Visit(PLACES, ORDERS))
+    refused(PARALLEL, tokens, Visit(POSITIONS, orders))
+    PARALLEL(ONES(2, 4, 8), Visit(POSITIONS, ORDERS))
 
 
 @pytest.mark.parametrize(

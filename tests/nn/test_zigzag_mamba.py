@@ -31,4 +31,4 @@ def test_the_mixer_is_an_option():
     torch.manual_seed(0)
     assert zigma_pl.ZigzagMamba(16, mixer=Mamba(state_size=4)).mixer.state_size == 4
     block, tokens = zigma_pl.ZigzagMamba(16, mixer=SelfAttention(rotary=True)), torch.randn(1, 6, 16)
-    assert not torch.allclose(block(tokens, (2, 3)), block(tokens, (3, 2)))  # places of another grid
+    assert not torch.allclose(block(tokens, (2, 3)), block(tokens, (3, 2)))  # positions of another grid

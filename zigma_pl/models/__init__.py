@@ -1,1 +1,1 @@
-"""Networks: backbones and what they are made of, which are layers, mixers and conditioners."""
+"""Networks: backbones and their parts, which are layers, token mixers and conditioners."""

@@ -1,4 +1,4 @@
-"""One layer of ZigMa: adaptive norm, mixer along a visit order, optional cross-attention; and the final layer.
+"""A block of ZigMa (adaptive norm, mixer along a visit order, optional cross-attention) and the final layer.
 
 Axes: B batch, L tokens, T tokens of a condition, D width.
 """
@@ -14,17 +14,20 @@ from zigma_pl.models.mixers.base import Branch, Mixer, Visit, add_branch_and_nor
 from zigma_pl.models.mixers.sequences import Sequences
 
 Residual = Literal["prenorm", "legacy"]
-# What a block hands on beside x: in the legacy form the residual (B, L, D); in the prenorm form the last branch, which
-# is still to be added. The next norm does that in the same pass over memory.
-Carry = Tensor | Branch | None
+Pending = Tensor | Branch | None
+"""What the next block, or the final layer, still has to add to x; None for the first block.
+
+With residual="prenorm" it is the last branch, which the next norm adds in the same pass over memory; with
+residual="legacy" it is the residual (B, L, D).
+"""
 
 
 class BlockConditions(NamedTuple):
-    """What a block is conditioned on.
+    """The embedded time and conditions, as blocks use them.
 
-    modulation: (B, D), of which shifts, scales and gates are made.
-    tokens: (B, T, D) that cross-attention attends to, None without.
-    mask: (B, T) bool, True on tokens that count; None where all do.
+    modulation: (B, D), from which shifts, scales and gates are computed.
+    tokens: (B, T, D) for cross-attention, None without it.
+    mask: (B, T) bool, True on valid tokens; None if all are valid.
     """
 
     modulation: Tensor
@@ -38,7 +41,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def zero_linear(in_features: int, out_features: int) -> nn.Linear:
-    """Return a linear layer that starts at zero, so that what it gates or ends starts as nothing."""
+    """Return a zero-initialised linear layer, for gates and final projections."""
     layer = nn.Linear(in_features, out_features)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -46,19 +49,20 @@ def zero_linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 class ZigzagBlock(nn.Module):
-    """An adaLN-Zero block around a mixer and, with tokens to attend to, a cross-attention.
+    """An adaLN-Zero block around a mixer and an optional cross-attention.
 
-    residual="prenorm": x + gate * mixer(modulate(norm(x))), the usual residual stream;
-    the last sum is left to the next norm.
-    residual="legacy": the form of the released ZigMa checkpoints, in which the normalised value carries the branch:
-    r = x + residual, n = norm(r), and (n + gate * mixer(modulate(n)), r) goes on.
+    residual="prenorm": x + gate * mixer(modulate(norm(x))), the usual residual stream, in which the last addition is
+    left to the next norm.
+    residual="legacy": the form of the released ZigMa checkpoints, in which the branch is added to the normalised value:
+    with r = x + residual and n = norm(r), the block returns (n + gate * mixer(modulate(n)), r).
 
     Args:
         width: D.
         mixer: mixes the tokens.
-        cross_attention: maps tokens, the condition's tokens and their mask to (B, L, D); None without such a condition.
-        residual: which of the two forms above.
-        sequences: what the mixer takes clips apart into; None for all tokens as one sequence.
+        cross_attention: maps tokens, the condition's tokens and their mask to (B, L, D); None without a condition that
+            has tokens.
+        residual: one of the two forms above.
+        sequences: how clips are split into sequences for the mixer; None if all tokens are one sequence.
     """
 
     def __init__(
@@ -79,35 +83,35 @@ class ZigzagBlock(nn.Module):
         self.cross_attention = cross_attention
         self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 3 * self.num_branches * width))
 
-    def forward(self, x: Tensor, carry: Carry, conditions: BlockConditions, visit: Visit) -> tuple[Tensor, Carry]:
+    def forward(self, x: Tensor, pending: Pending, conditions: BlockConditions, visit: Visit) -> tuple[Tensor, Pending]:
         """Run the block.
 
         Args:
             x: (B, L, D) tokens.
-            carry: what the block before handed on beside x, None in the first.
-            conditions: what the block is conditioned on.
+            pending: what the previous block left to be added to x; None for the first block.
+            conditions: embedded time and conditions.
             visit: the order in which the mixer visits the tokens.
 
-        Returns: x and the carry to hand to the next block or the final layer.
+        Returns: x, and what is left to be added to it.
         """
         modulation = self.modulation(conditions.modulation)[:, None].chunk(3 * self.num_branches, dim=-1)
         run = self._run_legacy if self.residual == "legacy" else self._run_prenorm
-        return run(x, carry, modulation, visit, conditions)
+        return run(x, pending, modulation, visit, conditions)
 
     def _run_prenorm(
         self,
         x: Tensor,
-        carry: Carry,
+        pending: Pending,
         modulation: tuple[Tensor, ...],
         visit: Visit,
         conditions: BlockConditions,
-    ) -> tuple[Tensor, Carry]:
+    ) -> tuple[Tensor, Pending]:
         shift, scale, gate, *cross = modulation
-        assert carry is None or isinstance(carry, Branch)
+        assert pending is None or isinstance(pending, Branch)
         if self.sequences is None:
-            x, rows, inverse = self.mixer.add_norm_mix(x, carry, self.norm, shift, scale, visit)
+            x, rows, inverse = self.mixer.add_norm_mix(x, pending, self.norm, shift, scale, visit)
         else:
-            x, rows, inverse = self.sequences.add_norm_mix(self.mixer, x, carry, self.norm, shift, scale, visit)
+            x, rows, inverse = self.sequences.add_norm_mix(self.mixer, x, pending, self.norm, shift, scale, visit)
         branch = Branch(rows, gate, inverse)
         if self.cross_attention is not None:
             assert self.cross_norm is not None
@@ -119,11 +123,11 @@ class ZigzagBlock(nn.Module):
     def _run_legacy(
         self,
         x: Tensor,
-        residual: Carry,
+        residual: Pending,
         modulation: tuple[Tensor, ...],
         visit: Visit,
         conditions: BlockConditions,
-    ) -> tuple[Tensor, Carry]:
+    ) -> tuple[Tensor, Pending]:
         shift, scale, gate, *cross = modulation
         assert residual is None or isinstance(residual, Tensor)
         residual = x if residual is None else x + residual
@@ -142,7 +146,7 @@ class ZigzagBlock(nn.Module):
 class FinalLayer(nn.Module):
     """Norm and zero-initialised projection of tokens (B, L, D) to patches (B, L, patch_features).
 
-    The prenorm form is modulated by the conditions (DiT); the legacy form is RMSNorm then LayerNorm, unmodulated.
+    The prenorm form is modulated by the conditions, as in DiT; the legacy form is RMSNorm, then LayerNorm, unmodulated.
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {"projection.weight": "projection"}
@@ -156,13 +160,13 @@ class FinalLayer(nn.Module):
             self.modulation = nn.Sequential(nn.SiLU(), zero_linear(width, 2 * width))
         self.projection = zero_linear(width, patch_features)
 
-    def forward(self, x: Tensor, carry: Carry, conditions: BlockConditions) -> Tensor:
-        """Project x and what the last block handed on beside it (None where it adds its branches itself)."""
+    def forward(self, x: Tensor, pending: Pending, conditions: BlockConditions) -> Tensor:
+        """Project x after adding what the last block left to be added (None if there is nothing to add)."""
         if self.modulation is not None:
             shift, scale = self.modulation(conditions.modulation)[:, None].chunk(2, dim=-1)
-            assert carry is None or isinstance(carry, Branch)
-            return self.projection(add_branch_and_norm(x, carry, self.norm, shift, scale)[1])
+            assert pending is None or isinstance(pending, Branch)
+            return self.projection(add_branch_and_norm(x, pending, self.norm, shift, scale)[1])
         assert self.legacy_norm is not None
-        assert carry is None or isinstance(carry, Tensor)
-        x = x if carry is None else x + carry
+        assert pending is None or isinstance(pending, Tensor)
+        x = x if pending is None else x + pending
         return self.projection(self.norm(self.legacy_norm(x)))

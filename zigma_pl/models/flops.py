@@ -1,8 +1,8 @@
-"""How many arithmetic operations a backbone takes, counted op by op without computing anything.
+"""FLOP counts of backbones, op by op, on the meta device.
 
-PyTorch's FlopCounterMode counts, with formulas for more ops than its own: those of this package stand beside the ops
-(`zigma_pl.ops.operations`), those of PyTorch's elementwise ops here. So linear layers, attention and U-ViT's
-convolution come out as FlopCounterMode alone has them, which counts nothing else.
+PyTorch's FlopCounterMode does the counting, with additional formulas: those of this package's ops are next to the ops
+(`zigma_pl.ops.operations`), those of PyTorch's elementwise ops are here. Linear layers, attention and U-ViT's
+convolution are counted as by FlopCounterMode itself, which ignores all other ops.
 """
 
 import math
@@ -24,27 +24,26 @@ from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.conditioners import CaptionConditioner
 from zigma_pl.ops.operations import FORMULAS, SIGMOID, SILU, SILU_BACKWARD, SOFTPLUS, Flops, Formula
 
-NUM_CAPTION_TOKENS = 77  # as CLIP's text encoder gives
-# They change where and how often something is computed, not what has to be computed; the meta device has no other scan.
+NUM_CAPTION_TOKENS = 77  # of CLIP's text encoder
+# Options that affect how a backbone is run but not its arithmetic. Only this scan backend runs on the meta device.
 _PLAIN_OPTIONS: dict[str, Any] = {"scan_backend": "cpu", "gradient_checkpointing": False}
 
 
 def count_flops(
     backbone: Backbone, batch_size: int = 1, *, num_caption_tokens: int = NUM_CAPTION_TOKENS, backward: bool = False
 ) -> Flops:
-    """Count one call of a backbone in any size, on any machine: it is built again, without memory, from its config.
+    """Count the operations of one call of a backbone, with a copy of it on the meta device.
 
     Args:
-        backbone: what to count; with all conditions that it takes.
+        backbone: the backbone, which is called with all its conditions.
         batch_size: B.
-        num_caption_tokens: T of the captions.
-        backward: count the backward pass as well, to the gradients of all parameters. What the scan and the causal
-            convolution compute a second time in it counts; what gradient checkpointing or `activation_memory` repeat
-            does not.
+        num_caption_tokens: T, tokens of the captions.
+        backward: also count the backward pass, for the gradients of all parameters. It includes what the scan and the
+            causal convolution recompute, but not what gradient checkpointing or `activation_memory` recompute.
 
-    Raises: UserError when the backbone runs an op whose arithmetic is not known.
+    Raises: UserError if the backbone runs an op for which there is no formula.
     """
-    # In inference mode PyTorch would not say what ops such as a linear layer are made of.
+    # In inference mode PyTorch would not decompose ops such as linear layers.
     with torch.inference_mode(False), torch.set_grad_enabled(backward):
         with torch.device("meta"):
             outline = type(backbone).from_config(_plain(backbone.config), tuple(packages_named(backbone.config)))
@@ -60,21 +59,21 @@ def count_flops(
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Count what runs in the block by kind; an op whose arithmetic is not known raises UserError."""
+    """Count the operations that run in the block by kind; an op without a formula raises UserError."""
     counter = FlopCounterMode(display=False, custom_mapping=_TORCH_FORMULAS | FORMULAS)
-    # The form of attention that is made of products and a softmax; others hide them, and not every device has them.
-    with sdpa_kernel(SDPBackend.MATH), _KnownOps(), counter:  # which takes composite ops apart first
+    # The math backend runs attention as products and a softmax, which can be counted, and exists on all devices.
+    with sdpa_kernel(SDPBackend.MATH), _KnownOps(), counter:  # the counter decomposes composite ops first
         yield counter
 
 
 def operations_of(counter: FlopCounterMode) -> Flops:
-    """Return what a counter of `counting` has counted."""
+    """Return the operations counted by a counter from `counting`."""
     by_op: Mapping[Any, Any] = counter.get_flop_counts().get("Global", {})
     return sum(by_op.values(), Flops())
 
 
 def _plain(options: Any) -> Any:
-    """Return a backbone's options, those of its mixers among them, with _PLAIN_OPTIONS in place of what was chosen."""
+    """Return options, including nested ones such as those of mixers, with the values of _PLAIN_OPTIONS."""
     if isinstance(options, list):
         return [_plain(entry) for entry in options]
     if not isinstance(options, Mapping):
@@ -93,14 +92,14 @@ def _conditions(backbone: Backbone, batch_size: int, num_caption_tokens: int) ->
 
 
 class _KnownOps(TorchDispatchMode):
-    """Raises UserError for an op without a formula, which FlopCounterMode would count as nothing."""
+    """Raises UserError for ops without a formula, which FlopCounterMode would ignore."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         op = func.overloadpacket
         if not (op in FORMULAS or op in _TORCH_FORMULAS or op in _NO_ARITHMETIC):
-            raise UserError(f"count_flops: the arithmetic of {op} is not known; add it to the tables of {__name__}")
+            raise UserError(f"count_flops: there is no formula for {op}: add one to the tables of {__name__}")
         return func(*args, **(kwargs or {}))
 
 
@@ -109,7 +108,7 @@ aten = torch.ops.aten
 
 
 def _of_kind(kind: str, op: Any) -> Formula:
-    """Return PyTorch's own formula, which leaves out the bias, as of this kind."""
+    """Return PyTorch's formula, which ignores the bias, counted as one kind."""
 
     def formula(*args: Any, out_shape: Any, **kwargs: Any) -> Flops:
         return Flops(**{kind: flop_registry[op](*args, out_val=out_shape, **kwargs)})
@@ -148,7 +147,7 @@ def _layer_norm(x: Any, shape: Any, weight: Any, bias: Any, epsilon: float, **_:
 def _layer_norm_backward(
     dout: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any, mask: Any, **_: Any
 ) -> Flops:
-    # xhat again (2); means of dy and of dy xhat (3); rstd (dy - mean - xhat mean) (4).
+    # Recompute xhat (2); means of dy and of dy xhat (3); rstd (dy - mean - xhat mean) (4).
     return Flops(elementwise=math.prod(x) * (9 + 3 * (weight is not None) + (bias is not None)))
 
 
@@ -163,9 +162,9 @@ _TORCH_FORMULAS: dict[Any, Formula] = {
     aten._safe_softmax: _each_input(5),  # maximum, difference, exp, sum, quotient
     aten._softmax_backward_data: _each_input(4),  # y (dy - sum(y dy))
     aten.silu: _each_output(SILU),
-    aten.sigmoid: _each_output(SIGMOID),  # of which, on the meta device, SiLU's derivative is made
+    aten.sigmoid: _each_output(SIGMOID),  # part of SiLU's derivative on the meta device
     aten.silu_backward: _each_output(SILU_BACKWARD),
-    # x (1 + tanh(c (x + a x^3))) / 2; that of its derivative, with the tanh again.
+    # x (1 + tanh(c (x + a x^3))) / 2, and its derivative, which recomputes the tanh.
     aten.gelu: _each_output(9),
     aten.gelu_backward: _each_output(18),
     aten.softplus: _each_output(SOFTPLUS),

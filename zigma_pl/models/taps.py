@@ -1,4 +1,4 @@
-"""The output of inner layers of a backbone, for loss terms that read it."""
+"""Access to the outputs of inner layers of a backbone, for loss terms."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,14 +13,14 @@ from zigma_pl.models.mixers import Branch
 
 @contextmanager
 def tapped(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the block, keep what the named layers give when the backbone is called.
+    """Collect the outputs of the named layers when the backbone is called within the block.
 
     Args:
         backbone: the network.
         layers: names as in `backbone.named_modules()`.
 
-    Yields: a dictionary that fills up with the layers' output. Of a block that returns its tokens with a branch that
-        has yet to be added, the sum.
+    Yields: a dictionary to which the layers' outputs are added. For a block that returns tokens and a branch that has
+        not been added yet, the output is their sum.
 
     Raises: UserError for a layer that the backbone does not have.
     """
@@ -41,14 +41,14 @@ def _layer(backbone: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         children = ", ".join(child for child, _ in backbone.named_children())
         raise UserError(
-            f"loss term: the backbone has no layer {name!r}; layers are named from {children}, such as blocks.0"
+            f"loss term: the backbone has no layer {name!r}: use names that start with {children}, such as blocks.0"
         ) from None
 
 
 def _tokens_of(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    x, carry = output
-    if isinstance(carry, Branch):  # which the next norm would add
-        return x + carry.gate * carry.raster_rows()
-    return x if carry is None else x + carry
+    x, pending = output
+    if isinstance(pending, Branch):
+        return x + pending.gate * pending.raster_rows()
+    return x if pending is None else x + pending

@@ -1,4 +1,4 @@
-"""A stand-alone zigzag Mamba layer for other people's networks.
+"""A standalone zigzag Mamba layer for use in other networks.
 
 Axes: B batch, L tokens, D width.
 """
@@ -18,15 +18,15 @@ from zigma_pl.scan.schedule import ScanConfig
 
 
 class ZigzagMamba(nn.Module):
-    """Mix the tokens of a 2-D grid along one zigzag: (B, L, D) -> (B, L, D), any grid, raster order in and out.
+    """Mix the tokens of a 2-D grid along one zigzag: (B, L, D) -> (B, L, D), with input and output in raster order.
 
-    Stack several with order_index 0, 1, 2, ... for ZigMa's Omega_i = S_{i mod k} (arXiv:2403.13802, section 3.2).
+    Stack layers with order_index 0, 1, 2, ... for ZigMa's Omega_i = S_{i mod k} (arXiv:2403.13802, section 3.2).
 
     Args:
         width: D.
-        order_index: i, which of the k orders of `scan` this layer uses (taken modulo k).
-        scan: family and number of orders.
-        mixer: options of the mixer, one that takes one order.
+        order_index: i, index of the order that this layer uses, modulo k.
+        scan: family and number k of the orders.
+        mixer: options of a mixer that uses a single order.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class ZigzagMamba(nn.Module):
         self.mixer = mixer.build(width)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Mix tokens (B, L, D) of a (height, width) grid; a square grid is assumed when `grid` is None.
+        """Mix tokens (B, L, D) of a (height, width) grid, which is square if `grid` is None.
 
-        Raises: UserError for tokens of another shape, when L is not height * width, or no square when `grid` is None.
+        Raises: UserError for tokens of another shape, if L is not height * width, or not a square if `grid` is None.
         """
         check_shape("ZigzagMamba", "tokens", tokens, "(B, L, D)", None, None, self.width)
         num_tokens = tokens.shape[1]
@@ -62,5 +62,5 @@ def _visit(scan: ScanConfig, order_index: int, height: int, width: int, device: 
     orders = scan.orders(height, width)
     order = torch.as_tensor(orders[order_index % len(orders)], dtype=torch.int32, device=device)
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=-1).float().to(device)
-    return Visit(places, order, inverse_order(order).int())
+    positions = torch.stack([rows.flatten(), columns.flatten()], dim=-1).float().to(device)
+    return Visit(positions, order, inverse_order(order).int())

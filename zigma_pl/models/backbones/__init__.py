@@ -1,4 +1,4 @@
-"""Backbones: networks that map (x_t, t, condition) to a prediction of x_t's shape, one file each."""
+"""Backbones: networks that map (x_t, t, conditions) to a prediction with the shape of x_t."""
 
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.backbones.dit import DiT

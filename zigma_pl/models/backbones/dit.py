@@ -1,4 +1,4 @@
-"""DiT: the diffusion transformer, adaLN-Zero blocks of self-attention and a perceptron.
+"""DiT, the diffusion transformer: adaLN-Zero blocks of self-attention and an MLP.
 
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
@@ -23,7 +23,7 @@ from zigma_pl.scan.schedule import ScanConfig
 
 Size = Literal["S", "B", "L", "XL"]
 
-# (width, depth) of the paper's table 1.
+# (width, depth) from table 1 of the paper.
 SIZES: dict[str, tuple[int, int]] = {"S": (384, 12), "B": (768, 12), "L": (1024, 24), "XL": (1152, 28)}
 
 
@@ -31,29 +31,30 @@ class DiT(TokenBackbone):
     """Diffusion transformer (arXiv:2212.09748); classes are added to the time embedding, captions cross-attended.
 
     Args:
-        in_channels: C, channels of the latents (or pixels). On the command line this, height, width, frames, classes
-            and caption width are those of the data module where they are not given.
-        latent_height: H of the latents.
-        latent_width: W of the latents.
-        patch_size: side of the square patch that makes one token; H and W must be divisible by it.
-        latent_frames: F, frames of a video's latents, each cut into patches by itself; None for pictures.
+        in_channels: C, channels of the latents (or pixels). On the command line, in_channels, latent_height,
+            latent_width, latent_frames, num_classes and caption_dim default to those of the data module.
+        latent_height: H, height of the latents.
+        latent_width: W, width of the latents.
+        patch_size: side of the square patches, each of which is one token; must divide H and W.
+        latent_frames: F, frames of the latents of a video, each cut into patches; None for images.
         size: named preset of (width, depth, heads): S (384, 12, 6), B (768, 12, 12), L (1024, 24, 16),
             XL (1152, 28, 16).
         width: D; overrides the preset.
         depth: number of layers; overrides the preset.
-        mixers: the mixer of every layer, or a plan of several that the layers repeat; None for the paper's attention.
-        scan: the orders for mixers that take orders.
-        mlp_ratio: hidden width of the perceptron over D. The paper has 4; with 4.5 every size has ZigMa's number of
+        mixers: the mixer of all layers, or a list of mixers that is repeated over the layers; None for self-attention
+            as in the paper.
+        scan: visit orders for mixers that use them.
+        mlp_ratio: hidden width of the MLP divided by D. The paper has 4; with 4.5 every size has ZigMa's number of
             parameters within 3 % (both without captions, for which ZigMa has twice as many cross-attentions).
         position_embedding: none, cosine (fixed, as in the paper) or learnable.
-        num_classes: classes to condition on; None for none.
-        caption_dim: width of the caption features to condition on; None for none.
-        null_condition: learn an entry for "no class" and "no caption"; guidance and condition dropout need it.
-        conditioners: how further conditions of the data enter, by name, such as a map beside x_t; one named "class" or
-            "caption" takes the place of the plain one.
+        num_classes: number of classes to condition on; None for no class condition.
+        caption_dim: feature width of the captions to condition on; None for no caption condition.
+        null_condition: learn null entries for "no class" and "no caption", which guidance and condition dropout need.
+        conditioners: conditioners of additional conditions by name, such as a map that is concatenated to x_t; "class"
+            or "caption" replaces the default conditioner.
         attention_heads: heads of the cross-attention to captions.
-        attention_head_dim: width of each of those heads.
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        attention_head_dim: width of each cross-attention head.
+        gradient_checkpointing: recompute each block in the backward pass instead of storing its activations.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class DiT(TokenBackbone):
         super().__init__(width, config, conditioners)
         self.choose(mixers=mixers)
         layers = layers_of(mixers, depth)
-        self.hold_orders(layers, scan)
+        self.register_orders(layers, scan)
         self.blocks = nn.ModuleList(
             DiTBlock(
                 *(width, layer, mlp_ratio), make_cross_attention(width, config, conditioners), self.sequences(order)
@@ -95,7 +96,7 @@ class DiT(TokenBackbone):
         self.final_layer = FinalLayer(width, self.patch_features)
 
     def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
-        """Run the blocks and the final layer, all modulated by time (and class, or mean caption)."""
+        """Run the blocks and the final layer, all modulated by the time and the conditions."""
         conditions = self.block_conditions(t, entries)
         for layer, block in enumerate(self.blocks):
             x = self.run_block(block, x, conditions, self.visit(layer))
@@ -103,7 +104,7 @@ class DiT(TokenBackbone):
 
 
 class DiTBlock(nn.Module):
-    """A mixer, cross-attention if there are captions, and a perceptron: x + gate * branch(modulate(norm(x)))."""
+    """A mixer, optional cross-attention, and an MLP, each as x + gate * branch(modulate(norm(x)))."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Options and weights of backbones that were stored before mixers and conditioners had options of their own."""
+"""Conversion of stored options and weights from before mixers and conditioners were separate options."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _RENAMED = (
 
 
 def migrated_options(backbone: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a backbone, by the name of its class, with those of its mixers as `mixers`."""
+    """Return the options of a backbone, given the name of its class, with its mixer's options moved to `mixers`."""
     kept = dict(options)
     of_mamba = {name: kept.pop(name) for name in _OF_MAMBA if name in kept}
     mixers: MixerOptions | None = None
@@ -32,7 +32,7 @@ def migrated_options(backbone: str, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def migrated_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a backbone under the names that its parameters have now."""
+    """Return the weights of a backbone under the current names of its parameters."""
     return {_renamed(name): value for name, value in weights.items()}
 
 

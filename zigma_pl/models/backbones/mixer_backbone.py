@@ -1,4 +1,4 @@
-"""Backbones of adaLN-Zero blocks around any mixers: they differ by their plan of mixers and by their scan.
+"""Backbones of adaLN-Zero blocks around token mixers, which differ in their mixers and their scan.
 
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zigma_pl.models.backbones.base import checked_options, resolve_size
 from zigma_pl.models.backbones.token_backbone import TokenBackbone, all_conditioners, make_cross_attention
-from zigma_pl.models.block import Carry, FinalLayer, Residual, ZigzagBlock
+from zigma_pl.models.block import FinalLayer, Pending, Residual, ZigzagBlock
 from zigma_pl.models.conditioners import ConditionerOptions, Entry
 from zigma_pl.models.layers.cross_attention import CrossAttention
 from zigma_pl.models.layers.embeddings import PositionKind
@@ -23,45 +23,46 @@ from zigma_pl.scan.schedule import ScanConfig
 
 Size = Literal["S", "B", "L", "XL"]
 
-# (width, depth): the widths of DiT's sizes, with two Mamba layers for each of its attention + perceptron layers.
+# (width, depth): widths as in DiT, with two Mamba layers for each of DiT's layers of attention and MLP.
 SIZES: dict[str, tuple[int, int]] = {"S": (384, 24), "B": (768, 24), "L": (1024, 48), "XL": (1152, 56)}
 
 
 class MixerBackbone(TokenBackbone):
-    """adaLN-Zero blocks, each around the mixer that the plan gives its layer. A subclass has a plan and a scan.
+    """adaLN-Zero blocks, each around a token mixer. Subclasses define the default mixers and the default scan.
 
     Args:
-        in_channels: C, channels of the latents (or pixels). On the command line this, height, width, frames, classes
-            and caption width are those of the data module where they are not given.
-        latent_height: H of the latents.
-        latent_width: W of the latents.
-        patch_size: side of the square patch that makes one token; H and W must be divisible by it.
-        latent_frames: F, frames of a video's latents, each cut into patches by itself; None for pictures.
-        size: named preset of (width, depth): S (384, 24), B (768, 24), L (1024, 48), XL (1152, 56). Depths are those of
-            Mamba; of other mixers there are as many layers as come closest to its number of parameters.
+        in_channels: C, channels of the latents (or pixels). On the command line, in_channels, latent_height,
+            latent_width, latent_frames, num_classes and caption_dim default to those of the data module.
+        latent_height: H, height of the latents.
+        latent_width: W, width of the latents.
+        patch_size: side of the square patches, each of which is one token; must divide H and W.
+        latent_frames: F, frames of the latents of a video, each cut into patches; None for images.
+        size: named preset of (width, depth): S (384, 24), B (768, 24), L (1024, 48), XL (1152, 56). The depths are for
+            Mamba; with other mixers, the depth is chosen to match the number of parameters.
         width: D; overrides the preset.
         depth: number of layers; overrides the preset.
-        mixers: the mixer of every layer, or a plan of several that the layers repeat; None for the backbone's own.
-        scan: which family of orders, how many of them the layers take in turn, and how clips are scanned; None for the
-            backbone's own.
+        mixers: the mixer of all layers, or a list of mixers that is repeated over the layers; None for the default of
+            the backbone.
+        scan: family of visit orders, how many of them the layers cycle through, and how clips are scanned; None for the
+            default of the backbone.
         position_embedding: none, cosine (fixed) or learnable.
-        num_classes: classes to condition on; None for none.
-        caption_dim: width of the caption features to condition on; None for none.
-        null_condition: learn an entry for "no class" and "no caption"; guidance and condition dropout need it.
-        conditioners: how further conditions of the data enter, by name, such as a map beside x_t; one named "class" or
-            "caption" takes the place of the plain one.
+        num_classes: number of classes to condition on; None for no class condition.
+        caption_dim: feature width of the captions to condition on; None for no caption condition.
+        null_condition: learn null entries for "no class" and "no caption", which guidance and condition dropout need.
+        conditioners: conditioners of additional conditions by name, such as a map that is concatenated to x_t; "class"
+            or "caption" replaces the default conditioner.
         attention_heads: heads of the cross-attention to captions.
-        attention_head_dim: width of each head.
-        residual: "prenorm", or "legacy", the form of the released ZigMa checkpoints.
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        attention_head_dim: width of each cross-attention head.
+        residual: "prenorm", or "legacy" for the residual connections of the released ZigMa checkpoints.
+        gradient_checkpointing: recompute each block in the backward pass instead of storing its activations.
     """
 
-    own_scan: ClassVar[ScanConfig] = ScanConfig()
+    default_scan: ClassVar[ScanConfig] = ScanConfig()
 
     @classmethod
     @abstractmethod
-    def own_mixers(cls, scan: ScanConfig) -> Plan:
-        """Return the plan that a backbone has unless it is given another."""
+    def default_mixers(cls, scan: ScanConfig) -> Plan:
+        """Return the mixers that are used if the option `mixers` is None."""
 
     def __init__(
         self,
@@ -85,8 +86,8 @@ class MixerBackbone(TokenBackbone):
         residual: Residual = "prenorm",
         gradient_checkpointing: bool = False,
     ) -> None:
-        scan = scan or self.own_scan
-        mixers = mixers or self.own_mixers(scan)
+        scan = scan or self.default_scan
+        mixers = mixers or self.default_mixers(scan)
         config = checked_options(locals())
         conditioners = all_conditioners(config, conditioners)
         attention = partial(make_cross_attention, config=config, conditioners=conditioners)
@@ -94,7 +95,7 @@ class MixerBackbone(TokenBackbone):
         super().__init__(width, config, conditioners)
         self.choose(mixers=mixers, scan=scan)
         layers = layers_of(mixers, depth)
-        self.hold_orders(layers, scan)
+        self.register_orders(layers, scan)
         self.blocks = nn.ModuleList(
             ZigzagBlock(*(width, layer.build(width), attention(width), residual, self.sequences(order)))
             for layer, order in zip(layers, self.layer_orders, strict=True)
@@ -102,12 +103,12 @@ class MixerBackbone(TokenBackbone):
         self.final_layer = FinalLayer(width, self.patch_features, residual)
 
     def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
-        """Run the blocks, each along its own order, and the final layer."""
+        """Run the blocks, each along its own visit order, and the final layer."""
         conditions = self.block_conditions(t, entries)
-        carry: Carry = None
+        pending: Pending = None
         for layer, block in enumerate(self.blocks):
-            x, carry = self.run_block(block, x, carry, conditions, self.visit(layer))
-        return self.final_layer(x, carry, conditions)
+            x, pending = self.run_block(block, x, pending, conditions, self.visit(layer))
+        return self.final_layer(x, pending, conditions)
 
 
 def matched_size(
@@ -119,8 +120,8 @@ def matched_size(
 ) -> tuple[int, int]:
     """Return (width, depth).
 
-    A preset's depth is that of layers of Mamba. With other mixers it becomes the whole number of layers whose
-    parameters come closest to those of the preset; an explicit depth is taken as it is.
+    The depth of a preset is for Mamba layers. With other mixers it becomes the integer that matches the preset's number
+    of parameters best; an explicit depth is not changed.
     """
     width, preset_depth = resolve_size(SIZES, size, width, depth)
     entries = mixers if isinstance(mixers, list) else [mixers]

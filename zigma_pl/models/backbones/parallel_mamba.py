@@ -1,4 +1,4 @@
-"""Parallel Mamba: every block scans the grid along all of the orders, the costly alternative to ZigMa's turns."""
+"""Parallel Mamba: every block scans along all orders, the expensive alternative to ZigMa's one order per layer."""
 
 from zigma_pl.models.backbones.mixer_backbone import MixerBackbone
 from zigma_pl.models.mixers import ParallelDirections
@@ -7,14 +7,14 @@ from zigma_pl.scan.schedule import ScanConfig
 
 
 class ParallelMamba(MixerBackbone):
-    """Blocks with k scan directions in parallel (ZigMa, arXiv:2403.13802, Fig. 4 c and d), k orders of the scan.
+    """Blocks with k parallel scan directions, one for each order of the scan (ZigMa, arXiv:2403.13802, Fig. 4 c and d).
 
-    Its own mixers are ParallelDirections of as many directions as the scan has orders, so that every layer scans along
-    all of them. A layer's time and memory grow with k; B with eight directions has 19 layers in place of 24. With k = 1
-    it is ZigMa with one order. Options as of MixerBackbone.
+    The default mixer is ParallelDirections with as many directions as the scan has orders, so that every layer scans
+    along all of them. Time and memory of a layer grow with k; size B with eight directions has 19 layers instead of 24.
+    With k = 1 it is ZigMa with one order. See `MixerBackbone` for the options.
     """
 
     @classmethod
-    def own_mixers(cls, scan: ScanConfig) -> Plan:
-        """All orders in every layer."""
+    def default_mixers(cls, scan: ScanConfig) -> Plan:
+        """Return a mixer that scans along all orders in every layer."""
         return ParallelDirections(scan.period)

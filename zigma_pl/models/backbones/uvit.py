@@ -1,4 +1,4 @@
-"""U-ViT: a transformer that takes time and condition as tokens, with long skip connections between its halves.
+"""U-ViT: a transformer with time and conditions as tokens, and long skip connections between its halves.
 
 Axes: B batch, F frames (videos only), C channels, H W latent grid, L tokens, T caption tokens, D width.
 """
@@ -25,40 +25,41 @@ from zigma_pl.scan.schedule import ScanConfig
 
 Size = Literal["S", "B", "L", "XL"]
 
-# (width, depth): widths of ZigMa's sizes, depths for as many parameters. B is the paper's U-ViT-M.
+# (width, depth): widths as in ZigMa, depths that match ZigMa's number of parameters. B is U-ViT-M of the paper.
 SIZES: dict[str, tuple[int, int]] = {"S": (384, 17), "B": (768, 17), "L": (1024, 33), "XL": (1152, 39)}
 
 
 class UViT(TokenBackbone):
-    """U-ViT (arXiv:2209.12152): [time, class or caption, patches] as one sequence through a transformer.
+    """U-ViT (arXiv:2209.12152): a transformer over the sequence [time, class or caption, patches].
 
-    The last (depth - 1) // 2 blocks each take the output of one of the first, nearest to nearest: concatenated with
-    their input and projected back to D. Positions are added to the patch tokens; the others tell themselves apart by
-    their own embeddings. A dropped caption counts as a single null token, however many caption tokens the batch has.
+    Skip connections join the first and the last (depth - 1) // 2 blocks, the innermost ones with each other: the output
+    of the early block is concatenated with the input of the late block and projected back to D. Position embeddings are
+    added to the patch tokens only. A dropped caption counts as a single null token, independent of the number of
+    caption tokens in the batch.
 
     Args:
-        in_channels: C, channels of the latents (or pixels). On the command line this, height, width, frames, classes
-            and caption width are those of the data module where they are not given.
-        latent_height: H of the latents.
-        latent_width: W of the latents.
-        patch_size: side of the square patch that makes one token; H and W must be divisible by it.
-        latent_frames: F, frames of a video's latents, each cut into patches by itself; None for pictures.
+        in_channels: C, channels of the latents (or pixels). On the command line, in_channels, latent_height,
+            latent_width, latent_frames, num_classes and caption_dim default to those of the data module.
+        latent_height: H, height of the latents.
+        latent_width: W, width of the latents.
+        patch_size: side of the square patches, each of which is one token; must divide H and W.
+        latent_frames: F, frames of the latents of a video, each cut into patches; None for images.
         size: named preset of (width, depth, heads): S (384, 17, 6), B (768, 17, 12), L (1024, 33, 16),
             XL (1152, 39, 16), each with ZigMa's number of parameters within 3 % (both without captions).
         width: D; overrides the preset.
         depth: number of layers; overrides the preset.
-        mixers: the mixer of every layer, or a plan of several that the layers repeat; None for the paper's attention.
-            With captions, all have to take a mask.
-        scan: the orders for mixers that take orders; the tokens before the patches are visited first.
-        mlp_ratio: hidden width of the perceptron over D. The paper has 4; 4.25 makes up ZigMa's parameters.
+        mixers: the mixer of all layers, or a list of mixers that is repeated over the layers; None for self-attention
+            as in the paper. With captions, all mixers must support masks.
+        scan: visit orders for mixers that use them; the tokens before the patches are visited first.
+        mlp_ratio: hidden width of the MLP divided by D. The paper has 4; 4.25 matches ZigMa's number of parameters.
         final_convolution: end with the paper's 3 x 3 convolution over the predicted latents.
         position_embedding: none, cosine (fixed) or learnable (as in the paper).
-        num_classes: classes to condition on; None for none.
-        caption_dim: width of the caption features to condition on; None for none.
-        null_condition: learn an entry for "no class" and "no caption"; guidance and condition dropout need it.
-        conditioners: how further conditions of the data enter, by name, such as a map beside x_t; one named "class" or
-            "caption" takes the place of the plain one.
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        num_classes: number of classes to condition on; None for no class condition.
+        caption_dim: feature width of the captions to condition on; None for no caption condition.
+        null_condition: learn null entries for "no class" and "no caption", which guidance and condition dropout need.
+        conditioners: conditioners of additional conditions by name, such as a map that is concatenated to x_t; "class"
+            or "caption" replaces the default conditioner.
+        gradient_checkpointing: recompute each block in the backward pass instead of storing its activations.
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {
@@ -95,17 +96,17 @@ class UViT(TokenBackbone):
         self.choose(mixers=mixers)
         layers = layers_of(mixers, depth)
         if gives_tokens(conditioners) and not all(layer.takes_mask for layer in layers):
-            raise UserError("mixers: a UViT with captions needs mixers that take a mask, such as SelfAttention")
-        self.hold_orders(layers, scan)
+            raise UserError("mixers: UViT with captions needs mixers that support masks, such as SelfAttention")
+        self.register_orders(layers, scan)
         if any(order.axis is not None for order in self.layer_orders):
-            raise UserError("scan.video: a UViT has no factorized scan of videos; choose 3d, or another backbone")
+            raise UserError("scan.video: UViT has no factorized scan: set it to 3d, or use another backbone")
         self.num_skips = (depth - 1) // 2
         self.blocks = nn.ModuleList(
             UViTBlock(width, mixer, mlp_ratio, takes_skip=layer >= depth - self.num_skips)
             for layer, mixer in enumerate(layers)
         )
         self.norm = nn.LayerNorm(width)
-        # The prediction starts at zero, the convolution as the identity: its few weights, if zero, hold up all others.
+        # The prediction starts at zero, the convolution as the identity: if it were zero too, nothing else would learn.
         self.projection = zero_linear(width, self.patch_features)
         self.final_convolution = identity_convolution(self.latent_shape[-3]) if final_convolution else nn.Identity()
 
@@ -116,12 +117,12 @@ class UViT(TokenBackbone):
         conditions: Conditions | None = None,
         dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Predict (B, C, H, W), of videos (B, F, C, H, W); see Backbone.forward for the arguments."""
+        """Predict (B, C, H, W), (B, F, C, H, W) for videos; see `Backbone.forward` for the arguments."""
         prediction = super().forward(x_t, t, conditions, dropped)
         return self.final_convolution(prediction.flatten(0, -4)).reshape(x_t.shape)
 
     def run_layers(self, x: Tensor, t: Tensor, entries: list[Entry]) -> Tensor:
-        """Run the blocks over [time, conditions, patches] and project what became of the patches."""
+        """Run the blocks over [time, conditions, patches] and project the patch tokens."""
         num_patches, num_blocks = x.shape[1], len(self.blocks)
         prefix, mask = self.embed_prefix(t, entries)
         if mask is not None:
@@ -140,7 +141,7 @@ class UViT(TokenBackbone):
         return self.projection(self.norm(x[:, -num_patches:]))
 
     def embed_prefix(self, t: Tensor, entries: list[Entry]) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens before the patches, (B, 1 + T, D), and which of them count, (B, 1 + T) bool; None if all.
+        """Return the tokens before the patches, (B, 1 + T, D), and their mask, (B, 1 + T) bool, None if all are valid.
 
         T is the number of tokens of all conditions, 1 for a class.
         """
@@ -151,19 +152,22 @@ class UViT(TokenBackbone):
 
 
 def as_tokens(entry: Entry) -> Entry:
-    """Return a condition that enters as tokens: its own, of which a single null token counts, or its modulation."""
+    """Return the entry with tokens only: its own tokens, or its modulation as one token.
+
+    For dropped samples, the mask keeps a single null token.
+    """
     if entry.tokens is None:
         return Entry(tokens=None if entry.modulation is None else entry.modulation[:, None])
     mask = entry.mask
     if entry.dropped is not None:
-        # Attention weighs T equal null tokens T times as much as one, so only the first of them may count.
+        # T equal null tokens would get T times the attention weight of one, so only the first is kept.
         first = torch.arange(entry.tokens.shape[1], device=entry.tokens.device) == 0
         mask = (first | ~entry.dropped[:, None]) & (True if mask is None else mask)
     return Entry(tokens=entry.tokens, mask=mask)
 
 
 class UViTBlock(nn.Module):
-    """x + mixer(norm(x)), then x + perceptron(norm(x)); before them, a skip is merged into x if it takes one."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)), after merging the skip connection into x if the block has one."""
 
     def __init__(self, width: int, mixer: MixerOptions, mlp_ratio: float, takes_skip: bool) -> None:
         super().__init__()
@@ -188,17 +192,17 @@ class UViTBlock(nn.Module):
 
 
 def visit_after(num_prefix: int, visit: Visit) -> Visit:
-    """Return a visit of that many more tokens, which come before those of `visit` and lie outside of the grid."""
-    places = torch.nn.functional.pad(visit.places, (0, 0, num_prefix, 0), value=-1.0)
+    """Extend a visit by `num_prefix` tokens that are visited first and have positions outside the grid."""
+    positions = torch.nn.functional.pad(visit.positions, (0, 0, num_prefix, 0), value=-1.0)
     if visit.order is None:
-        return Visit(places)
-    first = torch.arange(num_prefix, dtype=visit.order.dtype, device=places.device).expand(*visit.order.shape[:-1], -1)
-    order = torch.cat([first, visit.order + num_prefix], dim=-1)
-    return Visit(places, order, inverse_order(order).to(order.dtype))
+        return Visit(positions)
+    first = torch.arange(num_prefix, dtype=visit.order.dtype, device=positions.device)
+    order = torch.cat([first.expand(*visit.order.shape[:-1], -1), visit.order + num_prefix], dim=-1)
+    return Visit(positions, order, inverse_order(order).to(order.dtype))
 
 
 def identity_convolution(num_channels: int) -> nn.Conv2d:
-    """Return a 3 x 3 convolution that keeps the grid and starts as the identity."""
+    """Return a 3 x 3 convolution that preserves height and width and is initialised to the identity."""
     layer = nn.Conv2d(num_channels, num_channels, kernel_size=3, padding=1)
     nn.init.dirac_(layer.weight)
     assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""Conditioners, by their options: what `conditioners` of a backbone names by class_path."""
+"""Conditioners and their options, which the option `conditioners` of backbones names by class_path."""
 
 from zigma_pl.core.batch import Condition, Conditions
 from zigma_pl.models.conditioners.base import Conditioner, ConditionerOptions, Entry, Sizes

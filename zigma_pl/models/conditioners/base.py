@@ -1,4 +1,4 @@
-"""What a conditioner promises.
+"""Base classes of conditioners.
 
 Axes: B batch, F frames (videos only), C channels, H W latent grid, T tokens of a condition, D width.
 """
@@ -15,13 +15,13 @@ from zigma_pl.core.ranges import check_numbers
 
 
 class Entry(NamedTuple):
-    """How a condition enters the network: in one or more of three ways, the others are None.
+    """An embedded condition, which enters the network in one or more of three ways; unused fields are None.
 
-    modulation: (B, D), added to what modulates the blocks.
-    tokens: (B, T, D), which the blocks attend to.
-    mask: (B, T) bool, True on tokens that count; None where all do.
-    channels: (B, C, H, W), of videos (B, F, C, H, W), put beside the channels of x_t.
-    dropped: (B,) bool, True where the tokens repeat a single null token; None where they nowhere do.
+    modulation: (B, D), added to the time embedding that modulates the blocks.
+    tokens: (B, T, D), to which the blocks attend.
+    mask: (B, T) bool, True on valid tokens; None if all are valid.
+    channels: (B, C, H, W), (B, F, C, H, W) for videos, concatenated to the channels of x_t.
+    dropped: (B,) bool, True for samples whose tokens all repeat the null token; None if there are no such samples.
     """
 
     modulation: Tensor | None = None
@@ -32,11 +32,11 @@ class Entry(NamedTuple):
 
 
 class Conditioner(nn.Module, ABC):
-    """Embeds one condition; holds its null entry, which takes its place where it is dropped.
+    """Embeds one condition, with a null entry for samples in which it is dropped.
 
     Args:
         has_null: whether there is a null entry, which guidance and dropout need.
-        dropout: share of training samples in which this condition is dropped, whatever becomes of the others.
+        dropout: fraction of training samples in which this condition is dropped, independent of other conditions.
 
     Raises: UserError for a dropout that is out of range, or without a null entry.
     """
@@ -45,30 +45,30 @@ class Conditioner(nn.Module, ABC):
         super().__init__()
         check_numbers("conditioner", least=0, most=1, dropout=dropout)
         if dropout and not has_null:
-            raise UserError(f"conditioner.dropout: {dropout} needs a null entry; set null to true, or dropout to 0")
+            raise UserError(f"conditioner.dropout: {dropout} needs a null entry: set null to true, or dropout to 0")
         self.has_null = has_null
         self.dropout = dropout
 
     @abstractmethod
     def forward(self, condition: Condition, dropped: Tensor | None = None) -> Entry:
-        """Embed a condition; samples where `dropped`, (B,) bool, is True get the null entry."""
+        """Embed a condition, with the null entry for samples where `dropped`, (B,) bool, is True."""
 
     @abstractmethod
     def check(self, name: str, condition: Condition, batch_size: int) -> None:
-        """Raise UserError when the condition, which has this name, is not what this conditioner takes."""
+        """Raise UserError, with the name of the condition, if this conditioner cannot embed it."""
 
     @abstractmethod
     def placeholder(self, batch_size: int, device: torch.device) -> Condition:
-        """Return a condition of any value, to be dropped: for samples without a condition."""
+        """Return a condition with arbitrary values, to be dropped for samples without a condition."""
 
 
 class Sizes(NamedTuple):
-    """What a network is built for, as far as its conditioners need to know.
+    """The sizes of a network from which its conditioners are built.
 
     width: D.
-    latent_shape: (C, H, W) of x_t, of videos (F, C, H, W).
-    num_classes: classes of the data, None for none.
-    caption_dim: width of the features of the data's captions, None for none.
+    latent_shape: (C, H, W) of x_t, (F, C, H, W) for videos.
+    num_classes: number of classes of the data, None without classes.
+    caption_dim: feature width of the captions of the data, None without captions.
     """
 
     width: int
@@ -78,24 +78,24 @@ class Sizes(NamedTuple):
 
 
 class ConditionerOptions(ABC):
-    """The options of a conditioner; subclasses are frozen dataclasses, named in YAML by class_path.
+    """Options of a conditioner; subclasses are frozen dataclasses that YAML names by class_path.
 
-    gives_tokens: whether its entry has tokens, for which a backbone needs cross-attention.
+    gives_tokens: whether the embedded condition has tokens, for which a backbone needs cross-attention.
     """
 
     gives_tokens: ClassVar[bool] = False
 
-    def channels_beside_x_t(self) -> int:
-        """Return how many channels its entry has."""
+    def num_input_channels(self) -> int:
+        """Return how many channels the embedded condition adds to x_t."""
         return 0
 
     @abstractmethod
     def build(self, sizes: Sizes) -> Conditioner:
-        """Make the conditioner for a network of these sizes."""
+        """Build the conditioner for a network of these sizes."""
 
 
 def joined_tokens(entries: list[Entry]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the tokens of all entries as one sequence (B, T, D) with its mask (B, T); None without tokens."""
+    """Concatenate the tokens of all entries to (B, T, D), with their mask (B, T); both None without tokens."""
     parts = [(entry.tokens, entry.mask) for entry in entries if entry.tokens is not None]
     if not parts:
         return None, None

@@ -1,4 +1,4 @@
-"""A caption as condition: the blocks attend to its tokens, and their mean modulates the blocks."""
+"""The caption condition: the blocks attend to its tokens and are modulated by their mean."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ MAX_DIM = 65_536
 
 
 class CaptionConditioner(Conditioner):
-    """Project caption features (B, T, caption_dim) to tokens (B, T, D). The null entry is a learned token."""
+    """Projects caption features (B, T, caption_dim) to tokens (B, T, D). The null entry is a learned token."""
 
     parameter_roles: ClassVar[dict[str, str]] = {"null_token": "embedding"}
 
@@ -27,7 +27,7 @@ class CaptionConditioner(Conditioner):
         self.null_token = nn.Parameter(torch.empty(caption_dim).normal_(std=0.02)) if has_null else None
 
     def forward(self, condition: Condition, dropped: Tensor | None = None) -> Entry:
-        """Return the tokens, their mask and their mean; of a dropped caption every token is the null token."""
+        """Return the tokens, their mask and their mean; all tokens of a dropped caption are the null token."""
         features, mask = condition
         features = features.to(self.projection.weight.dtype)
         if dropped is not None:
@@ -38,7 +38,7 @@ class CaptionConditioner(Conditioner):
         return Entry(masked_mean(tokens, mask), tokens, mask, dropped=dropped)
 
     def check(self, name: str, condition: Condition, batch_size: int) -> None:
-        """Raise UserError for anything but features (B, T, caption_dim) and a mask (B, T)."""
+        """Raise UserError unless the condition has features (B, T, caption_dim) and a mask (B, T) or None."""
         features, mask = condition
         if features.ndim != 3 or features.shape[-1] != self.caption_dim:
             raise UserError(
@@ -55,7 +55,7 @@ class CaptionConditioner(Conditioner):
 
 
 def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over T of tokens (B, T, D), counting only tokens where mask (B, T) is True: (B, D)."""
+    """Return the mean (B, D) over the tokens (B, T, D) for which mask (B, T) is True."""
     if mask is None:
         return tokens.mean(dim=1)
     weights = mask.to(tokens.dtype)[..., None]
@@ -64,12 +64,12 @@ def masked_mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Caption(ConditionerOptions):
-    """A caption, to whose tokens the blocks attend; their mean is added to the embedding of the time.
+    """A caption: the blocks attend to its tokens, and their mean is added to the time embedding.
 
     Args:
-        caption_dim: width of a token's features; None for that of the backbone, which is the data's.
-        dropout: share of training samples in which the caption is dropped, whatever becomes of other conditions.
-        null: learn an entry for "no caption"; guidance and dropout need it.
+        caption_dim: feature width of a token; None for caption_dim of the backbone, which follows the data.
+        dropout: fraction of training samples in which the caption is dropped, independent of other conditions.
+        null: learn a null entry for "no caption", which guidance and dropout need.
     """
 
     caption_dim: int | None = None
@@ -78,9 +78,9 @@ class Caption(ConditionerOptions):
     gives_tokens: ClassVar[bool] = True
 
     def build(self, sizes: Sizes) -> CaptionConditioner:
-        """Make the conditioner."""
+        """Build the conditioner."""
         caption_dim = sizes.caption_dim if self.caption_dim is None else self.caption_dim
         if caption_dim is None:
-            raise UserError("Caption: the data have no captions: set caption_dim, or leave the conditioner out")
+            raise UserError("Caption: the data have no captions: set caption_dim, or leave out the conditioner")
         check_whole_numbers("Caption", most=MAX_DIM, caption_dim=caption_dim)
         return CaptionConditioner(caption_dim, sizes.width, self.null, self.dropout)

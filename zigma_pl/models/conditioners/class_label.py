@@ -1,4 +1,4 @@
-"""A class as condition: it modulates the blocks."""
+"""The class condition, which modulates the blocks."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ MAX_CLASSES = 10_000_000
 
 
 class ClassConditioner(Conditioner):
-    """Look class ids (B,) up as (B, D). The null entry is the last row of the table."""
+    """Embeds class ids (B,) as (B, D). The null entry is the last row of the table."""
 
     def __init__(self, num_classes: int, width: int, has_null: bool = True, dropout: float = 0.0) -> None:
         super().__init__(has_null, dropout)
@@ -24,14 +24,14 @@ class ClassConditioner(Conditioner):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, condition: Condition, dropped: Tensor | None = None) -> Entry:
-        """Return the rows of the classes, (B, D)."""
+        """Return the embeddings of the classes, (B, D)."""
         class_ids = condition.values
         if dropped is not None:
             class_ids = torch.where(dropped, self.num_classes, class_ids)
         return Entry(modulation=self.table(class_ids))
 
     def check(self, name: str, condition: Condition, batch_size: int) -> None:
-        """Raise UserError for anything but integers (B,)."""
+        """Raise UserError unless the condition has integers (B,)."""
         ids = condition.values
         if ids.ndim != 1 or ids.is_floating_point():
             raise UserError(f"condition {name!r}: expected class ids of shape (B,), got {ids.dtype} {tuple(ids.shape)}")
@@ -44,12 +44,12 @@ class ClassConditioner(Conditioner):
 
 @dataclass(frozen=True)
 class ClassLabel(ConditionerOptions):
-    """A class, embedded and added to the embedding of the time.
+    """A class label, whose embedding is added to the time embedding.
 
     Args:
-        num_classes: how many there are; None for those of the backbone, which are the data's.
-        dropout: share of training samples in which the class is dropped, whatever becomes of other conditions.
-        null: learn an entry for "no class"; guidance and dropout need it.
+        num_classes: number of classes; None for num_classes of the backbone, which follows the data.
+        dropout: fraction of training samples in which the class is dropped, independent of other conditions.
+        null: learn a null entry for "no class", which guidance and dropout need.
     """
 
     num_classes: int | None = None
@@ -57,9 +57,9 @@ class ClassLabel(ConditionerOptions):
     null: bool = True
 
     def build(self, sizes: Sizes) -> ClassConditioner:
-        """Make the conditioner."""
+        """Build the conditioner."""
         num_classes = sizes.num_classes if self.num_classes is None else self.num_classes
         if num_classes is None:
-            raise UserError("ClassLabel: the data have no classes: set num_classes, or leave the conditioner out")
+            raise UserError("ClassLabel: the data have no classes: set num_classes, or leave out the conditioner")
         check_whole_numbers("ClassLabel", most=MAX_CLASSES, num_classes=num_classes)
         return ClassConditioner(num_classes, sizes.width, self.null, self.dropout)

@@ -1,4 +1,4 @@
-"""A map as condition, such as edges, depth or a mask: channels beside those of x_t."""
+"""Map conditions, such as edges, depth or a mask, which are concatenated to x_t as channels."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ MAX_CHANNELS = 4096
 
 
 class MapConditioner(Conditioner):
-    """Put maps (B, C, H, W), of videos (B, F, C, H, W), beside x_t. The null entry is zero everywhere.
+    """Concatenates maps (B, C, H, W), (B, F, C, H, W) for videos, to x_t. The null entry is zero everywhere.
 
     Args:
-        map_shape: (C, H, W) or (F, C, H, W) of a map.
-        dropout: share of training samples in which the map is dropped.
+        map_shape: (C, H, W), or (F, C, H, W) for videos.
+        dropout: fraction of training samples in which the map is dropped.
     """
 
     def __init__(self, map_shape: tuple[int, ...], dropout: float = 0.0) -> None:
@@ -26,7 +26,7 @@ class MapConditioner(Conditioner):
         self.map_shape = map_shape
 
     def forward(self, condition: Condition, dropped: Tensor | None = None) -> Entry:
-        """Return the maps, zero where they are dropped."""
+        """Return the maps, with zeros for dropped samples."""
         maps = condition.values
         if dropped is not None:
             maps = maps.masked_fill(dropped.reshape(-1, *(1,) * len(self.map_shape)), 0.0)
@@ -38,17 +38,17 @@ class MapConditioner(Conditioner):
         check_shape("condition", name, condition.values, axes, batch_size, *self.map_shape)
 
     def placeholder(self, batch_size: int, device: torch.device) -> Condition:
-        """Return maps that are zero."""
+        """Return maps of zeros."""
         return Condition(torch.zeros(batch_size, *self.map_shape, device=device))
 
 
 @dataclass(frozen=True)
 class Map(ConditionerOptions):
-    """A map of the latents' height and width, put beside x_t as further channels of the network's input.
+    """A map with the latents' height and width, concatenated to x_t as additional input channels.
 
     Args:
         num_channels: channels of the map.
-        dropout: share of training samples in which the map is dropped, whatever becomes of other conditions.
+        dropout: fraction of training samples in which the map is dropped, independent of other conditions.
     """
 
     num_channels: int = 1
@@ -58,11 +58,11 @@ class Map(ConditionerOptions):
         """Check the number of channels."""
         check_whole_numbers("Map", most=MAX_CHANNELS, num_channels=self.num_channels)
 
-    def channels_beside_x_t(self) -> int:
+    def num_input_channels(self) -> int:
         """Return the channels of the map."""
         return self.num_channels
 
     def build(self, sizes: Sizes) -> MapConditioner:
-        """Make the conditioner."""
+        """Build the conditioner."""
         *frames, _, height, width = sizes.latent_shape
         return MapConditioner((*frames, self.num_channels, height, width), self.dropout)

@@ -1,1 +1,1 @@
-"""Layers shared by the backbones. Tokens are channel-last, (B, L, D), throughout."""
+"""Layers that backbones share. Tokens are channel-last, (B, L, D)."""

@@ -29,7 +29,7 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(inner, width)
 
     def forward(self, tokens: Tensor, caption: Tensor, caption_mask: Tensor | None = None) -> Tensor:
-        """Attend to the caption tokens where caption_mask, (B, T) bool, is True; to all of them when it is None.
+        """Attend to the caption tokens where caption_mask, (B, T) bool, is True, or to all tokens if it is None.
 
         Raises: UserError for an argument of another shape.
         """

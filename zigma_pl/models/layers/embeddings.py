@@ -16,9 +16,9 @@ PositionKind = Literal["none", "cosine", "learnable"]
 
 
 class PatchEmbedding(nn.Module):
-    """Cut (B, C, H, W) into patches and project each linearly: (B, L, D), raster order, L = H W / patch_size**2.
+    """Cut (B, C, H, W) into patches and project them linearly: (B, L, D), raster order, L = H W / patch_size**2.
 
-    Raises: UserError when the grid is not divisible by the patch.
+    Raises: UserError if patch_size does not divide H and W.
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {"projection.weight": "projection"}
@@ -27,8 +27,8 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         if latent_height % patch_size or latent_width % patch_size:
             raise UserError(
-                f"a {latent_height} x {latent_width} latent grid is not divisible by patch_size {patch_size}: "
-                f"choose an image size (or patch_size) so that both sides are multiples of the patch"
+                f"patch_size: {patch_size} does not divide the {latent_height} x {latent_width} latent grid: change "
+                "patch_size or the image size"
             )
         self.patch_size = patch_size
         self.grid = (latent_height // patch_size, latent_width // patch_size)
@@ -43,7 +43,7 @@ class PatchEmbedding(nn.Module):
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Put tokens (B, L, p p C), last axis (patch row, patch column, channel), back as (B, C, H, W)."""
+    """Reassemble tokens (B, L, p p C), last axis (patch row, patch column, channel), to (B, C, H, W)."""
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch_size, q=patch_size)
 
 
@@ -54,16 +54,16 @@ def sinusoid(positions: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def sinusoid_frequencies(num_frequencies: int, max_period: float = 10_000.0) -> Tensor:
-    """Frequencies max_period**(-i / num_frequencies), i = 0 .. num_frequencies - 1, float32."""
+    """Return frequencies max_period**(-i / num_frequencies), i = 0 .. num_frequencies - 1, float32."""
     exponents = torch.arange(num_frequencies, dtype=torch.float32) / num_frequencies
     return torch.exp(-math.log(max_period) * exponents)
 
 
 class PositionEmbedding(nn.Module):
-    """Add a position to each token: none, fixed cosine, or learnable. (B, ..., L, D) -> (B, ..., L, D).
+    """Add position embeddings to tokens: (B, ..., L, D) -> (B, ..., L, D).
 
     Args:
-        kind: which of the three.
+        kind: "none", "cosine" (fixed) or "learnable".
         grid: rows and columns of the L tokens, in raster order; or the frames of a clip, (F,), with L = F.
         width: D.
     """
@@ -81,26 +81,26 @@ class PositionEmbedding(nn.Module):
 
     @staticmethod
     def cosine_table(grid: tuple[int, ...], width: int) -> Tensor:
-        """Sinusoids of the row in the first half of the channels, of the column in the second: (1, L, D)."""
+        """Return (1, L, D) with sinusoids of the row in the first half of the channels, of the column in the second."""
         if width % 4:
-            raise UserError(f"position_embedding 'cosine' needs a width divisible by 4, got {width}")
+            raise UserError(f"position_embedding: 'cosine' needs a width divisible by 4, got {width}: change width")
         axes = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
         frequencies = sinusoid_frequencies(width // (2 * len(grid)))
         return torch.cat([sinusoid(axis.flatten(), frequencies) for axis in axes], dim=-1)[None]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Add the position of each of the L tokens."""
+        """Add the embedding of each token's position."""
         return tokens if self.kind == "none" else tokens + self.table.to(tokens.dtype)
 
 
 class TimeEmbedding(nn.Module):
-    """Embed t in [0, 1], (B,), as (B, D): sinusoids of 1000 t, then a two-layer SiLU perceptron."""
+    """Embed t in [0, 1], (B,), as (B, D): sinusoids of 1000 t, then a two-layer MLP with SiLU."""
 
     frequencies: Tensor
 
     def __init__(self, width: int, num_features: int = 256) -> None:
         super().__init__()
-        # A buffer: computed once, on the CPU, the same on every device, and there when a CUDA graph is captured.
+        # A buffer, computed once on the CPU: equal on all devices, and available to captured CUDA graphs.
         self.register_buffer("frequencies", sinusoid_frequencies(num_features // 2), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
         for layer in (self.mlp[0], self.mlp[2]):

@@ -1,14 +1,14 @@
-"""The perceptron of a transformer block."""
+"""The MLP of a transformer block."""
 
 from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU (its tanh form) between them, applied to each token: (B, L, D) -> (B, L, D).
+    """Two linear layers with a GELU (tanh approximation) between them: (B, L, D) -> (B, L, D).
 
     Args:
         width: D.
-        ratio: hidden width over D.
+        ratio: hidden width divided by D.
     """
 
     def __init__(self, width: int, ratio: float = 4.0) -> None:
@@ -19,5 +19,5 @@ class MLP(nn.Module):
         self.out_proj = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Transform each of the tokens, (B, L, D)."""
+        """Transform each token of (B, L, D)."""
         return self.out_proj(self.activation(self.hidden(tokens)))

@@ -1,4 +1,4 @@
-"""Checks of the shapes that public modules are called with."""
+"""Shape checks for the arguments of public modules."""
 
 from torch import Tensor
 
@@ -6,17 +6,17 @@ from zigma_pl.core.errors import UserError
 
 
 def check_shape(owner: str, name: str, tensor: Tensor, axes: str, *sizes: int | None) -> None:
-    """Check a tensor's shape before it is used.
+    """Check the shape of a tensor.
 
     Args:
-        owner: the module, for the error.
-        name: the argument.
+        owner: name of the module, for the error.
+        name: name of the argument.
         tensor: its value.
-        axes: how the documentation writes the shape, such as "(B, L, D)".
+        axes: the documented shape, such as "(B, L, D)".
         sizes: expected size of each axis, None for any.
 
     Raises:
-        UserError: the number of axes or a size is another.
+        UserError: the number of axes or a size differs.
     """
     shape = tensor.shape
     fits = len(shape) == len(sizes)

@@ -1,4 +1,4 @@
-"""Token mixers, by their options: what `mixers` of a backbone names by class_path."""
+"""Token mixers and their options, which the option `mixers` of backbones names by class_path."""
 
 from zigma_pl.models.mixers.base import Branch, Mixer, MixerOptions, Visit
 from zigma_pl.models.mixers.mamba import Mamba

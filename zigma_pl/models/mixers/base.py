@@ -1,6 +1,6 @@
-"""What a token mixer promises, and what it is told about the order in which it visits its tokens.
+"""Base classes of token mixers, and the visit order that they receive.
 
-Axes: B batch, L tokens, D width, A axes of the grid (2 for pictures, 3 for clips).
+Axes: B batch, L tokens, D width, A axes of the grid (2 for images, 3 for clips).
 """
 
 from abc import ABC, abstractmethod
@@ -14,37 +14,37 @@ from zigma_pl.ops.rows import take_rows
 
 
 class Visit(NamedTuple):
-    """In which order a layer visits its tokens, and where in the grid they lie.
+    """The order in which a layer visits its tokens, and the positions of the tokens.
 
-    places: (L, A) float32, row and column of each token, of clips frame, row and column; in raster order.
-    order: the token, by its raster index, that is visited at each step: (L,) int32; (k, L) for a mixer of k directions;
-        (B, L), one for each sample, for all others. None where rows are to be taken as they lie.
-    inverse: the step at which each token is visited, of order's shape; None without an order.
-    mask: (B, L) bool, True on tokens that count; None where all do.
-    arranged_by: the order that rows already lie in, None for raster order.
+    positions: (L, A) float32, row and column of each token (frame, row and column for clips), in raster order.
+    order: raster index of the token that is visited at each step: (L,) int32; (k, L) for a mixer with k directions;
+        (B, L) for an order per sample. None to process rows in the order in which they are stored.
+    inverse: step at which each token is visited, same shape as `order`; None without an order.
+    mask: (B, L) bool, True on valid tokens; None if all are valid.
+    arranged_by: the order in which the rows are stored, None for raster order.
     """
 
-    places: Tensor
+    positions: Tensor
     order: Tensor | None = None
     inverse: Tensor | None = None
     mask: Tensor | None = None
     arranged_by: Tensor | None = None
 
     def arranged(self) -> "Visit":
-        """Return the visit of rows that have been put in the order."""
+        """Return the visit for rows that are stored in this order."""
         return self._replace(order=None, inverse=None, arranged_by=self.order)
 
-    def row_places(self) -> Tensor:
-        """Return the place of each row as the rows lie: (L, A), or (B, L, A) where each sample has its own order."""
-        return self.places if self.arranged_by is None else self.places[self.arranged_by.long()]
+    def row_positions(self) -> Tensor:
+        """Return the position of each stored row, (L, A), or (B, L, A) if every sample has its own order."""
+        return self.positions if self.arranged_by is None else self.positions[self.arranged_by.long()]
 
 
 class Branch(NamedTuple):
-    """The output of a branch that is still to be added to the residual stream: x + gate * rows.
+    """The output of a residual branch that has not been added to the residual stream yet: x + gate * rows.
 
     rows: (B, L, D).
     gate: (B, 1, D).
-    inverse: the row of each token, (L,) or (B, L) int32; None where rows are in raster order.
+    inverse: index of each token's row, (L,) or (B, L) int32; None if the rows are in raster order.
     """
 
     rows: Tensor
@@ -57,28 +57,29 @@ class Branch(NamedTuple):
 
 
 class Mixer(nn.Module, ABC):
-    """One layer that mixes tokens: (B, L, D) -> (B, L, D).
+    """A layer that mixes tokens: (B, L, D) -> (B, L, D).
 
-    A subclass gives `forward`. How it meets the visit order is up to it:
+    Subclasses implement `forward`, in one of two ways:
 
-    - With `takes_rows_in_visit_order`, `forward` gets rows that have been put in the order, at no cost: the norm before
-      the mixer writes them so, and the norm after it reads them back. `visit.order` is None then.
-    - Else rows are in raster order, and `forward` reads them through `visit.order` itself, as Mamba's kernels do, or
-      ignores the order, as attention does.
+    - With `takes_rows_in_visit_order = True`, the rows passed to `forward` are already arranged in visit order, and
+      `visit.order` is None. This costs nothing: the norm before the mixer writes the rows in this order, and the norm
+      after it reads them back.
+    - Otherwise rows are in raster order, and `forward` either reads them through `visit.order`, as Mamba's kernels do,
+      or ignores the order, as attention does.
     """
 
     takes_rows_in_visit_order: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
-        """Mix tokens (B, L, D); the output has its rows where the input has them."""
+        """Mix tokens (B, L, D); the rows of the output are in the same order as those of the input."""
 
     def wants_rows_arranged(self, visit: Visit) -> bool:
-        """Whether `forward` is to be given rows that have been put in the order of this visit."""
+        """Return whether `forward` expects rows that are arranged in the order of this visit."""
         return self.takes_rows_in_visit_order and visit.order is not None
 
     def mix(self, tokens: Tensor, visit: Visit) -> Tensor:
-        """Mix tokens in raster order, (B, L, D), to mixed tokens in raster order."""
+        """Mix tokens (B, L, D), with input and output in raster order."""
         if not self.wants_rows_arranged(visit):
             return self(tokens, visit)
         assert visit.order is not None
@@ -90,23 +91,23 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add a branch to x, (B, L, D), and mix the normalised and modulated sum.
 
-        A mixer with a kernel that does all of it overrides this.
+        Mixers with a fused kernel for all of this override the method.
 
         Args:
             x: the residual stream, in raster order.
-            branch: what is still to be added to it, None in the first layer.
-            norm: of the sum.
-            shift, scale: (B, 1, D), the modulation of the normalised sum.
-            visit: the order of this layer.
+            branch: the branch to add to x, None in the first layer.
+            norm: norm of the sum.
+            shift, scale: (B, 1, D), modulation of the normalised sum.
+            visit: the visit order of this layer.
 
-        Returns: the sum, the mixed rows, and the row of each token among them, None for raster order.
+        Returns: the sum, the mixed rows, and the index of each token's mixed row (None for raster order).
         """
         inverse = visit.inverse if self.wants_rows_arranged(visit) else None
         x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, inverse)
         return x, self(tokens, visit if inverse is None else visit.arranged()), inverse
 
     def projections(self) -> Sequence[nn.Linear]:
-        """Return linear layers that a transformer may initialise like its others; none unless a subclass has some."""
+        """Return the linear layers that a transformer initialises like its own; by default none."""
         return ()
 
 
@@ -118,7 +119,7 @@ def add_branch_and_norm(
     scale: Tensor,
     out_inverse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Add a branch to x and return the sum and its normalised and modulated rows; see `ops.norms.add_norm_modulate`."""
+    """Return x plus a branch, and the normalised and modulated sum; see `ops.norms.add_norm_modulate`."""
     assert norm.eps is not None
     rows, gate, inverse = (None, None, None) if branch is None else branch
     return add_norm_modulate(
@@ -131,29 +132,30 @@ def add_branch_and_norm(
 
 
 class MixerOptions(ABC):
-    """The options of a mixer; subclasses are frozen dataclasses, named in YAML by class_path.
+    """Options of a mixer; subclasses are frozen dataclasses that YAML names by class_path.
 
-    num_orders: how many of the backbone's orders a layer takes: 1; 0 for mixers that ignore the order; k for mixers of
-        k directions. In a plan of several mixers only layers that take orders count.
-    takes_mask: whether the mixer can leave out the tokens that a mask leaves out.
+    num_orders: number of visit orders that a layer uses: 1; 0 for mixers that ignore the order; k for mixers with k
+        directions. Layers that use no order are skipped when orders are assigned to layers.
+    takes_mask: whether the mixer supports a mask of valid tokens.
     """
 
     takes_mask: ClassVar[bool] = False
 
     @property
     def num_orders(self) -> int:
-        """How many orders a layer takes."""
+        """Number of visit orders that a layer uses."""
         return 1
 
     @abstractmethod
     def build(self, width: int) -> Mixer:
-        """Make one layer for tokens of this width."""
+        """Build one layer for tokens of this width."""
 
 
 Plan = MixerOptions | list[MixerOptions]
+"""The mixer of all layers, or a list of mixers that is repeated over the layers."""
 
 
 def layers_of(plan: Plan, depth: int) -> list[MixerOptions]:
-    """Return the mixer of each of `depth` layers: the entries of the plan, over and over."""
+    """Return the mixer of each of `depth` layers, repeating the plan."""
     entries = plan if isinstance(plan, list) else [plan]
     return [entries[layer % len(entries)] for layer in range(depth)]

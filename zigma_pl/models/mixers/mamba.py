@@ -1,4 +1,4 @@
-"""The selective state-space mixer of Mamba, which reads its rows along a visit order.
+"""Mamba's selective state-space mixer, which scans tokens along a visit order.
 
 Axes: B batch, L tokens, D width, E inner width, N state.
 """
@@ -21,14 +21,14 @@ from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
 
 
 class ScanDirection(nn.Module):
-    """What one scan direction owns: the causal convolution and the parameters of the selective scan.
+    """The causal convolution and the selective scan of one direction, with their parameters.
 
     Args:
-        width: D, from which the rank of the step sizes follows.
-        state_size: N, the states kept for each inner channel.
+        width: D; the rank of the step sizes is D / 16, rounded up.
+        state_size: N, number of states per inner channel.
         expand: E = expand * D.
         conv_kernel: taps of the causal convolution.
-        scan_backend: which implementation runs the scan; "auto" chooses by device.
+        scan_backend: implementation of the scan; "auto" chooses by device.
     """
 
     parameter_roles: ClassVar[dict[str, str]] = {
@@ -60,7 +60,7 @@ class ScanDirection(nn.Module):
         self._initialise_step_sizes()
 
     def _initialise_step_sizes(self, smallest: float = 1e-3, largest: float = 0.1) -> None:
-        """Draw dt log-uniformly from [smallest, largest] and store softplus^-1(dt) as the bias (Mamba, section 3.6)."""
+        """Draw dt log-uniformly from [smallest, largest] and set the bias to softplus^-1(dt) (Mamba, section 3.6)."""
         bound = self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         dt = torch.exp(torch.empty_like(self.dt_proj.bias).uniform_(math.log(smallest), math.log(largest)))
@@ -69,7 +69,7 @@ class ScanDirection(nn.Module):
 
     def scan(self, x: Tensor, gate: Tensor, visit_order: Tensor | None = None) -> Tensor:
         """Convolve and scan x, (B, L, E), along visit_order, (L,) int32, and multiply by silu(gate): (B, L, E)."""
-        deterministic = torch.are_deterministic_algorithms_enabled()  # as Trainer(deterministic=True) sets it
+        deterministic = torch.are_deterministic_algorithms_enabled()  # set by Trainer(deterministic=True)
         x = causal_conv1d(
             x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu", deterministic=deterministic
         )
@@ -90,15 +90,15 @@ class ScanDirection(nn.Module):
 
 
 class MambaMixer(ScanDirection, Mixer):
-    """Mix tokens (B, L, D) -> (B, L, D) by a causal convolution and a selective scan along a visit order.
+    """A causal convolution and a selective scan along a visit order: (B, L, D) -> (B, L, D).
 
-    The order is an index that both operations read and write rows through, so the output stays in raster order
+    Both operations read and write rows through the order as an index, so the output stays in raster order
     (Mamba, arXiv:2312.00752, section 3; ZigMa, arXiv:2403.13802, Eq. 3).
 
     Args:
-        width, state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
-        activation_memory: "lean" keeps little for the backward pass on a GPU and recomputes the rest; "fast" keeps
-            more.
+        width, state_size, expand, conv_kernel, scan_backend: see `ScanDirection`.
+        activation_memory: "lean" stores few activations for the backward pass on a GPU and recomputes the rest; "fast"
+            stores more.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class MambaMixer(ScanDirection, Mixer):
 
     @torch.no_grad()
     def sort_channels(self) -> None:
-        """Put the inner channels in the order of their step sizes, which changes nothing but the order of sums.
+        """Sort the inner channels by step size, which does not change the output except for rounding.
 
-        Channels that a GPU works off together then forget at about the same rate: where a long path is cut into chunks,
-        the search for what a chunk leaves to the next ends early for all of them. The slowest, which take longest, come
-        first.
+        Channels that a GPU thread block processes together then have similar decay rates. When a long sequence is
+        split into chunks, the sum that gives the state at the end of a chunk can therefore stop early for all of them
+        at the same time. The channels with the slowest decay, which take longest, come first.
         """
         order = self.dt_proj.bias.argsort()
         for rows in (self.conv_weight, self.conv_bias, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D):
@@ -134,11 +134,11 @@ class MambaMixer(ScanDirection, Mixer):
             half.copy_(half[order])
 
     def wants_rows_arranged(self, visit: Visit) -> bool:
-        """The kernels read rows through one order; where each sample has its own, rows have to be in it."""
+        """Return True for an order per sample, since the kernels read rows through a single order."""
         return visit.order is not None and visit.order.ndim > 1
 
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
-        """Mix tokens (B, L, D) along the order of the visit, (L,), or as they lie without one."""
+        """Mix tokens (B, L, D) along the order of the visit, (L,), or in stored order without one."""
         check_shape("MambaMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         return self.out_proj(self.scan(x, gate, visit.order))
@@ -146,7 +146,7 @@ class MambaMixer(ScanDirection, Mixer):
     def add_norm_mix(
         self, x: Tensor, branch: Branch | None, norm: nn.RMSNorm, shift: Tensor, scale: Tensor, visit: Visit
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Add, normalise, modulate and mix: one op on a GPU."""
+        """Add, normalise, modulate and mix, as one fused op on a GPU."""
         assert norm.eps is not None
         weights = MixerWeights(
             *(self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight),
@@ -167,7 +167,7 @@ class MambaMixer(ScanDirection, Mixer):
 
 
 def check_sizes(options: Any) -> None:
-    """Raise UserError for a state_size, expand or conv_kernel that is out of its range."""
+    """Raise UserError if state_size, expand or conv_kernel is out of range."""
     largest = {"state_size": 4096, "expand": 64, "conv_kernel": 64}
     for name, most in largest.items():
         check_whole_numbers(type(options).__name__, most=most, **{name: getattr(options, name)})
@@ -178,12 +178,12 @@ class Mamba(MixerOptions):
     """Mamba (arXiv:2312.00752): a causal convolution and a selective scan along one order.
 
     Args:
-        state_size: states for each inner channel of the scan, N.
-        expand: inner width over D.
+        state_size: N, number of states per inner channel of the scan.
+        expand: inner width divided by D.
         conv_kernel: taps of the causal convolution.
-        scan_backend: which implementation runs the scan; "auto" chooses by device.
-        activation_memory: what a layer keeps for the backward pass on a GPU: "lean" little, the rest is recomputed;
-            "fast" twice as much, for steps that take a tenth less time.
+        scan_backend: implementation of the scan; "auto" chooses by device.
+        activation_memory: how many activations a layer stores for the backward pass on a GPU: "lean" few, with the rest
+            recomputed; "fast" twice as many, for training steps that take a tenth less time.
     """
 
     state_size: int = 16
@@ -196,7 +196,7 @@ class Mamba(MixerOptions):
         check_sizes(self)
 
     def build(self, width: int) -> MambaMixer:
-        """Make one layer."""
+        """Build one layer."""
         return MambaMixer(
             *(width, self.state_size, self.expand, self.conv_kernel, self.scan_backend, self.activation_memory)
         )

@@ -17,15 +17,15 @@ from zigma_pl.ops.selective_scan import ScanBackend
 
 
 class ParallelMixer(Mixer):
-    """Mix tokens (B, L, D) -> (B, L, D) along k visit orders at once, so at k times the scan's cost.
+    """Selective scans along k visit orders in parallel: (B, L, D) -> (B, L, D), at k times the cost of one scan.
 
-    The projections in and out are shared; each direction has its own ScanDirection, and their outputs are summed
-    (ZigMa, arXiv:2403.13802, Fig. 4; with an order and its reverse, Vision Mamba, arXiv:2401.09417).
+    The directions share the input and output projections; each has its own `ScanDirection`, and their outputs are
+    summed (ZigMa, arXiv:2403.13802, Fig. 4; Vision Mamba, arXiv:2401.09417, with an order and its reverse).
 
     Args:
         width: D.
         num_directions: k.
-        state_size, expand, conv_kernel, scan_backend: as of ScanDirection.
+        state_size, expand, conv_kernel, scan_backend: see `ScanDirection`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ParallelMixer(Mixer):
         check_shape("ParallelMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
         assert visit.order is not None
         num_directions, num_tokens = len(self.directions), tokens.shape[1]
-        orders = visit.order[None] if visit.order.ndim == 1 else visit.order  # of a single direction
+        orders = visit.order[None] if visit.order.ndim == 1 else visit.order  # (L,) for a single direction
         check_shape("ParallelMixer", "visit.order", orders, "(k, L)", num_directions, num_tokens)
         x, gate = self.in_proj(tokens).chunk(2, dim=-1)
         scanned = (
@@ -62,11 +62,11 @@ class ParallelMixer(Mixer):
 
 @dataclass(frozen=True)
 class ParallelDirections(MixerOptions):
-    """Mamba along several orders at once, whose outputs are summed; each layer takes the next `num_directions` orders.
+    """Mamba along several orders in parallel, with summed outputs; each layer uses the next `num_directions` orders.
 
     Args:
-        num_directions: k, how many orders each layer scans along.
-        state_size, expand, conv_kernel, scan_backend: as of Mamba, for each direction.
+        num_directions: k, number of orders that each layer scans along.
+        state_size, expand, conv_kernel, scan_backend: for each direction; see `Mamba`.
     """
 
     num_directions: int = 2
@@ -81,11 +81,11 @@ class ParallelDirections(MixerOptions):
 
     @property
     def num_orders(self) -> int:
-        """One for each direction."""
+        """Number of orders, one per direction."""
         return self.num_directions
 
     def build(self, width: int) -> ParallelMixer:
-        """Make one layer."""
+        """Build one layer."""
         return ParallelMixer(
             *(width, self.num_directions, self.state_size, self.expand, self.conv_kernel, self.scan_backend)
         )

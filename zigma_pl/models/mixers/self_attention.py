@@ -1,4 +1,4 @@
-"""Self-attention among tokens, which no visit order changes.
+"""Self-attention among all tokens, independent of the visit order.
 
 Axes: B batch, L tokens, D width, h heads, d width of a head, A axes of the grid.
 """
@@ -16,21 +16,21 @@ from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
 from zigma_pl.ops.rows import compute_dtype
 
-ROTARY_PERIOD = 100.0  # places between two equal angles of the slowest pair of channels, over 2 pi
+ROTARY_PERIOD = 100.0  # period of the slowest pair of channels in grid positions, divided by 2 pi
 
 
 class SelfAttentionMixer(Mixer):
-    """Let every token attend to all tokens: (B, L, D) -> (B, L, D).
+    """Self-attention among all tokens: (B, L, D) -> (B, L, D).
 
     Args:
         width: D.
         num_heads: attention heads; must divide D.
         bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys of each head by their root mean square (arXiv:2302.05442, section 2).
-        rotary: rotate queries and keys by the place of their token, each axis of the grid in channels of its own
-            (arXiv:2104.09864).
+        rotary: rotate queries and keys by the position of their token, with separate channels for each axis of the
+            grid (arXiv:2104.09864).
 
-    Raises: UserError when the heads do not divide the width, or rotary positions the width of a head.
+    Raises: UserError if num_heads does not divide D, or if the width of a head is odd with rotary positions.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class SelfAttentionMixer(Mixer):
     ) -> None:
         super().__init__()
         if width % num_heads:
-            raise UserError(f"a width of {width} does not split into {num_heads} attention heads: set num_heads")
+            raise UserError(f"num_heads: {num_heads} does not divide the width {width}: set it to a divisor")
         if rotary and width // num_heads % 2:
-            raise UserError(f"rotary positions need heads of an even width, not {width // num_heads}: set num_heads")
+            raise UserError(f"rotary: needs an even width of heads, not {width // num_heads}: change num_heads")
         self.num_heads = num_heads
         self.to_query_key_value = nn.Linear(width, 3 * width, bias=bias)
         self.out_proj = nn.Linear(width, width)
@@ -51,14 +51,14 @@ class SelfAttentionMixer(Mixer):
         self.rotary = rotary
 
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
-        """Attend to the tokens that count by the mask of the visit."""
+        """Attend to all tokens that are valid according to the mask of the visit."""
         projected = self.to_query_key_value(tokens)
         query, key, value = rearrange(projected, "b l (part h d) -> part b h l d", part=3, h=self.num_heads)
-        if self.changes_heads:  # in float32, as a rounded angle or norm is an error of the whole product
+        if self.changes_heads:  # in float32, as rounded angles or norms would distort whole dot products
             exact = compute_dtype(value)
             query, key = self.query_norm(query.to(exact)), self.key_norm(key.to(exact))
             if self.rotary:
-                angles = rotary_angles(visit.row_places(), query.shape[-1])
+                angles = rotary_angles(visit.row_positions(), query.shape[-1])
                 query, key = rotate(query, angles), rotate(key, angles)
             query, key = query.to(value.dtype), key.to(value.dtype)
         mask = None if visit.mask is None else visit.mask[:, None, None, :]
@@ -66,22 +66,22 @@ class SelfAttentionMixer(Mixer):
         return self.out_proj(rearrange(attended, "b h l d -> b l (h d)"))
 
     def projections(self) -> Sequence[nn.Linear]:
-        """Return the projections in and out."""
+        """Return the input and output projections."""
         return self.to_query_key_value, self.out_proj
 
 
-def rotary_angles(places: Tensor, head_dim: int) -> Tensor:
-    """Return the angles of the d / 2 pairs of channels at each place, (..., A): (..., d / 2), float32.
+def rotary_angles(positions: Tensor, head_dim: int) -> Tensor:
+    """Return the angles of the d / 2 pairs of channels at positions (..., A): (..., d / 2), float32.
 
-    The axes of the grid share the pairs, the first ones take what is left over; frequencies fall geometrically from 1
-    to about 1 / ROTARY_PERIOD.
+    The pairs are divided evenly among the axes of the grid, the remainder going to the first axes. Frequencies decrease
+    geometrically from 1 to about 1 / ROTARY_PERIOD.
     """
-    num_pairs, num_axes = head_dim // 2, places.shape[-1]
+    num_pairs, num_axes = head_dim // 2, positions.shape[-1]
     angles = []
     for axis in range(num_axes):
         num_own = num_pairs // num_axes + int(axis < num_pairs % num_axes)
-        exponents = torch.arange(num_own, dtype=torch.float32, device=places.device) / max(num_own, 1)
-        angles.append(places[..., axis : axis + 1].float() * ROTARY_PERIOD**-exponents)
+        exponents = torch.arange(num_own, dtype=torch.float32, device=positions.device) / max(num_own, 1)
+        angles.append(positions[..., axis : axis + 1].float() * ROTARY_PERIOD**-exponents)
     return torch.cat(angles, dim=-1)
 
 
@@ -93,18 +93,18 @@ def rotate(heads: Tensor, angles: Tensor) -> Tensor:
 
 
 def default_num_heads(width: int) -> int:
-    """Return as many heads as there are 64 channels, at least one; 16 for 1152, the width of DiT-XL."""
+    """Return the number of heads with 64 channels each, at least one; 16 for 1152, the width of DiT-XL."""
     return 16 if width == 1152 else max(1, width // 64)
 
 
 @dataclass(frozen=True)
 class SelfAttention(MixerOptions):
-    """Self-attention among all tokens; it ignores the visit order.
+    """Self-attention among all tokens, which ignores the visit order.
 
     Args:
-        num_heads: heads; by default 16 for a width of 1152, else of 64 channels each.
+        num_heads: number of heads; None for 16 at width 1152, otherwise for heads with 64 channels.
         bias: whether queries, keys and values have a bias.
-        qk_norm: normalise queries and keys of each head, which keeps training stable.
+        qk_norm: normalise queries and keys of each head, for stable training.
         rotary: rotate queries and keys by the row and column (and frame) of their token.
     """
 
@@ -120,10 +120,10 @@ class SelfAttention(MixerOptions):
 
     @property
     def num_orders(self) -> int:
-        """None: all tokens are seen at once."""
+        """Zero, as attention has no visit order."""
         return 0
 
     def build(self, width: int) -> SelfAttentionMixer:
-        """Make one layer."""
+        """Build one layer."""
         num_heads = self.num_heads or default_num_heads(width)
         return SelfAttentionMixer(width, num_heads, self.bias, self.qk_norm, self.rotary)
