@@ -24,7 +24,7 @@ MODEL ?= models/portraits
 # The shell takes the prompt from the environment, so quotes and brackets in it mean nothing.
 sample: $(CORE) ## draw pictures from an exported model: PROMPT="a person with red hair" or CLASS=triangle, NUM=8, MODEL=models/portraits
 	$(BIN)/python -m zigma_pl sample --model "$(MODEL)" \
-	    $(if $(PROMPT),--prompt "$$PROMPT") $(if $(CLASS),--class "$(CLASS)") $(if $(NUM),--num $(NUM))
+	    $(if $(PROMPT),--prompt "$$PROMPT") $(if $(CLASS),--class "$(CLASS)") $(if $(NUM),--num_samples $(NUM))
 
 test: $(DEV) ## run the tests
 	$(BIN)/python -m pytest -n 2

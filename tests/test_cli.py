@@ -1,5 +1,7 @@
 import configparser
+import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -210,6 +212,51 @@ def test_abbreviated_options_are_refused(option, digits, in_tmp, capsys):
 def test_abbreviated_options_of_other_commands_are_refused(command, capsys):
     action = {"prepare": ["coco"], "weights": ["list"]}.get(command, [])
     assert run([command, *action, "--hel"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("--num-steps", "--num_steps"),
+        ("--allow-import=my-package", "--allow_import=my-package"),
+        ("--trainer.callbacks+=my-callback", "--trainer.callbacks+=my-callback"),
+        ("--model.optimizer.init-args.weight-decay", "--model.optimizer.init_args.weight_decay"),
+        ("my-file.yaml", "my-file.yaml"),
+        ("-1", "-1"),
+        ("--a prompt-like text", "--a prompt-like text"),
+    ],
+)
+def test_dashes_in_option_names_are_underscores(given, expected):
+    assert command_line.with_underscores(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("fit", "data.init_args.batch_size"), ("demo", "max_steps"), ("prepare", "shard_size")]
+)
+def test_every_kind_of_command_accepts_dashes(command, option, digits, in_tmp, capsys):
+    arguments = {"fit": digits, "demo": [], "prepare": ["digits", "--out", "x"]}[command]
+    error = error_of([command, *arguments, f"--{option.replace('_', '-')}=0"], capsys)
+    assert option.rpartition(".")[2] in error
+
+
+def option_names(command):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run([*command, "--help"]) == 0
+    return re.findall(r"(?<![\w-])--([a-z][\w.-]*)", printed.getvalue())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sample"], ["show-batch"], ["prepare", "ucf101"], ["ablations"], ["tables"], ["report"], ["weights", "fetch"],
+        ["export"], ["import-zigma"], ["demo"], ["paths"], ["bench", "scan"], ["bench", "train"], ["bench", "flops"],
+    ],
+)  # fmt: skip
+def test_help_has_one_spelling_and_one_name_for_one_thing(command):
+    names = option_names(command)
+    assert "help" in names
+    assert not [name for name in names if "-" in name]
+    assert not {"num", "steps", "output", "output_dir", "class_id", "n", "batch"} & set(names)
 
 
 def test_options_of_model_and_data_come_before_the_trainers(capsys):

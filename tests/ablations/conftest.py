@@ -30,7 +30,7 @@ class Fakes:
         self.write("behaviour.json", json.dumps(rows))
 
     def run(self, *options):
-        return ablations.main(["--experiments=experiments", "--jobs=1", "--no-report", *options])
+        return ablations.main(["--experiments=experiments", "--jobs=1", "--no_report", *options])
 
     def calls(self):
         """What was called since the last look."""

@@ -57,7 +57,7 @@ def test_a_refused_job_is_told(fakes, sbatch, capsys):
 
 
 def test_dry_run_shows_commands_and_submits_nothing(fakes, sbatch, capsys):
-    assert fakes.run(*sbatch, "--table", "1", "--dry-run") == 0
+    assert fakes.run(*sbatch, "--table", "1", "--dry_run") == 0
     assert len(re.findall(r"^\$ sbatch .*--rows=table1_", capsys.readouterr().out, re.MULTILINE)) == 2
     assert not Path("submitted.txt").exists()
     assert not Path("logs").exists()

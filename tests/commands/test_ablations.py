@@ -21,7 +21,7 @@ def test_a_row_is_trained_scored_continued_and_reported(in_tmp, monkeypatch, cap
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
     Path("tiny.yaml").write_text(TINY)
-    options = ["--rows", "digits", "--jobs", "1", "--config", "tiny.yaml", "--no-report"]
+    options = ["--rows", "digits", "--jobs", "1", "--config", "tiny.yaml", "--no_report"]
     assert main(options) == 0
     record = json.loads(Path("results/smoke/digits.json").read_text())
     assert (record["row"], record["scale"]) == ("digits", "smoke")
@@ -65,7 +65,7 @@ def test_what_is_missing_is_listed_before_anything_starts(in_tmp, monkeypatch, c
 
 
 def test_dry_run_shows_the_commands_of_each_row(in_tmp, capsys):
-    assert main(["--rows", "table1_sweep", "--dry-run"]) == 0
+    assert main(["--rows", "table1_sweep", "--dry_run"]) == 0
     fit, test = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
     assert " fit --config " in fit
     assert "smoke.yaml" in fit

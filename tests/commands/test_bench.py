@@ -125,7 +125,7 @@ def test_an_interrupted_run_keeps_what_it_has_timed(monkeypatch, capsys, tmp_pat
     figures = tmp_path / "bench.json"
     with pytest.raises(KeyboardInterrupt):
         bench.main(["forward", *TINY, "--grids", "2", "3", "--contestants", "dit", "--json", str(figures)])
-    assert capsys.readouterr().out.endswith("(interrupted: the rest was not timed)\n")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("(interrupted")
     content = json.loads(figures.read_text())
     assert (len(content["records"]), content["complete"]) == (1, False)
 

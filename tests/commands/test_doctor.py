@@ -8,14 +8,13 @@ def test_report_names_versions_devices_and_backends(capsys):
     report = capsys.readouterr().out
     for part in ("torch ", "lightning ", "cpu ", "cuda", "mamba_ssm", "reference"):
         assert part in report
-    assert "right, relative error" in report
+    assert "correct, relative error" in report
 
 
 def test_unavailable_backend_is_listed_with_its_reason(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)  # importing it now raises ImportError
     assert main(["doctor"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mamba_ssm "))
-    assert "cannot run here: " in line
     assert "pip install" in line
 
 

@@ -76,7 +76,7 @@ def test_float16_takes_half_the_room(checkpoint, tmp_path):
 def test_checkpoint_away_from_its_run_is_enough(checkpoint, in_tmp):
     torch.save(stored(checkpoint), "moved.ckpt")
     assert main(["export", "--ckpt_path", "moved.ckpt", "--out", "model"]) == 0
-    assert len(zigma_pl.from_pretrained("model").generate("3", steps=1)) == 1
+    assert len(zigma_pl.from_pretrained("model").generate("3", num_steps=1)) == 1
     zigma_pl.from_pretrained("model")
 
 
@@ -88,7 +88,7 @@ class Hostile:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hyper_parameters": {"learning_rate": 1.0}}, "started from Python.*save_pretrained"),
+        ({"hyper_parameters": {"learning_rate": 1.0}}, "changed.ckpt.*save_pretrained"),
         ({"callbacks": {"Hostile": Hostile()}}, "print, which could run code"),
         ({"current_model_state": None}, "no average of the weights.*--weights raw"),
         ({"state_dict": {"backbone.blocks.9.norm.weight": torch.ones(3)}}, "parameters are missing.*such as blocks"),
@@ -106,7 +106,7 @@ def test_other_backbones_are_refused_by_name(checkpoint, in_tmp, capsys):
     content = stored(checkpoint)
     content["hyper_parameters"]["backbone"]["class_path"] = "mine.ZigMa"
     torch.save(content, "mine.ckpt")
-    refused(["--ckpt_path", "mine.ckpt"], r"mine\.ZigMa.*--allow-import mine", capsys)
+    refused(["--ckpt_path", "mine.ckpt"], r"mine\.ZigMa.*--allow_import mine", capsys)
 
 
 def test_files_that_are_no_checkpoints_are_refused(checkpoint, in_tmp, capsys):

@@ -7,10 +7,10 @@ from zigma_pl.cli.main import main
 OPTIONS = {
     "paths": ["height", "width", "seed"],
     "ablations": ["jobs", "seeds"],
-    "demo": ["num-samples", "max-steps"],
-    "sample": ["num", "batch-size", "seed"],
+    "demo": ["num_samples", "max_steps"],
+    "sample": ["num_samples", "batch_size", "seed"],
     "show-batch": ["num_samples"],
-    "import-zigma": ["img-dim"],
+    "import-zigma": ["img_dim"],
 }
 REQUIRED = {
     "sample": ["--model", "nowhere"],
@@ -31,5 +31,5 @@ def test_numbers_out_of_range_are_refused_in_one_line(command, option, value, in
     assert status in (1, 2)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert option.replace("-", "_") in errors[0].replace("-", "_")
+    assert option in errors[0]
     assert not list(in_tmp.iterdir())

@@ -153,9 +153,9 @@ def test_help_names_data_sets_and_options(capsys):
     with pytest.raises(SystemExit):
         main(["mm_celeba_hq", "--help"])
     text = capsys.readouterr().out
-    for option in ("--image-size-px", "--on-bad-file", "--autoencoder", "--text-encoder", "--standin"):
+    for option in ("--image_size_px", "--on_bad_file", "--autoencoder", "--text_encoder", "--standin"):
         assert option in text
-    for option in ("--horizontal-flip", "--predict-captions", "--image_size_px"):
+    for option in ("--horizontal_flip", "--predict_captions", "--image-size-px"):
         assert option not in text
 
 
@@ -163,10 +163,10 @@ def test_wrong_usage_is_one_line(capsys, tmp_path):
     assert main(["cifar"]) == 2
     assert "faceshq" in capsys.readouterr().err
     for flags in (
-        ["--out", "x", "--image-size", "8"],
+        ["--out", "x", "--image_size", "8"],
         [],
         ["--out", "x", "--devices", "0"],
-        ["--out", "x", "--shard-size", "1000001"],
+        ["--out", "x", "--shard_size", "1000001"],
     ):
         with pytest.raises(SystemExit, match="2"):
             main(["mm_celeba_hq", *flags])

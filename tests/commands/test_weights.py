@@ -69,8 +69,8 @@ def test_check_tells_missing_right_wrong_and_changed(upstream, in_tmp, capsys):
     (in_tmp / "weights/small/model.bin").write_bytes(CONTENT[::-1])
     assert [finding.status for finding in weights.check("small")] == [FileStatus.WRONG, FileStatus.WRONG]
     assert main(["check", "small"]) == 1
-    assert f"sha256 {hashlib.sha256(CONTENT[::-1]).hexdigest()}, another is expected" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"small/model.bin is not the file it should be"):
+    assert f"sha256 {hashlib.sha256(CONTENT[::-1]).hexdigest()}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"small/model\.bin.*fetch"):
         main(["fetch", "small"])
 
 
@@ -92,7 +92,7 @@ def test_an_address_that_does_not_answer_is_named(upstream, in_tmp):
 def test_what_a_repository_gives_is_compared_too(upstream, in_tmp, monkeypatch):
     files = weights._hugging_face("someone/small", "1" * 40, WeightFile("config.json", size_bytes=3))
     monkeypatch.setitem(weights.WEIGHTS, "small", WeightSet("a test", files))
-    with pytest.raises(UserError, match="gave another file"):
+    with pytest.raises(UserError, match=r"sha256 \w{64}"):
         main(["fetch", "small"])
     assert not list((in_tmp / "weights/small").iterdir())
 

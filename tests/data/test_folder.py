@@ -138,7 +138,7 @@ def test_what_decides_on_the_items_is_described(tmp_path):
 def test_prepared_classes_need_no_folder(tmp_path):
     root = tmp_path / "root"
     draw(root, *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in ("cats", "dogs")))
-    options = ["--root", str(root), "--condition", "class", "--image-size-px", "16", "--num-workers", "0"]
+    options = ["--root", str(root), "--condition", "class", "--image_size_px", "16", "--num_workers", "0"]
     assert prepare.main(["folder", *options, "--out", str(tmp_path / "out")]) == 0
     root.rename(tmp_path / "gone")
     data = folder(root, condition="class", cache=str(tmp_path / "out"))

@@ -107,7 +107,7 @@ def test_visit_orders_are_not_stored(backbone, tmp_path):
 
 def test_backbone_alone_has_nothing_to_sample_by(backbone, tmp_path):
     zigma_pl.save_pretrained(backbone, tmp_path)
-    with pytest.raises(UserError, match=r"config\.json describes a backbone alone.*load_backbone"):
+    with pytest.raises(UserError, match=r"config\.json.*load_backbone"):
         zigma_pl.from_pretrained(tmp_path)
 
 
@@ -143,13 +143,13 @@ def test_damaged_files_are_named(model, tmp_path, damage):
         ({"format_version": None}, "format_version"),
         ({"backbone": {"class_path": "Mamba9"}}, "Mamba9.*Backbone"),
         ({"backbone": ["ZigMa"]}, "backbone"),
-        ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": {"size": "S"}}}, "backbone cannot be"),
-        ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": TOO_SHALLOW}}, "not of the"),
+        ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": {"size": "S"}}}, "backbone"),
+        ({"backbone": {"class_path": "zigma_pl.backbones.ZigMa", "init_args": TOO_SHALLOW}}, "ZigMa"),
         ({"backbone": {"class_path": "zigma_pl.backbones.Backbone"}}, "abstract"),
-        ({"objective": {"class_path": "Objective", "init_args": {"prediction": "speed"}}}, "objective cannot be used"),
+        ({"objective": {"class_path": "Objective", "init_args": {"prediction": "speed"}}}, "objective.*prediction"),
         (
             {"objective": {"class_path": "Objective", "init_args": {"prediction": ["noise"]}}},
-            "objective cannot be used",
+            "objective.*prediction",
         ),
         ({"sampler": {"class_path": "zigma_pl.samplers.Magic"}}, "Magic.*Sampler"),
         ({"sampler": {"class_path": "zigma_pl.backbones.ZigMa"}}, "Sampler"),
@@ -157,13 +157,13 @@ def test_damaged_files_are_named(model, tmp_path, damage):
             {"sampler": {"class_path": "zigma_pl.core.files.os.system", "init_args": {"command": "x"}}},
             "Sampler",
         ),
-        ({"sampler": {"class_path": "os.system"}}, "not allowed.*--allow-import os"),
+        ({"sampler": {"class_path": "os.system"}}, "not allowed.*--allow_import os"),
         ({"sampler": {"class_path": "elsewhere.Magic"}}, "not allowed"),
         ({"sampler": {}}, "sampler"),
-        ({"sampler": {"class_path": "SDESampler", "init_args": {"num_steps": "3"}}}, "sampler cannot be used"),
+        ({"sampler": {"class_path": "SDESampler", "init_args": {"num_steps": "3"}}}, "sampler.*num_steps"),
         ({"guidance": {"class_path": "Guidance", "init_args": {"scale": -1.0, "interval": [0, 1]}}}, "guidance"),
         ({"class_names": [3]}, "class_names"),
-        ({"guidance": None}, "lacks guidance"),
+        ({"guidance": None}, "guidance"),
         ({"seed": -1}, "seed"),
         ({"data": {"text_encoder": "elsewhere.Encoder"}}, "text_encoder"),
     ],
@@ -195,5 +195,5 @@ def test_interrupted_export_over_an_older_one_is_noticed(model, backbone, tmp_pa
     with pytest.raises(ZeroDivisionError):
         zigma_pl.save_pretrained(model, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"not what config\.json was written with"):
+    with pytest.raises(UserError, match=r"model\.safetensors.*config\.json"):
         zigma_pl.from_pretrained(tmp_path)

@@ -135,7 +135,7 @@ class Hostile:
 
 def test_pickles_that_would_execute_are_refused(tmp_path, capsys):
     torch.save({"ema": Hostile()}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match=r"bad\.pt holds more than tensors"):
+    with pytest.raises(UserError, match=r"bad\.pt"):
         read_state_dict(tmp_path / "bad.pt")
     assert "executed" not in capsys.readouterr().out
 
@@ -167,12 +167,12 @@ def test_truncated_checkpoint_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scan_type": "v2"}, "does not fit its config"),
-        ({"scan_type": "randomN8"}, "did not save its random orders"),
-        ({"scan_type": "zigzagN9"}, "supported are"),
+        ({"scan_type": "v2"}, "config"),
+        ({"scan_type": "randomN8"}, "randomN8"),
+        ({"scan_type": "zigzagN9"}, "zigzagN1-8"),
         ({"use_pe": 3}, "use_pe 3"),
         ({"video_frames": 16}, "video"),
-        ({"depth": 3}, "does not fit its config"),
+        ({"depth": 3}, "config"),
     ],
 )
 def test_what_cannot_be_imported_is_said(change, message):

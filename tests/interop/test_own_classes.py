@@ -55,7 +55,7 @@ def test_a_model_of_own_classes_samples_as_it_did(own, tmp_path):
         "class_path": "own.parts.Convolutions",
         "init_args": {"in_channels": 1, "side": 8, "taps": [3, 1], "num_classes": 2},
     }
-    with pytest.raises(UserError, match=r"own\.parts\.Doubled.*--allow-import own") as caught:
+    with pytest.raises(UserError, match=r"own\.parts\.Doubled.*--allow_import own") as caught:
         zigma_pl.from_pretrained(tmp_path / "model")
     assert "\n" not in str(caught.value)
 
@@ -108,14 +108,26 @@ def test_a_run_of_own_classes_is_exported_sampled_and_prepared(own, tmp_path, in
     assert main(["fit", "--config", "own.yaml"]) == 0
     export = ["export", "--ckpt_path", "checkpoints/last.ckpt", "--out", "model", "--weights", "raw"]
     assert main(export) == 1
-    assert "--allow-import own" in capsys.readouterr().err
-    assert main([*export, "--allow-import", "own"]) == 0
+    assert "--allow_import own" in capsys.readouterr().err
+    assert main([*export, "--allow_import", "own"]) == 0
 
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["class_names"] == ["circle", "triangle"]
     assert config["data"]["class_path"] == "own.parts.ShapeData"
-    sample = ["sample", "--model", "model", "--device", "cpu", "--num", "2", "--out", "out", "--class", "triangle"]
-    assert main([*sample, "--allow-import", "own"]) == 0
+    sample = [
+        "sample",
+        "--model",
+        "model",
+        "--device",
+        "cpu",
+        "--num_samples",
+        "2",
+        "--out",
+        "out",
+        "--class",
+        "triangle",
+    ]
+    assert main([*sample, "--allow_import", "own"]) == 0
     table = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [row["class_id"] for row in table["samples"]] == [1, 1]
     model = zigma_pl.from_pretrained("model", allow_imports=("own",))
@@ -123,7 +135,7 @@ def test_a_run_of_own_classes_is_exported_sampled_and_prepared(own, tmp_path, in
     for number, picture in enumerate(model.generate("triangle", num=2)):
         assert np.array_equal(np.asarray(picture), np.asarray(zigma_pl_picture(tmp_path / "out", number)))
 
-    prepare = ["prepare", "own.parts.ShapeData", "--num-workers=0", "--accelerator=cpu", "--splits", "train"]
+    prepare = ["prepare", "own.parts.ShapeData", "--num_workers=0", "--accelerator=cpu", "--splits", "train"]
     assert main([*prepare, "--out=cache", "--corner=high"]) == 0
     assert len(own.ShapeData("high", cache="cache").samples("train")) == 6
     with pytest.raises(UserError, match=r"corner 'high', .* 'low'"):

@@ -1,4 +1,4 @@
-"""What `fit` says when it cannot start, and when it has ended."""
+"""Messages of `fit`: missing files at the start, and where the results are at the end."""
 
 import os
 import shlex
@@ -20,10 +20,10 @@ from zigma_pl.training.checkpoints.run_folder import run_folder
 
 @contextmanager
 def all_missing_at_once(options: Namespace) -> Iterator[None]:
-    """Turn the error of one missing part into one that names all of them, and how to try the command without them.
+    """Turn the error about one missing file into one that lists all, and the command that works without them.
 
     Args:
-        options: of `fit`.
+        options: the options of `fit`.
     """
     try:
         yield
@@ -36,22 +36,22 @@ def all_missing_at_once(options: Namespace) -> Iterator[None]:
 
 
 def _without_them(options: Namespace) -> str:
-    """Return the line that trains on synthetic data, where there is an overlay for it."""
+    """Return a sentence with the command that trains on synthetic data, or "" if there is no config for it."""
     if not options.config or options.data.init_args.get("standin", True):
         return ""
     experiment = Path(str(options.config[0]))
     smoke = shipped_file("configs/scale/smoke.yaml")
     overlay = overlay_of(Row(experiment), "smoke", smoke.parent) or smoke
     files = shlex.join([str(experiment), "--config", _shown(overlay)])
-    return f". To try it without them, on synthetic data: python -m zigma_pl fit --config {files}"
+    return f". To train on synthetic data instead: python -m zigma_pl fit --config {files}"
 
 
 def closing_lines(trainer: L.Trainer) -> list[str]:
-    """Return where the files of a run are, and the command that samples. Every process has to call it."""
+    """Return lines with the files of a run and the command that samples. Call it in every process."""
     folder = run_folder(trainer)
     checkpoints = [callback.folder for callback in trainer.checkpoint_callbacks if isinstance(callback, Checkpoint)]
     checkpoint, config = checkpoints[0] / LAST_LINK, folder / "config.yaml"
-    if not (checkpoint.is_file() and config.is_file()):  # such as trainer.fast_dev_run
+    if not (checkpoint.is_file() and config.is_file()):  # for example with trainer.fast_dev_run
         return []
     previews = sorted((folder / "previews").glob("step_*"))
     command = shlex.join(["--config", _shown(config), "--ckpt_path", _shown(checkpoint)])
@@ -64,6 +64,6 @@ def closing_lines(trainer: L.Trainer) -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """Return a path relative to the working directory where it is below it."""
+    """Return a path, relative to the working directory if it is below it."""
     absolute, here = path.absolute(), Path.cwd()
     return os.path.relpath(absolute, here) if absolute.is_relative_to(here) else str(path)

@@ -63,20 +63,20 @@ from zigma_pl.training.lightning_private import (
 from zigma_pl.training.module import GenerativeModule
 from zigma_pl.training.trainer_options import check_trainer_options
 
-REFUSALS = (MisconfigurationException, ModuleNotFoundError)  # of Lightning and its loggers
+REFUSALS = (MisconfigurationException, ModuleNotFoundError)  # errors of Lightning and its loggers
 
 DESCRIPTIONS = {
     "fit": "Train a model.",
-    "validate": "Fixed validation loss of a checkpoint.",
-    "test": "Score a checkpoint: fixed loss of the test split, and samples against real pictures.",
-    "predict": "Sample images from a checkpoint; needs no data set.",
+    "validate": "Compute the validation loss of a checkpoint, on fixed noise and times.",
+    "test": "Score a checkpoint: loss on the test split, and samples compared with real images.",
+    "predict": "Sample from a checkpoint. The data set is not needed.",
 }
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong with the options in one line, instead of after a page of usage; takes none abbreviated."""
+    """Report an error in the options on one line, without the usage text, and refuse abbreviated options."""
 
-    command: ClassVar[str] = "fit"  # also the parsers that jsonargparse makes for nested classes know it
+    command: ClassVar[str] = "fit"  # a class attribute, so that jsonargparse's parsers of nested classes have it too
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
@@ -89,10 +89,10 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfigOnFit(SaveConfigCallback):
-    """Save the whole configuration beside the checkpoints of a training run, and only there."""
+    """Save the whole config in the folder of a training run; other commands save none."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save when training starts, in the folder of the run whatever its logger."""
+        """Save when training starts, in the folder of the run, with any logger."""
         folder = run_folder(trainer)
         if stage == "fit" and trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
@@ -100,24 +100,24 @@ class SaveConfigOnFit(SaveConfigCallback):
 
 
 class ZigmaCLI(LightningCLI):
-    """One module, any data module, and callbacks whose options are groups of their own."""
+    """LightningCLI with one module, any data module, and a group of options for each callback."""
 
     _resumed: LastRun | None = None  # the run that `fit --ckpt_path last` resumes
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the command that was asked for: to describe the options of the others takes time."""
+        """Return only the current command: adding the options of the others takes time."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name == Parser.command}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add model and data first; the many options of the Trainer come last."""
+        """Add the options of model and data; those of the Trainer are added after all others."""
         parser.add_lightning_class_args(GenerativeModule, "model")
         parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, and hand the seed to the module and the data."""
+        """Add the options of the callbacks and the Trainer, and pass the seed to module and data."""
         parser.add_argument(
-            "--about", type=dict, default={}, help="what the experiment is; only tables and report read it"
+            "--about", type=dict, default={}, help="description of the experiment, for `tables` and `report`"
         )
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
@@ -133,16 +133,18 @@ class ZigmaCLI(LightningCLI):
             type=Group,
             nargs="+",
             default=[],
-            help="options that may differ from those that the checkpoint of --ckpt_path was trained with",
+            help="groups of options that may differ from those of the checkpoint given as --ckpt_path",
         )
         parser.add_argument(
             "--init_from",
             type=str | None,
             default=None,
-            help="fit from the weights of this exported model or checkpoint, with a new optimiser; --ckpt_path, which "
-            "resumes a run, goes before it",
+            help="initialise the model with the weights of this exported model or checkpoint, with a new optimiser; "
+            "ignored if --ckpt_path resumes a run",
         )
-        parser.add_argument("--init_weights", type=Weights, default="average", help="which of the checkpoint's weights")
+        parser.add_argument(
+            "--init_weights", type=Weights, default="average", help="averaged or raw weights of the checkpoint"
+        )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         for action in parser._actions:
             put_int_first(action)
@@ -150,16 +152,16 @@ class ZigmaCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the options, and refuse those of the trainer that do not suit before anything is made."""
+        """Parse the options, and check seed and Trainer options before any object is created."""
         super().parse_arguments(parser, args)
         options = self.config.get(str(self.config.get("subcommand")), self.config)
         seed = options.seed_everything
         if seed is not False and (seed is True or not 0 <= seed <= LARGEST_SEED):
-            raise UserError(f"seed_everything {seed}: give a whole number from 0 to {LARGEST_SEED:,}")
+            raise UserError(f"seed_everything: must be a whole number from 0 to {LARGEST_SEED:,}, got {seed}")
         check_trainer_options(options.trainer.as_dict())
 
     def before_instantiate_classes(self) -> None:
-        """Fill in what the data decide, and add a comparison of all processes and our progress bar."""
+        """Fill in options that follow from the data; add the progress bar and the check that all processes agree."""
         self._fill_from_data_or_checkpoint()
         options = vars(self.config[self.config["subcommand"]].as_flat())
         compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
@@ -168,9 +170,9 @@ class ZigmaCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(Progress())
 
     def instantiate_classes(self) -> None:
-        """Make what the options describe.
+        """Build module, data module and Trainer.
 
-        Raises: UserError where Lightning or a logger refuses its options.
+        Raises: UserError if Lightning or a logger rejects its options.
         """
         try:
             super().instantiate_classes()
@@ -178,24 +180,24 @@ class ZigmaCLI(LightningCLI):
             refusal = next((cause for cause in causes(error) if isinstance(cause, REFUSALS)), None)
             if refusal is None:
                 raise
-            raise UserError(f"these options cannot be used here: {refusal}") from error
+            raise UserError(f"invalid options: {refusal}") from error
 
     def _fill_from_data_or_checkpoint(self) -> None:
-        """Set options of the backbone that are not stated: from the data, after training from the checkpoint."""
+        """Set the backbone's options that are not given: from the checkpoint if there is one, else from the data."""
         command = self.config["subcommand"]
         options = self.config[command]
         path, backbone = options.get("ckpt_path"), options.model.backbone.get("init_args", Namespace())
         if command != "fit" and path is not None:
             stored = stored_specification(Path(path))
             fill_from(stored, backbone)
-            if command == "predict":  # without the data set, which may not be there
+            if command == "predict":  # the data set may be missing
                 fill_from({"num_classes": stored.get("num_classes")}, options.data.init_args)
         if any(backbone.get(name, "not an option") is None for name in Specification._fields):
             with all_missing_at_once(options):
                 fill_from(Specification.of(make_data_module(options.data))._asdict(), backbone)
 
     def fit(self, **options: Any) -> None:
-        """Train, unless something is missing; say at the end where the results are."""
+        """Train; report all missing files in one error, and at the end where the results are."""
         with all_missing_at_once(self.config["fit"]):
             self.datamodule.setup("fit")
         self.trainer.fit(**options)
@@ -204,7 +206,7 @@ class ZigmaCLI(LightningCLI):
             print("\n".join(lines), flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Make the trainer, with our way to write and read checkpoints, and without Lightning's way to requeue."""
+        """Build the Trainer with this package's checkpoint reading and writing, without requeueing by Lightning."""
         options = self._get(self.config_init, "trainer")
         given = options.plugins
         plugins = given if isinstance(given, list) else [] if given is None else [given]
@@ -215,7 +217,7 @@ class ZigmaCLI(LightningCLI):
         except (ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"trainer: these options cannot be used: {error}") from error
+            raise UserError(f"invalid options of trainer: {error}") from error
         fix_versions(trainer)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
@@ -223,7 +225,7 @@ class ZigmaCLI(LightningCLI):
         replace_checkpoint_connector(trainer, CheckedConnector(trainer))
         environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment):
-            environment.auto_requeue = False  # its checkpoints would be found by no `last`, and be loaded unasked
+            environment.auto_requeue = False  # `last` would not find its checkpoints, and it would load them unasked
         replace_script_launcher(trainer, Launcher)
         if self._resumed is not None and trainer.is_global_zero:
             for logger in trainer.loggers:
@@ -232,13 +234,13 @@ class ZigmaCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Start from the weights of another model, where that is asked for and no run is resumed."""
+        """Load the weights of --init_from, unless a run is resumed."""
         options = self.config["fit"]
         if options.init_from is not None and options.get("ckpt_path") is None:
             initialise(self.model, options.init_from, options.init_weights)
 
     def _place_of_run(self, logger: Any) -> dict[str, Any]:
-        """Return the trainer's options for a run without a logger that has a folder of its own."""
+        """Return Trainer options for a run none of whose loggers has a folder."""
         runs = self._run_folders()
         folder = runs.next() if self._resumed is None or self._resumed.folder is None else self._resumed.folder
         if logger in (None, True):
@@ -250,18 +252,18 @@ class ZigmaCLI(LightningCLI):
         return RunFolders.of(options.trainer.as_dict(), _experiment_of(options.config))
 
     def _parse_ckpt_path(self) -> None:
-        """Keep the options of the command line: Lightning would replace them by those stored in the checkpoint."""
+        """Check --ckpt_path. Unlike Lightning, do not replace options by those stored in the checkpoint."""
         command = self.config["subcommand"]
         path = self.config[command].get("ckpt_path")
         if path is None and command != "fit":
-            raise UserError(f"{command} needs a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)")
+            raise UserError(f"{command} needs a checkpoint: pass --ckpt_path (see logs/*/*/checkpoints)")
         if path == "last":
             self._resume_last(command)
         elif path is not None:
             check_readable(Path(path))
 
     def _resume_last(self, command: str) -> None:
-        """Put the newest checkpoint in the place of "last"; training is resumed in its folder."""
+        """Replace "last" by the path of the newest checkpoint; `fit` then continues in the folder of its run."""
         options = self.config[command]
         run = last_run(self._run_folders(), options.checkpoint.dirpath)
         for line in run.passed_over:
@@ -273,7 +275,7 @@ class ZigmaCLI(LightningCLI):
         for logger in filter(has_folder, _as_list(options.trainer.logger)):
             logger.init_args.version = run.folder.name
             if "purge_step" in logger.init_args:
-                logger.init_args.purge_step = read_step(run.checkpoint)  # what was logged after it is logged again
+                logger.init_args.purge_step = read_step(run.checkpoint)  # later steps are logged again
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -281,7 +283,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _experiment_of(configs: list[Any] | None) -> str:
-    """Return the name of an experiment: that of its first config file, or of the folder of the run that wrote it."""
+    """Return the name of an experiment: its first config file's, or the run's if that file is a run's config.yaml."""
     if not configs:
         return "run"
     path = Path(str(configs[0])).absolute()
@@ -289,10 +291,10 @@ def _experiment_of(configs: list[Any] | None) -> str:
 
 
 def put_int_first(action: Any) -> None:
-    """Have an option that takes whole numbers and others keep a whole number as it is: 1 batch is not 1.0, all of them.
+    """Make an option of type int | float parse "1" as int: for limit_train_batches 1 is one batch and 1.0 all of them.
 
-    Python's typing returns the same object for Union[int, float] and Union[float, int], whichever was made first by any
-    library, and so the order of the two, in which jsonargparse tries them, is left to chance.
+    jsonargparse tries the types of a union in order. Python's typing caches Union[int, float] and Union[float, int] as
+    one object, so their order depends on which library created it first.
     """
     parts = get_args(getattr(action, "_typehint", None))
     if {int, float} <= {part for part in parts if isinstance(part, type)}:
@@ -305,23 +307,23 @@ def _warn(line: str) -> None:
 
 
 @rank_zero_only
-def _say_how_to_go_on(preempted: Preempted) -> None:
-    print(f"{preempted}: the same command with --ckpt_path last resumes from there", file=sys.stderr, flush=True)
+def _tell_how_to_resume(preempted: Preempted) -> None:
+    print(f"{preempted}: resume with the same command and --ckpt_path last", file=sys.stderr, flush=True)
 
 
 CLI = TypeVar("CLI", bound=ZigmaCLI)
 
 
 def quieten() -> None:
-    """Silence advertisements, and warnings about the insides of the libraries that a user can do nothing about."""
+    """Silence tips of Lightning, and warnings about internals of libraries."""
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # `--ckpt_path last` goes on in its folder
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # `--ckpt_path last` continues in it
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in str(record.msg))
 
 
 def with_shipped_configs(argv: list[str]) -> list[str]:
-    """Return arguments in which each `--config FILE` that is found among the shipped files only has its whole path."""
+    """Return the arguments, with the full path of each `--config FILE` that exists only among the shipped files."""
     found = list(argv)
     for place, argument in enumerate(argv):
         if argument.startswith("--config="):
@@ -333,7 +335,7 @@ def with_shipped_configs(argv: list[str]) -> list[str]:
 
 @contextmanager
 def process_arguments(argv: list[str]) -> Iterator[None]:
-    """Make `argv` the arguments of the process, where LightningCLI reads them and with which DDP starts the others."""
+    """Set sys.argv to `argv`: LightningCLI reads it, and DDP starts the other processes with it."""
     program, sys.argv = sys.argv, [sys.argv[0], *argv]
     try:
         yield
@@ -342,7 +344,7 @@ def process_arguments(argv: list[str]) -> Iterator[None]:
 
 
 def run_cli(cli_class: type[CLI], command: str, argv: list[str], parser_kwargs: dict[str, Any], **options: Any) -> CLI:
-    """Read the options of a command over module, data and YAML layers, and do what the class does with them."""
+    """Run `cli_class` with the options of a command."""
     quieten()
     argv = with_shipped_configs(argv)
     Parser.command = command
@@ -359,12 +361,12 @@ def run_cli(cli_class: type[CLI], command: str, argv: list[str], parser_kwargs: 
         )
 
 
-def parser_of(command: str, description: str, options: str = "--config ROW.yaml [options]") -> dict[str, Any]:
-    """Return the parser's arguments of one command."""
+def parser_of(command: str, description: str, options: str = "--config FILE.yaml [options]") -> dict[str, Any]:
+    """Return the arguments of the parser of one command."""
     return {
         "usage": f"python -m zigma_pl {command} {options}",
         "description": description,
-        # By absolute path: LightningCLI skips a missing relative one in silence.
+        # An absolute path: LightningCLI silently skips a relative one that does not exist.
         "default_config_files": [str(shipped_file("configs/base.yaml"))],
         "parser_mode": "omegaconf",
     }
@@ -383,9 +385,9 @@ def main(argv: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
         )
     except Preempted as preempted:
-        _say_how_to_go_on(preempted)
+        _tell_how_to_resume(preempted)
         if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # no process is gone, and taken for a failure, while others end
+            torch.distributed.barrier()  # so that no process takes another that has exited for a failed one
             torch.distributed.destroy_process_group()
         return preempted.status
     return 0

@@ -1,8 +1,9 @@
-"""`python -m zigma_pl COMMAND`: the command table, `--help` without waiting for torch, and one-line errors."""
+"""`python -m zigma_pl COMMAND`: the command table, a `--help` that does not import torch, and one-line errors."""
 
 import difflib
 import errno
 import os
+import re
 import select
 import sys
 from importlib import import_module
@@ -10,45 +11,30 @@ from importlib import import_module
 from zigma_pl.core.errors import BackendUnavailable, expected_error
 from zigma_pl.core.signals import end_with_parent, ended_by_signals
 
-CLOSED_OUTPUT_STATUS = 141  # as of a program that SIGPIPE ends
+CLOSED_OUTPUT_STATUS = 141  # 128 + SIGPIPE
 
 # command -> (module in zigma_pl.cli with main(argv) -> exit status, one line of help)
 COMMANDS = {
-    "fit": ("lightning_cli", "train a model: --config experiments/ROW.yaml"),
-    "validate": ("lightning_cli", "fixed validation loss of a checkpoint: --config ROW --ckpt_path CKPT"),
-    "test": (
-        "lightning_cli",
-        "score a checkpoint: loss, samples, results/ROW.json: --config ROW --ckpt_path CKPT",
-    ),
-    "predict": ("lightning_cli", "sample images from a checkpoint (no data set needed)"),
-    "sample": ("commands.sample", "draw pictures from an exported model: --model FOLDER --prompt TEXT"),
-    "prepare": ("commands.prepare", "encode a data set once: latents and caption features, to train from"),
-    "show-batch": (
-        "commands.show_batch",
-        "draw a batch as the model gets it: --config ROW --out batch.png",
-    ),
-    "demo": ("commands.demo", "train on handwritten digits, sample 500, say how many are recognised"),
-    "paths": ("commands.paths", "draw every scan order of a grid"),
+    "fit": ("lightning_cli", "train a model: --config FILE.yaml"),
+    "validate": ("lightning_cli", "compute the validation loss of a checkpoint: --config FILE.yaml --ckpt_path CKPT"),
+    "test": ("lightning_cli", "score a checkpoint, write results/NAME.json: --config FILE.yaml --ckpt_path CKPT"),
+    "predict": ("lightning_cli", "sample from a checkpoint, without the data set: --config FILE.yaml --ckpt_path CKPT"),
+    "sample": ("commands.sample", "generate images from an exported model: --model FOLDER --prompt TEXT"),
+    "prepare": ("commands.prepare", "encode a data set in advance: latents and caption features to train on"),
+    "show-batch": ("commands.show_batch", "plot a batch as the model gets it: --config FILE.yaml --out batch.png"),
+    "demo": ("commands.demo", "train on handwritten digits, sample 500 and classify them"),
+    "paths": ("commands.paths", "plot the scan orders of a grid"),
     "bench": ("commands.bench", "check, then time: scan, forward pass, training step, number of orders"),
-    "doctor": (
-        "commands.doctor",
-        "versions, devices, which scan backends can run here and whether they are right",
-    ),
+    "doctor": ("commands.doctor", "list versions, devices and scan backends, and check the backends' results"),
     "ablations": (
         "commands.ablations",
-        "train and score every row of the tables, go on where it was interrupted",
+        "train and score all experiments; finished ones are skipped, interrupted ones resumed",
     ),
-    "tables": ("commands.tables", "experiments/README.md and docs/results.md from the result records"),
-    "report": ("commands.report", "one static HTML page: tables, curves, samples, scan paths"),
-    "weights": ("commands.weights", "files of frozen networks: list, check, fetch"),
-    "export": (
-        "commands.export",
-        "checkpoint -> safetensors + config.json: --ckpt_path CKPT --out FOLDER",
-    ),
-    "import-zigma": (
-        "commands.import_zigma",
-        "convert an official ZigMa checkpoint to safetensors + config.json",
-    ),
+    "tables": ("commands.tables", "write experiments/README.md and docs/results.md from the result records"),
+    "report": ("commands.report", "write an HTML page: tables, curves, samples, scan orders"),
+    "weights": ("commands.weights", "list, check or download the weights of frozen networks"),
+    "export": ("commands.export", "write a checkpoint as safetensors + config.json: --ckpt_path CKPT --out FOLDER"),
+    "import-zigma": ("commands.import_zigma", "write an official ZigMa checkpoint as safetensors + config.json"),
 }
 
 
@@ -70,8 +56,16 @@ def help_text() -> str:
     )
 
 
+def with_underscores(argument: str) -> str:
+    """Return an argument with the dashes of an option's name as underscores: --num-steps=5 becomes --num_steps=5."""
+    name, equals, value = argument.partition("=")
+    if not re.fullmatch(r"--[A-Za-z][\w.+-]*", name):
+        return argument
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+
+
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line; of an error from a data loader's worker, its own last line."""
+    """Return an error's message on one line; for an error in a data loader's worker, the last line of its traceback."""
     message = str(error).strip()
     if "Original Traceback" in message:
         message = message.splitlines()[-1].split(": ", 1)[-1]
@@ -79,7 +73,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _output_is_closed() -> bool:
-    """Whether nobody reads our output any more, as after `| head -1`; what is still to be written is dropped then."""
+    """Return whether the reader of stdout is gone, as after `| head -1`; the rest of the output is then discarded."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     is_closed = any(events & select.POLLERR for _, events in output.poll(0))
@@ -91,8 +85,8 @@ def _output_is_closed() -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0 done, 1 failed with a message, 2 wrong usage, 75 preempted and to be run again, 128 + n ended by signal n: 130 by
-    Ctrl-C, 129 by SIGHUP, 143 by SIGTERM, 141 where nobody reads the output.
+    0 success, 1 an error with a message, 2 wrong usage, 75 preempted (run it again), 128 + n ended by signal n: 130 by
+    Ctrl-C, 129 by SIGHUP, 143 by SIGTERM, 141 if the reader of stdout is gone.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         end_with_parent()
@@ -113,12 +107,13 @@ def run(argv: list[str] | None) -> int:
         print(f"error: unknown command {command!r}: {hint}", file=sys.stderr)
         return 2
     module_name, _ = COMMANDS[command]
-    arguments = argv if module_name == "lightning_cli" else options
+    options = [with_underscores(option) for option in options]
+    arguments = [command, *options] if module_name == "lightning_cli" else options
     try:
         try:
             return import_module(f"zigma_pl.cli.{module_name}").main(arguments)
         finally:
-            sys.stdout.flush()  # here, where it is known what to do if nobody reads it
+            sys.stdout.flush()  # here, where a BrokenPipeError is handled
     except BrokenPipeError:
         if not _output_is_closed():
             raise

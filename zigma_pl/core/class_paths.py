@@ -195,7 +195,7 @@ def find_class(path: Any, base: type[Built], allow_imports: Sequence[str] = ()) 
     elif not _is_in(module, allow_imports):
         package = module.split(".")[0]
         raise NotAllowed(
-            f"{path}: classes of {package} are not allowed: if you trust this package, pass --allow-import {package}, "
+            f"{path}: classes of {package} are not allowed: if you trust this package, pass --allow_import {package}, "
             f'in Python allow_imports=("{package}",)'
         )
     if found is None and module:

@@ -1,4 +1,4 @@
-"""Models in and out: released ZigMa checkpoints, and folders of safetensors + config.json."""
+"""Reading and writing models: folders with safetensors and config.json, and released ZigMa checkpoints."""
 
 from zigma_pl.interop.folder import from_pretrained, load_backbone, save_pretrained
 from zigma_pl.interop.official import load_zigma_checkpoint

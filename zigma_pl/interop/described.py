@@ -1,4 +1,4 @@
-"""config.json of an exported model: what it may hold."""
+"""The contents of config.json in the folder of an exported model."""
 
 from typing import Annotated, Any, ClassVar, Self
 
@@ -12,14 +12,14 @@ REMEDY = "export the model again"
 
 
 class Description(Part):
-    """A class by its import path, and its constructor's options; see `zigma_pl.core.class_paths`."""
+    """Import path of a class and options of its constructor; see `zigma_pl.core.class_paths`."""
 
     class_path: str = Field(max_length=500)
     init_args: dict[str, Any] = Field(default_factory=dict)
 
 
 class Sparse(Part):
-    """Part of a file in which what is absent is left out."""
+    """Part of a file that is written without the fields that are None."""
 
     @model_serializer(mode="wrap")
     def _present(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -27,7 +27,7 @@ class Sparse(Part):
 
 
 class DataDescription(Sparse):
-    """The data set that a model was trained on, and the frozen encoders of its data module."""
+    """The data module that a model was trained with: its class and its frozen encoders."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -41,18 +41,18 @@ class DataDescription(Sparse):
 
 
 class ModelConfig(Sparse, Record):
-    """What config.json says.
+    """The contents of config.json.
 
     Attributes:
         backbone: the network.
-        objective, sampler, guidance, seed: what sampling needs; of a backbone alone all are None.
-        class_names: name of each class, in the order of their numbers.
-        training: which step and which weights it was exported from.
-        data: what it was trained on.
-        weights_sha256: of model.safetensors.
+        objective, sampler, guidance, seed: needed for sampling; all are None if only a backbone was saved.
+        class_names: name of each class, by index.
+        training: step and kind of weights that were exported.
+        data: the data module of the training.
+        weights_sha256: hash of model.safetensors.
     """
 
-    model_config = ConfigDict(extra="allow")  # a user may keep more in it, which nothing reads
+    model_config = ConfigDict(extra="allow")  # users may add fields, which are ignored
     newest_version: ClassVar[int] = 2
     remedy: ClassVar[str] = REMEDY
 
@@ -70,7 +70,7 @@ class ModelConfig(Sparse, Record):
     @model_validator(mode="before")
     @classmethod
     def _from_format_1(cls, data: Any) -> Any:
-        """Turn format 1, which named classes of this package without their path, into the present one."""
+        """Convert format 1, which named classes of this package without their module, to the current format."""
         if not isinstance(data, dict) or data.get("format_version", 2) != 1:
             return data
         kept = {name: value for name, value in data.items() if name != "config"}
@@ -90,5 +90,5 @@ class ModelConfig(Sparse, Record):
         sections = ("objective", "sampler", "guidance", "seed")
         missing = [name for name in sections if getattr(self, name) is None]
         if missing and len(missing) < len(sections):
-            raise ValueError(f"lacks {', '.join(missing)}")
+            raise ValueError(f"missing {', '.join(missing)}")
         return self

@@ -1,4 +1,4 @@
-"""A model as a folder: model.safetensors (weights) and config.json (how to build and sample it). Nothing executes."""
+"""Models saved as a folder: model.safetensors (weights) and config.json (how to build and sample). No code is saved."""
 
 import hashlib
 import json
@@ -38,21 +38,21 @@ def save_pretrained(
     *,
     matrix_dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a model's weights and config to `folder`, made when missing; return the folder.
+    """Write a model's weights and config to `folder`; return the folder.
 
-    config.json is written last and holds the hash of the weights, so that half of an interrupted export, or weights
-    and config of two of them, are refused when they are read.
+    config.json is written last and holds the hash of the weights. An interrupted export, or weights and config of two
+    different exports, are therefore rejected when they are read.
 
     Args:
-        model: of a GenerativeModule, objective, sampler, guidance, seed and what it was trained on are kept too; of a
-            backbone, itself alone. Classes of other packages are kept by their import paths.
-        folder: where to write; files of these names are replaced.
-        about: more to keep in config.json, plain values by name: `training` (step and weights), and `class_names` and
-            `data` (class and encoders of the data set) where they are to replace those in the model's `trained_on`.
-        matrix_dtype: in which matrices are stored: float16 takes half the room and rounds to 1 part in 2,000. Norms,
-            biases, A_log, D and embedding tables stay float32, and all is float32 again when it is read.
+        model: a GenerativeModule, which is saved with objective, sampler, guidance, seed and `trained_on`, or only a
+            backbone. Classes of other packages are saved by their import paths.
+        folder: created if missing; existing model.safetensors and config.json are replaced.
+        about: more fields of config.json as plain values: `training` (step and kind of weights), and `class_names` and
+            `data` (class and encoders of the data module) to replace those of the model's `trained_on`.
+        matrix_dtype: dtype of the stored matrices. float16 halves the file and rounds to 1 part in 2,000. Norms,
+            biases, A_log, D and embedding tables stay float32, and reading returns float32 for all.
 
-    Raises: UserError for a class that cannot be imported, an option that is no plain value, or `about` of other types.
+    Raises: UserError if a class cannot be imported, an option is no plain value, or a field in `about` is invalid.
     """
     folder = Path(folder)
     backbone = model.backbone if isinstance(model, GenerativeModule) else model
@@ -66,7 +66,7 @@ def save_pretrained(
         name: value.detach().to("cpu", dtypes.get(name, value.dtype)).contiguous()
         for name, value in backbone.state_dict().items()
     }
-    check_finite(weights, f"the weights to be saved to {folder}", "save those of another checkpoint")
+    check_finite(weights, f"the weights to be saved to {folder}", "save another checkpoint")
     content = save(weights, metadata={"format": "pt"})
     description["weights_sha256"] = hashlib.sha256(content).hexdigest()
     try:
@@ -84,26 +84,26 @@ def save_pretrained(
 def from_pretrained(
     folder: str | Path, *, train: bool = False, allow_imports: Sequence[str] = (), **options: Any
 ) -> PretrainedModel:
-    """Build the model that `save_pretrained` or `python -m zigma_pl export` wrote, on the CPU.
+    """Load the model that `save_pretrained` or `python -m zigma_pl export` wrote, on the CPU.
 
-    `from_pretrained(folder).generate("a person with red hair", num=4)` returns pictures.
+    `from_pretrained(folder).generate("a person with red hair", num=4)` returns images.
 
     Args:
-        folder: where it is.
-        train: return it in training mode, to be fine-tuned, instead of evaluation mode. Training starts from the
-            weights alone, with a new optimiser.
-        allow_imports: packages, other than this one, whose classes config.json may name; they are imported.
-        options: of `GenerativeModule`, such as `optimizer`, in place of those in config.json.
+        folder: folder with model.safetensors and config.json.
+        train: return the model in training mode, for fine-tuning, instead of evaluation mode. A training starts with a
+            new optimiser.
+        allow_imports: other packages whose classes config.json may name; they are imported.
+        options: options of `GenerativeModule`, such as `optimizer`, that replace those in config.json.
 
-    Raises: UserError when a file is missing, unreadable, truncated, of an unknown format version or of a class that is
-        not allowed, when weights and config do not fit, or when the folder holds a backbone alone; see `load_backbone`.
+    Raises: UserError if a file is missing, unreadable, truncated or of an unknown format version, a class is not
+        allowed, weights and config do not match, or the folder holds only a backbone (see `load_backbone`).
     """
     path = Path(folder) / CONFIG_NAME
     config = read_config(folder)
     if config.objective is None:
         raise UserError(
-            f"{path} describes a backbone alone, without an objective to sample by: zigma_pl.load_backbone(folder) "
-            "gives it, for a GenerativeModule with the objective it was trained on"
+            f"{path} describes only a backbone, without the objective that sampling needs: load it with "
+            "zigma_pl.load_backbone(folder) and pass it to GenerativeModule with the objective it was trained on"
         )
     assert config.sampler is not None
     assert config.guidance is not None
@@ -117,7 +117,7 @@ def from_pretrained(
 
 
 def load_backbone(folder: str | Path, *, allow_imports: Sequence[str] = ()) -> Backbone:
-    """Build the backbone of a folder alone, on the CPU and in evaluation mode.
+    """Load only the backbone of a folder, on the CPU and in evaluation mode.
 
     Raises: UserError as `from_pretrained`.
     """
@@ -133,15 +133,15 @@ def load_weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    """Return what the folder's config.json says.
+    """Read the folder's config.json.
 
-    Raises: UserError when it is missing, unreadable, malformed, or of an unknown format version.
+    Raises: UserError if it is missing, unreadable, malformed, or of an unknown format version.
     """
     return read_record(ModelConfig, Path(folder) / CONFIG_NAME)
 
 
 def trained_on(config: ModelConfig) -> dict[str, Any]:
-    """Return what a config says of the data, as `GenerativeModule.trained_on` has it."""
+    """Return class names and data module of a config, in the form of `GenerativeModule.trained_on`."""
     found = {
         "class_names": config.class_names,
         "data": config.data and config.data.model_dump(exclude_none=True),
@@ -161,51 +161,54 @@ def _read_weights(folder: str | Path, config: ModelConfig) -> dict[str, Tensor]:
     weights = read_tensors(path, REMEDY)
     check_finite(weights, path, "export another checkpoint")
     if config.weights_sha256 not in (None, sha256(path)):
-        raise UserError(f"{path} is damaged, or not what {CONFIG_NAME} was written with: {REMEDY}")
+        raise UserError(f"{path} is damaged, or {CONFIG_NAME} belongs to other weights: {REMEDY}")
     return weights
 
 
 def build_backbone(
     description: Description, stored: Mapping[str, Tensor], source: Path, allow_imports: Sequence[str] = ()
 ) -> Backbone:
-    """Build a backbone, once its weights are known to fit: first an outline without memory.
+    """Build a backbone after checking that its weights fit.
 
-    There is no outline of what other packages take part in: their code need not run without memory.
+    The check builds the backbone on the meta device, which allocates no memory. It is skipped if classes of other
+    packages take part, whose code may not support the meta device.
 
     Args:
-        description: its class and options.
-        stored: its weights by name, of which shapes alone are looked at.
-        source: the file that an error names.
-        allow_imports: packages, other than this one, whose classes may be used.
+        description: class and options.
+        stored: weights by name; only their shapes are used.
+        source: file to name in errors.
+        allow_imports: other packages whose classes may be used.
 
-    Raises: UserError for a class that is not allowed, options that are not its, or other weights than it has.
+    Raises: UserError if a class is not allowed, an option is invalid, or the weights do not fit.
     """
     depth = description.init_args.get("depth")
-    if isinstance(depth, int) and depth > max(100, len(stored)):  # an outline of so many layers would take long
-        raise UserError(f"{source}: depth is {depth}, but there are {len(stored)} tensors in all: {REMEDY}")
+    if isinstance(depth, int) and depth > max(
+        100, len(stored)
+    ):  # building so many layers takes long, even on the meta device
+        raise UserError(f"{source}: depth is {depth}, but there are only {len(stored)} tensors: {REMEDY}")
     description = _migrated(description, source)
     if not packages_named(description.model_dump()):
         with torch.device("meta"):
-            outline = build(description, Backbone, f"{source}: backbone")  # type: ignore[type-abstract]
-        _check_fit(outline, migrated_weights(stored), source)
+            on_meta = build(description, Backbone, f"{source}: backbone")  # type: ignore[type-abstract]
+        _check_fit(on_meta, migrated_weights(stored), source)
     return build(description, Backbone, f"{source}: backbone", allow_imports)  # type: ignore[type-abstract]
 
 
 def _migrated(description: Description, source: Path) -> Description:
-    """Return a description with the options that a backbone of this package has now."""
+    """Return a description with the current names of options, for a backbone of this package."""
     package, _, name = description.class_path.rpartition(".")
     if package.split(".")[0] not in ("", PACKAGE):
         return description
     try:
         return description.model_copy(update={"init_args": migrated_options(name, description.init_args)})
     except (TypeError, ValueError, LookupError) as error:
-        raise UserError(f"{source}: backbone cannot be used ({one_line(str(error))}): {REMEDY}") from error
+        raise UserError(f"{source}: invalid backbone ({one_line(str(error))}): {REMEDY}") from error
 
 
 def fit_weights(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) -> None:
     """Load weights into a backbone.
 
-    Raises: UserError that names the first parameters that are missing, unknown or of another shape.
+    Raises: UserError that names the first parameters that are missing, unknown or have another shape.
     """
     weights = migrated_weights(weights)
     _check_fit(backbone, weights, source)
@@ -216,12 +219,12 @@ def _check_fit(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) 
     wrong = mismatch(backbone.state_dict(), weights)
     if wrong is not None:
         raise UserError(
-            f"{source} is not of the {type(backbone).__name__} that is described with it: {wrong}: {REMEDY}"
+            f"{source}: the weights do not fit the {type(backbone).__name__} in {CONFIG_NAME}: {wrong}: {REMEDY}"
         )
 
 
 def describe_sampling(model: GenerativeModule) -> dict[str, Any]:
-    """Return as plain values what sampling from a module needs beside its backbone, and what it was trained on."""
+    """Return objective, sampler, guidance, seed and `trained_on` of a module as plain values."""
     return {
         "objective": recorded(model.objective, "objective"),
         "sampler": recorded(model.sampler, "sampler"),
@@ -234,7 +237,7 @@ def describe_sampling(model: GenerativeModule) -> dict[str, Any]:
 def read_sampling(
     objective: Description, sampler: Description, guidance: Description, source: Path, allow_imports: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return GenerativeModule's objective, sampler and guidance from plain options; errors name the file `source`."""
+    """Build objective, sampler and guidance of a GenerativeModule; errors name the file `source`."""
     return {
         "objective": build(objective, Objective, f"{source}: objective", allow_imports),
         "sampler": build(sampler, Sampler, f"{source}: sampler", allow_imports),  # type: ignore[type-abstract]
@@ -243,13 +246,13 @@ def read_sampling(
 
 
 def build(description: Description, base: type[Built], what: str, allow_imports: Sequence[str] = ()) -> Built:
-    """Build an object from a file's description of it.
+    """Build an object from its description.
 
-    Raises: UserError that begins with `what`: see `zigma_pl.core.class_paths.build_described`.
+    Raises: UserError that begins with `what`; see `zigma_pl.core.class_paths.build_described`.
     """
     try:
         return build_described(description.model_dump(), base, allow_imports)
     except NotAllowed as error:
         raise UserError(f"{what}: {error}") from error
     except UserError as error:
-        raise UserError(f"{what} cannot be used ({error}): {REMEDY}") from error
+        raise UserError(f"{what} is invalid ({error}): {REMEDY}") from error

@@ -1,8 +1,9 @@
-"""Read checkpoints of the official ZigMa release (CompVis/zigma) as backbones of ours.
+"""Load checkpoints of the official ZigMa release (CompVis/zigma) as backbones of this package.
 
-The release runs time the other way (t = 0 is noise there) and predicts x_data - noise. Both are folded into the
-weights, exactly: the last layer is negated, and the first layer of the time perceptron takes the sinusoids of
-1000 (1 - t) by the angle-sum rules. So an imported backbone follows this code base's convention with no switch.
+In the release, time runs the other way (t = 0 is noise) and the network predicts x_data - noise. Both differences are
+folded into the weights exactly: the last layer is negated, and the weights of the first time layer are changed by the
+angle-sum identities so that they apply to 1000 (1 - t). An imported backbone therefore follows the convention of this
+package.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from zigma_pl.models.mixers.mamba import MambaMixer
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.checkpoints.archive import damage_of
 
-# Official name -> ours. The numbered blocks keep their number.
+# Official name -> name in this package. Blocks keep their index.
 RENAMES = [
     (r"^x_embedder\.proj\.", "patch_embedding.projection."),
     (r"^pos_embed$", "position_embedding.table"),
@@ -41,30 +42,30 @@ RENAMES = [
     (r"^norm_f\.", "final_layer.legacy_norm."),
     (r"^final_layer\.linear\.", "final_layer.projection."),
 ]
-# The bidirectional mixer keeps its reversed direction's parameters beside the forward one's, with a "b" in the name.
+# In the bidirectional mixer, the names of the reversed direction's parameters have an additional "b".
 BIDIRECTIONAL_RENAMES = [
     (r"\.mixer\.(conv1d|x_proj|dt_proj)_b\.", r".mixer.directions.1.\1."),
     (r"\.mixer\.A_b_log$", r".mixer.directions.1.A_log"),
     (r"\.mixer\.D_b$", r".mixer.directions.1.D"),
     (r"\.mixer\.(conv1d\.|x_proj\.|dt_proj\.|A_log$|D$)", r".mixer.directions.0.\1"),
 ]
-BIDIRECTIONAL = "v2"  # the official scan_type of raster order and its reverse
+BIDIRECTIONAL = "v2"  # the official scan_type for raster order and its reverse
 TIME_WEIGHT = "time_embedding.mlp.0.weight"
 CLASS_TABLE = "y_embedder.embedding_table.weight"
 
 
 def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZigMa | VisionMamba:
-    """Build our backbone from an official state dict: `-backbone(x, 1 - t, y)` is the official `model(x, t, y)`.
+    """Build a backbone from an official state dict: `-backbone(x, 1 - t, y)` equals the official `model(x, t, y)`.
 
-    Inner channels are put in our order, by their step sizes, as the mixers of a new network have them.
+    The inner channels are sorted by their step sizes, as in a newly initialised network.
 
     Args:
-        state_dict: the parameters under their official names; a leading "module." or "model." is dropped.
-        config: the official constructor's names: in_channels, embed_dim, depth, img_dim, patch_size, scan_type,
+        state_dict: parameters under their official names; a leading "module." or "model." is removed.
+        config: options of the official constructor: in_channels, embed_dim, depth, img_dim, patch_size, scan_type,
             use_pe, has_text, d_context, n_context_token, num_classes. Missing ones have the official defaults.
 
     Returns: the backbone in evaluation mode, float32, on the CPU.
-    Raises: UserError on a scan type or option that has no counterpart, or on names or shapes that do not fit.
+    Raises: UserError if a scan type or option is not supported, or names or shapes do not match.
     """
     backbone = build_backbone(config)
     weights = convert_state_dict(state_dict, bidirectional=isinstance(backbone, VisionMamba))
@@ -72,7 +73,7 @@ def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str,
         backbone.load_state_dict(weights)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise UserError(f"the checkpoint does not fit its config: {' '.join(lines)[:400]}") from error
+        raise UserError(f"the checkpoint does not match its config: {' '.join(lines)[:400]}") from error
     for module in backbone.modules():
         if isinstance(module, MambaMixer):
             module.sort_channels()
@@ -80,10 +81,10 @@ def load_zigma_checkpoint(state_dict: Mapping[str, Tensor], config: Mapping[str,
 
 
 def build_backbone(config: Mapping[str, Any]) -> ZigMa | VisionMamba:
-    """Build the (still randomly initialised) backbone that an official constructor's options describe."""
+    """Build a randomly initialised backbone from the options of the official constructor."""
     use_pe = config.get("use_pe", 0)
     if use_pe not in (0, 1, 2):
-        raise UserError(f"use_pe {use_pe} is not supported: the release never trained or saved that embedding")
+        raise UserError(f"use_pe {use_pe} is not supported: the release neither trains nor saves this embedding")
     if config.get("video_frames", 0):
         raise UserError("video checkpoints (video_frames > 0) are not supported yet")
     has_text = bool(config.get("has_text", False))
@@ -107,20 +108,20 @@ def build_backbone(config: Mapping[str, Any]) -> ZigMa | VisionMamba:
 
 
 def scan_config(scan_type: str) -> ScanConfig:
-    """Translate an official scan_type of one direction in each layer, such as "zigzagN8" or "hilbertN8"."""
+    """Translate an official scan_type with one direction per layer, such as "zigzagN8" or "hilbertN8"."""
     match = re.fullmatch(r"(zigzag|hilbert)N([1-8])", scan_type)
     if match:
         scheme: Literal["zigzag", "hilbert"] = match[1]  # type: ignore[assignment]
         return ScanConfig(scheme, num_orders=int(match[2]), legacy_inverse=scheme == "hilbert")
-    reason = "it is unknown"
+    reason = "unknown type"
     if scan_type.startswith("randomN"):
-        reason = "the release did not save its random orders, so they cannot be rebuilt"
+        reason = "the release did not save its random orders"
     supported = f"zigzagN1-8, hilbertN1-8 and {BIDIRECTIONAL}"
-    raise UserError(f"scan_type {scan_type!r} cannot be imported: {reason}; supported are {supported}")
+    raise UserError(f"scan_type {scan_type!r} cannot be imported ({reason}): supported are {supported}")
 
 
 def convert_state_dict(state_dict: Mapping[str, Tensor], bidirectional: bool = False) -> dict[str, Tensor]:
-    """Rename official parameters to ours, and fold the reversed time and the negated velocity into the weights."""
+    """Rename official parameters, and fold reversed time and negated velocity into the weights."""
     renames = [*BIDIRECTIONAL_RENAMES, *RENAMES] if bidirectional else RENAMES
     weights = {}
     for name, value in strip_prefix(state_dict).items():
@@ -134,15 +135,15 @@ def convert_state_dict(state_dict: Mapping[str, Tensor], bidirectional: bool = F
             value = -value
         weights[name] = value
     if TIME_WEIGHT not in weights:
-        raise UserError("this is no ZigMa checkpoint: it has no t_embedder.mlp.0.weight")
+        raise UserError("not a ZigMa checkpoint: t_embedder.mlp.0.weight is missing")
     weights[TIME_WEIGHT] = reverse_time(weights[TIME_WEIGHT])
     return weights
 
 
 def reverse_time(weight: Tensor) -> Tensor:
-    """Return the weight (D, 2 K) that maps [cos(w s), sin(w s)], s = 1000 t, as `weight` maps those of 1000 - s.
+    """Return the weight (D, 2 K) that maps [cos(w s), sin(w s)], s = 1000 t, as `weight` maps those at 1000 - s.
 
-    cos(w (1000 - s)) = cos(1000 w) cos(w s) + sin(1000 w) sin(w s), and likewise for the sine.
+    cos(w (1000 - s)) = cos(1000 w) cos(w s) + sin(1000 w) sin(w s), and similarly for the sine.
     """
     cosine_weight, sine_weight = weight.double().chunk(2, dim=1)
     phase = 1000.0 * sinusoid_frequencies(cosine_weight.shape[1]).double()
@@ -152,7 +153,7 @@ def reverse_time(weight: Tensor) -> Tensor:
 
 
 def strip_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the "module." of DDP or "model." when every parameter has it; drop "in.*" and "out" reference tensors."""
+    """Remove "module." (of DDP) or "model." if all names have it, and the reference tensors "in.*" and "out"."""
     parameters = {name: value for name, value in state_dict.items() if name != "out" and not name.startswith("in.")}
     for prefix in ("module.", "model."):
         if parameters and all(name.startswith(prefix) for name in parameters):
@@ -161,20 +162,20 @@ def strip_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read off an official state dict what its shapes tell; scan_type, and img_dim without `pos_embed`, they do not."""
+    """Infer the official options from shapes: all but scan_type, and but img_dim if there is no `pos_embed`."""
     shapes = {name: tuple(value.shape) for name, value in strip_prefix(state_dict).items()}
     if "x_embedder.proj.weight" not in shapes:
-        raise UserError("this is no ZigMa checkpoint: it has no x_embedder.proj.weight")
+        raise UserError("not a ZigMa checkpoint: x_embedder.proj.weight is missing")
     dimensions = {"x_embedder.proj.weight": 4, "pos_embed": 3, "y_embedder.weight": 2, CLASS_TABLE: 2}
     for name, expected in dimensions.items():
         if len(shapes.get(name, range(expected))) != expected:
-            raise UserError(f"this is no ZigMa checkpoint: {name} has shape {shapes[name]}, of not {expected} axes")
+            raise UserError(f"not a ZigMa checkpoint: {name} has shape {shapes[name]}, expected {expected} axes")
     width, in_channels, patch_size, _ = shapes["x_embedder.proj.weight"]
     config: dict[str, Any] = {"in_channels": in_channels, "embed_dim": width, "patch_size": patch_size}
     config["depth"] = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     config["use_pe"] = 2 if "pos_embed" in shapes else 0
     if any(name.endswith(".A_b_log") for name in shapes):
-        config["scan_type"] = "v2"  # only the bidirectional baseline has a second set of parameters
+        config["scan_type"] = "v2"  # only the bidirectional baseline has parameters of a second direction
     if "pos_embed" in shapes:
         config["img_dim"] = round(shapes["pos_embed"][1] ** 0.5) * patch_size
     if "y_embedder.weight" in shapes:
@@ -189,16 +190,16 @@ def read_state_dict(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
 
     Args:
         path: the file.
-        weights: which entry to take when a .pt file holds several state dicts ("ema", "model").
+        weights: entry of a .pt file that holds several state dicts, such as "ema" or "model".
 
-    Raises: UserError when the file is missing, truncated, or would need to execute code to load.
+    Raises: UserError if the file is missing or truncated, or loading it would execute code.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return read_tensors(path, "give the checkpoint file to import")
+        return read_tensors(path, "pass the checkpoint to import")
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give the checkpoint file to import")
-    damage = damage_of(path) if zipfile.is_zipfile(path) else None  # a file of an old format is no archive
+        raise UserError(f"{path} does not exist: pass the checkpoint to import")
+    damage = damage_of(path) if zipfile.is_zipfile(path) else None  # the legacy format is no archive
     if damage is not None:
         raise UserError(f"{path} {damage}: download it again")
     try:
@@ -206,11 +207,11 @@ def read_state_dict(path: str | Path, weights: str = "ema") -> dict[str, Tensor]
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read ({reason}): it is truncated or damaged") from error
-    except Exception as error:  # torch raises pickle.UnpicklingError, and others, for objects it refuses
+        raise UserError(f"{path} is truncated or damaged ({reason}): download it again") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError and others for objects that it rejects
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} holds more than tensors and is refused ({reason}): save the state dict alone and import that"
+            f"{path} contains objects other than tensors ({reason}): save only the state dict and import that file"
         ) from error
     return _select_entry(content, path, weights)
 
@@ -222,4 +223,4 @@ def _select_entry(content: Any, path: Path, weights: str) -> dict[str, Tensor]:
     if isinstance(entry, dict) and all(isinstance(value, Tensor) for value in entry.values()):
         return entry
     keys = ", ".join(map(repr, content)) if isinstance(content, dict) else type(content).__name__
-    raise UserError(f"{path} has no state dict {weights!r} (it has: {keys[:200]}): choose one with --weights")
+    raise UserError(f"{path} has no state dict {weights!r} (it contains {keys[:200]}): choose one with --weights")

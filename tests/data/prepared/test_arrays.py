@@ -81,7 +81,7 @@ def test_training_predicting_and_previews_need_only_the_cache(place):
 
 
 def test_classes(tmp_path):
-    assert main(["digits", "--out", str(tmp_path / "d"), "--num-workers", "0"]) == 0
+    assert main(["digits", "--out", str(tmp_path / "d"), "--num_workers", "0"]) == 0
     live, cached = Digits(), Digits(cache=str(tmp_path / "d"))
     for data in (live, cached):
         data.setup("fit")

@@ -85,7 +85,7 @@ def victim(tmp_path):
 
 
 def prepare_digits(out, *flags):
-    return main(["digits", "--out", str(out), "--num-workers", "0", "--splits", "test", *flags])
+    return main(["digits", "--out", str(out), "--num_workers", "0", "--splits", "test", *flags])
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=["anew", "overwrite"])

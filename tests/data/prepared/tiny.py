@@ -38,7 +38,7 @@ def arguments(root, out, autoencoder="identity", **options):
         "accelerator": "cpu", **OPTIONS, **options,
     }  # fmt: skip
     splits = given.pop("splits", [])
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not True]
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not True]
     flags += [f"--{name}" for name, value in given.items() if value is True]
     return ["mm_celeba_hq", *flags, *(["--splits", *splits] if splits else [])]
 

@@ -64,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="batch script of the jobs, to be edited (default: %(default)s)",
     )
-    how.add_argument("--dry-run", action="store_true", help="show the commands, run nothing")
-    how.add_argument("--no-report", action="store_true", help="do not make tables and report at the end")
+    how.add_argument("--dry_run", action="store_true", help="show the commands, run nothing")
+    how.add_argument("--no_report", action="store_true", help="do not make tables and report at the end")
     parser.add_argument("--logs", type=Path, default=Path("logs"), metavar="FOLDER", help="checkpoints, curves, output")
     add_sources(parser)
     return parser

@@ -1,4 +1,4 @@
-"""python -m zigma_pl bench SUBJECT: check, then time, ours beside its peers on this machine; or count operations."""
+"""`python -m zigma_pl bench SUBJECT`: check and time this package and its peers, or count operations."""
 
 import argparse
 import sys
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from zigma_pl.benchmarks.report import Result
 
 MODEL_SUBJECTS = {
-    "forward": "frames per second and memory of one network call, by the size of the grid",
+    "forward": "frames per second and memory of one network call, by grid size",
     "train": "images per second and memory of training steps: forward, backward, AdamW",
     "order": "frames per second and memory by the number of scan orders, zigzag against parallel Mamba",
-    "efficiency": "operations, memory and speed of training and forward pass: the five backbones, parameters matched",
-    "flops": "operations of a forward pass by kind, counted in seconds on any machine; nothing is timed",
+    "efficiency": "operations, memory and speed (training and forward pass) of the five backbones, parameters matched",
+    "flops": "operations of a forward pass by kind; nothing is timed, and any machine will do",
 }
-PAIRED = ("train", "efficiency")  # a batch size for each grid
-MATCHED = ("efficiency", "flops")  # all backbones with ZigMa's number of parameters
+PAIRED = ("train", "efficiency")  # one batch size per grid
+MATCHED = ("efficiency", "flops")  # all backbones have about as many parameters as ZigMa
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_DTYPE = {"cuda": "bfloat16", "cpu": "float32"}
 DEFAULT_REPEATS = {"cuda": 15, "cpu": 7}
 DEFAULT_SCAN_REPEATS = {"cuda": 50, "cpu": 7}
-# What is counted and not timed has no such options.
+# Values of the options that `flops` does not have, since it times nothing.
 NOT_TIMED = {"device": "cpu", "dtype": None, "repeats": None, "threads": None, "batches": None, "compile": "blocks"}
 TINY_WIDTH, TINY_DEPTH = 64, 6
-TINY_DEPTH_OF = {"efficiency": 12}  # enough layers for numbers of parameters that match
+TINY_DEPTH_OF = {"efficiency": 12}  # enough layers to match the numbers of parameters
 
 
 def main(argv: list[str]) -> int:
-    """Run the benchmark that argv names; returns the exit status, 1 when a contestant computes wrong numbers.
+    """Run a benchmark; returns the exit status, 1 if a contestant computes wrong numbers.
 
-    Raises: UserError for options that do not fit together or this machine.
+    Raises: UserError for options that contradict each other or do not suit this machine.
     """
     options = _parse(argv)
     import torch  # after parsing, so that --help answers at once
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
     for path in (options.json, options.plot):
         if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+            raise UserError(f"{path}: folder {path.parent} does not exist: create it first")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     kept: list[Result] = []
@@ -66,14 +66,14 @@ def main(argv: list[str]) -> int:
 
 
 def _keep(kept: "list[Result]", path: Path | None, result: "Result") -> None:
-    """Note that the result holds what is measured so far, on disk too, should the run be cut off."""
+    """Keep the result so far, also on disk, in case the run is interrupted."""
     kept[:] = [result]
     if path is not None:
         result.write_json(path, complete=False)
 
 
 def _publish(result: "Result", options: argparse.Namespace, complete: bool) -> None:
-    print(result.table() + ("" if complete else "\n(interrupted: the rest was not timed)"))
+    print(result.table() + ("" if complete else "\n(interrupted: the other contestants were not timed)"))
     if options.json is not None:
         result.write_json(options.json, complete)
     if options.plot is not None:
@@ -129,7 +129,7 @@ def _dtype(options: argparse.Namespace, device: "torch.device") -> "torch.dtype"
 
 
 def _model_size(options: argparse.Namespace, device: "torch.device") -> tuple[str | None, int | None, int | None]:
-    """Return size, width and depth: as given, else the paper's on a GPU, tiny on a CPU; to count always the paper's."""
+    """Return size, width and depth: as given, else the paper's, or on a CPU tiny ones unless operations are counted."""
     if options.size is None and device.type == "cpu" and options.subject != "flops":
         return None, options.width or TINY_WIDTH, options.depth or TINY_DEPTH_OF.get(options.subject, TINY_DEPTH)
     preset = None if options.size is None and options.width and options.depth else options.size or "B"
@@ -137,9 +137,9 @@ def _model_size(options: argparse.Namespace, device: "torch.device") -> tuple[st
 
 
 def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
-    """Return grids and batches as settings: each with each, in training pairwise; defaults for what is not given.
+    """Return the combinations of grids and batch sizes to run: pairs in PAIRED subjects, else the product of both.
 
-    Raises: UserError when there are not as many grids as batches where they go in pairs.
+    Raises: UserError if paired grids and batch sizes differ in number.
     """
     from zigma_pl.benchmarks.model_table import Setting
 
@@ -149,7 +149,9 @@ def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
         grids = options.grids or [setting.grid for setting in defaults]
         batches = options.batches or [setting.batch_size for setting in defaults]
         if len(grids) != len(batches):
-            raise UserError(f"--grids has {len(grids)} entries, --batches {len(batches)}: give one batch for each grid")
+            raise UserError(
+                f"--grids has {len(grids)} entries, --batches {len(batches)}: give one batch size for each grid"
+            )
         return [Setting(grid, batch_size) for grid, batch_size in zip(grids, batches, strict=True)]
     grids = options.grids or list(dict.fromkeys(setting.grid for setting in defaults))
     batches = options.batches or list(dict.fromkeys(setting.batch_size for setting in defaults))
@@ -160,15 +162,19 @@ def _settings(options: argparse.Namespace, defaults: list[Any]) -> list[Any]:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m zigma_pl bench",
-        description="Measure speed and memory on this machine. Every contestant is first compared with a float64 "
-        "reference; where one is wrong, nothing but that is printed.",
+        description="Measure speed and memory on this machine. Each contestant is first compared with a float64 "
+        "reference; if one is wrong, the command reports it and times nothing.",
     )
     names = ",".join(("scan", *MODEL_SUBJECTS))
     subjects = parser.add_subparsers(dest="subject", required=True, metavar=f"{{{names}}}")
-    scan = subjects.add_parser("scan", help="the selective scan against mamba-ssm's kernels or mambapy, and the limit")
+    scan = subjects.add_parser(
+        "scan", help="the selective scan against mamba-ssm's kernels or mambapy, and against the hardware's limit"
+    )
     scan.add_argument("--shapes", nargs="+", type=_shape, metavar="B,L,E,N", help="batch, tokens, channels, states")
-    scan.add_argument("--bandwidth", type=float, metavar="GB/S", help="of the memory (default: what a copy reaches)")
-    _add_common_options(scan, "backends of ours, mamba_ssm, mamba_ssm+gathers, mambapy")
+    scan.add_argument(
+        "--bandwidth", type=float, metavar="GB/S", help="bandwidth of the memory (default: measured with a copy)"
+    )
+    _add_common_options(scan, "backends of this package, mamba_ssm, mamba_ssm+gathers or mambapy")
     for name, summary in MODEL_SUBJECTS.items():
         subject = subjects.add_parser(name, help=summary)
         _add_size_options(subject, name)
@@ -183,46 +189,46 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _contestants_in_words(subject: str) -> str:
     if subject == "order":
-        return "zigzag or parallel, as such or with -graph"
+        return "zigzag or parallel, optionally with the suffix -graph"
     families = (
         "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, attention, hybrid, conv-sweep, "
         "conv-zigzag, conv-hilbert, conv-random, dit or uvit"
     )
     if subject == "flops":
         return families
-    return f"{families}, as such or with -compiled, -graph or -compiled-graph"
+    return f"{families}, optionally with the suffix -compiled, -graph or -compiled-graph"
 
 
 def _add_size_options(parser: argparse.ArgumentParser, subject: str) -> None:
     default = "B" if subject == "flops" else "B on a GPU, tiny on a CPU"
     parser.add_argument("--size", choices=("S", "B", "L", "XL"), help=f"preset (default: {default})")
-    parser.add_argument("--width", type=_positive, help="width of the tokens, in place of the preset's")
-    matched = "layers of ZigMa; the others get as many as make up its parameters"
+    parser.add_argument("--width", type=_positive, help="width of the tokens, instead of the preset's")
+    matched = "layers of ZigMa; the other backbones get as many as match its parameters"
     depth = matched if subject in MATCHED else "Mamba layers; transformers get half as many"
     parser.add_argument("--depth", type=_positive, help=depth)
-    parser.add_argument("--grids", nargs="+", type=_positive, metavar="TOKENS", help="sides of the square grids")
+    parser.add_argument("--grids", nargs="+", type=_positive, metavar="TOKENS", help="sides of the square token grids")
 
 
 def _add_model_options(parser: argparse.ArgumentParser, subject: str) -> None:
-    together = "one for each grid" if subject in PAIRED else "each with every grid"
+    together = "one for each grid" if subject in PAIRED else "each combined with every grid"
     parser.add_argument("--batches", nargs="+", type=_positive, metavar="SIZE", help=f"batch sizes, {together}")
-    scope = "what torch.compile gets at a time: each block, in seconds, or the model, in minutes (default: %(default)s)"
+    scope = "compile each block (seconds) or the whole model (minutes) with torch.compile (default: %(default)s)"
     parser.add_argument("--compile", choices=("blocks", "model"), default="blocks", help=scope)
 
 
 def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:
     _add_output_options(parser, contestants)
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if there")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if available")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    parser.add_argument("--repeats", type=_positive, help="timed samples of each contestant")
+    parser.add_argument("--repeats", type=_positive, help="timing samples of each contestant")
     parser.add_argument("--threads", type=_positive, help="threads of PyTorch on the CPU (default: PyTorch's choice)")
 
 
 def _add_output_options(parser: argparse.ArgumentParser, contestants: str) -> None:
     parser.add_argument("--contestants", nargs="+", metavar="NAME", help=contestants)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, with quartiles")
-    parser.add_argument("--plot", type=_picture, metavar="FILE.png", help="also draw them (.png, .pdf or .svg)")
-    parser.add_argument("--commit", help="what to write into the header where this is no git checkout")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results, with quartiles")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help="also plot them (.png, .pdf or .svg)")
+    parser.add_argument("--commit", help="commit to record if this is not a git checkout")
 
 
 def _positive(text: str) -> int:
@@ -234,11 +240,11 @@ def _positive(text: str) -> int:
 def _shape(text: str) -> tuple[int, ...]:
     sizes = tuple(_positive(part) for part in text.split(","))
     if len(sizes) != 4:
-        raise argparse.ArgumentTypeError(f"{text!r} is not four sizes B,L,E,N such as 16,256,256,16")
+        raise argparse.ArgumentTypeError(f"{text!r}: give four sizes B,L,E,N such as 16,256,256,16")
     return sizes
 
 
 def _picture(text: str) -> Path:
     if not text.lower().endswith((".png", ".pdf", ".svg")):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
+        raise argparse.ArgumentTypeError(f"{text!r}: the name must end in .png, .pdf or .svg")
     return Path(text)

@@ -1,4 +1,4 @@
-"""`python -m zigma_pl demo`: train on the handwritten digits, sample, and let a classifier judge the samples."""
+"""`python -m zigma_pl demo`: train on handwritten digits, sample, and classify the samples."""
 
 import argparse
 import json
@@ -21,14 +21,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = Parser(
         prog="python -m zigma_pl demo",
-        description="Train ZigMa on scikit-learn's handwritten digits, sample as many as asked for, print the share "
-        "that a support vector machine trained on the real digits recognises as the class asked for, and name the "
-        "picture. About five minutes on two CPU cores.",
+        description="Train ZigMa on scikit-learn's handwritten digits, sample, and print the fraction of samples that "
+        "a support vector machine, trained on real digits, assigns to the requested class. Takes about five minutes on "
+        "two CPU cores.",
     )
-    parser.add_argument("--config", help=f"row to train (default: {EXPERIMENT} as shipped)")
+    parser.add_argument("--config", help=f"experiment to train (default: {EXPERIMENT})")
     parser.add_argument("--out", default="samples/demo", help="folder for the samples (default: %(default)s)")
-    parser.add_argument("--num-samples", type=int, default=500, help="digits to sample (default: %(default)s)")
-    parser.add_argument("--max-steps", type=int, help="train for fewer or more steps than the row says")
+    parser.add_argument("--num_samples", type=int, default=500, help="digits to sample (default: %(default)s)")
+    parser.add_argument("--max_steps", type=int, help="training steps (default: those of the experiment)")
     return parser
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     import torch  # after parsing, so that --help answers at once
 
     check_whole_numbers("demo", num_samples=options.num_samples, max_steps=options.max_steps)
-    torch.set_num_threads(1)  # a model this small gains nothing from more, and loses much where a core is busy
+    torch.set_num_threads(1)  # more threads do not help so small a model, and are much slower if a core is busy
     config = options.config or str(shipped_file(EXPERIMENT))
     steps = [] if options.max_steps is None else [f"--trainer.max_steps={options.max_steps}"]
     if status := run("fit", "--config", config, *steps):
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(*arguments: str) -> int:
-    """Run one of the trainer's commands in this process, showing it as the user would type it; returns its status."""
+    """Print a command as the user would type it, run it in this process and return its status."""
     from zigma_pl.cli.lightning_cli import main as run_cli
 
     print("\n$ python -m zigma_pl " + " ".join(arguments), flush=True)
@@ -60,20 +60,20 @@ def run(*arguments: str) -> int:
 
 
 def report(folder: Path) -> None:
-    """Print how many of the samples in `folder` are recognised, and where the grid is."""
+    """Print the fraction of the samples in `folder` that are recognised, and the path of the grid."""
     recognised, real_accuracy, num_samples = judge(folder)
     print(
-        f"\n{recognised:.1%} of {num_samples} sampled digits are recognised as the class asked for, by a support\n"
-        f"vector machine trained on the real training digits ({real_accuracy:.1%} of the held-out real ones are)."
+        f"\n{recognised:.1%} of {num_samples} sampled digits are recognised as the requested class by a support\n"
+        f"vector machine trained on real digits (of held-out real digits it recognises {real_accuracy:.1%})."
     )
-    print(f"grid, ten of each class: {folder / 'grid.png'}")
+    print(f"grid: {folder / 'grid.png'}")
 
 
 def judge(folder: Path) -> tuple[float, float, int]:
     """Classify the samples that `predict` wrote.
 
-    Returns: the share recognised as the class asked for, the classifier's accuracy on held-out real digits, and how
-    many samples there are.
+    Returns: the fraction recognised as the requested class, the classifier's accuracy on held-out real digits, and the
+    number of samples.
     """
     import numpy as np
     from PIL import Image
@@ -86,8 +86,8 @@ def judge(folder: Path) -> tuple[float, float, int]:
     opened = [Image.open(folder / row["file"], formats=["PNG"]) for row in rows]
     pictures = [np.asarray(picture, dtype=np.float64) / 255 for picture in opened]
     sampled = np.stack(pictures).reshape(len(rows), -1)
-    asked_for = np.array([row["class_id"] for row in rows])
-    recognised = float((classifier.predict(sampled) == asked_for).mean())
+    requested = np.array([row["class_id"] for row in rows])
+    recognised = float((classifier.predict(sampled) == requested).mean())
     return recognised, float(classifier.score(test_images, test_labels)), len(rows)
 
 

@@ -1,4 +1,4 @@
-"""`python -m zigma_pl doctor`: versions, devices, and which scan backends run here and are right."""
+"""`python -m zigma_pl doctor`: versions and devices, and which scan backends run here and are correct."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,7 @@ SELF_CHECK_BOUND = 1e-4
 
 
 def main(argv: list[str]) -> int:
-    """Print the report; returns 1 when a backend that claims to run here gives wrong numbers."""
+    """Print the report; returns 1 if an available backend computes wrong numbers."""
     parser = Parser(prog="python -m zigma_pl doctor", description=__doc__)
     parser.parse_args(argv)
     print_versions()
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def print_versions() -> None:
-    """Print Python and each package that matters, or that it is missing."""
+    """Print the versions of Python and of the packages that are used."""
     print(f"python         {platform.python_version()} on {platform.platform()}")
     for name in PACKAGES:
         try:
@@ -68,11 +68,11 @@ def print_backends() -> int:
     failed = False
     for name, status in available_backends().items():
         if not status.available:
-            print(f"{name:<15}cannot run here: {status.reason}")
+            print(f"{name:<15}not available: {status.reason}")
             continue
         error = self_check(cast("ScanBackend", name))
-        right = error < SELF_CHECK_BOUND
-        failed |= not right
-        verdict = "right" if right else f"WRONG (bound {SELF_CHECK_BOUND:.0e})"
+        is_correct = error < SELF_CHECK_BOUND
+        failed |= not is_correct
+        verdict = "correct" if is_correct else f"WRONG (bound {SELF_CHECK_BOUND:.0e})"
         print(f"{name:<15}{verdict}, relative error {error:.1e} on {', '.join(status.devices)}")
     return int(failed)

@@ -1,4 +1,4 @@
-"""`python -m zigma_pl export`: turn a training checkpoint into model.safetensors + config.json."""
+"""`python -m zigma_pl export`: write a training checkpoint as model.safetensors + config.json."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from zigma_pl.cli.commands.imports import add_allow_import
 from zigma_pl.cli.commands.parser import Parser
 
-# What sampling from the model may need to know of the data: how latents become pictures, what a condition is.
+# Options of the data module that sampling may need: how latents become images, and how captions are encoded.
 DATA_OPTIONS = (
     "autoencoder",
     "autoencoder_subfolder",
@@ -22,22 +22,22 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = Parser(
         prog="python -m zigma_pl export",
-        description="Write the model of a training checkpoint to a folder: model.safetensors and config.json (backbone,"
-        " objective, sampler, guidance, step). Needs no data set and no configuration.",
+        description="Write the model of a training checkpoint to a folder: model.safetensors and config.json "
+        "(backbone, objective, sampler, guidance, step). The data set and the config are not needed.",
     )
-    parser.add_argument("--ckpt_path", required=True, type=Path, help="the .ckpt file")
+    parser.add_argument("--ckpt_path", required=True, type=Path, help="the checkpoint")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument(
         "--weights",
         choices=("average", "raw"),
         default="average",
-        help="the moving average of the weights, or those that training goes on from (default: %(default)s)",
+        help="the moving average of the weights, or the raw weights (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16"),
         default="float32",
-        help="in which matrices are stored; float16 makes half of the file (default: %(default)s)",
+        help="dtype of the stored matrices; float16 halves the file (default: %(default)s)",
     )
     add_allow_import(parser)
     return parser
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     step = int(checkpoint["global_step"])
     about: dict[str, Any] = {"training": {"step": step, "weights": options.weights}}
     if "data" not in model.trained_on and (data := data_options(options.ckpt_path)):
-        about["data"] = data  # of a checkpoint from before they kept it
+        about["data"] = data  # an old checkpoint, which does not hold it
     matrix_dtype = getattr(torch, options.dtype)
     folder = save_pretrained(model, options.out, about, matrix_dtype=matrix_dtype)
     print(f"{type(model.backbone).__name__}, {model.backbone.num_parameters() / 1e6:.1f} M parameters, step {step}")
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def data_options(ckpt_path: Path) -> dict[str, Any]:
-    """Return the run's data module and encoders, from the config.yaml that it left beside its checkpoints, if any."""
+    """Return data module and encoders of the run from the config.yaml in its log folder; {} without that file."""
     import yaml
 
     from zigma_pl.core.errors import UserError
@@ -83,5 +83,5 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
         return {"class_path": data["class_path"], **{name: value for name, value in given.items() if value}}
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not what `fit` wrote ({' '.join(str(error).split())[:200]}): move it away to export without"
+            f"{path} is not a config of `fit` ({' '.join(str(error).split())[:200]}): remove it to export without it"
         ) from error

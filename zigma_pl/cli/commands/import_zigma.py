@@ -1,4 +1,4 @@
-"""`python -m zigma_pl import-zigma`: turn an official ZigMa checkpoint into model.safetensors + config.json."""
+"""`python -m zigma_pl import-zigma`: write an official ZigMa checkpoint as model.safetensors + config.json."""
 
 import argparse
 
@@ -10,21 +10,21 @@ DEFAULT_SCAN_TYPE = "zigzagN8"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the options; what the tensors' shapes tell need not be given."""
+    """Describe the options; everything else follows from the shapes of the tensors."""
     parser = Parser(
         prog="python -m zigma_pl import-zigma",
-        description="Convert an official ZigMa checkpoint into a folder with model.safetensors and config.json, "
-        "its time and sign convention folded into the weights.",
+        description="Convert an official ZigMa checkpoint to a folder with model.safetensors and config.json. Its "
+        "time and sign convention is folded into the weights.",
     )
     parser.add_argument("file", help="the checkpoint: .safetensors, or .pt/.pth/.ckpt (read with weights_only=True)")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument(
-        "--scan-type",
-        help=f"the official scan_type it was trained with (default: {DEFAULT_SCAN_TYPE}, as in the released "
-        "configurations; the file does not tell)",
+        "--scan_type",
+        help=f"the official scan_type of the model, which the file does not contain (default: {DEFAULT_SCAN_TYPE}, as "
+        "in the released configs)",
     )
-    parser.add_argument("--img-dim", type=int, help="side of the latent grid; needed only without position embedding")
-    parser.add_argument("--weights", default="ema", help="which state dict of a .pt file to take (default: ema)")
+    parser.add_argument("--img_dim", type=int, help="side of the latent grid; needed only without position embedding")
+    parser.add_argument("--weights", default="ema", help="which state dict of a .pt file to use (default: ema)")
     return parser
 
 
@@ -45,14 +45,14 @@ def main(argv: list[str]) -> int:
     elif "scan_type" not in config:
         config["scan_type"] = DEFAULT_SCAN_TYPE
         print(
-            f"assuming scan_type {DEFAULT_SCAN_TYPE}, which the file does not tell: give --scan-type if it was another"
+            f"assuming scan_type {DEFAULT_SCAN_TYPE}, which the file does not contain: pass --scan_type for another one"
         )
     if options.img_dim is not None:
         config["img_dim"] = options.img_dim
     if "img_dim" not in config:
-        raise UserError(f"{options.file} has no position embedding to tell its grid: give --img-dim")
+        raise UserError(f"{options.file} has no position embedding that would give the grid size: pass --img_dim")
     backbone = load_zigma_checkpoint(state_dict, config)
-    # The release was trained on the linear path to predict the velocity, which is our default too.
+    # The released models were trained on the linear path to predict the velocity, which is also the default here.
     folder = save_pretrained(GenerativeModule(backbone, Objective()), options.out)
     print(f"{backbone.num_parameters() / 1e6:.1f} M parameters, {config}")
     print(f"wrote {folder}/model.safetensors and {folder}/config.json")

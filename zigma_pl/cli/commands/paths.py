@@ -1,4 +1,4 @@
-"""Draw the scan paths of a token grid: sweep, the eight zigzags, the Hilbert curve and a random order."""
+"""Plot the scan orders of a token grid: sweep, the eight zigzags, the Hilbert curve and a random order."""
 
 import argparse
 from pathlib import Path
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-MAX_SIDE = 128  # tokens; beyond it the lines of a path run into one another
+MAX_SIDE = 128  # tokens; on larger grids the lines overlap
 NUM_COLUMNS = 4
 INK, MUTED, FAINT = "#26263a", "#6b6b80", "#d9d9e3"
 
 
 def main(argv: list[str]) -> int:
-    """Run `python -m zigma_pl paths`: draw the paths, print the picture's path and return the exit code.
+    """Run `python -m zigma_pl paths`: plot the orders, print the path of the file and return the exit status.
 
     Raises:
-        UserError: a size or seed out of range, an unknown picture format, a path that cannot be written.
+        UserError: a size or seed is out of range, the image format is unknown, or the file cannot be written.
     """
     options = _parser().parse_args(argv)
     check_whole_numbers("paths", most=MAX_SIDE, height=options.height, width=options.width)
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def draw_paths(height: int, width: int, seed: int = 0) -> "Figure":
-    """Return the figure: one panel for each path over a height x width grid, and a legend."""
+    """Return a figure with one panel for each order of a height x width grid, and a legend."""
     import matplotlib
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
@@ -48,19 +48,19 @@ def draw_paths(height: int, width: int, seed: int = 0) -> "Figure":
     panels = named_orders(height, width, seed)
     num_rows = -(-(len(panels) + 1) // NUM_COLUMNS)
     panel_width, panel_height = _panel_size_inch(height, width)
-    # Room for the titles above each panel, and for the heading above all.
+    # With space for the titles above each panel and for the heading.
     figure_size = (NUM_COLUMNS * panel_width, num_rows * (panel_height + 0.4) + 0.4)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)
     figure = Figure(figsize=figure_size, dpi=160, layout=layout, facecolor="white")
-    figure.suptitle(f"Scan paths over {height} × {width} tokens", fontsize=14, color=INK, weight="bold")
+    figure.suptitle(f"Scan orders of {height} × {width} tokens", fontsize=14, color=INK, weight="bold")
     all_axes = list(figure.subplots(num_rows, NUM_COLUMNS).flat)
-    # The legend closes the first row, so that the zigzags fill whole rows below it.
+    # The legend is last in the first row, so that the zigzags fill whole rows below it.
     _draw_legend(all_axes.pop(NUM_COLUMNS - 1), colours)
     cell_points = 72 * 0.9 * min(panel_width / width, panel_height / height)
     for axes, (title, order) in zip(all_axes, panels, strict=True):
-        share = adjacency(order, height, width)
-        _draw_path(axes, np.stack(np.divmod(order, width)[::-1], axis=1), share, colours, cell_points)
-        _dress(axes, title, f"{_percent(share)} adjacent", height, width)
+        adjacent = adjacency(order, height, width)
+        _draw_path(axes, np.stack(np.divmod(order, width)[::-1], axis=1), adjacent, colours, cell_points)
+        _format_axes(axes, title, f"{_percent(adjacent)} adjacent", height, width)
     return figure
 
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("paths.png"),
         metavar="FILE",
-        help="picture to write, .png, .pdf or .svg; its folder is made if need be (default: paths.png)",
+        help="image to write, .png, .pdf or .svg; its folder is created if missing (default: paths.png)",
     )
     return parser
 
@@ -84,23 +84,23 @@ def _save(figure: "Figure", out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another path") from error
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another path") from error
 
 
 def _panel_size_inch(height: int, width: int) -> tuple[float, float]:
-    """Panel width and height: the grid's shape, up to 2.5 to 1, and larger for grids of more than 32 a side."""
+    """Return panel width and height: the grid's aspect ratio, at most 2.5, and larger for sides above 32 tokens."""
     longest = min(2.9 + 0.04 * max(0, max(height, width) - 32), 6.0)
     shape = min(max(height / width, 0.4), 2.5)
     return (longest, longest * shape) if shape <= 1 else (max(longest / shape, 2.3), longest)
 
 
-def _draw_path(axes: "Axes", points: np.ndarray, share: float, colours: "Colormap", cell_points: float) -> None:
-    """Draw the (L, 2) points (x, y) of a path; `cell_points` is the size of a grid cell in typographic points."""
+def _draw_path(axes: "Axes", points: np.ndarray, adjacent: float, colours: "Colormap", cell_points: float) -> None:
+    """Plot the (L, 2) points (x, y) of an order; `cell_points` is the size of a grid cell in typographic points."""
     from matplotlib.collections import LineCollection
 
     num_steps = len(points) - 1
-    # A path with jumps crosses itself: thinner and see-through lines keep it legible.
-    width_of_cell, alpha = (0.2, 1.0) if share == 1 else (0.1, 1.0 if share > 0.5 else 0.75)
+    # Orders with jumps cross themselves: thinner, translucent lines keep them legible.
+    width_of_cell, alpha = (0.2, 1.0) if adjacent == 1 else (0.1, 1.0 if adjacent > 0.5 else 0.75)
     lines = LineCollection(
         [points[step : step + 2] for step in range(num_steps)],
         array=np.linspace(0, 1, num_steps),
@@ -118,8 +118,8 @@ def _mark_ends(axes: "Axes", points: np.ndarray, colours: "Colormap", marker_siz
         axes.plot(*point, marker, color=colour, ms=marker_size, mec="white", mew=1.0, zorder=3, clip_on=False)
 
 
-def _dress(axes: "Axes", title: str, subtitle: str, height: int, width: int) -> None:
-    """Frame the grid, row 0 on top, without ticks, and write the titles above it."""
+def _format_axes(axes: "Axes", title: str, subtitle: str, height: int, width: int) -> None:
+    """Frame the grid, with row 0 at the top and without ticks, and write the titles above it."""
     axes.set(xlim=(-0.75, width - 0.25), ylim=(height - 0.25, -0.75), xticks=[], yticks=[], aspect="equal")
     for spine in axes.spines.values():
         spine.set(color=FAINT, linewidth=0.8)
@@ -127,12 +127,12 @@ def _dress(axes: "Axes", title: str, subtitle: str, height: int, width: int) -> 
     axes.annotate(title, (0.5, 1), (0, 18), "axes fraction", "offset points", ha="center", fontsize=9.5, color=INK)
 
 
-def _percent(share: float) -> str:
-    return "100 %" if share == 1 else f"{100 * share:.1f} %"
+def _percent(fraction: float) -> str:
+    return "100 %" if fraction == 1 else f"{100 * fraction:.1f} %"
 
 
 def _draw_legend(axes: "Axes", colours: "Colormap") -> None:
-    """Show how to read a panel: the colour along a path and the marks of its ends."""
+    """Explain the panels: the colour along the order and the markers of its ends."""
     axes.axis("off")
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=colours, extent=(0.1, 0.9, 0.645, 0.685), aspect="auto")
     ends = np.array([(0.1, 0.665), (0.9, 0.665)])

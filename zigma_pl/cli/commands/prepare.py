@@ -1,9 +1,8 @@
-"""`python -m zigma_pl prepare NAME`: encode a data set once, into a folder that training reads instead of it."""
+"""`python -m zigma_pl prepare NAME`: encode a data set in advance, to a folder that training reads instead."""
 
-import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -36,7 +35,7 @@ DATA_SETS = {
     "folder": "zigma_pl.data.sources.folder.ImageFolder",
     "digits": "zigma_pl.data.sources.digits.Digits",
 }
-# Options of a data module that say how to train or sample, or that mean something else here.
+# Options of a data module that concern training or sampling, or have another meaning here.
 NOT_OFFERED = {
     "batch_size",
     "num_workers",
@@ -64,43 +63,39 @@ OWN_OPTIONS = (
     "check",
     "overwrite",
 )
-HELP_OF_DTYPE = "of moments and caption features; float16 takes half the disk and rounds to 1 part in 2,000"
-ENTRIES_TO_CHECK = 3  # of each split
+HELP_OF_DTYPE = "dtype of latent moments and caption features; float16 halves the size and rounds to 1 part in 2,000"
+ENTRIES_TO_CHECK = 3  # per split
 SKIPPED_TO_SHOW = 10
-USAGE = f"usage: python -m zigma_pl prepare {{{','.join(DATA_SETS)},own.MyData}} --root DIR --out DIR [options]"
+USAGE = f"usage: python -m zigma_pl prepare {{{','.join(DATA_SETS)},my_package.MyData}} --root DIR --out DIR [options]"
 
 
 class Parser(ArgumentParser):
-    """Spells options with hyphens, as well as with underscores, and says what is wrong with them in one line."""
+    """Reports an error in the options on one line, without the usage text."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message on one line and exit with status 2."""
         print(f"error: {' '.join(message.split())} (options: {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
-    def format_help(self, formatter: Any = None) -> str:
-        """Return the help, options with hyphens."""
-        return re.sub(r"--[a-z]\w*", lambda option: option[0].replace("_", "-"), super().format_help(formatter))
-
 
 def main(argv: list[str]) -> int:
-    """Prepare a data set, or check what was prepared; returns the exit status."""
+    """Prepare a data set, or check a prepared one; returns the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"{USAGE}\n\n{__doc__}\n\nOptions of a data set: python -m zigma_pl prepare mm_celeba_hq --help")
+        print(f"{USAGE}\n\n{__doc__}\n\nThe options of a data set: python -m zigma_pl prepare mm_celeba_hq --help")
         return 0
     name = argv[0] if "." in argv[0] else argv[0].replace("-", "_")
     if name not in DATA_SETS and "." not in name:
         known = ", ".join(DATA_SETS)
         print(
-            f"error: prepare: unknown data set {argv[0]!r}; choose {known}, or a class path of your own",
+            f"error: prepare: unknown data set {argv[0]!r}; choose {known}, or the import path of your own data module",
             file=sys.stderr,
         )
         return 2
     quieten()
-    path = DATA_SETS.get(name, name)  # a path of the command line is allowed by being given
+    path = DATA_SETS.get(name, name)  # naming a package on the command line allows it
     data_class = find_class(path, ImageDataModule, (path.split(".")[0],))  # type: ignore[type-abstract]
     parser = build_parser(name, data_class)
-    options = vars(parser.parse_args([_with_underscores(argument) for argument in argv[1:]]))
+    options = vars(parser.parse_args(argv[1:]))
     own = {option: options.pop(option) for option in OWN_OPTIONS}
     for option, base in (("autoencoder", Autoencoder), ("text_encoder", TextEncoder)):
         if isinstance(options.get(option), Namespace):
@@ -124,47 +119,44 @@ def main(argv: list[str]) -> int:
 
 
 def build_parser(name: str, data_class: type[ImageDataModule]) -> Parser:
-    """Return the parser of one data set: our own options, and those of its data module that shape what is kept."""
+    """Return the parser of one data set: options of this command, and those of the data module for the result."""
     parser = Parser(prog=f"python -m zigma_pl prepare {name}", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--out", type=str, required=True, help="folder to write, and to give to --data.cache later")
-    add("--splits", nargs="+", choices=ALL_SPLITS, help="which splits (default: all)")
+    add("--out", type=str, required=True, help="folder to write, for --data.cache in training")
+    add("--splits", nargs="+", choices=ALL_SPLITS, help="splits to prepare (default: all)")
     add("--dtype", type=KeptDtype, default="float32", help=HELP_OF_DTYPE)
-    add("--shard_size", type=ShardSize, default=512, help="pictures or clips in a shard")
-    add("--batch_size", type=PositiveInt, default=16, help="pictures or clips that go through the encoders at once")
-    add("--num_workers", type=NonNegativeInt, default=2, help="processes that decode, for each device; 0 for none")
-    add("--devices", type=PositiveInt, default=1, help="GPUs, or processes on the CPU, that share the shards")
-    add("--accelerator", type=Accelerator, default="auto", help="where the encoders run; auto: on a GPU if there")
-    add("--on_bad_file", type=OnBadFile, default="stop", help="skip: leave out what cannot be read, count and list it")
-    add("--check", action="store_true", help="compare what is in --out with its hashes, and entries with the data set")
-    add("--overwrite", action="store_true", help="remove what was prepared in --out before")
+    add("--shard_size", type=ShardSize, default=512, help="images or clips per shard")
+    add("--batch_size", type=PositiveInt, default=16, help="images or clips encoded at a time")
+    add("--num_workers", type=NonNegativeInt, default=2, help="decoding processes per device; 0 for none")
+    add("--devices", type=PositiveInt, default=1, help="number of GPUs, or of processes on the CPU")
+    add("--accelerator", type=Accelerator, default="auto", help="where the encoders run; auto: a GPU if available")
+    add("--on_bad_file", type=OnBadFile, default="stop", help="skip: leave out unreadable files and list them")
+    add(
+        "--check",
+        action="store_true",
+        help="compare the files in --out with their hashes, and some entries with the data set",
+    )
+    add("--overwrite", action="store_true", help="replace an earlier result in --out")
     parser.add_class_arguments(data_class, skip=NOT_OFFERED)
     return parser
 
 
-def _with_underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    option, equals, value = argument.partition("=")
-    return f"--{option[2:].replace('-', '_')}{equals}{value}"
-
-
 def choose_devices(accelerator: Accelerator, count: int) -> list[torch.device]:
-    """Return the devices that the encoders run on, one for each process.
+    """Return the devices of the encoders, one for each process.
 
     Raises:
-        UserError: there are not that many GPUs.
+        UserError: there are fewer GPUs.
     """
     num_gpus = torch.cuda.device_count()
     if accelerator == "cpu" or (accelerator == "auto" and num_gpus == 0):
         return [torch.device("cpu")] * count
     if count > num_gpus:
-        raise UserError(f"--devices {count}: this machine has {num_gpus} CUDA GPUs; take fewer, or --accelerator cpu")
-    return [torch.device("cuda", number) for number in range(count)]
+        raise UserError(f"--devices {count}: this machine has {num_gpus} CUDA GPUs: use fewer, or --accelerator cpu")
+    return [torch.device("cuda", index) for index in range(count)]
 
 
 def run(job: Job, splits: list[Split], devices: list[torch.device], *, overwrite: bool) -> None:
-    """Prepare, showing the progress, and say what is there at the end."""
+    """Prepare with a progress bar, and print a summary."""
     with tqdm(unit=" samples", desc="preparing", smoothing=0.1) as bar:
 
         def report(num_done: int, num_items: int) -> None:
@@ -183,14 +175,14 @@ def _summary(folder: Path, manifest: Manifest) -> str:
     lines = [f"prepared {counts} samples, {size / 1e6:,.1f} MB"]
     skipped = manifest.skipped
     if skipped:
-        lines.append(f"skipped {len(skipped)} that could not be read (all of them are listed in the manifest):")
+        lines.append(f"skipped {len(skipped)} unreadable files (the manifest lists all of them):")
         lines += [f"  {entry.reason}" for entry in skipped[:SKIPPED_TO_SHOW]]
     lines += [f"manifest: {folder / MANIFEST_NAME}", f"train with: --data.cache {folder}"]
     return "\n".join(lines)
 
 
 def check(job: Job, splits: list[Split] | None, device: torch.device) -> None:
-    """Check what was prepared, and say what was compared.
+    """Check a prepared set, and print what was compared.
 
     Raises:
         UserError: something differs.
@@ -200,9 +192,11 @@ def check(job: Job, splits: list[Split] | None, device: torch.device) -> None:
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="hashing") as bar:
         for num_bytes in check_files(job.folder, manifest):
             bar.update(num_bytes)
-    print(f"{len(sizes)} files: sizes and hashes agree with the manifest")
+    print(f"{len(sizes)} files: sizes and hashes match the manifest")
     data_module = job.data_module()
     check_content(manifest, data_module, job.folder)
     for split in splits or cast(list[Split], list(manifest.splits)):
         difference = check_entries(job.folder, manifest, split, data_module, device, ENTRIES_TO_CHECK)
-        print(f"{split}: {num_samples(manifest.splits[split]):,} samples, entries made anew differ by {difference:.1e}")
+        print(
+            f"{split}: {num_samples(manifest.splits[split]):,} samples, re-encoded entries differ by {difference:.1e}"
+        )

@@ -1,4 +1,4 @@
-"""`python -m zigma_pl report`: tables, curves, samples and protocols on one static page."""
+"""`python -m zigma_pl report`: an HTML page with tables, curves, samples and protocols."""
 
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_report(experiments, results, options.results, options.out)
     except OSError as error:
-        raise UserError(f"--out {options.out}: cannot be written ({error.strerror}): choose another") from error
+        raise UserError(f"--out {options.out}: cannot be written ({error.strerror}): choose another path") from error
     print(options.out)
     return 0
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m zigma_pl report",
-        description="Write one HTML page, and a folder `assets` beside it, that any browser shows without a server.",
+        description="Write an HTML page and its folder `assets`. A browser opens the page without a server.",
     )
     add_sources(parser)
     parser.add_argument(
@@ -36,6 +36,6 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("report/index.html"),
         metavar="FILE",
-        help="the page, to be kept together with `assets` (default: report/index.html)",
+        help="the page; `assets` is written beside it (default: report/index.html)",
     )
     return parser

@@ -1,4 +1,4 @@
-"""`show-batch`: a picture of a batch as the model gets it, decoded again, with class or caption under each sample."""
+"""`python -m zigma_pl show-batch`: plot a batch as the model gets it, decoded, with class or caption of each sample."""
 
 import textwrap
 from pathlib import Path
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 CELL_INCH = 1.9
 NUM_COLUMNS = 6
 FRAMES_SHOWN = 8
-MAX_SAMPLES = 1000  # beyond it the figure's file cannot be opened any more
+MAX_SAMPLES = 1000  # a larger figure could not be opened
 
 
 class DataCLI(ZigmaCLI):
-    """Reads the same configuration files as `fit`, and makes nothing but the data module."""
+    """Reads the same configs as `fit`, and builds only the data module."""
 
     datamodule: ImageDataModule
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of this command."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--out", type=Path, default=Path("batch.png"), help="the picture to write (.png)")
+        parser.add_argument("--out", type=Path, default=Path("batch.png"), help="image to write (.png)")
         parser.add_argument("--num_samples", type=int, default=12, help="samples to show")
-        for option in ("--ckpt_path", "--weights_only"):  # of the config.yaml that `fit` writes
-            parser.add_argument(option, default=None, help="not used")
+        for option in ("--ckpt_path", "--weights_only"):  # keys of the config.yaml that `fit` writes
+            parser.add_argument(option, default=None, help="ignored")
         parser.add_argument("--split", type=str, default="train", help="train, validation or test")
 
     def _parse_ckpt_path(self) -> None:
-        """Look for no checkpoint."""
+        """Ignore the checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Add no progress bar."""
+        """Fill in nothing and add no callbacks."""
 
     def instantiate_classes(self) -> None:
-        """Make the data module alone."""
+        """Build only the data module."""
         self.datamodule = make_data_module(self.config.data)
 
 
@@ -62,20 +62,20 @@ def main(argv: list[str]) -> int:
 
 
 def read_configuration(argv: list[str]) -> DataCLI:
-    """Return the data module that the options, such as --config FILE, describe, and the options themselves."""
+    """Parse the options and build the data module that they describe."""
     parser = parser_of(
         "show-batch",
-        "Draw a batch of the data set that a configuration names.",
-        "--config ROW.yaml --out batch.png [options]",
+        "Plot a batch of the data set that a config names.",
+        "--config FILE.yaml --out batch.png [options]",
     )
     return run_cli(DataCLI, "show-batch", argv, {"prog": "python -m zigma_pl show-batch", **parser}, run=False)
 
 
 def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Figure":
-    """Return a figure of the first samples of a split, in training with mirroring and captions as they are drawn.
+    """Return a figure of the first samples of a split; those for training are mirrored and captioned as in training.
 
     Raises:
-        UserError: an unknown split, or what opening it raises.
+        UserError: the split is unknown or cannot be opened.
     """
     loaders: dict[str, Any] = {
         "train": ("fit", datamodule.train_dataloader),
@@ -83,14 +83,14 @@ def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Fi
         "test": ("test", datamodule.test_dataloader),
     }
     if split not in loaders:
-        raise UserError(f"--split: unknown '{split}', choose train, validation or test")
+        raise UserError(f"--split {split}: unknown split: choose train, validation or test")
     stage, loader = loaders[split]
     datamodule.batch_size = num_samples
     datamodule.setup(stage)
     raw = next(iter(loader()))
     latents = datamodule.on_after_batch_transfer(raw, 0).latents
     assert latents is not None
-    name = type(datamodule).__name__ + (" stand-in" if getattr(datamodule, "standin", False) else "")
+    name = type(datamodule).__name__ + (", synthetic" if getattr(datamodule, "standin", False) else "")
     title = f"{name}, {split}: latents {tuple(latents.shape[1:])}"
     return _figure(title, datamodule.decode(latents), _labels(raw))
 
@@ -104,7 +104,7 @@ def _labels(raw: RawBatch) -> list[str]:
 
 
 def _figure(title: str, pictures: "Tensor", labels: list[str]) -> "Figure":
-    """Draw pictures (B, C, height, width) in [0, 1] in a grid, or clips (B, F, 3, height, width) a row each."""
+    """Plot images (B, C, height, width) in [0, 1] as a grid, or clips (B, F, 3, height, width) as one row each."""
     from matplotlib.figure import Figure
 
     clips = pictures.ndim == 5
@@ -128,6 +128,6 @@ def _figure(title: str, pictures: "Tensor", labels: list[str]) -> "Figure":
 
 
 def _some_frames(clips: "Tensor", num_frames: int) -> "Tensor":
-    """Return `num_frames` frames of each clip, evenly spaced with the first and the last, as (B * frames, 3, ...)."""
-    chosen = [round(place * (clips.shape[1] - 1) / max(1, num_frames - 1)) for place in range(num_frames)]
+    """Return evenly spaced frames of each clip, the first and last included, as (B * num_frames, 3, ...)."""
+    chosen = [round(index * (clips.shape[1] - 1) / max(1, num_frames - 1)) for index in range(num_frames)]
     return clips[:, chosen].flatten(0, 1)

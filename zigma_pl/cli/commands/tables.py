@@ -1,4 +1,4 @@
-"""`python -m zigma_pl tables`: experiments/README.md and docs/results.md from experiments and result records."""
+"""`python -m zigma_pl tables`: write experiments/README.md and docs/results.md from experiments and result records."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Write both files, or with --check compare them; returns the exit status."""
+    """Write both files, or compare them with --check; returns the exit status."""
     from zigma_pl.suite.report.markdown import experiments_index, results_page
 
     options = _parser().parse_args(argv)
@@ -36,25 +36,25 @@ def main(argv: list[str]) -> int:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where experiments and records are."""
+    """Add the options for the folders of experiments and records."""
     parser.add_argument(
         "--results",
         type=Path,
         default=Path("results"),
         metavar="FOLDER",
-        help="folder of the result records, with all folders in it, such as results/smoke (default: results)",
+        help="folder of the result records, which is searched recursively (default: results)",
     )
     parser.add_argument(
         "--experiments",
         type=Path,
         default=shipped_file("experiments/digits.yaml").parent,
         metavar="FOLDER",
-        help="folder of the experiments' YAML files (default: experiments/ as shipped)",
+        help="folder of the experiments' YAML files (default: the shipped experiments/)",
     )
 
 
 def read_sources(experiments: Path, records: Path) -> "tuple[list[Experiment], Results]":
-    """Read experiments and records, and say which records are of experiments that are not there."""
+    """Read experiments and records; records of unknown experiments are left out with a message."""
     from zigma_pl.suite.report.experiments import load_experiments
     from zigma_pl.suite.report.results import Results, load_results
 
@@ -62,14 +62,14 @@ def read_sources(experiments: Path, records: Path) -> "tuple[list[Experiment], R
     names = {experiment.name for experiment in loaded}
     for result in results:
         if result.experiment not in names:
-            print(f"{result.file}: left out, {experiments} has no {result.experiment}.yaml", file=sys.stderr)
+            print(f"{result.file}: left out: {experiments} has no {result.experiment}.yaml", file=sys.stderr)
     return loaded, Results([result for result in results if result.experiment in names])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m zigma_pl tables",
-        description="Write the index of experiments and the tables of results: our scores beside the published ones.",
+        description="Write the index of experiments and the tables of results beside the published numbers.",
     )
     add_sources(parser)
     for option, default, what in (
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         help_text = f"{what} (default: {default})"
         parser.add_argument(option, type=Path, default=Path(default), metavar="FILE", help=help_text)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     return parser
 
 
@@ -86,8 +86,8 @@ def _check(texts: dict[Path, str]) -> int:
     stale = [str(path) for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()]
     if stale:
         print(
-            f"error: {' and '.join(stale)} {'are' if len(stale) > 1 else 'is'} not what experiments and records give: "
-            "run `python -m zigma_pl tables`, and commit what it writes together with the records in results/",
+            f"error: {' and '.join(stale)} {'are' if len(stale) > 1 else 'is'} out of date: run `python -m zigma_pl "
+            "tables` and commit the files together with the records in results/",
             file=sys.stderr,
         )
     return 1 if stale else 0
@@ -100,4 +100,6 @@ def _write(path: Path, text: str) -> None:
         with written_whole(path) as file:
             file.write(text.encode())
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): choose another with --index or --out") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): choose another path with --index or --out"
+        ) from error

