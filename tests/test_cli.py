@@ -114,8 +114,8 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert run([*sampling, "--data.init_args.num_predict_samples=2"]) == 0  # the command as `fit` gives it
 
 
-def test_table1_runs_on_the_stand_in(table1, smoke, in_tmp):
-    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_items=20"]) == 0
+def test_table1_runs_on_synthetic_data(table1, smoke, in_tmp):
+    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.num_synthetic_items=20"]) == 0
     log = in_tmp / "logs" / "table1_zigzag8" / "version_0"
     assert (log / "checkpoints" / "last.ckpt").exists()
     assert list((log / "previews").glob("*.png"))
@@ -171,10 +171,10 @@ def error_of(arguments, capsys):
     return errors[0]
 
 
-def test_missing_data_set_is_one_message_with_folder_layout_and_stand_in(table1, in_tmp, capsys):
+def test_missing_data_set_is_one_message_with_folder_layout_and_synthetic_option(table1, in_tmp, capsys):
     no_clip = ["--data.init_args.text_encoder=hashing", "--data.init_args.text_encoder_path=null"]
     error = error_of(["fit", *table1, *no_clip, "--trainer.enable_progress_bar=false"], capsys)
-    for part in ("data/mm-celeba-hq", "celeba-caption", "filenames.pickle", "standin"):
+    for part in ("data/mm-celeba-hq", "celeba-caption", "filenames.pickle", "synthetic"):
         assert part in error
 
 
@@ -266,10 +266,10 @@ def test_options_of_model_and_data_come_before_the_trainers(capsys):
 
 
 def test_row_samples_without_the_data_set(table1, smoke, in_tmp, capsys):
-    """predict needs neither the data set nor the stand-in on disk."""
-    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.standin_num_items=20"]) == 0
+    """predict needs neither the real nor the synthetic data on disk."""
+    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.num_synthetic_items=20"]) == 0
     last = in_tmp / "logs" / "table1_zigzag8" / "version_0" / "checkpoints" / "last.ckpt"
-    no_data = ["--data.init_args.standin=false", "--data.init_args.num_predict_samples=3"]
+    no_data = ["--data.init_args.synthetic=false", "--data.init_args.num_predict_samples=3"]
     assert run(["predict", *table1, *smoke, *TINY, *no_data, "--ckpt_path", str(last)]) == 0
     assert "caption" in json.loads((in_tmp / "samples" / "samples.json").read_text())["samples"][0]
 

@@ -59,7 +59,7 @@ def backbone_of(row: Row):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the rows run one after the other, so that stand-ins and features of real pictures are made once."""
+    """Where the rows run one after the other, so that synthetic data and features of real pictures are made once."""
     return tmp_path_factory.mktemp("rows")
 
 
@@ -69,8 +69,8 @@ def test_row_trains_samples_and_is_scored(row, folder, monkeypatch):
     overlay = overlay_of(row, "smoke", REPOSITORY / "configs" / "scale")
     assert overlay is not None
     files = ["--config", str(row.path), "--config", str(overlay)]
-    standin = [f"--data.init_args.root=data/{row.prefix}", "--data.init_args.standin_num_items=40"]
-    options = [*files, *TINY, *(standin if row.prefix else DIGITS)]
+    synthetic = [f"--data.init_args.root=data/{row.prefix}", "--data.init_args.num_synthetic_items=40"]
+    options = [*files, *TINY, *(synthetic if row.prefix else DIGITS)]
     assert main(["fit", *options]) == 0
     last = folder / "logs" / row.name / "version_0" / "checkpoints" / "last.ckpt"
     assert main(["test", *options, "--ckpt_path", str(last)]) == 0

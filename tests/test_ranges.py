@@ -37,7 +37,7 @@ REQUIRED = {
     "folder": "samples",
     "width": 8,
     "objective": Objective(),
-    "standin": True,
+    "synthetic": True,
 }
 
 

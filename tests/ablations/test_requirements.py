@@ -19,8 +19,8 @@ checkpoint: {{every_n_train_steps: 1}}
 """
 CAPTIONS = {"text_encoder": "clip", "text_encoder_path": "weights/clip-vit-large-patch14"}
 LATENTS = {"autoencoder": "weights/sd-vae-ft-ema"}
-TINY_STANDIN = {"standin": True, "standin_num_items": 10, "image_size_px": 8}
-SMALL_STANDIN = TINY_STANDIN | {"standin_num_items": 40}
+TINY_SYNTHETIC = {"synthetic": True, "num_synthetic_items": 10, "image_size_px": 8}
+SMALL_SYNTHETIC = TINY_SYNTHETIC | {"num_synthetic_items": 40}
 
 
 @pytest.fixture
@@ -58,20 +58,20 @@ def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
     assert len(lines) == 6
 
 
-def test_nothing_is_missing_for_a_standin_with_lite_scores(needs):
-    assert needs(a=("MMCelebAHQ", SMALL_STANDIN, None)) == []
+def test_nothing_is_missing_for_synthetic_data_with_lite_scores(needs):
+    assert needs(a=("MMCelebAHQ", SMALL_SYNTHETIC, None)) == []
     assert needs(a=("Digits", {}, ["fid_lite"])) == []
 
 
 def test_a_text_encoder_is_not_needed_without_captions(needs):
-    assert needs(a=("FacesHQ", TINY_STANDIN | CAPTIONS, ["fid_lite"])) == []
+    assert needs(a=("FacesHQ", TINY_SYNTHETIC | CAPTIONS, ["fid_lite"])) == []
 
 
 def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
-    (line,) = needs(a=("FacesHQ", {**SMALL_STANDIN, "autoencoder": "stabilityai/sd-vae-ft-ema"}, None))
+    (line,) = needs(a=("FacesHQ", {**SMALL_SYNTHETIC, "autoencoder": "stabilityai/sd-vae-ft-ema"}, None))
     assert "data.autoencoder: there is no folder 'stabilityai/sd-vae-ft-ema'" in line
     Path("mine").mkdir()
-    assert needs(a=("FacesHQ", {**SMALL_STANDIN, "autoencoder": "mine"}, None)) == []
+    assert needs(a=("FacesHQ", {**SMALL_SYNTHETIC, "autoencoder": "mine"}, None)) == []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
         (("Digits", {"batch_sizes": 3}, None), "batch_sizes"),
         (("Digits", {}, ["fvd"]), "fvd is no score of pictures"),
         (
-            ("FacesHQ", TINY_STANDIN, ["kid_lite"]),
+            ("FacesHQ", TINY_SYNTHETIC, ["kid_lite"]),
             "kid_lite: subsets of 5 need as many samples, but there are 2 real",
         ),
     ],
@@ -99,7 +99,7 @@ def test_damaged_weights_are_named(needs):
 
 
 def test_videos_need_what_decodes_them(needs, monkeypatch):
-    row = ("UCF101", {**TINY_STANDIN, "standin_num_items": 15}, ["frame_fid_lite"])
+    row = ("UCF101", {**TINY_SYNTHETIC, "num_synthetic_items": 15}, ["frame_fid_lite"])
     assert needs(a=row) == []
     monkeypatch.setitem(sys.modules, "av", None)
     (line,) = needs(a=row)

@@ -45,14 +45,14 @@ def test_rows_of_a_table_see_the_same_number_of_samples(runs):
         assert all(len(numbers) == 1 for numbers in seen.values())
 
 
-def test_subsets_of_samples_fit_into_stand_ins():
+def test_subsets_of_samples_fit_into_synthetic_data():
     smoke = plan(
         find_rows(REPOSITORY / "experiments"), "smoke", [0], scales=SCALES, places=Places(Path("logs"), Path("results"))
     )
-    on_standins = [run.config["scorer"] for run in smoke if run.config["data"]["init_args"].get("standin")]
-    assert len(on_standins) > 30
-    num_drawn = 40  # held-out pictures of the smallest stand-in
-    assert all(scorer["kid_subset_size"] <= min(scorer["num_samples"], num_drawn) for scorer in on_standins)
+    synthetic = [run.config["scorer"] for run in smoke if run.config["data"]["init_args"].get("synthetic")]
+    assert len(synthetic) > 30
+    num_drawn = 40  # held-out images of the smallest synthetic set
+    assert all(scorer["kid_subset_size"] <= min(scorer["num_samples"], num_drawn) for scorer in synthetic)
 
 
 def test_no_file_of_a_scale_is_for_nothing():
@@ -79,7 +79,7 @@ def test_data_overlays_name_their_drawings(data, prefix):
     overlays = [SCALES.parent / "data" / f"{data}.yaml"]
     places = Places(Path("logs"), Path("results"))
     for run in plan(rows, "pilot", [0], scales=SCALES, places=places, extra_files=overlays):
-        assert run.config["data"]["init_args"]["root"].startswith("data/standins/")
+        assert run.config["data"]["init_args"]["root"].startswith("data/synthetic/")
         assert run.config["scorer"]["data_note"]
         assert run.config["trainer"]["max_steps"] == run.num_steps == (1500 if prefix == "table4" else 2000)
         seen = differences(compose([run.row.path]), run.config)

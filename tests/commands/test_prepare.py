@@ -153,7 +153,7 @@ def test_help_names_data_sets_and_options(capsys):
     with pytest.raises(SystemExit):
         main(["mm_celeba_hq", "--help"])
     text = capsys.readouterr().out
-    for option in ("--image_size_px", "--on_bad_file", "--autoencoder", "--text_encoder", "--standin"):
+    for option in ("--image_size_px", "--on_bad_file", "--autoencoder", "--text_encoder", "--synthetic"):
         assert option in text
     for option in ("--horizontal_flip", "--predict_captions", "--image-size-px"):
         assert option not in text
@@ -184,5 +184,5 @@ def test_every_option_of_a_data_set_tells_prepared_sets_apart(path):
     parents = [parent for parent in data_class.__mro__ if issubclass(parent, ImageDataModule)]
     own = {option for parent in parents for option in inspect.signature(parent.__init__).parameters}
     own -= {*inspect.signature(ImageDataModule.__init__).parameters, *data.options_that_only_locate, "num_classes"}
-    # How many items a stand-in has matters only where there is one.
-    assert own - {"options", "standin_num_items"} <= set(data.described())
+    # The number of synthetic items is only recorded for synthetic data.
+    assert own - {"options", "num_synthetic_items"} <= set(data.described())

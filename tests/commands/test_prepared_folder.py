@@ -84,7 +84,7 @@ def test_overwrite_and_a_folder_of_other_things(place, tmp_path):
         ({"image_size_px": 8}, "image_size_px 16, these options have 8"),
         ({"autoencoder": "identity"}, r"autoencoder\.name '.*kl', these options have 'identity'"),
         ({"caption_dim": 8}, r"text_encoder\.dim 16, these options have 8"),
-        ({"standin": True}, "standin False, these options have True"),
+        ({"synthetic": True}, "synthetic False, but this run has True"),
     ],
     ids=str,
 )

@@ -39,7 +39,7 @@ CAPTIONED = [
     "--model.guidance.scale=3",
     "--data.init_args.caption_dim=24",
     "--data.init_args.image_size_px=16",
-    "--data.init_args.standin_num_items=8",
+    "--data.init_args.num_synthetic_items=8",
 ]
 
 

@@ -12,7 +12,7 @@ from zigma_pl.data import Digits
 def test_from_a_row_to_a_picture(repository, tmp_path, capsys):
     row = ["--config", str(repository / "experiments/table1_zigzag8.yaml")]
     smoke = ["--config", str(repository / "configs/scale/smoke.yaml")]
-    options = ["--data.root", str(tmp_path / "mm"), "--data.standin_num_items=20", "--num_samples=7"]
+    options = ["--data.root", str(tmp_path / "mm"), "--data.num_synthetic_items=20", "--num_samples=7"]
     out = tmp_path / "deep" / "batch.png"
     assert main(["show-batch", *row, *smoke, *options, "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)

@@ -70,7 +70,7 @@ def test_pictures_below_images(root):
 
 def test_missing_folder_annotations_and_pictures(root, tmp_path):
     message = refused("there is no folder", lambda: COCO(str(tmp_path / "nowhere"), year=2017).setup("fit"))
-    for part in (str(tmp_path / "nowhere"), "train2017", "captions_val2017.json", "standin"):
+    for part in (str(tmp_path / "nowhere"), "train2017", "captions_val2017.json", "synthetic"):
         assert part in message
     data = coco(root)
     picture = next(root.glob("val20*/*042.jpg"))
@@ -133,14 +133,14 @@ def test_truncated_picture(root, num_bytes):
     assert str(picture) in refused("cannot decode .* replace it", lambda: list(data.test_dataloader()))
 
 
-def test_standins_of_the_two_releases_lie_side_by_side(tmp_path):
+def test_synthetic_data_of_both_releases_have_their_own_folders(tmp_path):
     root = tmp_path / "coco"
     for year in (2014, 2017):
-        data = COCO(str(root), year=year, standin=True, standin_num_items=10, image_size_px=16)
+        data = COCO(str(root), year=year, synthetic=True, num_synthetic_items=10, image_size_px=16)
         data.setup("fit")
         assert (data.folder / f"train{year}").is_dir()
     assert not root.exists()
-    assert len(list((tmp_path / "coco-standin").iterdir())) == 2
+    assert len(list((tmp_path / "coco-synthetic").iterdir())) == 2
 
 
 def test_predict_needs_no_folder(tmp_path):

@@ -150,7 +150,7 @@ def test_first_id_held_out(root):
 
 def test_missing_folders(root, tmp_path):
     message = refused("there is no folder", lambda: faces(tmp_path / "nowhere").setup("fit"))
-    for part in (str(tmp_path / "nowhere"), f"{CELEBA_HQ}/<id>.jpg", FFHQ, "standin"):
+    for part in (str(tmp_path / "nowhere"), f"{CELEBA_HQ}/<id>.jpg", FFHQ, "synthetic"):
         assert part in message
     shutil.rmtree(root / "ffhq")
     refused(r"no pictures of FFHQ in .*\(data\.ffhq_folder\)", lambda: faces(root).setup("fit"))
@@ -191,11 +191,11 @@ def test_truncated_picture(root):
 
 @pytest.mark.parametrize("num_items", [4, 10])
 @pytest.mark.filterwarnings("error")
-def test_standin_has_both_sets_in_all_splits_and_is_silent(tmp_path, num_items):
-    data = faces(tmp_path / "f", standin=True, standin_num_items=num_items, ffhq_folder="elsewhere")
+def test_synthetic_data_have_both_sets_in_all_splits_without_warnings(tmp_path, num_items):
+    data = faces(tmp_path / "f", synthetic=True, num_synthetic_items=num_items, ffhq_folder="elsewhere")
     for split in ("train", "validation", "test"):
         assert {ffhq for ffhq, _ in numbers(data.load_split(split))} == {False, True}
     assert len(data.load_split("train")) + len(data.load_split("test")) == num_items
     assert not (tmp_path / "f").exists()
-    with pytest.raises(UserError, match=r"standin_num_items: .* from 4"):
-        faces(tmp_path / "f", standin=True, standin_num_items=3)
+    with pytest.raises(UserError, match=r"num_synthetic_items: .* from 4"):
+        faces(tmp_path / "f", synthetic=True, num_synthetic_items=3)

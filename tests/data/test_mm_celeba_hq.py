@@ -72,7 +72,7 @@ def test_other_published_folder_names(root, image_folder):
     assert len(split[0].captions) == 10
 
 
-def test_missing_folder_names_folder_layout_and_standin(tmp_path):
+def test_missing_folder_error_gives_folder_layout_and_synthetic_option(tmp_path):
     with pytest.raises(UserError) as error:
         faces(tmp_path / "nowhere").setup("fit")
     message = one_line(error)
@@ -81,7 +81,7 @@ def test_missing_folder_names_folder_layout_and_standin(tmp_path):
         "images/<id>.jpg",
         "celeba-caption/<id>.txt",
         "filenames.pickle",
-        "standin",
+        "synthetic",
     ):
         assert part in message
 
@@ -150,15 +150,15 @@ def test_swapped_lists_are_said_once(root):
     assert len(data.load_split("train")) == 16
 
 
-def test_standin_leaves_root_alone(tmp_path):
+def test_synthetic_data_leave_root_alone(tmp_path):
     root = tmp_path / "mm"
-    data = faces(root, standin=True, standin_num_items=10)
+    data = faces(root, synthetic=True, num_synthetic_items=10)
     data.setup("fit")
     assert not root.exists()
     assert [len(data.load_split(split)) for split in ("train", "validation", "test")] == [8, 2, 2]
     assert next(iter(data.train_dataloader())).images.shape == (5, 3, 32, 32)
-    with pytest.raises(UserError, match="standin_num_items"):
-        faces(root, standin=True, standin_num_items=1)
+    with pytest.raises(UserError, match="num_synthetic_items"):
+        faces(root, synthetic=True, num_synthetic_items=1)
 
 
 def test_predict_needs_no_folder_and_cycles_captions(tmp_path):

@@ -134,24 +134,24 @@ def test_predict_needs_no_folder(tmp_path):
     assert class_ids == [*range(101), 0]
     assert data.conditions([3, 4]).conditions["class"].values.tolist() == [3, 4]
     assert ucf101(tmp_path / "nowhere", num_classes=7).num_classes == 7
-    assert ucf101(tmp_path / "nowhere", standin=True).num_classes == len(MOTIONS)
+    assert ucf101(tmp_path / "nowhere", synthetic=True).num_classes == len(MOTIONS)
 
 
-def test_standin_leaves_root_alone(tmp_path):
-    data = ucf101(tmp_path / "ucf", standin=True, standin_num_items=15, frame_stride=12)
+def test_synthetic_data_leave_root_alone(tmp_path):
+    data = ucf101(tmp_path / "ucf", synthetic=True, num_synthetic_items=15, frame_stride=12)
     data.setup("fit")
     assert not (tmp_path / "ucf").exists()
     assert [len(data.load_split(split)) for split in ("train", "validation", "test")] == [10, 5, 5]
     assert next(iter(data.train_dataloader())).images.shape == (5, 4, 3, 16, 16)
-    assert [path.name for path in (tmp_path / "ucf-standin").iterdir()] == ["v1-15x16px-37frames"]
-    with pytest.raises(UserError, match=r"standin_num_items: .* from 15"):
-        ucf101(tmp_path, standin=True, standin_num_items=14)
+    assert [path.name for path in (tmp_path / "ucf-synthetic").iterdir()] == ["v1-15x16px-37frames"]
+    with pytest.raises(UserError, match=r"num_synthetic_items: .* from 15"):
+        ucf101(tmp_path, synthetic=True, num_synthetic_items=14)
 
 
-def test_missing_folder_names_folder_layout_and_standin(tmp_path):
+def test_missing_folder_error_gives_folder_layout_and_synthetic_option(tmp_path):
     message = refused(ucf101(tmp_path / "nowhere"))
     parts = (str(tmp_path / "nowhere"), "UCF-101/<Class>/v_<Class>_g01_c01.avi", "classInd.txt", "trainlist01.txt")
-    assert all(part in message for part in (*parts, "standin"))
+    assert all(part in message for part in (*parts, "synthetic"))
 
 
 @pytest.mark.parametrize("name", ["classInd.txt", "trainlist02.txt", "testlist02.txt"])

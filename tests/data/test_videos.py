@@ -14,14 +14,14 @@ LENGTHS = (30, 12, 21)
 class Numbered(VideoDataModule):
     """Three videos; frame n of video v is n everywhere in red, v in green, and brighter to the right in blue."""
 
-    standin_version = 1
+    synthetic_version = 1
 
     def __init__(self, root, **options):
         super().__init__(
             str(root), **{"num_frames": 4, "image_size_px": 8, "batch_size": 3, "horizontal_flip": True, **options}
         )
 
-    def write_standin(self, folder):
+    def write_synthetic(self, folder):
         raise NotImplementedError
 
     def load_split(self, split):

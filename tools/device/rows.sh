@@ -5,7 +5,7 @@
 #     tools/device/rows.sh collect FOLDER SECONDS ARCHIVE...
 #
 # `begin` copies the repository to FOLDER, installs the packages in WHEELS that the machine lacks, unpacks the archives of data
-# (what tools/standins/portraits.py packs, named portraits-*, or the packed folder of another set) to data/standins/, and starts
+# (what tools/synthetic/portraits.py packs, named portraits-*, or the packed folder of another set) to data/synthetic/, and starts
 # to run the commands in PLAN, one in a line, in their order and so many on each GPU at a time. They go on when it has returned.
 # `collect` waits until all are done or the seconds are over, tells how they do, and packs what they have made so far, without
 # checkpoints, to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts together). Archives given to it are unpacked first.
@@ -20,8 +20,8 @@ unpack() {
         local name
         name=$(basename "${archive%%.tar*}")
         case $name in
-        portraits-*) "$python" tools/standins/portraits.py "$archive" "$folder/data/standins/portraits" 2>&1 | tail -n 1 ;;
-        *) tar -xf "$archive" -C "$folder/data/standins" ;;
+        portraits-*) "$python" tools/synthetic/portraits.py "$archive" "$folder/data/synthetic/portraits" 2>&1 | tail -n 1 ;;
+        *) tar -xf "$archive" -C "$folder/data/synthetic" ;;
         esac
     done
 }
@@ -38,7 +38,7 @@ case $verb in
 begin)
     wheels=$1 plan=$2 rows_per_gpu=$3
     shift 3
-    mkdir -p "$folder/data/standins"
+    mkdir -p "$folder/data/synthetic"
     cp -r configs experiments tools tests zigma_pl setup.cfg "$folder/"
     cp "$plan" "$folder/plan"
     [ -d .git ] && cp -r .git "$folder/"

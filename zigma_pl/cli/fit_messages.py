@@ -37,7 +37,7 @@ def all_missing_at_once(options: Namespace) -> Iterator[None]:
 
 def _without_them(options: Namespace) -> str:
     """Return a sentence with the command that trains on synthetic data, or "" if there is no config for it."""
-    if not options.config or options.data.init_args.get("standin", True):
+    if not options.config or options.data.init_args.get("synthetic", True):
         return ""
     experiment = Path(str(options.config[0]))
     smoke = shipped_file("configs/scale/smoke.yaml")

@@ -1,4 +1,4 @@
-"""What every image data set shares: loaders, order, resume, and the frozen encoders that turn pixels into latents."""
+"""Base class of all data modules: loaders, sample order, resuming, and the frozen encoders that make latents."""
 
 import inspect
 import json
@@ -47,7 +47,7 @@ from zigma_pl.encoders.text_base import TextEncoder
 
 MAX_SIDE_PX = 65_536
 
-_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # what JSON can hold
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # types that JSON can represent
 
 SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -58,43 +58,43 @@ SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 
 
 class ImageDataModule(Configurable, L.LightningDataModule, ABC):
-    """Base of all data modules: subclasses give `load_split` and, as class attributes, what the set has.
+    """Base class of all data modules. Subclasses implement `load_split` and set the class attributes below.
 
-    Workers decode and crop to uint8; `on_after_batch_transfer` does the rest on the device: latents from the frozen
-    autoencoder, caption features from the frozen text encoder. Both are kept here and not in the LightningModule, so
-    that they are neither averaged nor saved. `sample_ids` stay on the CPU, where the per-sample generators live:
-    reading them back from a GPU would wait for everything queued there.
+    Workers decode and crop images to uint8. `on_after_batch_transfer` then runs on the device: it computes latents with
+    the frozen autoencoder and caption features with the frozen text encoder. The encoders belong to the data module and
+    not to the LightningModule, so that they are neither averaged nor saved in checkpoints. `sample_ids` stay on the
+    CPU, where the per-sample random generators are: reading them back from a GPU would synchronise with it.
 
     Args:
         batch_size: images per step and process.
         num_workers: worker processes that decode images; 0 decodes in the main process.
-        seed: seed of order, mirroring, captions and posterior draws.
-        image_size_px: side of the square pictures.
-        horizontal_flip: mirror half of the training images.
-        autoencoder: "identity" trains on pixels; else the folder or hub name of a diffusers AutoencoderKL, or an
-            `Autoencoder` of your own by class path.
-        autoencoder_subfolder: folder inside it that holds the autoencoder, such as "vae".
-        cache: folder that `python -m zigma_pl prepare` wrote, read instead of the data set itself. It has to fit these
-            options: if one differs, an error names it. It may also be an address that fsspec opens, such as
-            "https://host/folder" or "s3://bucket/folder"; it is copied once, and its hashes are checked.
-        keep_fetched_in: folder for the copy of a cache at an address; None for ~/.cache/zigma_pl/prepared.
-        text_encoder: encoder of the captions, where the data set has any: clip (its weights in text_encoder_path),
-            minilm (a package, no download) or hashing (no weights, no meaning: for trying things); or a `TextEncoder`
-            of your own by class path.
+        seed: seed of sample order, mirroring, caption choice and posterior samples.
+        image_size_px: side of the square images.
+        horizontal_flip: mirror a random half of the training images.
+        autoencoder: "identity" to train on pixels, the folder or hub name of a diffusers AutoencoderKL, or the class
+            path of your own `Autoencoder`.
+        autoencoder_subfolder: subfolder that holds the autoencoder, such as "vae".
+        cache: folder written by `python -m zigma_pl prepare`, read instead of the data set itself. Its options must
+            equal these; an error names the first that differs. May also be a URL that fsspec opens, such as
+            "https://host/folder" or "s3://bucket/folder": the folder is downloaded once, and its hashes are checked.
+        keep_fetched_in: folder for downloaded caches; None for ~/.cache/zigma_pl/prepared.
+        text_encoder: encoder of the captions, if the data set has captions: clip (needs text_encoder_path), minilm (a
+            Python package, no download) or hashing (no weights and no semantics, for trying things out), or the class
+            path of your own `TextEncoder`.
         text_encoder_path: folder of the text encoder's weights.
-        caption_dim: width of a caption token's features; None for the encoder's own (hashing: 256).
-        max_caption_tokens: tokens kept of a caption; None for the encoder's own number (hashing: 32).
-        predict_captions: captions to draw in `predict`, in turn; by default a few that suit the data set.
-        num_predict_samples: pictures that `predict` draws.
+        caption_dim: width of a caption token's features; None for the encoder's default (hashing: 256).
+        max_caption_tokens: longest caption in tokens; None for the encoder's default (hashing: 32).
+        predict_captions: captions that `predict` cycles through; None for the data set's `default_captions`.
+        num_predict_samples: number of samples that `predict` generates.
     """
 
     num_classes: int | None = None
-    class_names: Sequence[str] | None = None  # of the classes 0, 1, ..., where they are known
-    num_frames: int | None = None  # of a clip; None for pictures
+    class_names: Sequence[str] | None = None  # names of classes 0, 1, ..., if known
+    num_frames: int | None = None  # frames per clip; None for images
     has_captions: bool = False
     image_channels: ClassVar[int] = 3
     default_captions: ClassVar[tuple[str, ...]] = ()
-    options_that_only_locate: ClassVar[tuple[str, ...]] = ("root",)  # where the files are, not what is in them
+    options_that_only_locate: ClassVar[tuple[str, ...]] = ("root",)  # options that say where the files are
 
     def __init__(
         self,
@@ -148,55 +148,55 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
             self._text_encoder = build_text_encoder(text_encoder, text_encoder_path, caption_dim, max_caption_tokens)
         self._splits: dict[Split, SplitSamples] = {}
         self._pixel_items: dict[Split, PixelDataset] = {}
-        # With more ranks than images, some rank has nothing to evaluate; that is no fault.
+        # With more ranks than images, some ranks have nothing to evaluate, which is fine.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @abstractmethod
     def load_split(self, split: Split) -> ImageDataset | Sequence[Any]:
-        """Open one split: its pictures, or what the `open_pixel_items` of a subclass cuts to size.
+        """Open one split: its images, or the items that a subclass's `open_pixel_items` turns into pixels.
 
         Raises:
-            UserError: it is not there; folder, layout and remedy are named.
+            UserError: the files are missing; the message gives folder, expected layout and remedy.
         """
 
     def pixel_items(self, split: Split) -> PixelDataset:
-        """Return one split with its pictures cut to size, without anything drawn at random; it is opened once."""
+        """Return one split as cropped images, without random augmentation; the result is cached."""
         if split not in self._pixel_items:
             self._pixel_items[split] = self.open_pixel_items(split)
         return self._pixel_items[split]
 
     def open_pixel_items(self, split: Split) -> PixelDataset:
-        """Open what `pixel_items` returns."""
+        """Open a split for `pixel_items`."""
         images = self.load_split(split)
         assert isinstance(images, ImageDataset)
         return CroppedImages(images, self.image_size_px)
 
     def live_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
-        """Open one split as the loader reads it from the data set itself, not from a prepared one."""
+        """Open one split as the loader reads it without a cache."""
         return PixelSamples(self.pixel_items(split), seed=self.seed, horizontal_flip=horizontal_flip)
 
     def described(self) -> dict[str, Any]:
-        """Return as plain values what decides which items a split has and what is in them, encoders apart.
+        """Return, as plain values, everything that determines the items of a split and their content, except encoders.
 
-        Every option that a subclass adds is part of it, but for `options_that_only_locate`: as it was given and, where
-        an attribute of the option's name differs, as that. A prepared set is used only where all these are equal.
+        Includes every option that a subclass adds, except `options_that_only_locate`: the value that was passed and, if
+        an attribute of the same name differs from it, that attribute. A cache is only used if all of these are equal.
         """
         return {"image_size_px": self.image_size_px, "crop": CROP, "num_frames": self.num_frames, **self._own_options()}
 
     def kept_with_model(self) -> dict[str, Any]:
-        """Return plain values that are kept with a model that is trained on the data: how to sample from it later."""
+        """Return plain values that are saved with a model trained on this data and needed to sample from it later."""
         data = {"class_path": public_path(type(self)), "image_size_px": self.image_size_px}
         for name, value in self._named_encoders.items():
             try:
                 kept = recorded(value, f"data.{name}") if isinstance(value, (Autoencoder, TextEncoder)) else value
                 data |= {} if kept is None else {name: kept}
-            except UserError as error:  # training goes without; to sample, it has to be given again
-                rank_zero_warn(f"not kept with the model: {error}")
+            except UserError as error:  # training does not need it; sampling then needs the option again
+                rank_zero_warn(f"not saved with the model: {error}")
         names = self.class_names
         return {"data": data, **({} if names is None else {"class_names": list(names)})}
 
     def content(self) -> Content:
-        """Return what a prepared set of these options holds; loads the encoders' weights to hash them."""
+        """Return the content of a cache prepared with these options; loads the encoders' weights to hash them."""
         items = self.described()
         check_recordable(items, "data")
         content = {
@@ -209,16 +209,18 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         try:
             return Content.model_validate_json(json.dumps(content))  # tuples become lists, as they do on disk
         except ValidationError as error:
-            raise UserError(f"{type(self).__name__}: cannot be prepared ({problems(error)}); correct it") from error
+            raise UserError(
+                f"{type(self).__name__} cannot be prepared ({problems(error)}): fix these options"
+            ) from error
 
     @property
     def prepared(self) -> Manifest | None:
-        """Manifest of the prepared set that `cache` names, None without."""
+        """Manifest of the cache, None without a cache."""
         return None if self._prepared is None else self._prepared.manifest
 
     @property
     def frozen_autoencoder(self) -> Autoencoder:
-        """The frozen autoencoder; its weights are loaded when they are first used."""
+        """The frozen autoencoder; its weights are loaded on first use."""
         return self._encoder
 
     @property
@@ -233,52 +235,52 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of a sample's latents, (F, C, H, W) of a clip's; known before any data is loaded."""
+        """Shape of one sample's latents, (C, H, W) or (F, C, H, W) for clips; known before any data is loaded."""
         encoder = self._encoder
         if self.image_size_px % encoder.downsampling:
             raise UserError(
-                f"data.image_size_px: {self.image_size_px} is not a multiple of {encoder.downsampling}, the "
-                f"downsampling of the autoencoder '{self.autoencoder}'; choose a multiple"
+                f"data.image_size_px {self.image_size_px} is not a multiple of {encoder.downsampling}, the "
+                f"downsampling factor of the autoencoder '{self.autoencoder}': choose a multiple"
             )
         side = self.image_size_px // encoder.downsampling
         frames = () if self.num_frames is None else (self.num_frames,)
         return *frames, encoder.channels, side, side
 
     def setup(self, stage: str) -> None:
-        """Open the splits that the stage needs, and no others; `predict` needs none."""
+        """Open only the splits that the stage needs; `predict` needs none."""
         for split in SPLITS_OF_STAGE[stage]:
             self.samples(split)
-        assert self.latent_shape  # a size that does not fit the autoencoder is found before training starts
+        assert self.latent_shape  # raises before training if the image size does not fit the autoencoder
 
     def train_dataloader(self) -> SampleLoader:
-        """Return the endless training batches, from the step that training has come to."""
+        """Return the endless training batches, starting at the current training step."""
         return self._loaders.training(self.samples("train"), self.seed)
 
     def val_dataloader(self) -> SampleLoader:
-        """Return the validation split, every image once over all ranks."""
+        """Return the validation split; every image occurs once over all ranks."""
         return self._loaders.evaluation(self.samples("validation"))
 
     def test_dataloader(self) -> SampleLoader:
-        """Return the test split, every image once over all ranks."""
+        """Return the test split; every image occurs once over all ranks."""
         return self._loaders.evaluation(self.samples("test"))
 
     def predict_dataloader(self) -> SampleLoader:
-        """Return conditions without pictures for sample ids 0 to num_predict_samples - 1; needs no data set on disk."""
+        """Return conditions without images for sample ids 0 to num_predict_samples - 1; needs no data set on disk."""
         return self._loaders.conditions(self._conditions(), self.num_predict_samples)
 
     def condition(self, sample_id: int) -> Sample:
-        """Return the class or caption, without a picture, that a sample id is drawn under."""
+        """Return the class or caption, without an image, that a sample id is generated from."""
         return self._conditions()[sample_id, sample_id]
 
     def conditions(self, sample_ids: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the batch without latents that `predict` would see for these sample ids, for previews."""
+        """Return the batch without latents that `predict` would use for these sample ids; used by previews."""
         raw = collate([self.condition(sample_id) for sample_id in sample_ids])
         return self.encode(move(raw, torch.device(device)), device)
 
     def held_out_conditions(self, split: Split, sample_ids: Sequence[int]) -> RawBatch:
-        """Return the classes or captions, and the pictures if it has them, that scoring takes its conditions from.
+        """Return the classes or captions used as conditions in scoring, with the images if the split has pixels.
 
-        Sample i has those of item i of the split, which come round again where there are more samples than items.
+        Sample i has the condition of item i of the split; indices wrap around if there are more samples than items.
         """
         return held_out_conditions(self.samples(split), sample_ids)
 
@@ -295,19 +297,19 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
 
     @torch.no_grad()
     def encode(self, raw: RawBatch, device: torch.device | str) -> Batch:
-        """Turn a raw batch, already on `device`, into what the model sees."""
+        """Turn a raw batch, already on `device`, into the model's input."""
         latents = self._encoders.latents(raw)
         return Batch(latents, raw.sample_ids, self.encode_conditions(raw, device), raw.images)
 
     def encode_conditions(self, raw: RawBatch, device: torch.device | str) -> dict[str, Condition]:
         """Return the conditions of a raw batch, already on `device`, by name: "class" and "caption".
 
-        A subclass can add some of its own, such as a map made of the pictures.
+        Subclasses can add custom conditions, such as a map computed from the images.
         """
         return self._encoders.conditions(raw, device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents to pictures (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
+        """Decode latents to images (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
         return self._encoders.decode(latents)
 
     @property
@@ -323,7 +325,7 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         return build_autoencoder(self.autoencoder, self.image_channels, self.autoencoder_subfolder)
 
     def samples(self, split: Split) -> SplitSamples:
-        """Return a split as the loaders read it, opened once."""
+        """Return a split as the loaders read it; the result is cached."""
         if split not in self._splits:
             flip = self.horizontal_flip and split == "train"
             open_samples = self.live_samples if self.cache is None else self._prepared_samples
@@ -331,9 +333,9 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         return self._splits[split]
 
     def split_fingerprint(self, split: Split) -> str:
-        """Return the number of items of a split and a hash of their names in order, to be compared between processes.
+        """Return the number of items of a split and a hash of their names in order, for comparison between processes.
 
-        Names are relative to the data set's folder; of a prepared set they are the hashes of its files.
+        Names are relative to the data set's folder; for a cache, the hashes of its files are used.
         """
         return self.samples(split).fingerprint()
 
@@ -345,7 +347,7 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         )
 
     def _own_options(self) -> dict[str, Any]:
-        """Return the options that subclasses add, as they were given and as attributes of the same names say."""
+        """Return the options that subclasses add: the values passed, and attributes of the same names."""
         parents = [parent for parent in type(self).__mro__ if issubclass(parent, ImageDataModule)]
         names = {name for parent in parents for name in inspect.signature(parent.__init__).parameters}
         of_every_set = inspect.signature(ImageDataModule.__init__).parameters

@@ -1,4 +1,4 @@
-"""The frozen encoders of a data module: from what the loader gives to what models see, and back to pictures."""
+"""The frozen encoders of a data module: from the loader's batches to the model's input, and from latents to images."""
 
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from zigma_pl.encoders.text_base import TextEncoder
 class Encoders(NamedTuple):
     """The frozen encoders of a data set.
 
-    autoencoder: of pictures, or of the frames of clips.
-    text: of captions; None without them.
-    seed: what the autoencoder samples is a function of it and the sample id.
+    autoencoder: encoder of images, or of the frames of clips.
+    text: encoder of captions; None without captions.
+    seed: posterior samples are a function of this seed and the sample id.
     """
 
     autoencoder: Autoencoder
@@ -26,7 +26,7 @@ class Encoders(NamedTuple):
 
     @torch.no_grad()
     def latents(self, raw: RawBatch) -> Tensor | None:
-        """Return the latents of a raw batch; None where it has neither pictures nor moments."""
+        """Return the latents of a raw batch; None if it has neither images nor moments."""
         generators = sample_generators(self.seed, "posterior", raw.sample_ids)
         if raw.moments is not None:
             return self.autoencoder.sample(raw.moments.float(), generators)
@@ -34,7 +34,7 @@ class Encoders(NamedTuple):
 
     @torch.no_grad()
     def conditions(self, raw: RawBatch, device: torch.device | str) -> dict[str, Condition]:
-        """Return class and caption of a raw batch, already on `device`, where it has them."""
+        """Return class and caption of a raw batch, already on `device`, if present."""
         conditions = {}
         if raw.class_ids is not None:
             conditions[CLASS] = Condition(raw.class_ids)
@@ -46,13 +46,13 @@ class Encoders(NamedTuple):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents to pictures (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
+        """Decode latents to images (B, 3 or 1, height, width), or clips (B, F, 3, height, width), in [0, 1]."""
         decoded = self.autoencoder.decode(latents.float().flatten(0, -4))
         return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:-3])
 
 
 def move(raw: RawBatch, device: torch.device) -> RawBatch:
-    """Move a raw batch; the sample ids stay on the CPU, where the generators of samples are."""
+    """Move a raw batch to a device; the sample ids stay on the CPU, where the per-sample generators are."""
     moved: dict[str, Any] = {
         name: to_device(value, device)
         for name, value in raw._asdict().items()

@@ -1,4 +1,4 @@
-"""A data module from parsed options, and all that it cannot be used without and does not find."""
+"""Building a data module from parsed options, and checking which files it needs are missing."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ _WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_
 
 
 def make_data_module(options: Namespace) -> ImageDataModule:
-    """Return the data module of parsed options, class_path and init_args; no data and no weights are loaded."""
+    """Build the data module from parsed options (class_path and init_args) without loading data or weights."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
     try:
@@ -22,15 +22,15 @@ def make_data_module(options: Namespace) -> ImageDataModule:
 
 
 def missing_parts(options: Namespace) -> list[str]:
-    """Return the error of each part that training cannot read: data set, autoencoder, text encoder.
+    """Return an error message for each part that training cannot read: data set, autoencoder, text encoder.
 
     Raises:
-        UserError: the options are wrong whatever files there are.
+        UserError: the options themselves are invalid.
     """
     without_weights = _changed(options, _WITHOUT_WEIGHTS)
     make_data_module(without_weights)
     kept_encoder = {name: value for name, value in _WITHOUT_WEIGHTS.items() if name != "autoencoder"}
-    # A cache is compared with the encoders, so its data cannot be opened without them.
+    # A cache is compared with the encoders, so it cannot be opened without them.
     whole = options if options.init_args.get("cache") is not None else without_weights
     attempts: tuple[Callable[[], object], ...] = (
         lambda: make_data_module(whole).setup("fit"),

@@ -1,4 +1,4 @@
-"""From a file to pixels: what a data set hands out, decoding, and resizing without torchvision."""
+"""From files to pixels: items of a data set, decoding, and resizing without torchvision."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -14,20 +14,20 @@ from torch.utils.data import Dataset
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import open_regular
 
-CROP = "shorter side resized (bicubic), centre square"  # what `resize_and_crop` does, as prepared sets record it
+CROP = "shorter side resized (bicubic), centre square"  # describes `resize_and_crop` in the manifests of caches
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads more, some by running other programs
 MAX_PIXELS = 2**26  # 8192 x 8192
-# Up to here all of a picture is resized before the crop: to resize only a part of it rounds a few values otherwise, and
-# prepared sets hold the values of pictures of usual shapes.
+# Up to this aspect ratio the whole image is resized before cropping. Resizing only a part rounds a few values
+# differently, which would change the values that existing caches hold for images of usual shapes.
 MAX_RESIZED_RATIO = 4
 
 
 class ImageItem(NamedTuple):
-    """One entry of a data set, before cropping and before a caption is drawn.
+    """One item of a data set, before cropping and before a caption is chosen.
 
-    image: the decoded picture, mode "RGB" or "L".
+    image: the decoded image, mode "RGB" or "L".
     class_id: class in [0, num_classes), or None.
-    captions: every caption of the picture, at least one, or None where the data set has none.
+    captions: all captions of the image, at least one, or None if the data set has none.
     """
 
     image: Image.Image
@@ -36,7 +36,7 @@ class ImageItem(NamedTuple):
 
 
 class PixelItem(NamedTuple):
-    """An `ImageItem` or a clip cut to size: pixels (3 or 1, height, width), of clips (F, 3, height, width), uint8."""
+    """A cropped image or clip. pixels: (3 or 1, height, width) uint8, for clips (F, 3, height, width)."""
 
     pixels: Tensor
     class_id: int | None = None
@@ -44,7 +44,7 @@ class PixelItem(NamedTuple):
 
 
 class ImageDataset(Dataset[ImageItem], ABC):
-    """A split of an image data set; what `ImageDataModule.load_split` returns."""
+    """A split of an image data set, as returned by `ImageDataModule.load_split`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -53,12 +53,12 @@ class ImageDataset(Dataset[ImageItem], ABC):
     def __getitem__(self, index: int) -> ImageItem: ...
 
     def item_names(self) -> Iterable[str]:
-        """Return a name of each item, in order and alike on every machine: relative paths where items are files."""
+        """Return the name of each item in order, the same on every machine: relative paths if items are files."""
         return map(str, range(len(self)))
 
 
 class PixelDataset(Dataset[PixelItem], ABC):
-    """A split with everything cut to size; nothing in it is drawn at random."""
+    """A split of cropped images or clips, without random augmentation."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -67,12 +67,12 @@ class PixelDataset(Dataset[PixelItem], ABC):
     def __getitem__(self, index: int) -> PixelItem: ...
 
     def item_names(self) -> Iterable[str]:
-        """Return a name of each item, see `ImageDataset.item_names`."""
+        """Return the name of each item, see `ImageDataset.item_names`."""
         return map(str, range(len(self)))
 
 
 class CroppedImages(PixelDataset):
-    """The pictures of an `ImageDataset`, resized and cut to squares of `image_size_px`."""
+    """The images of an `ImageDataset`, resized and cropped to squares of `image_size_px`."""
 
     def __init__(self, images: ImageDataset, image_size_px: int) -> None:
         self.images = images
@@ -87,38 +87,38 @@ class CroppedImages(PixelDataset):
         return PixelItem(to_uint8_tensor(image), item.class_id, item.captions)
 
     def item_names(self) -> Iterable[str]:
-        """Return the names of the pictures."""
+        """Return the names of the images."""
         return self.images.item_names()
 
 
 def decode_image(path: Path, *, upright: bool = False) -> Image.Image:
-    """Read and fully decode an image file as RGB; a transparent one is put on white.
+    """Read and fully decode an image file as RGB; transparent images are composited onto white.
 
     Args:
-        path: the file, whose content has to be one of `PICTURE_FORMATS`, whatever its name.
-        upright: turn the picture as the orientation in its EXIF data says; data sets of stored pixels do without.
+        path: the file. Its content must be one of `PICTURE_FORMATS`, whatever its suffix.
+        upright: apply the orientation in the EXIF data. Published data sets ignore it.
 
     Raises:
         UserError: the file is missing, not a regular file, damaged or of another format, or has more than `MAX_PIXELS`
-            pixels or more than 8 bits a channel.
+            pixels or more than 8 bits per channel.
     """
     try:
         with open_regular(path) as file, Image.open(file, formats=PICTURE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS:,} pixels")
+                raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
             image.load()
             return to_rgb(ImageOps.exif_transpose(image) if upright else image)
-    except Exception as error:  # a damaged file can raise nearly anything in Pillow's decoders
+    except Exception as error:  # Pillow's decoders raise many kinds of errors for damaged files
         raise UserError(
-            f"cannot decode the image {path} ({_first_line(error)}): replace it by a good copy "
-            f"({', '.join(PICTURE_FORMATS)}), or take it out of the data set"
+            f"cannot decode the image {path} ({_first_line(error)}): replace it with an intact "
+            f"{', '.join(PICTURE_FORMATS)} file, or remove it from the data set"
         ) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in mode RGB, on white where it is transparent."""
+    """Return the image in mode RGB; transparent parts become white."""
     if image.mode.startswith(("I", "F")):
-        raise ValueError(f"more than 8 bits a channel, mode {image.mode}")  # Pillow would clip it to white
+        raise ValueError(f"more than 8 bits per channel, mode {image.mode}")  # Pillow would clip it to white
     if not image.has_transparency_data:
         return image.convert("RGB")
     picture = image.convert("RGBA")
@@ -127,15 +127,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is none that is read"
+        return "unsupported format"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def resize_and_crop(image: Image.Image, size_px: int) -> Image.Image:
-    """Bring the shorter side to `size_px` (bicubic, antialiased when shrinking), then cut the centre square out.
+    """Resize the shorter side to `size_px` (bicubic, antialiased when downscaling), then crop the centre square.
 
-    Of a picture more than `MAX_RESIZED_RATIO` times as long as wide only the part that stays is resized: the rest could
-    fill the memory.
+    If the aspect ratio exceeds `MAX_RESIZED_RATIO`, only the part inside the crop is resized, to bound memory.
     """
     width, height = image.size
     shorter = min(width, height)
@@ -145,7 +144,7 @@ def resize_and_crop(image: Image.Image, size_px: int) -> Image.Image:
     if max(width, height) <= MAX_RESIZED_RATIO * shorter:
         return _centre_square(image.resize((wide, high), Image.Resampling.BICUBIC), size_px)
     left, top = (wide - size_px) // 2, (high - size_px) // 2
-    across, down = width / wide, height / high  # pixels of the picture for one of the result
+    across, down = width / wide, height / high  # source pixels per result pixel
     box = (left * across, top * down, (left + size_px) * across, (top + size_px) * down)
     return image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
 

@@ -1,4 +1,4 @@
-"""The loaders of a run: each process's share of an order, from the step that training has come to."""
+"""The data loaders of one process, starting at the current training step."""
 
 from typing import Any, NamedTuple
 
@@ -11,11 +11,11 @@ _LENGTHS = ("max_epochs", "limit_train_batches", "overfit_batches", "fast_dev_ru
 
 
 class Loaders(NamedTuple):
-    """Makes the loaders of one process.
+    """Creates the data loaders of one process.
 
     batch_size: samples per batch of this process.
-    num_workers: worker processes of a loader; 0 for none.
-    trainer: whose step and number of processes count; None for a single process at step 0.
+    num_workers: worker processes per loader; 0 for none.
+    trainer: gives the current step, the rank and the number of processes; None for a single process at step 0.
     """
 
     batch_size: int
@@ -26,7 +26,7 @@ class Loaders(NamedTuple):
         """Return the endless training batches.
 
         Raises:
-            UserError: the trainer has an option that would be ignored.
+            UserError: the trainer has an option that would have no effect.
         """
         if self.trainer is not None:
             check_length({name: getattr(self.trainer, name, None) for name in _LENGTHS})
@@ -36,21 +36,21 @@ class Loaders(NamedTuple):
         return SampleLoader(samples, order, self.num_workers)
 
     def evaluation(self, samples: SplitSamples) -> SampleLoader:
-        """Return every sample once over all processes."""
+        """Return batches in which every sample occurs once over all processes."""
         order = samples.evaluation_order(self.batch_size, **rank_and_world_size(self.trainer))
         return SampleLoader(samples, order, self.num_workers)
 
     def conditions(self, samples: ConditionSamples, num_samples: int) -> SampleLoader:
-        """Return the conditions of sample ids 0 to num_samples - 1, once over all processes."""
+        """Return the conditions of sample ids 0 to num_samples - 1, each once over all processes."""
         order = EvaluationOrder(num_samples, self.batch_size, **rank_and_world_size(self.trainer))
         return SampleLoader(samples, order, num_workers=0)
 
     def _batches_done(self) -> int:
-        """Return how many batches training has finished, also over earlier runs.
+        """Return the number of training batches finished so far, including those before a resume.
 
-        Counted in batches, not optimiser steps, so it holds under gradient accumulation. "processed" is exact in every
-        checkpoint, while "ready" is one too high in one saved by an exception, and "completed" one too low in one
-        saved at the end of a batch.
+        Batches, not optimiser steps, so that it is correct with gradient accumulation. Lightning's "processed" count is
+        exact in every checkpoint; "ready" is one too high in checkpoints saved after an exception, and "completed" is
+        one too low in checkpoints saved at the end of a batch.
         """
         if self.trainer is None:
             return 0
@@ -59,7 +59,7 @@ class Loaders(NamedTuple):
 
 
 def rank_and_world_size(trainer: L.Trainer | None) -> dict[str, int]:
-    """Return which process this is, and of how many."""
+    """Return the rank of this process and the number of processes."""
     if trainer is None:
         return {"rank": 0, "world_size": 1}
     return {"rank": trainer.global_rank, "world_size": trainer.world_size}

@@ -1,4 +1,4 @@
-"""NumPy files that may come from anybody: mapped, not loaded, and nothing is allocated on the word of their header."""
+"""Reading untrusted NumPy files: memory-mapped, and checked against the file size before anything is allocated."""
 
 import os
 from io import BytesIO
@@ -14,13 +14,13 @@ from zigma_pl.core.files import open_regular
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """Return a NumPy file's array as a view of the file; writing to it does not change the file.
+    """Return a NumPy file's array as a copy-on-write memory map.
 
-    PyTorch maps it, and not numpy.memmap, which would keep one file descriptor for each of thousands of files.
+    Uses torch.from_file, since numpy.memmap keeps a file descriptor open per file, and there may be thousands.
 
     Raises:
-        OSError: it cannot be opened, or is not a regular file.
-        ValueError: it is not an array of plain numbers that fills the file.
+        OSError: the file cannot be opened, or is not a regular file.
+        ValueError: the file is not exactly one array of plain numbers.
     """
     with open_regular(path) as file:
         shape, fortran_order, dtype = _checked_header(file, os.fstat(file.fileno()).st_size)
@@ -32,17 +32,17 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """Return arrays of an uncompressed .npz file, as `numpy.savez` writes it, with their checksums compared.
+    """Return arrays of an uncompressed .npz file, as written by `numpy.savez`; checksums are verified.
 
     Raises:
         OSError: the file cannot be opened, or is not a regular file.
-        ValueError: it lacks an array, is damaged or compressed, or holds something else than plain numbers.
+        ValueError: an array is missing, damaged, compressed, or has elements other than plain numbers.
     """
     with open_regular(path) as file:
         try:
             with ZipFile(file) as archive:
                 return [_stored_array(archive, name, os.fstat(file.fileno()).st_size) for name in names]
-        except Exception as error:  # zipfile too lets many kinds through, such as NotImplementedError and struct.error
+        except Exception as error:  # zipfile raises many kinds of errors, such as NotImplementedError and struct.error
             raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -58,13 +58,13 @@ def _stored_array(archive: ZipFile, name: str, num_bytes: int) -> np.ndarray:
 
 
 def _checked_header(file: IO[bytes], num_bytes: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an array of num_bytes with the header: shape, whether in Fortran order, and type."""
+    """Return shape, Fortran order and dtype from the header of an array; num_bytes counts header and data."""
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("it is not of version 1.0 of the format")
+        raise ValueError("not version 1.0 of the format")
     try:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # NumPy parses the header as Python and lets some of its errors through
-        raise ValueError(f"its header cannot be read: {' '.join(str(error).split())[:80]}") from error
+    except Exception as error:  # NumPy parses the header as Python and does not catch all errors
+        raise ValueError(f"invalid header: {' '.join(str(error).split())[:80]}") from error
     if dtype.hasobject or min(shape, default=0) < 0 or prod(shape) * dtype.itemsize != num_bytes - file.tell():
-        raise ValueError(f"its header says {dtype} {shape}, which is not what follows")
+        raise ValueError(f"the header declares {dtype} {shape}, which does not match the data")
     return shape, fortran_order, dtype

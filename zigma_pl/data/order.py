@@ -1,7 +1,7 @@
-"""Which image comes when: the endless training order, and the order of evaluation.
+"""Batch samplers: the endless training order, and the order of evaluation.
 
-Both are batch samplers that yield lists of (sample id, index) pairs. Neither holds state that a checkpoint would have
-to carry: a resumed run names the step to go on from, and gets the batches that an uninterrupted run would have got.
+Both yield lists of (sample id, index) pairs. They need no state in checkpoints: given the step to resume from, they
+yield the batches that an uninterrupted run would get.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ from zigma_pl.core.randomness import sample_generator
 SampleKey = tuple[int, int]
 
 
-@lru_cache(maxsize=2)  # a batch touches at most two epochs, unless the data set is smaller than a batch
+@lru_cache(maxsize=2)  # a batch spans at most two epochs, unless the data set is smaller than a batch
 def epoch_permutation(num_images: int, seed: int, epoch: int) -> Tensor:
     """Return the order in which one epoch visits the images, a (num_images,) permutation."""
     return torch.randperm(num_images, generator=sample_generator(seed, "order", epoch))
@@ -30,20 +30,20 @@ def _start_from_the_first_step() -> int:
 
 
 class TrainingOrder(Sampler[list[SampleKey]]):
-    """Endless shuffled batches, a function of (seed, step, world size) alone.
+    """Endless shuffled batches that depend only on (seed, step, world size).
 
-    The training stream has positions 0, 1, 2, ...; epoch e is positions e * num_images to (e + 1) * num_images - 1 and
-    is a fresh permutation. Step s of rank r takes the positions s * world_size * batch_size + r * batch_size + i, so
-    every rank has equally many batches, nothing is dropped or padded, and two ranks of batch b see together what one
-    rank of batch 2b sees. There is no `len`: it never ends.
+    The training stream has positions 0, 1, 2, ...; epoch e covers positions e * num_images to (e + 1) * num_images - 1
+    and has its own permutation. Step s of rank r takes the positions s * world_size * batch_size + r * batch_size + i.
+    So all ranks have the same number of batches, nothing is dropped or padded, and two ranks with batch size b together
+    see the same images as one rank with batch size 2b. There is no `len`, as the stream is infinite.
 
     Args:
         num_images: images in the data set, at least 1; may be fewer than `batch_size`.
-        batch_size: images per step of one rank.
+        batch_size: images per step and rank.
         seed: seed of the permutations.
         rank: this process, in [0, world_size).
         world_size: number of processes.
-        steps_done: called whenever iteration begins; returns how many batches training has already had.
+        steps_done: called when iteration starts; returns how many batches have already been used for training.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainingOrder(Sampler[list[SampleKey]]):
         steps_done: Callable[[], int] = _start_from_the_first_step,
     ) -> None:
         if num_images < 1:
-            raise UserError("the training split holds no images: there is nothing to train on")
+            raise UserError("the training split has no images: check data.root and the options of the splits")
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
@@ -71,9 +71,9 @@ class TrainingOrder(Sampler[list[SampleKey]]):
         return [(position, self.index(position)) for position in range(first, first + self.batch_size)]
 
     def index(self, position: int) -> int:
-        """Return which image stands at a position of the training stream."""
-        epoch, place = divmod(position, self.num_images)
-        return int(epoch_permutation(self.num_images, self.seed, epoch)[place])
+        """Return the index of the image at a position of the training stream."""
+        epoch, offset = divmod(position, self.num_images)
+        return int(epoch_permutation(self.num_images, self.seed, epoch)[offset])
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         step = self.steps_done()
@@ -85,8 +85,8 @@ class TrainingOrder(Sampler[list[SampleKey]]):
 class EvaluationOrder(Sampler[list[SampleKey]]):
     """Every sample exactly once over all ranks: rank r takes r, r + world_size, ...; the sample id is the index.
 
-    Every rank has the same number of batches. The last batch may be short; a rank without a sample for it gets a filler
-    batch, which counts for nothing (`Batch.is_filler`).
+    All ranks have the same number of batches. The last batch may be smaller; a rank that has no sample left for it gets
+    a filler batch, which is ignored in results (`Batch.is_filler`).
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
@@ -104,18 +104,20 @@ class EvaluationOrder(Sampler[list[SampleKey]]):
 
 
 def check_length(options: Mapping[str, Any]) -> None:
-    """Refuse options that say how long to train but would be ignored: the training order has no end.
+    """Reject options for the length of training that have no effect, as the training order is infinite.
 
     Raises: UserError that names the option and the remedy.
     """
     if options.get("overfit_batches"):
-        raise UserError("trainer.overfit_batches does not go with the endless training order: leave it out")
+        raise UserError("trainer.overfit_batches is not supported with the infinite training order: remove it")
     limit = options.get("limit_train_batches")
     num_batches = limit if isinstance(limit, int) else None
     if options.get("max_epochs") not in (None, -1) and num_batches is None and not options.get("fast_dev_run"):
         raise UserError(
-            f"trainer.max_epochs {options['max_epochs']} would be ignored, as training has no epochs: set "
-            "trainer.max_steps"
+            f"trainer.max_epochs {options['max_epochs']} has no effect, as training has no epochs: set "
+            "trainer.max_steps instead"
         )
     if isinstance(limit, float) and limit != 1.0:
-        raise UserError(f"trainer.limit_train_batches {limit} is a share of an endless order: give a number of batches")
+        raise UserError(
+            f"trainer.limit_train_batches {limit} is a fraction of an infinite order: give a number of batches"
+        )

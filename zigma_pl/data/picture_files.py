@@ -1,4 +1,4 @@
-"""Pictures that lie as files in folders: finding them, and a split that is a list of them."""
+"""Image files in folders: finding them, and a split given by a list of files."""
 
 import os
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class PictureFiles(ImageDataset):
-    """A split that is a list of picture files, with their classes or captions.
+    """A split given by a list of image files, with their classes or captions.
 
     Args:
-        folder: where they lie.
-        names: their paths, relative to `folder`.
-        class_ids: class of each, in [0, num_classes), or None.
-        captions: captions of each, at least one, or None.
-        upright: turn a picture as the orientation in its EXIF data says.
+        folder: folder of the images.
+        names: paths relative to `folder`.
+        class_ids: class of each image, in [0, num_classes), or None.
+        captions: captions of each image, at least one, or None.
+        upright: apply the orientation in the EXIF data.
     """
 
     def __init__(
@@ -48,39 +48,39 @@ class PictureFiles(ImageDataset):
         )
 
     def item_names(self) -> list[str]:
-        """Return the paths relative to the folder."""
+        """Return the paths relative to the folder of the split."""
         return self.names
 
 
 def find_pictures(folder: Path, suffixes: tuple[str, ...] = PICTURE_SUFFIXES) -> list[str]:
-    """Return the pictures anywhere below a folder: sorted relative names, with "/" between folders.
+    """Return the images in a folder and its subfolders: sorted relative paths, separated by "/".
 
-    Hidden files and folders, whose names begin with a dot, are left out, and so is what is neither a file nor a folder.
-    Links are followed, but every folder and file counts once: where several names lead to it, that without a link, then
-    the first in the order of names. A link that leads nowhere is kept; it is named when it is opened. There are none in
-    a folder that is not there.
+    Hidden files and folders (names that start with a dot) and special files are skipped. Symbolic links are followed,
+    but every file and folder is listed once: under its real path if that is below the folder, else under its first path
+    in sorted order. Broken links are kept, so that opening them raises an error that names them. A missing folder has
+    no images.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    found: list[tuple[bool, str, tuple[int, int] | str]] = []  # whether a link, name, what it is
+    found: list[tuple[bool, str, tuple[int, int] | str]] = []  # whether it is a link, path, identity
     seen: set[tuple[int, int] | str] = set()
     folders, links = [("", folder)] if folder.is_dir() else [], list[tuple[str, Path]]()
-    while folders or links:  # links come last, so that a folder keeps its own name
+    while folders or links:  # links come last, so that a folder is listed under its real path
         linked = not folders
-        prefix, place = folders.pop() if folders else links.pop(0)
-        if (identity := _identity(place)) in seen:
+        prefix, current = folders.pop() if folders else links.pop(0)
+        if (identity := _identity(current)) in seen:
             continue
         seen.add(identity)
-        for entry in _entries(place):
+        for entry in _entries(current):
             name = f"{prefix}{entry.name}"
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                (links if entry.is_symlink() else folders).append((f"{name}/", place / entry.name))
+                (links if entry.is_symlink() else folders).append((f"{name}/", current / entry.name))
             elif entry.name.lower().endswith(suffixes) and not _is_special(entry):
-                found.append((linked or entry.is_symlink(), name, _identity(place / entry.name)))
-    once = {what: name for _, name, what in sorted(found, reverse=True)}
+                found.append((linked or entry.is_symlink(), name, _identity(current / entry.name)))
+    once = {identity: name for _, name, identity in sorted(found, reverse=True)}
     return sorted(once.values())
 
 
@@ -90,12 +90,12 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
             return sorted(entries, key=attrgetter("name"))
     except OSError as error:
         raise UserError(
-            f"cannot list the pictures in '{folder}' ({error.strerror}): give permission to read it"
+            f"cannot list the images in '{folder}' ({error.strerror}): check its read permission"
         ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | str:
-    """Return what is equal for all names of a file or folder."""
+    """Return an identity that is the same for all paths to a file or folder."""
     try:
         status = path.stat()
     except OSError:
@@ -109,18 +109,18 @@ def _is_special(entry: "os.DirEntry[str]") -> bool:
 
 
 def climbs_out(name: str) -> bool:
-    """Return whether a name taken from a file could lead out of the folder that it is relative to."""
+    """Return whether a path read from a file could point outside the folder that it is relative to."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts
 
 
 def clean_captions(captions: Iterable[str]) -> list[str]:
-    """Return the captions without line breaks and runs of blanks; empty ones are left out."""
+    """Return the captions with all whitespace collapsed to single spaces; empty ones are dropped."""
     cleaned = (" ".join(caption.split()) for caption in captions)
     return [caption for caption in cleaned if caption]
 
 
-def evenly_spaced(length: int, number: int) -> list[int]:
-    """Return `number` places in a list, spread over all of it; all of them if there are no more."""
-    number = min(number, length)
-    return [i * length // number for i in range(number)]
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return `count` indices evenly spaced over a list of `length`; all indices if count >= length."""
+    count = min(count, length)
+    return [i * length // count for i in range(count)]

@@ -1,4 +1,4 @@
-"""What a user asks to have drawn, in the place of a data set."""
+"""Sampling requests (prompts or classes) in the form of a data module."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,7 +12,7 @@ from zigma_pl.models.backbones.base import Backbone
 
 
 class RequestedSamples(ConditionSamples):
-    """Sample i is drawn under the class or caption of `requests[i]`."""
+    """Sample i has the class or caption of `requests[i]`."""
 
     def __init__(self, requests: Sequence[Sample]) -> None:
         self.requests = requests
@@ -23,17 +23,17 @@ class RequestedSamples(ConditionSamples):
 
 
 class RequestedData(ImageDataModule):
-    """Requests to draw from a model, and the frozen encoders it was trained with; it has no splits.
+    """Requests for samples, and the frozen encoders that the model was trained with; it has no splits.
 
     Args:
-        backbone: of the model, which tells what a condition is, and the shape of the latents.
-        requests: what to draw; `sample_id` counts from 0, and is what the noise is drawn from.
-        batch_size: samples drawn at a time.
-        encoders: the options of the autoencoder and the text encoder; see `ImageDataModule`.
+        backbone: the model's backbone, which gives its conditions and the shape of its latents.
+        requests: conditions of the samples; `sample_id` counts from 0 and determines the noise.
+        batch_size: samples per batch.
+        encoders: options of the autoencoder and the text encoder; see `ImageDataModule`.
 
     Raises:
-        UserError: the text encoder cannot be used, or is not of the model's `caption_dim`; at `setup`, the autoencoder
-            cannot be, or its latents are not the model's.
+        UserError: the text encoder cannot be loaded, or does not match the model's `caption_dim`; in `setup`, the
+            autoencoder cannot be loaded, or its latents do not match the model's.
     """
 
     def __init__(self, backbone: Backbone, requests: Sequence[Sample], batch_size: int, **encoders: Any) -> None:
@@ -48,12 +48,12 @@ class RequestedData(ImageDataModule):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """The model's, which need not be square."""
-        assert self._encoder  # one that does not fit is found before anything is drawn
+        """Shape of the model's latents, which need not be square."""
+        assert self._encoder  # raises before sampling if the autoencoder does not fit
         return self._latent_shape
 
     def load_split(self, split: Split) -> NoReturn:
-        """Refuse: there is nothing to train on."""
+        """Raise an AssertionError, as requests have no splits."""
         raise AssertionError("requests have no splits")
 
     def _conditions(self) -> RequestedSamples:
@@ -65,15 +65,15 @@ class RequestedData(ImageDataModule):
         if self.autoencoder == "identity":
             if channels not in (1, 3):
                 raise UserError(
-                    f"autoencoder: the model draws latents of {channels} channels, which are no pictures by "
-                    "themselves; give the folder of the AutoencoderKL that it was trained with"
+                    f"autoencoder: the model generates latents of {channels} channels, which must be decoded: give the "
+                    "folder of the AutoencoderKL that it was trained with"
                 )
             return IdentityAutoencoder(channels)
         given = self.autoencoder
         autoencoder = given if isinstance(given, Autoencoder) else KLAutoencoder(given, self.autoencoder_subfolder)
         if autoencoder.channels != channels:
             raise UserError(
-                f"autoencoder: '{given}' has latents of {autoencoder.channels} channels, the model's have "
-                f"{channels}; give the one that it was trained with"
+                f"autoencoder: '{given}' has {autoencoder.channels} latent channels, but the model has {channels}: "
+                "give the one that it was trained with"
             )
         return autoencoder

@@ -1,7 +1,7 @@
-"""What the loader's workers do: one (sample id, index) pair in, one sample out, and samples collated to a `RawBatch`.
+"""The work of the loader's workers: mapping (sample id, index) pairs to samples, and collating them to a `RawBatch`.
 
-Whatever is drawn at random here (mirroring, which caption) is a function of (seed, sample id), so it depends neither
-on the number of workers nor on the batch size nor on the number of ranks.
+Random choices made here (mirroring, which caption) are a function of (seed, sample id), so they do not depend on the
+number of workers, the batch size or the number of ranks.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ from zigma_pl.data.order import EvaluationOrder, SampleKey, TrainingOrder
 
 Split = Literal["train", "validation", "test"]
 
-SECONDS_AFTER_SIGTERM = 180  # as configs/slurm/fit.sbatch asks for
+SECONDS_AFTER_SIGTERM = 180  # as in configs/slurm/fit.sbatch
 
 
 class Sample(NamedTuple):
-    """One row of a `RawBatch`; the fields are described there."""
+    """One sample of a `RawBatch`; the fields are described there."""
 
     sample_id: int
     image: Tensor | None = None
@@ -43,9 +43,9 @@ class Sample(NamedTuple):
 
 
 class SplitSamples(Dataset[Sample], ABC):
-    """A split of a data set as the loader reads it: samples by (sample id, index), and the order of training.
+    """A split of a data set as the loader reads it: samples by (sample id, index), and their order.
 
-    A subclass may give `__getitems__`, which takes a whole batch of pairs and returns a `RawBatch`.
+    A subclass may implement `__getitems__`, which maps a whole batch of pairs to a `RawBatch`.
     """
 
     @abstractmethod
@@ -55,11 +55,11 @@ class SplitSamples(Dataset[Sample], ABC):
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
     def item_names(self) -> Iterable[str]:
-        """Return a name of each item, in order and alike on every machine: relative paths where items are files."""
+        """Return the name of each item in order, the same on every machine: relative paths if items are files."""
         return map(str, range(len(self)))
 
     def fingerprint(self) -> str:
-        """Return the number of items and a hash of their names in order; equal where two machines have the same set."""
+        """Return the number of items and a hash of their names in order; equal on machines with the same data set."""
         digest = hashlib.sha256()
         for name in self.item_names():
             digest.update(name.encode(errors="surrogateescape") + b"\0")
@@ -72,12 +72,12 @@ class SplitSamples(Dataset[Sample], ABC):
         return TrainingOrder(len(self), batch_size, seed=seed, rank=rank, world_size=world_size, steps_done=steps_done)
 
     def evaluation_order(self, batch_size: int, *, rank: int, world_size: int) -> Sampler[list[SampleKey]]:
-        """Return every sample once over all ranks; see `EvaluationOrder`."""
+        """Return batches in which every sample occurs once over all ranks; see `EvaluationOrder`."""
         return EvaluationOrder(len(self), batch_size, rank=rank, world_size=world_size)
 
 
 class PixelSamples(SplitSamples):
-    """Draws mirroring and caption of a set's pictures by (seed, sample id)."""
+    """Samples of a pixel data set; mirroring and caption are chosen by (seed, sample id)."""
 
     def __init__(self, items: PixelDataset, *, seed: int, horizontal_flip: bool) -> None:
         self.items = items
@@ -97,23 +97,23 @@ class PixelSamples(SplitSamples):
         return Sample(sample_id, item.pixels.flip(-1) if flip else item.pixels, item.class_id, caption)
 
     def item_names(self) -> Iterable[str]:
-        """Return the names of the pictures or clips."""
+        """Return the names of the images or clips."""
         return self.items.item_names()
 
     def item(self, sample_id: int, index: int) -> PixelItem:
-        """Return entry `index`; a subclass may let the sample id decide what to show of it."""
+        """Return item `index`; a subclass may select a part of it by the sample id."""
         return self.items[index]
 
 
 def draw(seed: int, stream: str, sample_id: int, num_choices: int) -> int:
-    """Return a number in [0, num_choices) that depends on nothing but the arguments."""
+    """Return a random number in [0, num_choices) that is a function of the arguments."""
     return int(torch.randint(num_choices, (1,), generator=sample_generator(seed, stream, sample_id)))
 
 
 class ConditionSamples(Dataset[Sample]):
-    """Samples without a picture: what to draw is a function of the sample id, so it needs no data set on disk.
+    """Samples without images: the condition is a function of the sample id, so no data set is needed on disk.
 
-    Classes and captions go round in turn, so that a grid shows all of them.
+    Sample ids cycle through the classes and captions, so that a grid shows all of them.
     """
 
     def __init__(self, num_classes: int | None, captions: Sequence[str] | None) -> None:
@@ -146,7 +146,7 @@ def collate(samples: list[Sample] | RawBatch) -> RawBatch:
 
 
 def held_out_conditions(samples: SplitSamples, sample_ids: Sequence[int]) -> RawBatch:
-    """Return items without latents: sample i has what item i has, again from item 0 after the last."""
+    """Return items without latents; sample i has the condition of item i, modulo the number of items."""
     keys = [(sample_id, sample_id % len(samples)) for sample_id in sample_ids]
     in_batches = getattr(samples, "__getitems__", None)
     raw = collate([samples[key] for key in keys] if in_batches is None else in_batches(keys))
@@ -154,25 +154,25 @@ def held_out_conditions(samples: SplitSamples, sample_ids: Sequence[int]) -> Raw
 
 
 def _death_of_worker(batches: Any) -> RuntimeError | None:
-    """Return what to say where a worker is dead; the errors by which one finds out are many, and say little."""
+    """Return a helpful error if a worker has died, None otherwise; DataLoader raises various unspecific errors then."""
     workers = workers_of(batches)
     ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)  # or about to end
-    for number, worker in enumerate(workers):
+    for index, worker in enumerate(workers):
         if worker.sentinel in ended:
             worker.join()
         if status := worker.exitcode:
             end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
             return RuntimeError(
-                f"worker {number} of the data loader (process {worker.pid}) {end}: if memory ran out, lower "
-                "data.num_workers or data.batch_size"
+                f"worker {index} of the data loader (process {worker.pid}) {end}: if the machine ran out of memory, "
+                "lower data.num_workers or data.batch_size"
             )
     return None
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Have a worker end only a while after SIGTERM, which a whole group of processes may get.
+    """Make a worker exit only `SECONDS_AFTER_SIGTERM` after SIGTERM, which is often sent to a whole process group.
 
-    Until then the main process has finished its step and saved; it ends its workers in another way.
+    That gives the main process time to finish its step, save a checkpoint and shut its workers down.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
@@ -180,13 +180,13 @@ def _outlive_sigterm(worker: int) -> None:
 class SampleLoader:
     """Loads the batches of an order in worker processes.
 
-    It holds a DataLoader and is none, for two reasons: Lightning rebuilds DataLoaders, with samplers of its own, in
-    `predict` and on several ranks; and a user error has to stay one line when it comes out of a worker. It has a
-    length if the order has one.
+    Wraps a DataLoader instead of subclassing it, for two reasons: Lightning rebuilds DataLoaders with its own samplers
+    in `predict` and on several ranks, and a `UserError` raised in a worker must stay one line. It has a length if the
+    order has one.
 
     Args:
-        dataset: gives the sample of a (sample id, index) pair.
-        order: batches of such pairs.
+        dataset: maps (sample id, index) pairs to samples.
+        order: yields batches of such pairs.
         num_workers: worker processes, 0 for none.
     """
 
@@ -199,7 +199,7 @@ class SampleLoader:
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             worker_init_fn=_outlive_sigterm,
-            # An own generator: otherwise each new iterator would advance the process's random state by one draw.
+            # With its own generator: otherwise each new iterator advances the global random state.
             generator=torch.Generator(),
         )
 
@@ -223,7 +223,7 @@ class SampleLoader:
 
     @property
     def _iterator(self) -> Any:
-        """The running workers; Lightning looks for this attribute when it is done, and shuts them down."""
+        """The running workers; Lightning reads this attribute to shut them down at the end."""
         return running_workers(self._loader)
 
     @_iterator.setter
@@ -232,8 +232,8 @@ class SampleLoader:
         forget_workers(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the order follows from the step. Having this tells Lightning that resuming is exact."""
+        """Return an empty dict, as the order follows from the step. Lightning takes its presence as resumability."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Do nothing, as the state is empty."""

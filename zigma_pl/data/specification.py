@@ -1,4 +1,4 @@
-"""What a backbone has to know of the data: the options that it takes from the data module unless they are stated."""
+"""Options that a backbone takes from the data module unless they are given: latent shape, classes, caption width."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple, Protocol, Self
@@ -11,15 +11,15 @@ _CONDITIONS = ("num_classes", "caption_dim")
 
 
 class Described(Protocol):
-    """A data module, or a backbone: what both say of latents and conditions."""
+    """A data module or a backbone: their common description of latents and conditions."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(C, H, W), of clips (F, C, H, W)."""
+        """(C, H, W), for clips (F, C, H, W)."""
 
     @property
     def num_classes(self) -> int | None:
-        """Classes, None without."""
+        """Number of classes, None without classes."""
 
     @property
     def caption_dim(self) -> int | None:
@@ -27,7 +27,7 @@ class Described(Protocol):
 
 
 class Specification(NamedTuple):
-    """Latents and conditions under the names of a backbone's options; None for what the data do not have."""
+    """Shape of latents and conditions, named like a backbone's options; None for what the data do not have."""
 
     in_channels: int
     latent_height: int
@@ -38,24 +38,24 @@ class Specification(NamedTuple):
 
     @classmethod
     def of(cls, described: Described) -> Self:
-        """Return what a data module has, or a backbone is built for; no data and no weights are loaded."""
+        """Return the specification of a data module or a backbone; no data and no weights are loaded."""
         *frames, channels, height, width = described.latent_shape
         num_frames = frames[0] if frames else None
         return cls(channels, height, width, num_frames, described.num_classes, described.caption_dim)
 
 
 def fill_from(source: Mapping[str, Any], options: MutableMapping[str, Any]) -> None:
-    """Set the options of a backbone that are None to what `source`, by the names of `Specification`, has for them."""
+    """Set those options of a backbone that are None from `source`, whose keys are the fields of `Specification`."""
     for name in Specification._fields:
         if name in options and options[name] is None:
             options[name] = source.get(name)
 
 
 def check_data_fit_backbone(data: Described, backbone: Described) -> None:
-    """Compare what the data have with what a backbone is built for; a condition that it ignores is warned of.
+    """Check that a backbone fits the data; warn if it ignores all their conditions.
 
     Raises:
-        UserError: they differ; the options and both values are named.
+        UserError: they differ; the message gives the options and both values.
     """
     wanted, given = Specification.of(backbone)._asdict(), Specification.of(data)._asdict()
     may_differ = {name for name in _CONDITIONS if wanted[name] is None}
@@ -63,13 +63,12 @@ def check_data_fit_backbone(data: Described, backbone: Described) -> None:
     if differing:
         has, takes = (", ".join(f"{name}={values[name]}" for name in differing) for values in (given, wanted))
         raise UserError(
-            f"the data module {type(data).__name__} gives {has}, but the backbone is built for {takes}: leave these "
-            "options of model.backbone.init_args out, so that they are those of the data (or of the checkpoint), or "
-            "change the data"
+            f"the data module {type(data).__name__} has {has}, but the backbone has {takes}: remove these options of "
+            "model.backbone.init_args to take them from the data (or the checkpoint), or change the data"
         )
     if may_differ == set(_CONDITIONS) and any(given[name] for name in _CONDITIONS):
         what = "classes" if given["num_classes"] else "captions"
         rank_zero_warn(
-            f"the data module {type(data).__name__} gives {what}, but the backbone takes none: the model is "
-            f"unconditional. To have them as condition, set num_classes or caption_dim of the backbone"
+            f"the data module {type(data).__name__} has {what}, but the backbone ignores them, so the model is "
+            f"unconditional: set num_classes or caption_dim of the backbone to use them"
         )

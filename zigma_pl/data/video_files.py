@@ -1,4 +1,4 @@
-"""Exact frames out of video files, decoded by PyAV (the optional extra `video`)."""
+"""Reading exact frames of video files with PyAV (the optional extra `video`)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 CONTAINERS = ("avi", "mov", "mp4", "matroska", "webm", "mpeg", "mpegts")
 MAX_FRAME_PIXELS = 2**25  # 8192 x 4096
-REMEDY = "replace it by a good copy, or take it out of the data set"
+REMEDY = "replace it with an intact copy, or remove it from the data set"
 
 
 def import_av() -> ModuleType:
     """Return PyAV.
 
     Raises:
-        UserError: it is not installed.
+        UserError: PyAV is not installed.
     """
     try:
         import av
     except ImportError as error:
-        raise UserError('videos are decoded by PyAV, which is missing: pip install "zigma_pl[video]"') from error
+        raise UserError('PyAV, which decodes videos, is not installed: pip install "zigma_pl[video]"') from error
     return av
 
 
@@ -40,13 +40,13 @@ def open_video(path: Path) -> Iterator["Video"]:
     """Open a video file for reading.
 
     Raises:
-        UserError: also out of the block that reads: the file is missing, not a regular file, in none of `CONTAINERS`,
-            or does not decode.
+        UserError: the file is missing, not a regular file, in none of `CONTAINERS`, or does not decode. Decoding
+            errors inside the block are converted too.
     """
     av = import_av()
     try:
         open_regular(path).close()
-        # An absolute path is no address; a playlist, which names further files and addresses, is not opened.
+        # An absolute path is never parsed as a URL; the whitelists exclude playlists, which refer to other files.
         options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
         with av.open(str(path.absolute()), options=options) as container:
             yield Video(path, container)
@@ -55,16 +55,16 @@ def open_video(path: Path) -> Iterator["Video"]:
 
 
 def undecodable(path: Path, reason: str) -> UserError:
-    """Return the error that names a video and what is wrong with it."""
+    """Return the error for a video that cannot be decoded."""
     return UserError(f"cannot decode the video {path} ({reason}): {REMEDY}")
 
 
 class Timeline(NamedTuple):
-    """What a pass over the packets of a file, without decoding, tells; times are in the stream's units.
+    """Timestamps found by reading a file's packets without decoding, in the stream's time base.
 
-    beginning: where to seek for the first frame.
-    timestamps: rising times at which the frames are shown; None where the file does not say.
-    keyframes: (time shown, where to seek for it) of each frame that decodes without the ones before it.
+    beginning: seek target for the first frame.
+    timestamps: presentation times of the frames, increasing; None if the file does not give them.
+    keyframes: (presentation time, seek target) of each frame that decodes without earlier ones.
     """
 
     beginning: int
@@ -73,36 +73,36 @@ class Timeline(NamedTuple):
 
 
 class Video:
-    """An open video; get it from `open_video`.
+    """An open video, created by `open_video`.
 
-    Frames are numbered from 0 in the order in which they are shown, whatever the frame rate: one for each timestamp of
-    the file. Where nothing is coded for a timestamp (encoders leave out a frame that is equal to the one before it),
-    the frame before it stays. AVI has no such timestamps: with B-frames, and above all with packed ones, as in part of
-    UCF101, libav's guess is wrong. There the frames are what the decoder gives, counted by decoding all of them.
+    Frames are numbered from 0 in presentation order, one for each timestamp of the file, whatever the frame rate. If a
+    timestamp has no coded frame (encoders skip a frame that equals the previous one), the previous frame is repeated.
+    AVI files have no presentation timestamps, and libav guesses them wrongly for B-frames, especially packed ones, as
+    in part of UCF101. For these files the frames are those that the decoder returns, counted by decoding all of them.
     """
 
     def __init__(self, path: Path, container: "InputContainer") -> None:
         if not container.streams.video:
-            raise undecodable(path, "it holds no pictures")
+            raise undecodable(path, "it has no video stream")
         self.path = path
         self._container = container
         self._stream = container.streams.video[0]
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
         if width * height > MAX_FRAME_PIXELS:
-            raise undecodable(path, f"{width} x {height} are more than {MAX_FRAME_PIXELS:,} pixels")
-        self._stream.codec_context.thread_count = 1  # loaders run one process per core already
+            raise undecodable(path, f"{width} x {height} is more than {MAX_FRAME_PIXELS:,} pixels")
+        self._stream.codec_context.thread_count = 1  # loaders already run one process per core
 
     @cached_property
     def num_frames(self) -> int:
-        """Frames in the file, at least 1."""
+        """Number of frames in the file, at least 1."""
         timestamps = self._timeline.timestamps
         count = count_by_decoding(self.path, self.path.stat().st_mtime_ns) if timestamps is None else len(timestamps)
         if count == 0:
-            raise undecodable(self.path, "it holds no frame")
+            raise undecodable(self.path, "it has no frames")
         return count
 
     def read(self, start: int, num_frames: int, stride: int = 1) -> list[Image.Image]:
-        """Return the frames start, start + stride, ... as RGB pictures; the last of them has to be in the file."""
+        """Return the frames start, start + stride, ... as RGB images; all of them must be in the file."""
         stop = start + (num_frames - 1) * stride + 1
         assert 0 <= start < stop <= self.num_frames
         timestamps = self._timeline.timestamps
@@ -112,7 +112,7 @@ class Video:
         else:
             frames = self._frames_at(timestamps[start:stop:stride])
         if len(frames) < num_frames:
-            raise undecodable(self.path, f"{num_frames - len(frames)} of the {num_frames} frames asked for are missing")
+            raise undecodable(self.path, f"{num_frames - len(frames)} of {num_frames} frames are missing")
         return self._to_rgb(frames)
 
     @cached_property
@@ -134,9 +134,9 @@ class Video:
         return Timeline(beginning or 0, sorted(known) if trusted else None, sorted(keyframes))
 
     def _frames_at(self, timestamps: list[int]) -> list["VideoFrame"]:
-        """Return the frames shown at rising timestamps, decoding from the last keyframe before them."""
+        """Return the frames presented at increasing timestamps, decoding from the last keyframe before them."""
         before = [seek_to for shown_at, seek_to in self._timeline.keyframes if shown_at <= timestamps[0]]
-        for seek_to in [*before[-1:], self._timeline.beginning]:  # the second, if the first lands too late
+        for seek_to in [*before[-1:], self._timeline.beginning]:  # start over if the first seek lands too late
             self._seek(seek_to)
             frames = self._show(timestamps)
             if frames:
@@ -144,7 +144,7 @@ class Video:
         return frames
 
     def _show(self, timestamps: list[int]) -> list["VideoFrame"]:
-        """Decode from here on; returns what is shown at the timestamps, nothing if the first one is past already."""
+        """Decode from the current position; returns the frames at the timestamps, none if the first one has passed."""
         shown: list[VideoFrame] = []
         latest = None
         for frame in self._container.decode(self._stream):
@@ -165,12 +165,12 @@ class Video:
     def _to_rgb(self, frames: list["VideoFrame"]) -> list[Image.Image]:
         from av.video.reformatter import VideoReformatter
 
-        reformatter = VideoReformatter()  # one for all: making it costs as much as converting a small frame
+        reformatter = VideoReformatter()  # shared: creating one takes as long as converting a small frame
         return [Image.fromarray(reformatter.reformat(frame, format="rgb24").to_ndarray()) for frame in frames]
 
 
 @cache
 def count_by_decoding(path: Path, modified_ns: int) -> int:
-    """Return how many frames a file decodes to; kept for the process, since a loader asks again in each epoch."""
+    """Return how many frames a file decodes to; cached, since a loader needs it in each epoch."""
     with open_video(path) as video:
         return sum(1 for _ in video._container.decode(video._stream))

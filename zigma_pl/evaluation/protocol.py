@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 def describe_data(datamodule: ImageDataModule, note: str | None) -> dict[str, Any]:
     """Return which pictures are scored against, and a note on them."""
-    standin = bool(getattr(datamodule, "standin", False))
-    return {"dataset": type(datamodule).__name__, "standin": standin, "note": note}
+    synthetic = bool(getattr(datamodule, "synthetic", False))
+    return {"dataset": type(datamodule).__name__, "standin": synthetic, "note": note}
 
 
 def gflops_of(backbone: Backbone) -> float | None:

@@ -23,7 +23,7 @@ from zigma_pl.data.cache.manifest import (
     read_manifest,
 )
 from zigma_pl.data.preparation.check import check_content, check_entries, check_files
-from zigma_pl.data.preparation.run import Job, prepare
+from zigma_pl.data.preparation.run import Preparation, prepare
 from zigma_pl.encoders.autoencoder import Autoencoder
 from zigma_pl.encoders.text import TextEncoder
 
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
         if isinstance(options.get(option), Namespace):
             given = options[option].as_dict()
             options[option] = build_described(given, base, tuple(packages_named(given)))  # type: ignore[type-abstract]
-    job = Job(
+    job = Preparation(
         data_class,
         options,
         Path(own["out"]),
@@ -155,7 +155,7 @@ def choose_devices(accelerator: Accelerator, count: int) -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(count)]
 
 
-def run(job: Job, splits: list[Split], devices: list[torch.device], *, overwrite: bool) -> None:
+def run(job: Preparation, splits: list[Split], devices: list[torch.device], *, overwrite: bool) -> None:
     """Prepare with a progress bar, and print a summary."""
     with tqdm(unit=" samples", desc="preparing", smoothing=0.1) as bar:
 
@@ -181,7 +181,7 @@ def _summary(folder: Path, manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def check(job: Job, splits: list[Split] | None, device: torch.device) -> None:
+def check(job: Preparation, splits: list[Split] | None, device: torch.device) -> None:
     """Check a prepared set, and print what was compared.
 
     Raises:

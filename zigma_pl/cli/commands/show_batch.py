@@ -90,7 +90,7 @@ def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Fi
     raw = next(iter(loader()))
     latents = datamodule.on_after_batch_transfer(raw, 0).latents
     assert latents is not None
-    name = type(datamodule).__name__ + (", synthetic" if getattr(datamodule, "standin", False) else "")
+    name = type(datamodule).__name__ + (", synthetic" if getattr(datamodule, "synthetic", False) else "")
     title = f"{name}, {split}: latents {tuple(latents.shape[1:])}"
     return _figure(title, datamodule.decode(latents), _labels(raw))
 

@@ -1,1 +1,1 @@
-"""Prepared data sets: latents' moments and caption features, computed once by `python -m zigma_pl prepare`."""
+"""Caches of prepared data: moments of latents and caption features, computed once by `python -m zigma_pl prepare`."""

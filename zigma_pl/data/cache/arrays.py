@@ -1,9 +1,9 @@
-"""Format `arrays`: a NumPy file for each field of each shard, mapped into memory, so a sample is a copy of its bytes.
+"""Format `arrays`: one memory-mapped NumPy file per field of each shard, so that reading a sample copies its bytes.
 
-Fields of a shard of n samples, with K captions of T_k tokens in all:
+Fields of a shard of n samples with K captions in total; caption k has T_k tokens:
 
     pixels            (n, [F,] 3 or 1, height, width) uint8          pixel space only
-    moments           (n, 2, [F,] 2 C, H, W)                         both mirrors; latent space only
+    moments           (n, 2, [F,] 2 C, H, W)                         image and mirror image; latent space only
     class_ids         (n,) int64
     caption_starts    (n + 1,) int64                                 captions of sample i: starts[i] to starts[i + 1]
     token_starts      (K + 1,) int64                                 rows of caption_features, likewise
@@ -32,13 +32,13 @@ BYTES = ("pixels", "caption_text")
 
 
 def write_shard(folder: Path, name: str, records: Sequence[PreparedRecord], dtype: np.dtype) -> list[Path]:
-    """Write a shard's files `<name>.<field>.npy`, each whole or not at all; returns their paths.
+    """Write a shard's files `<name>.<field>.npy`, each atomically; returns their paths.
 
     Args:
-        folder: where to.
-        name: stem of the files.
+        folder: output folder.
+        name: stem of the file names.
         records: samples of the shard, at least one.
-        dtype: of moments and caption features.
+        dtype: dtype of moments and caption features.
     """
     first, paths = records[0], []
 
@@ -83,14 +83,14 @@ class ArraySplit(PreparedSamples):
     """A split in format `arrays`.
 
     Args:
-        folder: of the split.
-        shards: from the manifest.
-        num_classes: from the manifest; classes have to be below it.
+        folder: folder of the split.
+        shards: the split's shards in the manifest.
+        num_classes: the manifest's number of classes; all class ids must be below it.
         draws: seed, mirroring and caption length, see `PreparedSamples`.
 
     Raises:
-        UserError: a file is missing, or has another size than the manifest says; when samples are read, that a file
-            holds something else than it should.
+        UserError: a file is missing, or its size differs from the manifest; also later, when samples are read and a
+            file's content is invalid.
     """
 
     def __init__(self, folder: Path, shards: Sequence[Shard], *, num_classes: int | None = None, **draws: Any) -> None:
@@ -107,10 +107,10 @@ class ArraySplit(PreparedSamples):
         return num_samples(self.shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}}  # a worker maps the files anew
+        return {**self.__dict__, "_mapped": {}}  # each worker maps the files itself
 
     def item_names(self) -> Iterable[str]:
-        """Return name and hash of every file: with these, the samples are the same."""
+        """Return name and hash of every file; equal hashes mean equal samples."""
         return (f"{name} {file.sha256}" for shard in self.shards for name, file in shard.files.items())
 
     def records(self, indices: Sequence[int]) -> list[PreparedRecord]:
@@ -123,53 +123,55 @@ class ArraySplit(PreparedSamples):
             for index, shard, row in zip(indices, shards.tolist(), rows.tolist(), strict=True)
         ]
 
-    def _fields(self, number: int) -> dict[str, np.ndarray]:
-        if number not in self._mapped:
-            shard = self.shards[number]
+    def _fields(self, shard_index: int) -> dict[str, np.ndarray]:
+        if shard_index not in self._mapped:
+            shard = self.shards[shard_index]
             fields = {name.split(".")[-2]: map_array(self.folder / name) for name in shard.files}
             fault = _fault(fields, shard.num_samples, self.max_caption_tokens, self.num_classes)
-            if number and fault is None and _shapes(fields) != _shapes(self._fields(0)):
-                fault = "its samples have other shapes than those of the first shard"
+            if shard_index and fault is None and _shapes(fields) != _shapes(self._fields(0)):
+                fault = "sample shapes differ from those of the first shard"
             if fault is not None:
-                raise UserError(f"{self.folder / shard.name}.*.npy: {fault}; prepare the set again, or copy it again")
-            self._mapped[number] = fields
-        return self._mapped[number]
+                raise UserError(f"{self.folder / shard.name}.*.npy: {fault}: prepare or copy the data set again")
+            self._mapped[shard_index] = fields
+        return self._mapped[shard_index]
 
 
 def _fault(
     fields: dict[str, np.ndarray], num_samples: int, max_tokens: int | None, num_classes: int | None
 ) -> str | None:
-    """Return what is wrong with the fields of a shard, None for nothing; see the head of this file."""
+    """Return what is wrong with the fields of a shard, None if they are valid; the module docstring lists them."""
     names = fields.keys()
     if not names <= SAMPLE_FIELDS | CAPTION_FIELDS or not names & {"pixels", "moments"}:
-        return f"it has the fields {', '.join(sorted(names))}"
+        return f"unexpected set of fields {', '.join(sorted(names))}"
     if max_tokens is not None and not names >= CAPTION_FIELDS:
-        return "it has no captions"
+        return "captions are missing"
     if not all(len(fields[name]) == num_samples for name in SAMPLE_FIELDS & names):
-        return f"it does not have {num_samples} samples"
+        return f"expected {num_samples} samples"
     kinds = {name: "f" if name in ("moments", "caption_features") else "u" if name in BYTES else "i" for name in names}
     ndims = {"pixels": (4, 5), "moments": (5, 6), "caption_features": (2,)}
     for name, array in fields.items():
         if array.dtype.kind != kinds[name] or array.ndim not in ndims.get(name, (1,)):
-            return f"{name} is {array.dtype} {array.shape}"
+            return f"{name} has wrong type or shape, {array.dtype} {array.shape}"
     if "class_ids" in fields and not 0 <= fields["class_ids"].min() <= fields["class_ids"].max() < (num_classes or 1):
-        return f"it has classes that are not below {num_classes}"
+        return f"class ids are not below {num_classes}"
     if names & CAPTION_FIELDS:
-        return _fault_of_captions(fields, num_samples, max_tokens) if names >= CAPTION_FIELDS else "it lacks captions"
+        return (
+            _fault_of_captions(fields, num_samples, max_tokens) if names >= CAPTION_FIELDS else "captions are missing"
+        )
     return None
 
 
 def _fault_of_captions(fields: dict[str, np.ndarray], num_samples: int, max_tokens: int | None) -> str | None:
     num_captions = len(fields["token_starts"]) - 1
     ends = {
-        "caption_starts": (num_samples, num_captions, 1),  # at least one caption a sample
+        "caption_starts": (num_samples, num_captions, 1),  # at least one caption per sample
         "token_starts": (num_captions, len(fields["caption_features"]), 0),
         "text_starts": (num_captions, len(fields["caption_text"]), 0),
     }
     for name, (num_parts, end, shortest) in ends.items():
         starts = fields[name]
         if len(starts) != num_parts + 1 or starts[0] != 0 or starts[-1] != end or (np.diff(starts) < shortest).any():
-            return f"{name} does not divide what it is for"
+            return f"{name} are not valid offsets"
     if max_tokens is not None and (np.diff(fields["token_starts"]) > max_tokens).any():
         return f"a caption has more than {max_tokens} tokens"
     try:
@@ -206,24 +208,26 @@ def _parts(values: np.ndarray, starts: np.ndarray, first: int, last: int) -> lis
 
 
 def check_sizes(folder: Path, shard: Shard) -> None:
-    """Check that a shard's files are there in full length, without reading them."""
+    """Check that a shard's files exist and have the expected size, without reading them."""
     for name, file in shard.files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != file.num_bytes:
             found = "is missing" if size is None else f"has {size} bytes instead of {file.num_bytes}"
-            raise UserError(f"{path}: {found}; prepare the set again with --overwrite, or copy it again")
+            raise UserError(f"{path} {found}: prepare the data set again with --overwrite, or copy it again")
 
 
 def map_array(path: Path) -> np.ndarray:
-    """Return a NumPy file's array as a read-only view of the file.
+    """Return a NumPy file's array as a read-only memory map.
 
     Raises:
-        UserError: it is missing, or no plain NumPy array.
+        UserError: the file is missing, or is not a plain NumPy array.
     """
     try:
         array = map_npy(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is no plain NumPy array ({error}); prepare the set again with --overwrite") from error
+        raise UserError(
+            f"{path} is not a plain NumPy array ({error}): prepare the data set again with --overwrite"
+        ) from error
     array.flags.writeable = False
     return array

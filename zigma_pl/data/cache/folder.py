@@ -1,4 +1,4 @@
-"""The folder that `prepare` fills: beginning, going on after a kill, finishing."""
+"""The folder that `prepare` writes: starting, resuming after an interruption, and finishing it."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -22,41 +22,41 @@ from zigma_pl.data.samples import Split
 
 
 class Task(NamedTuple):
-    """A shard to be made: items first_item to first_item + num_items - 1 of a split."""
+    """A shard to write: items first_item to first_item + num_items - 1 of a split."""
 
     split: Split
     first_item: int
     num_items: int
-    number: int
+    shard_index: int
 
     @property
     def name(self) -> str:
-        """Stem of the shard's files."""
-        return f"shard-{self.number:05d}"
+        """Stem of the shard's file names."""
+        return f"shard-{self.shard_index:05d}"
 
 
 def begin(folder: Path, wanted: Manifest, *, overwrite: bool) -> Manifest:
-    """Make the folder ready for what is wanted, and return what it will hold, with splits of earlier runs.
+    """Set up the folder for `wanted`, and return its manifest including the splits of earlier runs.
 
     Args:
-        folder: exists; what was prepared before may be in it.
-        wanted: content, layout and number of items; no shards.
-        overwrite: remove what was prepared before.
+        folder: existing folder; may hold the results of an earlier run.
+        wanted: content, layout and numbers of items, without shards.
+        overwrite: remove the results of earlier runs.
 
     Raises:
-        UserError: something else is in the folder, or a set that was prepared with other options.
+        UserError: the folder holds other files, or a data set prepared with other options.
     """
     for split in get_args(Split):
         if (folder / split).is_symlink():
             raise UserError(
-                f"--out {folder}: '{split}' in it is a link, and what it leads to is not touched; remove the link, or "
-                "choose another --out"
+                f"--out {folder}: '{split}' is a symbolic link, which is not followed: remove the link, or choose "
+                "another --out"
             )
     begun = _read_begun(folder)
     if begun is None:
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if others:
-            raise UserError(f"--out {folder}: holds other things, such as '{others[0]}'; choose an empty or new folder")
+            raise UserError(f"--out {folder} holds other files, such as '{others[0]}': choose an empty or new folder")
     elif overwrite:
         _remove(folder, begun)
     else:
@@ -70,13 +70,13 @@ def begin(folder: Path, wanted: Manifest, *, overwrite: bool) -> Manifest:
 
 
 def missing_tasks(folder: Path, manifest: Manifest, splits: Iterable[Split]) -> list[Task]:
-    """Return the shards of these splits that are still to be made."""
+    """Return the shards of these splits that are not finished yet."""
     missing = []
     for split in splits:
         num_items, size = manifest.num_items[split], manifest.layout.shard_size
         tasks = [
-            Task(split, first, min(size, num_items - first), number)
-            for number, first in enumerate(range(0, num_items, size))
+            Task(split, first, min(size, num_items - first), index)
+            for index, first in enumerate(range(0, num_items, size))
         ]
         done = {shard.name for shard in finished_shards(folder, split)}
         missing += [task for task in tasks if task.name not in done]
@@ -84,7 +84,7 @@ def missing_tasks(folder: Path, manifest: Manifest, splits: Iterable[Split]) -> 
 
 
 def finish(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest with all splits that are whole, and return it."""
+    """Write the manifest with all complete splits, and return it."""
     found = {split: finished_shards(folder, split) for split in manifest.num_items}
     whole = {
         split: shards
@@ -99,7 +99,7 @@ def finish(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def record_shard(folder: Path, task: Task, paths: Sequence[Path], skipped: list[Skipped]) -> None:
-    """Declare a shard finished whose files are all written."""
+    """Mark a shard as finished, after all its files have been written."""
     files = {path.name: File(num_bytes=path.stat().st_size, sha256=sha256(path)) for path in paths}
     shard = ShardRecord(
         name=task.name, first_item=task.first_item, num_items=task.num_items, files=files, skipped=skipped
@@ -108,14 +108,14 @@ def record_shard(folder: Path, task: Task, paths: Sequence[Path], skipped: list[
 
 
 def finished_shards(folder: Path, split: Split) -> list[Shard]:
-    """Return the shards of a split that are on disk in full length, in order."""
+    """Return, in order, the shards of a split that are complete on disk."""
     records = [read_record(ShardRecord, path) for path in sorted((folder / split).glob("shard-*.json"))]
     shards = [Shard.model_validate(record.model_dump(exclude={"format_version"})) for record in records]
     return [shard for shard in shards if _is_whole(folder / split, shard)]
 
 
 def remove_leftovers(folder: Path, split: Split) -> None:
-    """Remove what belongs to no finished shard: a killed run has left it."""
+    """Remove files that belong to no finished shard, left by an interrupted run."""
     known = {name for shard in finished_shards(folder, split) for name in (f"{shard.name}.json", *shard.files)}
     for path in (folder / split).iterdir():
         if path.name not in known and path.name.startswith(("shard-", UNFINISHED)):
@@ -145,8 +145,8 @@ def _check_same(folder: Path, begun: Manifest, wanted: Manifest) -> None:
     if found is not None:
         name, kept, asked = found
         raise UserError(
-            f"--out {folder}: was begun with {name} {kept!r}, now it is {asked!r}; give the same options, another "
-            "--out, or --overwrite to begin anew"
+            f"--out {folder} was started with {name} {kept!r}, but it is now {asked!r}: use the same options, another "
+            "--out, or --overwrite to start again"
         )
 
 

@@ -1,4 +1,4 @@
-"""From prepared records to a batch: what live training would have shown."""
+"""Batches from prepared records, equal to those of training without a cache."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from zigma_pl.data.samples import Sample, SplitSamples, draw
 
 
 class PreparedSamples(SplitSamples):
-    """A prepared split as the loader reads it, a whole batch at a time.
+    """A prepared split as the loader reads it, one batch at a time.
 
-    Mirroring and caption are drawn by (seed, sample id) exactly as `PixelSamples` draws them, so a cached run sees what
-    a live run sees.
+    Mirroring and caption choice depend on (seed, sample id) exactly as in `PixelSamples`, so training with a cache sees
+    the same data as training without one.
 
     Args:
-        seed: of the draws.
-        horizontal_flip: mirror half of the samples.
-        max_caption_tokens: tokens to fill captions up to, None where there are none.
+        seed: seed of mirroring and caption choice.
+        horizontal_flip: mirror a random half of the samples.
+        max_caption_tokens: length that captions are padded to, in tokens; None without captions.
     """
 
     def __init__(self, *, seed: int, horizontal_flip: bool, max_caption_tokens: int | None) -> None:
@@ -32,17 +32,17 @@ class PreparedSamples(SplitSamples):
 
     @abstractmethod
     def records(self, indices: Sequence[int]) -> list[PreparedRecord]:
-        """Return the records at these places of the split, in that order; their arrays may be views of a file."""
+        """Return the records at these indices of the split, in this order; their arrays may be memory maps."""
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        raise TypeError("prepared samples come in batches: ask for __getitems__([key, ...])")
+        raise TypeError("prepared samples are read in batches: call __getitems__([key, ...])")
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
         """Return the batch of these (sample id, index) pairs."""
         records = self.records([index for _, index in keys])
         mirrored = [self.horizontal_flip and draw(self.seed, "flip", sample_id, 2) == 1 for sample_id, _ in keys]
-        # Copied in the order in which they lie on disk.
-        order = sorted(range(len(keys)), key=lambda place: keys[place][1])
+        # Copied in their order on disk.
+        order = sorted(range(len(keys)), key=lambda position: keys[position][1])
         pixels = [_mirror(record.pixels, flip) for record, flip in zip(records, mirrored, strict=True)]
         moments = [_pick(record.moments, int(flip)) for record, flip in zip(records, mirrored, strict=True)]
         class_ids = [record.class_id for record in records if record.class_id is not None]
@@ -72,9 +72,9 @@ class PreparedSamples(SplitSamples):
             features.append(record.caption_features[chosen])
         padded = np.zeros((len(keys), self.max_caption_tokens, features[0].shape[-1]), features[0].dtype)
         mask = np.zeros(padded.shape[:2], dtype=bool)
-        for place in order:
-            padded[place, : len(features[place])] = features[place]
-            mask[place, : len(features[place])] = True
+        for position in order:
+            padded[position, : len(features[position])] = features[position]
+            mask[position, : len(features[position])] = True
         return texts, torch.from_numpy(padded), torch.from_numpy(mask)
 
 
@@ -90,6 +90,6 @@ def _stack(rows: Sequence[np.ndarray | None], order: Sequence[int]) -> Tensor | 
     if not rows or rows[0] is None:
         return None
     stacked = np.empty((len(rows), *rows[0].shape), rows[0].dtype)
-    for place in order:
-        stacked[place] = rows[place]
+    for position in order:
+        stacked[position] = rows[position]
     return torch.from_numpy(stacked)

@@ -1,8 +1,8 @@
-"""What a prepared folder says of itself, as JSON, and whether that is what a run asks for.
+"""The manifest of a prepared folder, as JSON, and its comparison with the options of a run.
 
 OUT/manifest.json                 content, layout, and every shard of every split; written last
-OUT/unfinished.json               content and layout, in its place while the folder is being filled
-OUT/<split>/shard-00000.json      written when all files of the shard are; a shard without it does not exist
+OUT/unfinished.json               content and layout; replaces the manifest while the folder is being written
+OUT/<split>/shard-00000.json      written after all files of the shard; a shard without it is ignored
 OUT/<split>/shard-00000.*.npy     the shard's files
 """
 
@@ -18,9 +18,12 @@ from zigma_pl.data.samples import Split
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"
-MAX_ITEMS = 10**8  # of a split; its order is a permutation in memory
+MAX_ITEMS = 10**8  # items of a split, whose permutation is held in memory
 MAX_SHARD_SIZE = 10**6
 MAX_CLASSES = 10**6
+# Options whose values prepared folders and result records store under a former name.
+RECORDED_NAMES = {"synthetic": "standin", "num_synthetic_items": "standin_num_items"}
+CURRENT_NAMES = {former: name for name, former in RECORDED_NAMES.items()}
 
 KeptDtype = Literal["float32", "float16"]
 ShardName = Annotated[str, Field(pattern=r"^shard-[0-9]{5,9}\z")]
@@ -29,12 +32,12 @@ NumItems = Annotated[int, Field(ge=0, le=MAX_ITEMS)]
 
 
 class Content(Part):
-    """What decides the numbers in a prepared set; training compares it with its own options.
+    """Everything that determines the values in a prepared data set; training compares it with its own options.
 
     dataset: name of the data module's class.
-    items: its `described()`.
-    num_classes: classes of the condition, or None.
-    autoencoder, text_encoder: their fingerprints; the latter None where there are no captions.
+    items: the data module's `described()`.
+    num_classes: number of classes, None without classes.
+    autoencoder, text_encoder: fingerprints of the encoders; text_encoder is None without captions.
     """
 
     dataset: str
@@ -45,7 +48,7 @@ class Content(Part):
 
 
 class Layout(Part):
-    """How it is kept: as memory-mapped arrays, the dtype of moments and caption features, and the items in a shard."""
+    """How the data is stored: file format, dtype of moments and caption features, and items per shard."""
 
     format: Literal["arrays"] = "arrays"
     dtype: KeptDtype
@@ -53,21 +56,21 @@ class Layout(Part):
 
 
 class File(Part):
-    """A file of a shard: its size and its SHA-256."""
+    """Size and SHA-256 of a shard's file."""
 
     num_bytes: Annotated[int, Field(ge=0, le=2**53)]
     sha256: Sha256
 
 
 class Skipped(Part):
-    """An item that could not be read and was left out: its place in the data set's split, and why."""
+    """An item that could not be read and was skipped: its index in the data set's split, and the reason."""
 
     item: NumItems
     reason: str
 
 
 class Shard(Part):
-    """A finished shard: items first_item to first_item + num_items - 1 of the split, less the skipped ones."""
+    """A finished shard: items first_item to first_item + num_items - 1 of the split, without the skipped ones."""
 
     name: ShardName
     first_item: NumItems
@@ -77,42 +80,42 @@ class Shard(Part):
 
     @model_validator(mode="after")
     def _check(self) -> "Shard":
-        places = {skipped.item - self.first_item for skipped in self.skipped}
-        if len(places) < len(self.skipped) or not all(0 <= place < self.num_items for place in places):
-            raise ValueError("its skipped items are not among its items")
+        offsets = {skipped.item - self.first_item for skipped in self.skipped}
+        if len(offsets) < len(self.skipped) or not all(0 <= offset < self.num_items for offset in offsets):
+            raise ValueError("skipped items are not part of the shard")
         if not all(name.startswith(f"{self.name}.") for name in self.files):
-            raise ValueError("it names a file of another shard")
+            raise ValueError("a file belongs to another shard")
         if self.num_samples > sum(file.num_bytes for file in self.files.values()):
-            raise ValueError("it has more samples than its files have bytes")
+            raise ValueError("more samples than bytes")
         return self
 
     @property
     def num_samples(self) -> int:
-        """Samples in it."""
+        """Number of samples in the shard."""
         return self.num_items - len(self.skipped)
 
     @property
     def items(self) -> list[int]:
-        """Place in the data set's split of each sample."""
+        """Index of each sample in the data set's split."""
         left_out = {skipped.item for skipped in self.skipped}
         return [item for item in range(self.first_item, self.first_item + self.num_items) if item not in left_out]
 
 
 class ShardRecord(Shard, Record):
-    """A shard in a file of its own."""
+    """The JSON file of a single shard."""
 
     remedy: ClassVar[str] = "remove this file and run the same `prepare` again"
 
 
 class Manifest(Record):
-    """All that is known of a folder.
+    """The manifest of a prepared folder.
 
-    content, layout: what is in it, and how.
-    num_items: items of the data set in each split, those that were skipped among them.
+    content, layout: what is stored, and how.
+    num_items: items of the data set in each split, including skipped ones.
     splits: the shards of each finished split, in order.
     """
 
-    remedy: ClassVar[str] = "copy the prepared folder again, or prepare the set again into an empty folder"
+    remedy: ClassVar[str] = "copy the prepared folder again, or prepare the data set again into an empty folder"
 
     content: Content
     layout: Layout
@@ -125,12 +128,12 @@ class Manifest(Record):
             first_item = 0
             for shard in shards:
                 if shard.first_item != first_item:
-                    raise ValueError(f"the shards of '{split}' do not follow each other")
+                    raise ValueError(f"the shards of '{split}' are not contiguous")
                 first_item += shard.num_items
             if self.num_items.get(split) != first_item:
-                raise ValueError(f"the shards of '{split}' do not add up to its items")
+                raise ValueError(f"the shards of '{split}' do not cover all its items")
             if len({shard.name for shard in shards}) < len(shards):
-                raise ValueError(f"the shards of '{split}' have equal names")
+                raise ValueError(f"two shards of '{split}' have the same name")
         return self
 
     @property
@@ -140,7 +143,7 @@ class Manifest(Record):
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Items left out, of all splits."""
+        """Skipped items of all splits."""
         return [skipped for _, shard in self.shards for skipped in shard.skipped]
 
 
@@ -148,15 +151,17 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a finished folder.
 
     Raises:
-        UserError: there is none, or it cannot be used; the remedy is named.
+        UserError: the manifest is missing or invalid.
     """
     path = folder / MANIFEST_NAME
     if (folder / UNFINISHED_NAME).is_file() and not path.is_file():
-        raise UserError(f"{folder}: preparing it was cut off; run the same `prepare` command again to finish it")
+        raise UserError(
+            f"{folder} is incomplete, as `prepare` was interrupted: run the same command again to finish it"
+        )
     if not path.is_file():
         raise UserError(
-            f"{folder}: holds no {MANIFEST_NAME}, so it is no prepared set; make one with "
-            f"`python -m zigma_pl prepare NAME --root DIR --out {folder}`, or leave data.cache out"
+            f"{folder} is not a prepared data set, as it has no {MANIFEST_NAME}: create one with "
+            f"`python -m zigma_pl prepare NAME --root DIR --out {folder}`, or remove data.cache"
         )
     return read_record(Manifest, path)
 
@@ -165,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def difference(kept: Content | Layout, wanted: Content | Layout) -> tuple[str, Any, Any] | None:
-    """Return name, kept value and wanted value of the first field that differs, None if the two mean the same."""
+    """Return name, stored value and wanted value of the first field that differs, None if both are equivalent."""
     assert type(kept) is type(wanted)
     for name in type(kept).model_fields:
         found = _difference(name, getattr(kept, name), getattr(wanted, name))
@@ -180,9 +185,10 @@ def _difference(name: str, kept: Any, wanted: Any) -> tuple[str, Any, Any] | Non
     weights = kept.get("weights_sha256")
     same_weights = weights is not None and weights == wanted.get("weights_sha256")
     for key in dict.fromkeys([*kept, *wanted]):
-        if key == "name" and same_weights:  # the same network under another path
+        if key == "name" and same_weights:  # the same weights under another path
             continue
-        found = _difference(key if name == "items" else f"{name}.{key}", kept.get(key), wanted.get(key))
+        field = CURRENT_NAMES.get(key, key) if name == "items" else f"{name}.{key}"
+        found = _difference(field, kept.get(key), wanted.get(key))
         if found is not None:
             return found
     return None
@@ -196,20 +202,20 @@ def _in_short(value: Any) -> Any:
 
 
 def check_fits(folder: str | Path, manifest: Manifest, wanted: Content) -> None:
-    """Compare a prepared set with the content that a training run's options ask for.
+    """Compare a prepared data set with the content that the options of a training run require.
 
     Raises:
-        UserError: they differ; it names the first field that does, both values, and the remedy.
+        UserError: they differ; the message gives the first field that does, both values, and the remedy.
     """
     found = difference(manifest.content, wanted)
     if found is not None:
         name, kept, asked = found
         raise UserError(
-            f"data.cache {folder}: it was prepared with {name} {kept!r}, these options have {asked!r}; set the data "
-            "option as it was, or prepare another folder with these options"
+            f"data.cache {folder} was prepared with {name} {kept!r}, but this run has {asked!r}: use the former value, "
+            "or prepare another folder with the current options"
         )
 
 
 def num_samples(shards: Sequence[Shard]) -> int:
-    """Return the samples in all shards of a split."""
+    """Return the number of samples in all shards of a split."""
     return sum(shard.num_samples for shard in shards)

@@ -1,4 +1,4 @@
-"""The splits of a prepared set, in a local folder or at an address."""
+"""Reading the splits of a prepared data set from a local folder or a URL."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -13,23 +13,23 @@ from zigma_pl.data.samples import Split
 
 
 def open_manifest(location: str) -> Manifest:
-    """Return the manifest of a prepared set in a folder or at an address.
+    """Return the manifest of a prepared data set in a folder or at a URL.
 
     Raises:
-        UserError: there is none, or it cannot be used.
+        UserError: the manifest is missing or invalid.
     """
     return fetch_manifest(location) if is_address(location) else read_manifest(Path(location))
 
 
 def local_folder(location: str, keep_fetched_in: str | None) -> Path:
-    """Return the folder of a prepared set: the given one, or the local copy of what is at an address.
+    """Return the folder of a prepared data set: `location` itself, or the local copy of a URL.
 
     Args:
-        location: folder or address.
-        keep_fetched_in: folder for copies; None for `DEFAULT_FOLDER`.
+        location: folder or URL.
+        keep_fetched_in: folder for downloads; None for `DEFAULT_FOLDER`.
 
     Raises:
-        UserError: it cannot be copied, see `copy_once`.
+        UserError: the download failed, see `copy_once`.
     """
     if not is_address(location):
         return Path(location)
@@ -40,28 +40,28 @@ def open_split(folder: Path, manifest: Manifest, split: Split, **draws: Any) -> 
     """Return a prepared split.
 
     Args:
-        folder: of the prepared set.
+        folder: folder of the prepared data set.
         manifest: its manifest.
-        split: which split.
+        split: name of the split.
         draws: seed, horizontal_flip and max_caption_tokens, see `PreparedSamples`.
 
     Raises:
-        UserError: the split was not prepared, or files of it are missing.
+        UserError: the split was not prepared, or some of its files are missing.
     """
     if split not in manifest.splits:
         raise UserError(
-            f"data.cache {folder}: holds {', '.join(manifest.splits)}, not '{split}'; run `prepare` into the same "
-            f"folder with --splits {split}"
+            f"data.cache {folder} has {', '.join(manifest.splits)} but not '{split}': run `prepare` with the same "
+            f"--out and --splits {split}"
         )
     return ArraySplit(folder / split, manifest.splits[split], num_classes=manifest.content.num_classes, **draws)
 
 
 class PreparedSet:
-    """A prepared set, read in the place of the data set itself.
+    """A prepared data set, read instead of the data set itself.
 
     Args:
-        location: its folder or address.
-        keep_fetched_in: folder for the copy of what is at an address; None for `DEFAULT_FOLDER`.
+        location: its folder or URL.
+        keep_fetched_in: folder for downloads; None for `DEFAULT_FOLDER`.
     """
 
     def __init__(self, location: str, keep_fetched_in: str | None = None) -> None:
@@ -71,19 +71,19 @@ class PreparedSet:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """Its manifest, read once."""
+        """The manifest, read once."""
         return open_manifest(self.location)
 
     def open(self, split: Split, content: Callable[[], Content], **draws: Any) -> ArraySplit:
         """Return a split.
 
         Args:
-            split: which.
-            content: gives what the set has to hold; it hashes the encoders' weights, and so is asked once.
-            draws: as of `open_split`.
+            split: name of the split.
+            content: returns the required content. It hashes the encoders' weights, so it is called only once.
+            draws: see `open_split`.
 
         Raises:
-            UserError: the set is not of these options, or files of it are missing.
+            UserError: the data set was prepared with other options, or some of its files are missing.
         """
         if not self._fits:
             check_fits(self.location, self.manifest, content())

@@ -1,4 +1,4 @@
-"""What `prepare` keeps of one picture or clip.
+"""The stored form of one image or clip.
 
 Axes: F frames (clips only), C latent channels, H W latent grid.
 """
@@ -12,13 +12,13 @@ import numpy as np
 class PreparedRecord:
     """One entry of a prepared split.
 
-    index: its place in the split, from 0; also its sample id in evaluation.
+    index: index in the split, from 0; also the sample id in evaluation.
     pixels: ([F,] 3 or 1, height, width) uint8 in pixel space (autoencoder "identity"), else None.
-    moments: (2, [F,] 2 C, H, W) mean and standard deviation of the posterior, before scale and shift: of the picture
-        and of its mirror image; None in pixel space.
+    moments: (2, [F,] 2 C, H, W) mean and standard deviation of the posterior, before scale and shift, for the image
+        and its mirror image; None in pixel space.
     class_id: class in [0, num_classes), or None.
-    captions: the captions, None where the data set has none.
-    caption_features: for each caption (num_real_tokens, d), without padding; None where the data set has no captions.
+    captions: the captions, None if the data set has none.
+    caption_features: (num_tokens, d) for each caption, without padding; None if the data set has no captions.
     """
 
     index: int

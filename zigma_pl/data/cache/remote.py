@@ -1,4 +1,4 @@
-"""A prepared set at an address: copied once into a local folder, every file compared with its hash."""
+"""Prepared data sets at URLs: downloaded once into a local folder, with every file checked against its hash."""
 
 import hashlib
 import shutil
@@ -17,39 +17,39 @@ from zigma_pl.core.records import MAX_BYTES, parse_record
 from zigma_pl.data.cache.manifest import MANIFEST_NAME, File, Manifest
 from zigma_pl.data.samples import Split
 
-# Those that only read files. Others of fsspec's run commands, open archives or combine further addresses.
+# Protocols that only read files. Some others of fsspec run commands, open archives or chain further URLs.
 PROTOCOLS = ("https", "http", "s3", "gs", "az", "abfs", "hf", "sftp", "ftp", "file", "memory")
 DEFAULT_FOLDER = cache_folder() / "prepared"
 CHUNK_BYTES = 2**20
 
 
 def is_address(location: str) -> bool:
-    """Return whether a location is an address such as "https://host/folder", and not a local folder."""
+    """Return whether a location is a URL such as "https://host/folder", and not a local folder."""
     return "://" in location or location.startswith("pipe:")
 
 
 def fetch_manifest(address: str) -> Manifest:
-    """Return the manifest of the prepared set at an address.
+    """Return the manifest of the prepared data set at a URL.
 
     Raises:
-        UserError: the address is not of one of `PROTOCOLS`, or there is no manifest, or it cannot be used.
+        UserError: the protocol is not one of `PROTOCOLS`, or the manifest is missing or invalid.
     """
     return parse_record(Manifest, _manifest_bytes(address), f"{address.rstrip('/')}/{MANIFEST_NAME}")
 
 
 def copy_once(address: str, below: Path) -> Path:
-    """Copy a prepared set into a folder of its own, unless it is there already; returns the folder.
+    """Download a prepared data set into its own folder, unless it has been downloaded before; returns the folder.
 
-    The folder is named by the hash of the manifest, so another set at the same address gets another one. Files appear
-    whole or not at all, and the manifest last; what an interrupted copy left is kept. Processes that want the same set
-    wait for the one that copies it.
+    The folder is named by the hash of the manifest, so another data set at the same URL gets another folder. Files are
+    written atomically, the manifest last; an interrupted download is resumed. Other processes that need the same data
+    set wait for the one that downloads it.
 
     Args:
-        address: of the prepared folder, see `PROTOCOLS`.
-        below: where copies are kept.
+        address: URL of the prepared folder, see `PROTOCOLS`.
+        below: parent folder of all downloads.
 
     Raises:
-        UserError: a file cannot be read or is not the one that the manifest names, or there is no room.
+        UserError: a file cannot be read or does not match its hash, or the disk is full.
     """
     content = _manifest_bytes(address)
     manifest = parse_record(Manifest, content, f"{address.rstrip('/')}/{MANIFEST_NAME}")
@@ -64,7 +64,7 @@ def copy_once(address: str, below: Path) -> Path:
                     file.write(content)
     except OSError as error:
         raise UserError(
-            f"data.keep_fetched_in: cannot write to {folder} ({error.strerror}); choose another folder"
+            f"data.keep_fetched_in: cannot write to {folder} ({error.strerror}): choose another folder"
         ) from error
     return folder
 
@@ -77,10 +77,10 @@ def _copy_files(address: str, manifest: Manifest, folder: Path) -> None:
     num_bytes, free = sum(file.num_bytes for _, file in missing), shutil.disk_usage(folder).free
     if num_bytes > free:
         raise UserError(
-            f"data.keep_fetched_in: the copy of {address} takes {num_bytes / 1e9:,.2f} GB more, {folder} has "
-            f"{free / 1e9:,.2f} GB free; choose a folder with more room"
+            f"data.keep_fetched_in: downloading {address} needs another {num_bytes / 1e9:,.2f} GB, but {folder} has "
+            f"{free / 1e9:,.2f} GB free: choose a folder on a larger disk"
         )
-    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=f"copying {address}") as bar:
+    with tqdm(total=num_bytes, unit="B", unit_scale=True, desc=f"downloading {address}") as bar:
         for name, file in missing:
             _copy(address, name, file, folder, bar)
 
@@ -101,8 +101,7 @@ def _copy(address: str, name: str, file: File, folder: Path, bar: Any) -> None:
             bar.update(len(chunk))
         if num_bytes != file.num_bytes or digest.hexdigest() != file.sha256:
             raise UserError(
-                f"{address.rstrip('/')}/{name}: is not the file that the manifest names; upload the prepared folder "
-                "again, as a whole"
+                f"{address.rstrip('/')}/{name} does not match the manifest: upload the whole prepared folder again"
             )
 
 
@@ -116,8 +115,8 @@ def _opened(address: str, name: str) -> Iterator[IO[bytes]]:
     protocol = address.partition("://")[0]
     if protocol not in PROTOCOLS or "::" in address:
         raise UserError(
-            f"data.cache {address}: is no address that a prepared set is copied from; give a folder, or an address "
-            f"that begins with {'://, '.join(PROTOCOLS)}://"
+            f"data.cache {address} is not a supported URL: use a folder, or a URL that starts with "
+            f"{'://, '.join(PROTOCOLS)}://"
         )
     with _one_line(address, name):
         filesystem, root = fsspec.url_to_fs(address)
@@ -135,9 +134,9 @@ def _read(file: IO[bytes], address: str, name: str, num_bytes: int = CHUNK_BYTES
 def _one_line(address: str, name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # every file system of fsspec has errors of its own
+    except Exception as error:  # each file system of fsspec raises its own errors
         raise UserError(
             f"data.cache: cannot read {address.rstrip('/')}/{name} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); check the address, the network and that the package for it is "
-            "installed"
+            f"{' '.join(str(error).split())[:200]}): check the URL and the network, and install fsspec's package for "
+            "this protocol"
         ) from error

@@ -1,1 +1,1 @@
-"""What `prepare` does: a data set is encoded once into a cache, and the cache is checked."""
+"""The `prepare` command: encoding a data set once into a cache, and checking the cache."""

@@ -1,4 +1,4 @@
-"""From the items of a data set to prepared records: decoding in workers, the frozen encoders on the device."""
+"""From the items of a data set to prepared records: workers decode, and the frozen encoders run on the device."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ _CAPTIONS_PER_CALL = 256
 
 
 class DecodedBatch(NamedTuple):
-    """What a worker sends: items that could be read, their pixels in one tensor, and those that could not."""
+    """A worker's result: the items that could be read, with their pixels in one tensor, and those that could not."""
 
     indices: list[int]
     pixels: Tensor | None
@@ -29,7 +29,7 @@ class DecodedBatch(NamedTuple):
 
 
 class _Decoding(Dataset[tuple[int, PixelItem | str]]):
-    """Returns an item, or why it cannot be read: as a value, the reason stays one line when it leaves a worker."""
+    """Returns an item, or the reason it cannot be read: as a value, since DataLoader adds tracebacks to exceptions."""
 
     def __init__(self, items: PixelDataset) -> None:
         self.items = items
@@ -56,10 +56,10 @@ class RecordMaker:
     """Runs the frozen encoders.
 
     Args:
-        autoencoder: gives the moments; for `IdentityAutoencoder` the pixels themselves are kept.
-        text_encoder: None where there are no captions.
-        dtype: of moments and caption features.
-        device: where the encoders run.
+        autoencoder: computes the moments; with `IdentityAutoencoder`, pixels are stored instead.
+        text_encoder: encoder of captions, None without captions.
+        dtype: dtype of moments and caption features.
+        device: device of the encoders.
     """
 
     def __init__(
@@ -71,32 +71,32 @@ class RecordMaker:
         self.device = device
 
     def __call__(self, batch: DecodedBatch) -> list[PreparedRecord]:
-        """Return the records of a batch, in its order."""
+        """Return the records of a batch, in the same order."""
         if batch.pixels is None:
             return []
         in_pixel_space = isinstance(self.autoencoder, IdentityAutoencoder)
         pixels = batch.pixels.numpy() if in_pixel_space else None
-        # A GPU works on the moments while the captions are dealt with here.
+        # On a GPU, the moments are computed while the CPU tokenises the captions.
         encoded = None if in_pixel_space else self._encode(batch.pixels)
         features = self.caption_features(batch.captions)
         moments = None if encoded is None else self._kept(encoded, "autoencoder")
         return [
             PreparedRecord(
                 index,
-                None if pixels is None else pixels[place],
-                None if moments is None else moments[place],
-                batch.class_ids[place],
-                batch.captions[place],
-                features[place],
+                None if pixels is None else pixels[i],
+                None if moments is None else moments[i],
+                batch.class_ids[i],
+                batch.captions[i],
+                features[i],
             )
-            for place, index in enumerate(batch.indices)
+            for i, index in enumerate(batch.indices)
         ]
 
     def moments(self, pixels: Tensor) -> np.ndarray:
         """Encode uint8 pixels (B, [F,] 3 or 1, height, width) and their mirror images to (B, 2, [F,] 2 C, H, W).
 
         Raises:
-            UserError: a value is not finite, or too large for the kept dtype.
+            UserError: a value is not finite, or too large for the stored dtype.
         """
         return self._kept(self._encode(pixels), "autoencoder")
 
@@ -108,7 +108,7 @@ class RecordMaker:
 
     @torch.no_grad()
     def caption_features(self, captions: Sequence[list[str] | None]) -> list[list[np.ndarray] | None]:
-        """Encode each item's captions to (num_real_tokens, d) each."""
+        """Encode the captions of each item; each caption gives (num_tokens, d), without padding."""
         if self.text_encoder is None:
             return [None] * len(captions)
         flat = [caption for item in captions for caption in item or ()]
@@ -116,7 +116,7 @@ class RecordMaker:
         for start in range(0, len(flat), _CAPTIONS_PER_CALL):
             features, mask = self.text_encoder(flat[start : start + _CAPTIONS_PER_CALL], self.device)
             lengths = mask.sum(dim=1)
-            # Padding follows the real tokens; only so can it be left out and put back.
+            # Padding must follow the tokens, so that it can be removed here and added again when reading.
             assert torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])
             kept = self._kept(features, "text encoder")
             rows += [row[:length].copy() for row, length in zip(kept, lengths.tolist(), strict=True)]
@@ -127,7 +127,8 @@ class RecordMaker:
         kept = values.to(torch.float16 if self.dtype == np.float16 else torch.float32)
         if not torch.isfinite(kept).all():
             raise UserError(
-                f"{encoder}: gives values that {self.dtype} cannot hold; use --dtype float32, other weights"
+                f"the {encoder} returned values that {self.dtype} cannot represent: use --dtype float32 or "
+                "other weights"
             )
         return kept.cpu().numpy()
 
@@ -135,14 +136,14 @@ class RecordMaker:
 def prepare_items(
     items: PixelDataset, indices: Sequence[int], make_records: RecordMaker, *, batch_size: int, num_workers: int
 ) -> Iterator[PreparedRecord | Skipped]:
-    """Yield the record of every index in order, or why there is none."""
+    """Yield, for every index in order, its record or the reason it was skipped."""
     loader: DataLoader[tuple[int, PixelItem | str]] = DataLoader(
         _Decoding(items),
         batch_size=batch_size,
         sampler=indices,
         collate_fn=_collate,
         num_workers=num_workers,
-        generator=torch.Generator(),  # leaves the process's random state alone
+        generator=torch.Generator(),  # keeps the loader from advancing the global random state
     )
     for batch in loader:
         made: list[PreparedRecord | Skipped] = [*make_records(batch), *batch.bad]

@@ -1,4 +1,4 @@
-"""Preparing a data set: which shards are missing, and making them, in this process or in several."""
+"""Preparing a data set: writing the missing shards, in this process or in one process per device."""
 
 import multiprocessing
 import os
@@ -35,38 +35,38 @@ from zigma_pl.data.samples import Split
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep every other process from preparing into it for as long as the block runs.
+    """Create the folder and lock it against other `prepare` processes while the block runs.
 
-    The lock ends with the process, however that ends.
+    The lock is released when the process ends, even if it is killed.
 
     Raises:
-        UserError: another process prepares into the folder, or this one may not.
+        UserError: another process holds the lock, or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", blocking=False).acquire()
     except Timeout as error:
         raise UserError(
-            f"--out {folder}: another process is preparing into this folder; wait until it has ended, or choose "
-            "another --out"
+            f"--out {folder}: another process is writing to this folder: wait until it has finished, or choose another "
+            "--out"
         ) from error
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written to ({error.strerror}); choose another folder") from error
+        raise UserError(f"--out {folder} is not writable ({error.strerror}): choose another folder") from error
     with lock:
         yield
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to prepare, where to and how; plain enough to be sent to another process.
+class Preparation:
+    """Options of a `prepare` run; can be pickled and sent to another process.
 
     Attributes:
-        data_class, options: the data module.
-        folder: where to.
-        layout: how the result is kept.
-        batch_size: items that go through the encoders at once.
-        num_workers: processes that decode, of each device.
-        skip_bad_files: leave out what cannot be read, and note it, instead of stopping.
+        data_class, options: class and arguments of the data module.
+        folder: output folder.
+        layout: storage format.
+        batch_size: items per call of the encoders.
+        num_workers: decoding processes per device.
+        skip_bad_files: skip and record files that cannot be read, instead of stopping.
     """
 
     data_class: type[ImageDataModule]
@@ -78,65 +78,69 @@ class Job:
     skip_bad_files: bool = False
 
     def data_module(self) -> ImageDataModule:
-        """Return a data module of its own for this process."""
+        """Build the data module."""
         return self.data_class(**self.options)
 
 
 def prepare(
-    job: Job,
+    preparation: Preparation,
     splits: list[Split],
     devices: list[torch.device],
     report: Callable[[int, int], None],
     *,
     overwrite: bool = False,
 ) -> Manifest:
-    """Make whatever is missing of these splits, and return the manifest.
+    """Write the missing shards of these splits, and return the manifest.
 
-    A run that was cut off, however that happened, is gone on with: only whole shards count.
+    Resumes an interrupted run: finished shards are kept, and all other files are removed.
 
     Args:
-        job: what to prepare.
-        splits: which splits.
-        devices: one, or one for each process.
-        report: called with the number of items done, those of earlier runs among them, and the number of all.
-        overwrite: begin anew.
+        preparation: what to prepare.
+        splits: names of the splits.
+        devices: one device, or one for each process.
+        report: called with the number of items done, including those of earlier runs, and the total number.
+        overwrite: remove earlier results first.
 
     Raises:
-        UserError: options or data at fault, or another process prepares into the folder.
-        OSError: the folder cannot be written to; whole shards stay, nothing else does.
+        UserError: the options or the data are invalid, or another process is writing to the folder.
+        OSError: writing failed; finished shards are kept.
     """
-    with sole_writer(job.folder):
-        data_module = job.data_module()
+    with sole_writer(preparation.folder):
+        data_module = preparation.data_module()
         num_items: dict[Split, int] = {split: len(data_module.pixel_items(split)) for split in splits}
-        wanted = Manifest(content=data_module.content(), layout=job.layout, num_items=num_items, splits={})
-        manifest = begin(job.folder, wanted, overwrite=overwrite)
-        tasks = missing_tasks(job.folder, manifest, splits)
+        wanted = Manifest(content=data_module.content(), layout=preparation.layout, num_items=num_items, splits={})
+        manifest = begin(preparation.folder, wanted, overwrite=overwrite)
+        tasks = missing_tasks(preparation.folder, manifest, splits)
         num_wanted = sum(num_items.values())
         num_done = num_wanted - sum(task.num_items for task in tasks)
         report(num_done, num_wanted)
         try:
-            for more in _make(job, tasks, devices, data_module):
+            for more in _make(preparation, tasks, devices, data_module):
                 num_done += more
                 report(num_done, num_wanted)
         finally:
             for split in splits:
-                remove_leftovers(job.folder, split)
-        return finish(job.folder, manifest)
+                remove_leftovers(preparation.folder, split)
+        return finish(preparation.folder, manifest)
 
 
-def _make(job: Job, tasks: list[Task], devices: list[torch.device], data_module: ImageDataModule) -> Iterator[int]:
+def _make(
+    preparation: Preparation, tasks: list[Task], devices: list[torch.device], data_module: ImageDataModule
+) -> Iterator[int]:
     if len(devices) == 1:
-        return make_shards(job, tasks, devices[0], data_module)
-    return _make_in_processes(job, tasks, devices)
+        return make_shards(preparation, tasks, devices[0], data_module)
+    return _make_in_processes(preparation, tasks, devices)
 
 
-def make_shards(job: Job, tasks: list[Task], device: torch.device, data_module: ImageDataModule) -> Iterator[int]:
-    """Make shards one after the other; yields the number of items that went through the encoders since the last one.
+def make_shards(
+    preparation: Preparation, tasks: list[Task], device: torch.device, data_module: ImageDataModule
+) -> Iterator[int]:
+    """Write shards one after the other; yields the number of items encoded since the last yield.
 
-    A shard is written while the next one is encoded.
+    A shard is written to disk while the next one is encoded.
     """
     make_records = RecordMaker(
-        data_module.frozen_autoencoder, data_module.text_encoder, np.dtype(job.layout.dtype), device
+        data_module.frozen_autoencoder, data_module.text_encoder, np.dtype(preparation.layout.dtype), device
     )
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
@@ -147,19 +151,19 @@ def make_shards(job: Job, tasks: list[Task], device: torch.device, data_module: 
                 data_module.pixel_items(split),
                 indices,
                 make_records,
-                batch_size=job.batch_size,
-                num_workers=job.num_workers,
+                batch_size=preparation.batch_size,
+                num_workers=preparation.num_workers,
             )
             for task in tasks_of_split:
                 kept: list[PreparedRecord | Skipped] = []
                 for entry in islice(entries, task.num_items):
-                    if isinstance(entry, Skipped) and not job.skip_bad_files:
-                        raise UserError(f"{entry.reason}; or leave such files out: --on_bad_file skip")
+                    if isinstance(entry, Skipped) and not preparation.skip_bad_files:
+                        raise UserError(f"{entry.reason}, or skip such files with --on_bad_file skip")
                     kept.append(entry)
                     yield 1
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(_write, job, task, kept)
+                writing = writer.submit(_write, preparation, task, kept)
         if writing is not None:
             writing.result()
 
@@ -168,34 +172,34 @@ def _items(task: Task) -> range:
     return range(task.first_item, task.first_item + task.num_items)
 
 
-def _write(job: Job, task: Task, entries: list[PreparedRecord | Skipped]) -> None:
+def _write(preparation: Preparation, task: Task, entries: list[PreparedRecord | Skipped]) -> None:
     records = [entry for entry in entries if isinstance(entry, PreparedRecord)]
     skipped = [entry for entry in entries if isinstance(entry, Skipped)]
-    folder = job.folder / task.split
+    folder = preparation.folder / task.split
     try:
-        paths = write_shard(folder, task.name, records, np.dtype(job.layout.dtype)) if records else []
-        record_shard(job.folder, task, paths, skipped)
+        paths = write_shard(folder, task.name, records, np.dtype(preparation.layout.dtype)) if records else []
+        record_shard(preparation.folder, task, paths, skipped)
     except BaseException:
-        remove_shard(job.folder, task)
+        remove_shard(preparation.folder, task)
         raise
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def _make_in_processes(job: Job, tasks: list[Task], devices: list[torch.device]) -> Iterator[int]:
-    """Give every device a process and every n-th shard; when one fails, the others end too."""
+def _make_in_processes(preparation: Preparation, tasks: list[Task], devices: list[torch.device]) -> Iterator[int]:
+    """Start one process per device for every n-th shard; if one fails, the others are stopped too."""
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    shares = [(device, tasks[number :: len(devices)]) for number, device in enumerate(devices)]
+    parts = [(device, tasks[i :: len(devices)]) for i, device in enumerate(devices)]
     threads = max(1, (os.cpu_count() or 1) // len(devices))
     processes, pipes = {}, []
     try:
-        for device, share in shares:
-            if share:
+        for device, part in parts:
+            if part:
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_make_share, args=(sender, job, share, device, threads))
+                process = context.Process(target=_make_part, args=(sender, preparation, part, device, threads))
                 process.start()
-                sender.close()  # the process's own copy is now the only one: when that ends, so does the pipe
+                sender.close()  # only the child still holds the sender, so the pipe closes when the child ends
                 processes[receiver] = process
                 pipes.append(receiver)
         yield from _follow(pipes, processes)
@@ -210,24 +214,26 @@ def _follow(pipes: list[Connection], processes: dict[Connection, Any]) -> Iterat
         for pipe in wait(pipes):
             assert isinstance(pipe, Connection)
             try:
-                news = pipe.recv()
+                message = pipe.recv()
             except EOFError:
                 pipes.remove(pipe)
                 processes[pipe].join()
                 if processes[pipe].exitcode:
                     raise RuntimeError(f"a process ended with exit status {processes[pipe].exitcode}") from None
                 continue
-            if isinstance(news, Exception):
-                raise news
-            yield news
+            if isinstance(message, Exception):
+                raise message
+            yield message
 
 
-def _make_share(pipe: Connection, job: Job, tasks: list[Task], device: torch.device, num_threads: int) -> None:
+def _make_part(
+    pipe: Connection, preparation: Preparation, tasks: list[Task], device: torch.device, num_threads: int
+) -> None:
     torch.set_num_threads(num_threads)
     try:
-        for num_items in make_shards(job, tasks, device, job.data_module()):
+        for num_items in make_shards(preparation, tasks, device, preparation.data_module()):
             pipe.send(num_items)
     except (BrokenPipeError, KeyboardInterrupt):
-        return  # the process that started this one is gone, or says itself what has happened
+        return  # the parent process has ended, or reports the interruption itself
     except (UserError, OSError) as error:
         pipe.send(error)

@@ -1,1 +1,1 @@
-"""Data modules, one file for each data set."""
+"""Data modules, one file per data set."""

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 in ten classes, part of the package, no download."""
+"""scikit-learn's handwritten digits: 1,797 grey 8 x 8 images in ten classes; part of the package, no download."""
 
 from functools import lru_cache
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from PIL import Image
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.images import ImageDataset, ImageItem
 
-_SPLIT_SEED = 0  # the split belongs to the data set: it must not move with the seed of a run
+_SPLIT_SEED = 0  # the split is fixed, and must not depend on the seed of a run
 
 
 class DigitImages(ImageDataset):
@@ -29,18 +29,18 @@ class DigitImages(ImageDataset):
 
 
 class Digits(ImageDataModule):
-    """Handwritten digits with their class as condition, or without, 1 x 8 x 8, in pixel space.
+    """Handwritten digits, 1 x 8 x 8, in pixel space, with or without the class as condition.
 
-    The split is fixed and stratified: each class is shuffled once, whatever the seed; of every ten images the first is
-    for validation, the sixth for testing, and the other eight for training (185, 179 and 1,433 images).
+    The split is fixed and stratified: each class is shuffled once, independent of `seed`; of every ten images the first
+    is for validation, the sixth for testing, and the other eight for training (185, 179 and 1,433 images).
 
     Args:
         batch_size: images per step and process.
-        num_workers: worker processes; 0, the default, is quickest for so little work.
+        num_workers: worker processes; the default, 0, is fastest for such small images.
         seed: seed of the training order.
-        cache: folder that `python -m zigma_pl prepare digits` wrote, to read instead.
-        num_predict_samples: digits that `predict` draws; sample i is of class i modulo 10.
-        condition: what the model is given: the class or nothing.
+        cache: folder written by `python -m zigma_pl prepare digits`, read instead of the package's data.
+        num_predict_samples: number of samples that `predict` generates; sample i is of class i modulo 10.
+        condition: "class" or "none".
     """
 
     image_channels = 1
@@ -67,7 +67,7 @@ class Digits(ImageDataModule):
         self.class_names = None if self.num_classes is None else list(map(str, range(self.num_classes)))
 
     def described(self) -> dict[str, Any]:
-        """Return as plain values what decides which items a split has and what is in them."""
+        """Return, as plain values, everything that determines the items of a split and their content."""
         return {**super().described(), "condition": self.conditioned_on}
 
     def load_split(self, split: Split) -> DigitImages:
@@ -80,7 +80,7 @@ class Digits(ImageDataModule):
 
 @lru_cache(maxsize=1)
 def load_all_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return all pixels (1797, 8, 8) uint8, with 0..16 stretched to 0..255, and labels (1797,) int64."""
+    """Return all pixels (1797, 8, 8) uint8, rescaled from 0..16 to 0..255, and labels (1797,) int64."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -88,7 +88,7 @@ def load_all_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def shuffled_rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """Return each image's place in the shuffled list of its class, (num_images,)."""
+    """Return each image's position in the shuffled list of its class, (num_images,)."""
     rank = np.empty(len(labels), dtype=np.int64)
     generator = np.random.default_rng(_SPLIT_SEED)
     for label in np.unique(labels):

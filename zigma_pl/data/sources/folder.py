@@ -1,4 +1,4 @@
-"""Your own pictures in a folder, with classes, captions or no condition."""
+"""Your own images in a folder, with classes, captions or no condition."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from zigma_pl.core.records import problems
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, clean_captions, climbs_out, find_pictures
 
-OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")  # said to be left out
+OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")  # skipped with a warning
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "val"),
@@ -26,7 +26,7 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
 
 
 class CaptionLine(BaseModel):
-    """A line of captions.jsonl; other keys are left alone."""
+    """A line of captions.jsonl; other keys are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -36,29 +36,31 @@ class CaptionLine(BaseModel):
 
 
 class ImageFolder(ImageDataModule):
-    """Pictures (jpg, jpeg, png, webp, bmp) anywhere below a folder, sorted by name.
+    """Images (jpg, jpeg, png, webp, bmp) in a folder and its subfolders, sorted by name.
 
-    Transparent pictures are put on white, and pictures are turned as their EXIF data say; hidden files are left out.
+    Transparent images are composited onto white, EXIF orientation is applied, and hidden files are skipped.
     Conditions:
 
     - "none".
-    - "class": the name of the top sub-folder (below train/, validation/ and test/ where there are such), numbered in
-      the order of the names. A class folder without pictures is an error.
-    - "caption": `<root>/captions.jsonl` with one line for each picture: {"file_name": "cats/1.png", "caption": "A cat"}
-      or, for several, {"file_name": "cats/1.png", "captions": ["A cat", "Something furry"]}; names relative to `root`.
+    - "class": the name of the first subfolder (below train/, validation/ and test/ if they exist). Class ids follow the
+      sorted names. A class folder without images is an error.
+    - "caption": `<root>/captions.jsonl` has one line per image: {"file_name": "cats/1.png", "caption": "A cat"}, or
+      {"file_name": "cats/1.png", "captions": ["A cat", "Something furry"]} for several captions. File names are
+      relative to `root`.
 
-    Splits: the folders train/, validation/ (or val/) and test/ if there is train/. Without it all pictures are divided
-    by a hash of their name below `root`, `validation_share` and `test_share` of them being held out; so is train/ for
-    a split that has no folder. A picture keeps its split when others come or go, and whatever the seed.
+    Splits: if there is a folder train/, the splits are the folders train/, validation/ (or val/) and test/. Otherwise
+    all images are split by a hash of their path below `root`, and the fractions `validation_share` and `test_share` are
+    held out. If there is train/ but not one of the others, that split is taken from train/ in the same way. An image
+    keeps its split when other images are added or removed; the seed has no influence.
 
     Args:
-        root: folder of the pictures.
-        condition: what the model is given: nothing, the class or a caption.
-        validation_share: part of the pictures to validate on, where there is no folder for it.
-        test_share: part of the pictures to test on, where there is no folder for it.
-        num_classes: how many classes there are; None counts the folders. Given, sampling does not need the folder.
+        root: folder of the images.
+        condition: "none", "class" or "caption".
+        validation_share: fraction of the images to validate on, if there is no folder for validation.
+        test_share: fraction of the images to test on, if there is no folder for testing.
+        num_classes: number of classes; None counts the folders. If given, sampling does not need the folder.
         num_workers: worker processes that decode images; 0 decodes in the main process.
-        options: those of every data set.
+        options: options of `ImageDataModule`.
     """
 
     default_captions = (
@@ -84,11 +86,11 @@ class ImageFolder(ImageDataModule):
         check_whole_numbers("data", num_classes=num_classes)
         if validation_share + test_share >= 1:
             raise UserError(
-                f"data.validation_share {validation_share} and data.test_share {test_share} leave no pictures for "
+                f"data.validation_share {validation_share} and data.test_share {test_share} leave no images for "
                 "training: lower them"
             )
         if num_classes is not None and condition != "class":
-            raise UserError(f"data.num_classes goes with data.condition 'class', not '{condition}'; leave it out")
+            raise UserError(f"data.num_classes needs data.condition 'class', got '{condition}': remove num_classes")
         self.root = root
         self.conditioned_on = condition
         self.validation_share = validation_share
@@ -97,37 +99,37 @@ class ImageFolder(ImageDataModule):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, counted in the folder or the prepared one unless it was given; None without classes."""
+        """Number of classes: as passed, or of the cache, or counted in the folder; None without classes."""
         if self.conditioned_on == "class" and self._num_classes is None:
             prepared = self.prepared
             self._num_classes = len(self._classes) if prepared is None else prepared.content.num_classes
         return self._num_classes
 
     @num_classes.setter
-    def num_classes(self, number: int | None) -> None:
-        self._num_classes = number
+    def num_classes(self, num_classes: int | None) -> None:
+        self._num_classes = num_classes
 
     @property
-    def class_names(self) -> list[str] | None:  # type: ignore[override]  # there as an attribute
-        """Names of the class folders; None without classes, and where the pictures themselves are not there."""
+    def class_names(self) -> list[str] | None:  # type: ignore[override]  # an attribute of the base class
+        """Names of the class folders; None without classes, or if the folder does not exist."""
         is_there = self.conditioned_on == "class" and Path(self.root).is_dir()
         return list(self._classes) if is_there else None
 
     def described(self) -> dict[str, Any]:
-        """Return as plain values what decides which items a split has and what is in them."""
+        """Return, as plain values, everything that determines the items of a split and their content."""
         return {**super().described(), "condition": self.conditioned_on}
 
     def load_split(self, split: Split) -> PictureFiles:
         """Open one split.
 
         Raises:
-            UserError: it holds no pictures, or classes or captions do not fit the pictures.
+            UserError: the split has no images, or classes or captions do not match the images.
         """
         names = self._names_of_split(split)
         if not names:
             share = "" if split == "train" else f", or raise data.{split}_share (now {getattr(self, f'{split}_share')})"
             folder = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
-            raise UserError(f"ImageFolder: '{self.root}' has no pictures for {split}: put some in {folder}{share}")
+            raise UserError(f"ImageFolder: '{self.root}' has no images for {split}: add some to {folder}{share}")
         return PictureFiles(
             Path(self.root),
             names,
@@ -138,41 +140,43 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def _names(self) -> list[str]:
-        """All pictures, relative to root."""
+        """Paths of all images, relative to root."""
         root = Path(self.root)
         if not root.is_dir():
-            raise UserError(f"ImageFolder: there is no folder '{root}'; set data.root to the folder of your pictures")
+            raise UserError(f"ImageFolder: folder '{root}' does not exist: set data.root to the folder of your images")
         found = find_pictures(root, PICTURE_SUFFIXES + OTHER_SUFFIXES)
         names = [name for name in found if name.lower().endswith(PICTURE_SUFFIXES)]
         suffixes = ", ".join(PICTURE_SUFFIXES)
         if not names:
-            raise UserError(f"ImageFolder: '{root}' holds no pictures ({suffixes}), also not in folders below it")
+            raise UserError(
+                f"ImageFolder: '{root}' and its subfolders have no images ({suffixes}): set data.root to another folder"
+            )
         if others := sorted(set(found).difference(names)):
             rank_zero_warn(
-                f"ImageFolder: '{root}' has {len(others)} pictures of kinds that are not read, such as {others[0]!r}; "
+                f"ImageFolder: {len(others)} images in '{root}' have unsupported formats, such as {others[0]!r}: "
                 f"convert them to one of {suffixes}, or move them away"
             )
         self._check_in_split_folders(names)
         return names
 
     def _check_in_split_folders(self, names: list[str]) -> None:
-        """Refuse pictures beside the folders of the splits: they would be in no split."""
+        """Raise a UserError if images are outside the folders of the splits, as they would be in no split."""
         beside = [name for name in names if self._folders and not name.startswith(tuple(self._folders.values()))]
         if beside:
             known = ", ".join(f"{name}/" for names in SPLIT_FOLDERS.values() for name in names)
             raise UserError(
-                f"ImageFolder: '{self.root}' has train/, and {len(beside)} pictures that are in no folder of a split "
-                f"({known}), the first is {beside[0]!r}: move them, or rename their folder"
+                f"ImageFolder: '{self.root}' has train/, but {len(beside)} images are outside the folders of the "
+                f"splits ({known}), such as {beside[0]!r}: move them, or rename their folder"
             )
 
     @cached_property
     def _folders(self) -> dict[Split, str]:
-        """The splits that have a folder of their own, with its name and a slash; empty without train/."""
+        """Splits with their own folder, and its name followed by a slash; empty without train/."""
         found: dict[Split, str] = {}
         for split, names in SPLIT_FOLDERS.items():
             there = [name for name in names if (Path(self.root) / name).is_dir()]
             if len(there) > 1:
-                raise UserError(f"ImageFolder: '{self.root}' has folders {' and '.join(there)}: put them together")
+                raise UserError(f"ImageFolder: '{self.root}' has both {' and '.join(there)}: merge them into one")
             if there:
                 found[split] = f"{there[0]}/"
         return found if "train" in found else {}
@@ -192,24 +196,26 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def _classes(self) -> dict[str, int]:
-        """Number of each class folder."""
+        """Class id of each class folder."""
         prefix = self._folders.get("train", "")
         pool = Path(self.root) / prefix
         folders = sorted(path.name for path in pool.glob("*/") if not path.name.startswith("."))
         filled = {self._class_name(name) for name in self._names if name.startswith(prefix)}
         for folder in folders:
             if folder not in filled:
-                raise UserError(f"ImageFolder: the class folder '{pool / folder}' holds no pictures: fill or remove it")
-        return {name: number for number, name in enumerate(folders)}
+                raise UserError(
+                    f"ImageFolder: class folder '{pool / folder}' has no images: add images, or remove the folder"
+                )
+        return {name: class_id for class_id, name in enumerate(folders)}
 
     def _class_name(self, name: str) -> str:
-        """Return the top folder of a picture, below the folder of its split."""
+        """Return the first folder in an image's path, below the folder of its split."""
         split_folder = next((folder for folder in self._folders.values() if name.startswith(folder)), "")
         top, separator, _ = name.removeprefix(split_folder).partition("/")
         if not separator:
             raise UserError(
-                f"ImageFolder: '{Path(self.root) / name}' is in no class folder: move it into one, or choose another "
-                "data.condition than 'class'"
+                f"ImageFolder: '{Path(self.root) / name}' is not in a class folder: move it into one, or set "
+                "data.condition to 'none' or 'caption'"
             )
         return top
 
@@ -217,13 +223,13 @@ class ImageFolder(ImageDataModule):
         class_id = self._classes.get(self._class_name(name))
         if class_id is None:
             raise UserError(
-                f"ImageFolder: '{Path(self.root) / name}' is of a class that has no folder in train/: "
-                "add training pictures of it, or remove it"
+                f"ImageFolder: the class of '{Path(self.root) / name}' has no folder in train/: "
+                "add training images of this class, or remove the image"
             )
         if class_id >= (self.num_classes or 0):
             raise UserError(
                 f"ImageFolder: data.num_classes is {self.num_classes}, but '{self.root}' has {len(self._classes)} "
-                "class folders: correct it, or leave it out"
+                "class folders: correct or remove num_classes"
             )
         return class_id
 
@@ -233,39 +239,39 @@ class ImageFolder(ImageDataModule):
         unknown = sorted(set(captions).difference(self._names))
         if unknown:
             raise UserError(
-                f"{Path(self.root) / 'captions.jsonl'} names {len(unknown)} pictures that are not read; the first, "
+                f"{Path(self.root) / 'captions.jsonl'} lists {len(unknown)} unknown images; the first, "
                 f"{unknown[0][:200]!r}, {self._why_not_read(unknown[0])}, or remove their lines"
             )
         return captions
 
     def _why_not_read(self, name: str) -> str:
-        """Return what is wrong with a picture that captions.jsonl names, and the remedy."""
+        """Return why an image listed in captions.jsonl is not read, and the remedy."""
         if not name.lower().endswith(PICTURE_SUFFIXES):
-            return f"is none of {', '.join(PICTURE_SUFFIXES)}: convert them"
+            return f"is not one of {', '.join(PICTURE_SUFFIXES)}: convert them"
         if not os.path.exists(Path(self.root) / name):
-            return f"is not in '{self.root}': add them"
+            return f"does not exist in '{self.root}': add them"
         if any(part.startswith(".") for part in PurePosixPath(name).parts):
             return "is hidden: rename them"
-        return "is no file, or another name of one that is read: use the other name"
+        return "is not a file, or is a link to a file that is read under another name: use that name"
 
     def _captions_of(self, names: list[str]) -> list[list[str]]:
         without = [name for name in names if name not in self._captions]
         if without:
             raise UserError(
-                f"{Path(self.root) / 'captions.jsonl'} has no line for {len(without)} of {len(names)} pictures, "
-                f"the first is {without[0]}: add their captions, or remove the pictures"
+                f"{Path(self.root) / 'captions.jsonl'} has no line for {len(without)} of {len(names)} images, "
+                f"such as {without[0]}: add their captions, or remove the images"
             )
         return [self._captions[name] for name in names]
 
 
-def split_by_hash(name: str, shares: dict[Split, float]) -> Split:
-    """Return the split that a name falls into: a fixed draw in [0, 1) from its hash, against the shares held out."""
+def split_by_hash(name: str, fractions: dict[Split, float]) -> Split:
+    """Return the split of a name: its hash, mapped to [0, 1), is compared with the fractions that are held out."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
-    place = int.from_bytes(digest, "little") / 2**64
-    for split, share in shares.items():
-        if place < share:
+    position = int.from_bytes(digest, "little") / 2**64
+    for split, fraction in fractions.items():
+        if position < fraction:
             return split
-        place -= share
+        position -= fraction
     return "train"
 
 
@@ -273,7 +279,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     """Return the captions of each picture in a `captions.jsonl`, by its name relative to the file's folder.
 
     Raises:
-        UserError: the file is missing, or a line is broken, has no caption, names a picture again, or one outside.
+        UserError: the file is missing, or a line is invalid, has no caption, or names an image that is listed before
+            or is outside the folder.
     """
     captions: dict[str, list[str]] = {}
     first_line: dict[str, int] = {}
@@ -283,8 +290,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         name, texts = _parse_line(line, f"{path}, line {number}")
         if name in captions:
             raise UserError(
-                f"{path}, line {number}: {name[:200]!r} is named again, first in line {first_line[name]}; write "
-                'several captions in one line, as "captions": [...]'
+                f"{path}, line {number}: {name[:200]!r} is already listed in line {first_line[name]}: write several "
+                'captions in one line, as "captions": [...]'
             )
         captions[name], first_line[name] = texts, number
     return captions
@@ -292,15 +299,15 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        # Only line ends part lines, not what str.splitlines adds to them.
+        # Not str.splitlines, which also splits at other separators, such as form feeds.
         return io.StringIO(read_regular(path).decode("utf-8-sig"), newline=None).readlines()
     except FileNotFoundError as error:
         raise UserError(
-            f'the captions {path} are missing: write a line {{"file_name": ..., "caption": ...}} for each picture, '
-            "or choose another data.condition than 'caption'"
+            f'{path} does not exist: write a line {{"file_name": ..., "caption": ...}} for each image, or set '
+            "data.condition to 'none' or 'class'"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the captions in {path} ({error}): write them as UTF-8 text") from error
+        raise UserError(f"cannot read the captions in {path} ({error}): save them as UTF-8 text") from error
 
 
 def _parse_line(line: str, where: str) -> tuple[str, list[str]]:
@@ -308,14 +315,14 @@ def _parse_line(line: str, where: str) -> tuple[str, list[str]]:
     try:
         entry = CaptionLine.model_validate_json(line)
     except ValidationError as error:
-        raise UserError(f"{where} cannot be used ({problems(error)}): {form}") from error
+        raise UserError(f"{where} is invalid ({problems(error)}): {form}") from error
     name = entry.file_name
     if climbs_out(name):
-        raise UserError(f"{where}: file_name {name[:200]!r} leads out of the folder; give names below it")
+        raise UserError(f"{where}: file_name {name[:200]!r} points outside the folder: use paths relative to it")
     texts = entry.captions if entry.caption is None else [entry.caption]
     if texts is None:
         raise UserError(f"{where} has no caption: {form}")
     cleaned = clean_captions(texts)
     if not cleaned:
-        raise UserError(f"{where}: the caption of {name[:200]!r} is empty; write one, or remove the picture")
+        raise UserError(f"{where}: the caption of {name[:200]!r} is empty: add one, or remove the image")
     return str(PurePosixPath(name)), cleaned

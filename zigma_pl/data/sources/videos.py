@@ -1,4 +1,4 @@
-"""From videos to clips: where a clip starts, cutting it to size, and what every video data set shares."""
+"""From videos to clips: choosing where a clip starts, cropping it, and the base class of video data sets."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +24,9 @@ ShortVideos = Literal["error", "loop"]
 class VideoItem(NamedTuple):
     """One video of a data set, not opened yet.
 
-    path: the file.
+    path: the video file.
     class_id: class in [0, num_classes), or None.
-    captions: every caption of the video, at least one, or None where the data set has none.
+    captions: all captions of the video, at least one, or None if the data set has none.
     """
 
     path: Path
@@ -36,12 +36,12 @@ class VideoItem(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipCutter:
-    """Cuts clips out of videos.
+    """Reads clips from videos.
 
     Attributes:
-        num_frames: frames of a clip, F.
-        frame_stride: a clip takes every frame_stride-th frame.
-        image_size_px: side of the square pictures.
+        num_frames: frames per clip, F.
+        frame_stride: a clip consists of every frame_stride-th frame.
+        image_size_px: side of the square frames.
         short_videos: what to do with a video of fewer than (F - 1) frame_stride + 1 frames.
     """
 
@@ -52,7 +52,7 @@ class ClipCutter:
 
     @property
     def span(self) -> int:
-        """Frames of a video from a clip's first to its last."""
+        """Number of video frames from the first to the last frame of a clip."""
         return (self.num_frames - 1) * self.frame_stride + 1
 
     def cut(self, item: VideoItem, choose_start: Callable[[int], int]) -> PixelItem:
@@ -60,10 +60,10 @@ class ClipCutter:
 
         Args:
             item: the video.
-            choose_start: takes the number of places where the clip can start, and returns one of them.
+            choose_start: maps the number of possible start frames to the index of one of them.
 
         Raises:
-            UserError: the video does not decode, or is too short and `short_videos` is "error".
+            UserError: the video cannot be decoded, or is too short and `short_videos` is "error".
         """
         with open_video(item.path) as video:
             frames = self._frames(video, choose_start)
@@ -76,18 +76,18 @@ class ClipCutter:
             return video.read(choose_start(num_starts), self.num_frames, self.frame_stride)
         if self.short_videos == "error":
             raise UserError(
-                f"the video {video.path} has {video.num_frames} frames, fewer than the {self.span} of a clip: lower "
-                "data.num_frames or data.frame_stride, or set data.short_videos to loop, which goes on at its beginning"
+                f"the video {video.path} has {video.num_frames} frames, but a clip needs {self.span}: lower "
+                "data.num_frames or data.frame_stride, or set data.short_videos to 'loop' to repeat short videos"
             )
         whole = video.read(0, video.num_frames)
-        return [whole[place * self.frame_stride % len(whole)] for place in range(self.num_frames)]
+        return [whole[i * self.frame_stride % len(whole)] for i in range(self.num_frames)]
 
 
 class FixedClips(PixelDataset):
-    """Clips at fixed places: clip n of a video is item clips_per_video * video + n.
+    """Clips with fixed start frames: clip n of a video is item clips_per_video * video + n.
 
-    The places where a clip can start are divided into `clips_per_video` equal parts; each clip starts in the middle of
-    its part, or at the beginning of it.
+    The possible start frames are divided into `clips_per_video` equal parts; each clip starts in the centre or at the
+    first frame of its part.
     """
 
     def __init__(
@@ -107,19 +107,19 @@ class FixedClips(PixelDataset):
 
     def __getitem__(self, index: int) -> PixelItem:
         video, clip = divmod(index, self.clips_per_video)
-        share = (clip + 0.5 * (self.within_part == "centre")) / self.clips_per_video
-        return self.cutter.cut(self.videos[video], lambda num_starts: int(share * num_starts))
+        fraction = (clip + 0.5 * (self.within_part == "centre")) / self.clips_per_video
+        return self.cutter.cut(self.videos[video], lambda num_starts: int(fraction * num_starts))
 
     def item_names(self) -> Iterable[str]:
-        """Return folder and file of the video of each clip."""
+        """Return a name of each clip: folder and file name of its video, and its number."""
         names = ("/".join(video.path.parts[-2:]) for video in self.videos)
         return (f"{name}, clip {clip}" for name in names for clip in range(self.clips_per_video))
 
 
 class VideoSamples(PixelSamples):
-    """One clip of each video, whose start is drawn by (seed, sample id), like mirroring and caption.
+    """One clip per video; its start, mirroring and caption are chosen by (seed, sample id).
 
-    All frames of a clip are mirrored, or none.
+    Either all frames of a clip are mirrored, or none.
     """
 
     def __init__(self, videos: Sequence[VideoItem], cutter: ClipCutter, *, seed: int, horizontal_flip: bool) -> None:
@@ -128,27 +128,26 @@ class VideoSamples(PixelSamples):
         self.cutter = cutter
 
     def item(self, sample_id: int, index: int) -> PixelItem:
-        """Return a clip of video `index` from the place drawn for the sample id."""
+        """Return a clip of video `index`, with a random start chosen by the sample id."""
         return self.cutter.cut(self.videos[index], lambda num_starts: draw(self.seed, "clip", sample_id, num_starts))
 
 
 class VideoDataModule(DownloadedDataModule):
-    """Base of data modules of videos: subclasses give `load_split`. Needs PyAV: the optional extra `video`.
+    """Base class of data modules of videos. Subclasses implement `load_split`. Needs PyAV, the optional extra `video`.
 
-    Evaluation and `prepare` take `clips_per_video` fixed clips of each video. Training takes one clip of each video an
-    epoch, from a place drawn by (seed, sample id); from a prepared set, where pixels are gone, and with another
-    `clip_start` than random, it takes the fixed clips too.
+    Evaluation and `prepare` use `clips_per_video` fixed clips of each video. With `clip_start` "random", training uses
+    one clip of each video per epoch, with a start chosen by (seed, sample id). With another `clip_start`, or with a
+    cache, which holds no pixels, training uses the fixed clips too.
 
     Args:
         root: folder of the data set.
-        num_frames: frames of a clip.
-        frame_stride: take every frame_stride-th frame of the video, whatever its frame rate.
-        clip_start: where training clips start: random draws it anew in each epoch; centre and first take the fixed
-            clips, which lie in the middle, or at the beginning, of equal parts of the video.
-        clips_per_video: how many fixed clips to take of each video, evenly spread over it.
-        short_videos: what to do with a video of fewer frames than a clip spans: error names it; loop goes on at its
-            beginning.
-        options: those of every downloaded data set.
+        num_frames: frames per clip.
+        frame_stride: use every frame_stride-th frame of the video, whatever its frame rate.
+        clip_start: where training clips start: "random" chooses a new start in each epoch; "centre" and "first" use the
+            fixed clips, which start in the centre or at the first frame of equal parts of the video.
+        clips_per_video: number of fixed clips per video, evenly spaced.
+        short_videos: what to do with videos shorter than a clip: "error" raises an error, "loop" repeats them.
+        options: options of `DownloadedDataModule`.
     """
 
     def __init__(
@@ -172,24 +171,28 @@ class VideoDataModule(DownloadedDataModule):
 
     @abstractmethod
     def load_split(self, split: Split) -> Sequence[VideoItem]:
-        """List one split. Raises `UserError`, naming folder, layout and remedy, when it is not there."""
+        """List the videos of one split.
+
+        Raises:
+            UserError: the files are missing; the message gives folder, expected layout and remedy.
+        """
 
     def open_pixel_items(self, split: Split) -> FixedClips:
         """Open one split as its fixed clips."""
         return FixedClips(self._videos(split), self.cutter, self.clips_per_video, self._within_part)
 
     def described(self) -> dict[str, Any]:
-        """Return as plain values what decides which items a split has: the fixed clips, alike for random and centre."""
+        """Return, as plain values, everything that determines the fixed clips, equal for "random" and "centre"."""
         return {**super().described(), "clip_start": self._within_part}
 
     def live_samples(self, split: Split, *, horizontal_flip: bool) -> SplitSamples:
-        """Open one split as the loader reads it: training clips from random places, if so asked, else fixed ones."""
+        """Open one split as the loader reads it: clips with random starts in training, if enabled, else fixed clips."""
         if split == "train" and self.clip_start == "random":
             return VideoSamples(self._videos(split), self.cutter, seed=self.seed, horizontal_flip=horizontal_flip)
         return super().live_samples(split, horizontal_flip=horizontal_flip)
 
     def _videos(self, split: Split) -> Sequence[VideoItem]:
-        import_av()  # it is missed here, not at the first clip
+        import_av()  # raises here rather than at the first clip if PyAV is missing
         return self.load_split(split)
 
     @property

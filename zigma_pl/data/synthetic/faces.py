@@ -1,7 +1,6 @@
-"""Captioned cartoon faces, on disk in exactly the published layout of MM-CelebA-HQ.
+"""Synthetic MM-CelebA-HQ and FacesHQ: captioned cartoon faces in the published layouts.
 
-Picture and captions of an id are functions of the
-id alone, so two builds are equal byte for byte.
+Image and captions are functions of the image id, so files written twice are equal byte for byte.
 """
 
 import pickle
@@ -28,7 +27,7 @@ SKIN_TONES = ((250, 218, 190), (232, 188, 150), (198, 146, 104), (142, 96, 66), 
 
 @dataclass(frozen=True)
 class Face:
-    """What is drawn and told. Positions are offsets in units of the picture's side; `skin_tone` is not told."""
+    """Attributes of a face. `offset` and `width` are in units of the image's side; captions leave out `skin_tone`."""
 
     hair: str
     long_hair: bool
@@ -121,12 +120,12 @@ def draw_face(face: Face, size_px: int) -> Image.Image:
 
 
 def write_mm_celeba_hq(folder: Path, num_images: int, size_px: int) -> None:
-    """Write pictures, captions and split lists into an empty folder; the first four fifths of the ids are for training.
+    """Write images, captions and split lists into an empty folder; the first four fifths of the ids are for training.
 
     Args:
-        folder: where to.
-        num_images: pictures, at least 2.
-        size_px: side of the pictures.
+        folder: output folder.
+        num_images: number of images, at least 2.
+        size_px: side of the images.
     """
     for name in ("images", "celeba-caption", "train", "test"):
         (folder / name).mkdir()
@@ -143,14 +142,14 @@ def write_mm_celeba_hq(folder: Path, num_images: int, size_px: int) -> None:
 
 
 def write_faceshq(folder: Path, num_images: int, size_px: int) -> None:
-    """Write CelebA-HQ and FFHQ as they are unpacked, and the lists of taming-transformers, into an empty folder.
+    """Write CelebA-HQ and FFHQ in their unpacked layouts, and the lists of taming-transformers, into an empty folder.
 
-    The ids are spread over the real ones, so that a split by ids finds pictures for training and for testing.
+    The ids are spread over the real range, so that a split by ids has images for training and for testing.
 
     Args:
-        folder: where to.
-        num_images: pictures in both together, at least 4; 30 % of them are CelebA-HQ's.
-        size_px: side of the pictures.
+        folder: output folder.
+        num_images: total number of images, at least 4; 30 % of them are CelebA-HQ's.
+        size_px: side of the images.
     """
     num_celeba_hq = max(2, num_images * 3 // 10)
     celeba_hq = _spread(num_celeba_hq, 30_000)
@@ -168,12 +167,12 @@ def write_faceshq(folder: Path, num_images: int, size_px: int) -> None:
 
 
 def _spread(count: int, num_ids: int) -> list[int]:
-    """Return `count` of the ids, at least 2, evenly from the first to the last."""
+    """Return `count` ids, at least 2, evenly spaced from the first to the last."""
     return [i * (num_ids - 1) // (count - 1) for i in range(count)]
 
 
 def _write_lists(folder: Path, name: str, file_names: list[str]) -> None:
-    """Write every fifth name into the list for validation and the others into the one for training."""
+    """Write every fifth name to the validation list and the others to the training list."""
     lists = {"validation": file_names[::5], "train": [file for i, file in enumerate(file_names) if i % 5]}
     for part, listed in lists.items():
         (folder / f"{name}{part}.txt").write_text("".join(f"{file}\n" for file in listed), newline="\n")

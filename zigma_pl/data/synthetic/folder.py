@@ -1,4 +1,4 @@
-"""Writing a stand-in's folder whole or not at all."""
+"""Writing a folder of synthetic data atomically."""
 
 import shutil
 import tempfile
@@ -11,28 +11,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.records import Record, read_record, write_record
 
-_RECORD = ".standin.json"
+_RECORD = ".synthetic.json"
 
 
 class _Contents(Record):
-    """How many files belong to the folder."""
+    """Number of files in the folder."""
 
-    remedy: ClassVar[str] = "remove that folder, and it will be drawn again"
+    remedy: ClassVar[str] = "remove that folder to create it again"
 
     num_files: int
 
 
 def write_once(folder: Path, write_files: Callable[[Path], None], what: str) -> None:
-    """Fill `folder` by `write_files` unless it is there already.
+    """Create `folder` with `write_files` unless it exists.
 
-    It is written under a temporary name beside it and renamed when complete, so a folder of that name is never half
-    full, and of several processes the first one to finish wins.
+    The files are written to a temporary folder that is renamed when complete, so `folder` is never incomplete. If
+    several processes create it at once, the first to finish wins.
 
     Raises:
-        UserError: the folder is there and has lost files.
+        UserError: the folder exists, but files are missing from it.
     """
     if not folder.exists():
-        rank_zero_info(f"Drawing {what} in {folder}")
+        rank_zero_info(f"Creating {what} in {folder}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
@@ -44,7 +44,7 @@ def write_once(folder: Path, write_files: Callable[[Path], None], what: str) -> 
             shutil.rmtree(unfinished, ignore_errors=True)
     record = folder / _RECORD
     if not record.is_file() or read_record(_Contents, record).num_files != _num_files(folder):
-        raise UserError(f"the stand-in in {folder} has lost files: remove that folder, and it will be drawn again")
+        raise UserError(f"files of the synthetic data in {folder} are missing: remove that folder to create it again")
 
 
 def _num_files(folder: Path) -> int:
@@ -55,5 +55,5 @@ def _rename_unless_there(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was quicker, and its folder is equal
+        if not target.is_dir():  # otherwise another process has finished first, with the same content
             raise

@@ -1,7 +1,7 @@
-"""A stand-in for MS-COCO: captioned scenes of simple shapes, drawn here, on disk in exactly the published layout.
+"""Synthetic MS-COCO: captioned scenes of simple shapes, in the published layout.
 
-Picture and captions are functions of the image id alone, so two builds are equal byte for byte. As in the real set the
-pictures are not square, some are grey, one caption has a line break and one is empty.
+Image and captions are functions of the image id, so files written twice are equal byte for byte. As in the real data
+set, images are not square, some are grey, one caption has a line break and one is empty.
 """
 
 import json
@@ -31,7 +31,7 @@ BACKGROUNDS = {
     "light blue": (176, 212, 236),
 }
 NUMBER_WORDS = ("no", "one", "two", "three")
-# Where a group's centre is, from the centre of the picture in units of the shorter side: all survives a centre crop.
+# Offset of a group's centre from the image centre, in units of the shorter side; groups stay inside a centre crop.
 ROWS = {"at the top": -0.3, "in the middle": 0.0, "at the bottom": 0.3}
 COLUMNS = {"on the left": -0.3, "in the middle": 0.0, "on the right": 0.3}
 ASPECT_RATIOS = ((4, 3), (3, 4), (3, 2), (2, 3), (5, 4), (16, 9))
@@ -39,7 +39,7 @@ ASPECT_RATIOS = ((4, 3), (3, 4), (3, 2), (2, 3), (5, 4), (16, 9))
 
 @dataclass(frozen=True)
 class Group:
-    """One to three equal shapes in a row or column. `radius` is in units of the picture's shorter side."""
+    """One to three equal shapes in a row or column. `radius` is in units of the image's shorter side."""
 
     shape: str
     colour: str
@@ -50,7 +50,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn and told. The groups are rows or columns. Of a grey picture no colours are told."""
+    """Attributes of a scene. Its groups are rows or columns; captions of grey images mention no colours."""
 
     groups: tuple[Group, ...]
     in_columns: bool
@@ -109,13 +109,13 @@ def draw_scene(scene: Scene, size_px: int) -> Image.Image:
 
 
 def write_coco(folder: Path, num_images: int, size_px: int, year: int) -> None:
-    """Write pictures and caption files of one release into an empty folder; four fifths are for training.
+    """Write images and caption files of one release into an empty folder; four fifths are for training.
 
     Args:
-        folder: where to.
-        num_images: pictures in both splits together, at least 2.
-        size_px: shorter side of the pictures.
-        year: release, which decides how files are called.
+        folder: output folder.
+        num_images: total number of images in both splits, at least 2.
+        size_px: shorter side of the images.
+        year: release, which determines the file names.
     """
     num_val = max(1, num_images // 5)
     parts = {"train": [9 + 16 * i for i in range(num_images - num_val)], "val": [42 + 16 * i for i in range(num_val)]}
@@ -130,8 +130,8 @@ def write_coco(folder: Path, num_images: int, size_px: int, year: int) -> None:
             picture.save(folder / f"{part}{year}" / name, quality=95)
             images.append({"id": image_id, "file_name": name, "width": picture.width, "height": picture.height})
         content = {
-            "info": {"description": "stand-in for COCO", "year": year},
-            "images": images[::-1],  # not in the order of ids, as in the real files
+            "info": {"description": "synthetic COCO", "year": year},
+            "images": images[::-1],  # not sorted by id, as in the real files
             "licenses": [],
             "annotations": _annotations(image_ids),
         }
@@ -139,7 +139,7 @@ def write_coco(folder: Path, num_images: int, size_px: int, year: int) -> None:
 
 
 def _annotations(image_ids: list[int]) -> list[dict[str, Any]]:
-    """Return the captions of all pictures, the first one's third with a line break, the last one's fifth empty."""
+    """Return all captions; the third of the first image has a line break, the fifth of the last image is empty."""
     captions = {image_id: write_scene_captions(draw_scene_attributes(image_id)) for image_id in image_ids}
     captions[image_ids[0]][2] = captions[image_ids[0]][2].replace(" shows ", " shows\n") + "\n"
     captions[image_ids[-1]][4] = ""
@@ -165,7 +165,7 @@ def _draw_shape(
     elif shape == "square":
         draw.rectangle((x - 0.85 * radius, y - 0.85 * radius, x + 0.85 * radius, y + 0.85 * radius), fill=colour)
     else:
-        # Corners of a triangle, or of a star whose inner ones are nearer.
+        # Corners of a triangle, or of a star, whose inner corners have a smaller radius.
         radii = [radius] * 3 if shape == "triangle" else [radius, 0.42 * radius] * 5
         angles = [2 * pi * i / len(radii) - pi / 2 for i in range(len(radii))]
         draw.polygon([(x + r * cos(a), y + r * sin(a)) for r, a in zip(radii, angles, strict=True)], fill=colour)

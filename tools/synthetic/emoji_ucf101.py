@@ -2,7 +2,7 @@
 
     npm pack emoji-datasource-google@16.0.0 && mkdir google && tar xzf emoji-datasource-google-16.0.0.tgz -C google
     npm pack @lobehub/fluent-emoji-anim-1@1.0.0 && mkdir anim && tar xzf lobehub-fluent-emoji-anim-1-1.0.0.tgz -C anim
-    python tools/standins/emoji_ucf101.py google/package anim/package data/standins/emoji-ucf101
+    python tools/synthetic/emoji_ucf101.py google/package anim/package data/synthetic/emoji-ucf101
 
 477 of the package's 999 files move for 16 frames and more (Microsoft's Fluent Emoji, MIT, 256 px, 24 frames a second).
 The first package gives their groups by its table (MIT). A class is a kind of emoji, a group an emoji with its variants

@@ -20,7 +20,7 @@ SEED = 3
 
 @pytest.fixture
 def tool(repository, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "tools" / "standins")
+    monkeypatch.syspath_prepend(repository / "tools" / "synthetic")
     return importlib.import_module
 
 
@@ -96,7 +96,7 @@ def test_the_drawing_tables_have_words(repository, captions):
     if shutil.which("node") is None:
         pytest.skip("node draws the portraits, and is not installed")
     code = "import('./portrait_styles.mjs').then((tables) => console.log(JSON.stringify(tables)))"
-    folder = repository / "tools" / "standins"
+    folder = repository / "tools" / "synthetic"
     tables = json.loads(subprocess.run(["node", "-e", code], cwd=folder, capture_output=True, check=True).stdout)
     assert set(tables["STYLES"]) == set(captions.VALUES["style"])
     drawn = {name: set() for name in captions.VALUES if name != "style"}

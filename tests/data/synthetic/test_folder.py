@@ -12,7 +12,7 @@ def write_three(folder):
 
 
 def test_complete_one_is_reused_and_a_damaged_one_is_reported(tmp_path):
-    folder = tmp_path / "set-standin" / "v1"
+    folder = tmp_path / "set-synthetic" / "v1"
     write_once(folder, write_three, "three files")
     assert (folder / "deep/c").read_text() == "deep/c"
     write_once(folder, lambda _: pytest.fail("is drawn again"), "three files")
@@ -27,13 +27,13 @@ def test_a_damaged_record_is_one_line(tmp_path, content):
     """Kind: malformed files."""
     folder = tmp_path / "v1"
     write_once(folder, write_three, "three files")
-    (folder / ".standin.json").write_text(content)
+    (folder / ".synthetic.json").write_text(content)
     with pytest.raises(UserError, match="remove that folder") as error:
         write_once(folder, write_three, "three files")
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_of_someone_else_is_not_taken_for_a_standin(tmp_path):
+def test_a_foreign_folder_is_not_used_as_synthetic_data(tmp_path):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "precious.txt").write_text("real")
     with pytest.raises(UserError, match="lost files"):
@@ -47,12 +47,12 @@ def test_nothing_half_made_stays(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        write_once(tmp_path / "set-standin" / "v1", fail_half_way, "three files")
-    assert list((tmp_path / "set-standin").iterdir()) == []
+        write_once(tmp_path / "set-synthetic" / "v1", fail_half_way, "three files")
+    assert list((tmp_path / "set-synthetic").iterdir()) == []
 
 
 def test_of_two_processes_the_first_to_finish_wins(tmp_path):
-    folder = tmp_path / "set-standin" / "v1"
+    folder = tmp_path / "set-synthetic" / "v1"
 
     def finish_second(unfinished):
         write_once(folder, write_three, "three files")  # another process is quicker

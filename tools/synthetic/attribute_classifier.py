@@ -1,7 +1,7 @@
 """Tell how often sampled portraits show what their captions say, beside the real test split.
 
-    python tools/standins/attribute_classifier.py data/standins/portraits --classifier build/attributes.pt
-    python tools/standins/attribute_classifier.py data/standins/portraits --classifier build/attributes.pt \\
+    python tools/synthetic/attribute_classifier.py data/synthetic/portraits --classifier build/attributes.pt
+    python tools/synthetic/attribute_classifier.py data/synthetic/portraits --classifier build/attributes.pt \\
         --samples samples/table1_zigzag8/0123456789abcdef --out results/attributes/table1_zigzag8.json
 
 A small convolutional network learns the attributes (attributes.jsonl) of the training split, mirrored at random; it is

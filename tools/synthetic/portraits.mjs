@@ -1,11 +1,11 @@
 // Draw cartoon portraits and write what they show: <out>/<id>.png, <out>/attributes.jsonl, <out>/CREDITS.txt.
 //
 //     npm install --prefix build/dicebear @dicebear/core@9.4.3 @dicebear/collection@9.4.3 @resvg/resvg-js@2.6.2
-//     node tools/standins/portraits.mjs --packages build/dicebear --out data/standins/portraits-drawn-64
+//     node tools/synthetic/portraits.mjs --packages build/dicebear --out data/synthetic/portraits-drawn-64
 //
 // Options: --num (30000), --size-px (64), --seed (0). A portrait is a function of seed and id alone. A drawing that was
 // stopped goes on where it was when the same command is given again; attributes.jsonl is written last. Then
-// tools/standins/portraits.py writes captions and the layout of MM-CelebA-HQ.
+// tools/synthetic/portraits.py writes captions and the layout of MM-CelebA-HQ.
 //
 // The designs are by others, see CREDITS.txt beside the pictures: Lorelei, Notionists and Open Peeps are CC0 1.0;
 // Personas by Draftbit, Micah's Avatar Illustration System and Adventurer are CC BY 4.0, which asks for attribution.

@@ -2,7 +2,7 @@
 
     npm pack emoji-datasource-google@16.0.0 && mkdir google && tar xzf emoji-datasource-google-16.0.0.tgz -C google
     npm pack @lobehub/fluent-emoji-3d@1.1.0 && mkdir fluent && tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz -C fluent
-    python tools/standins/emoji_coco.py google/package data/standins/emoji-coco --fluent fluent/package
+    python tools/synthetic/emoji_coco.py google/package data/synthetic/emoji-coco --fluent fluent/package
 
 3,786 flat pictures of 64 px by Google (Noto Emoji, Apache-2.0; the table of names is MIT) and with --fluent 3,391 ones
 of 256 px, drawn in three dimensions, by Microsoft (Fluent Emoji, MIT); on white, with five captions each, from names,

@@ -1,12 +1,12 @@
 """Put the cartoon portraits that portraits.mjs draws into the layout of MM-CelebA-HQ, with ten captions each.
 
-    node tools/standins/portraits.mjs --packages build/dicebear --out data/standins/portraits-drawn-64
-    python tools/standins/portraits.py data/standins/portraits-drawn-64 data/standins/portraits
+    node tools/synthetic/portraits.mjs --packages build/dicebear --out data/synthetic/portraits-drawn-64
+    python tools/synthetic/portraits.py data/synthetic/portraits-drawn-64 data/synthetic/portraits
 
 To take them to a machine without node, pack them, without loss, and give the archive instead of the folder there:
 
-    python tools/standins/portraits.py data/standins/portraits-drawn-64 portraits-64.tar.xz
-    python tools/standins/portraits.py portraits-64.tar.xz data/standins/portraits
+    python tools/synthetic/portraits.py data/synthetic/portraits-drawn-64 portraits-64.tar.xz
+    python tools/synthetic/portraits.py portraits-64.tar.xz data/synthetic/portraits
 
 Folder and archive give the same data set byte for byte. The first four fifths of the ids are for training: of 30,000
 those below 24,000, as published. Beside the published layout there are attributes.jsonl, what each portrait shows, and
