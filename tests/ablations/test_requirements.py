@@ -45,8 +45,8 @@ def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
     scenes = ("COCO", {"root": "data/coco", **LATENTS, **CAPTIONS}, ["fid"])
     lines = needs(a=faces, b=faces, c=scenes)
     for place, rows in {
-        "no folder 'data/faces'": "(for table1_a, table1_b)",
-        "no folder 'data/coco'": "(for table1_c)",
+        "'data/faces' does not exist": "(for table1_a, table1_b)",
+        "'data/coco' does not exist": "(for table1_c)",
         "weights/sd-vae-ft-ema:": "(for table1_a, table1_b, table1_c)",
         "weights/clip-vit-large-patch14:": "(for table1_a, table1_b, table1_c)",
         "weights fetch fid-inception": "(for table1_a, table1_b, table1_c)",

@@ -17,7 +17,7 @@ def test_check_finds_a_changed_byte_and_the_remedy_works(place, tmp_path, capsys
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"shard-00000\.moments\.npy: is not what was written") as error:
+    with pytest.raises(UserError, match=r"shard-00000\.moments\.npy has changed") as error:
         prepare_again(place, out, check=True)
     record = out / "test/shard-00000.json"
     assert f"remove {record} and run" in one_line(error)
@@ -35,7 +35,7 @@ def test_check_finds_a_changed_data_set(place, tmp_path):
         prepare_faces(root, place / "whole", place / "kl", check=True)
     captions = root / "celeba-caption/0.txt"
     captions.write_text(captions.read_text().upper())
-    with pytest.raises(UserError, match="entry 0: captions are not those of the data set"):
+    with pytest.raises(UserError, match="entry 0: captions differ"):
         prepare_faces(root, place / "whole", place / "kl", check=True)
 
 
@@ -45,11 +45,11 @@ def test_check_finds_a_changed_data_set(place, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"dtype": "float16"}, "dtype 'float32', now it is 'float16'"),
-        ({"shard_size": 7}, "shard_size 6, now it is 7"),
-        ({"image_size_px": 8}, "image_size_px 16, now it is 8"),
-        ({"max_caption_tokens": 9}, r"text_encoder\.max_tokens 12, now it is 9"),
-        ({"num_validation_images": 2}, "num_validation_images 3, now it is 2"),
+        ({"dtype": "float16"}, "dtype 'float32', .*'float16'"),
+        ({"shard_size": 7}, "shard_size 6, .* 7:"),
+        ({"image_size_px": 8}, "image_size_px 16, .* 8:"),
+        ({"max_caption_tokens": 9}, r"text_encoder\.max_tokens 12, .* 9:"),
+        ({"num_validation_images": 2}, "num_validation_images 3, .* 2:"),
     ],
     ids=str,
 )
@@ -64,7 +64,7 @@ def test_a_folder_prepared_with_other_options_is_not_gone_on_with(place, changed
 def test_a_file_in_the_place_of_the_folder(place, tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(UserError, match="cannot be written to"):
+        with pytest.raises(UserError, match="is not writable"):
             prepare_again(place, out)
 
 
@@ -74,16 +74,16 @@ def test_overwrite_and_a_folder_of_other_things(place, tmp_path):
     assert {path.name for path in out.iterdir()} == {"test", "manifest.json", ".lock"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").touch()
-    with pytest.raises(UserError, match=r"holds other things, such as 'thesis\.tex'"):
+    with pytest.raises(UserError, match=r"other files, such as 'thesis\.tex'"):
         prepare_again(place, tmp_path / "other", overwrite=True)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"image_size_px": 8}, "image_size_px 16, these options have 8"),
-        ({"autoencoder": "identity"}, r"autoencoder\.name '.*kl', these options have 'identity'"),
-        ({"caption_dim": 8}, r"text_encoder\.dim 16, these options have 8"),
+        ({"image_size_px": 8}, "image_size_px 16, but this run has 8:"),
+        ({"autoencoder": "identity"}, r"autoencoder\.name '.*kl', but this run has 'identity'"),
+        ({"caption_dim": 8}, r"text_encoder\.dim 16, but this run has 8:"),
         ({"synthetic": True}, "synthetic False, but this run has True"),
     ],
     ids=str,
@@ -100,7 +100,7 @@ def test_the_autoencoder_is_known_by_its_weights(place, tmp_path):
         faces(place / "nowhere", cache=str(place / "whole"), autoencoder=str(autoencoder)).setup("fit")
 
     setup(copied(place / "kl", tmp_path / "moved"))
-    with pytest.raises(UserError, match=r"autoencoder\.name '.*kl', these options have '.*other'"):
+    with pytest.raises(UserError, match=r"autoencoder\.name '.*kl', but this run has '.*other'"):
         setup(save_tiny_kl(tmp_path / "other", seed=1))
     exchanged = copied(place, tmp_path / "place")
     save_tiny_kl(place / "kl", seed=1)
@@ -116,7 +116,7 @@ def test_folders_without_a_manifest_and_manifests_of_the_future(place, tmp_path)
     def setup(folder):
         faces(place / "nowhere", cache=str(folder), autoencoder=str(place / "kl")).setup("fit")
 
-    with pytest.raises(UserError, match=r"holds no manifest\.json.*python -m zigma_pl prepare"):
+    with pytest.raises(UserError, match=r"has no manifest\.json.*python -m zigma_pl prepare"):
         setup(tmp_path)
     manifest = json.loads((place / "whole/manifest.json").read_text())
     for text, named in (

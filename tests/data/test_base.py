@@ -178,7 +178,7 @@ def test_latents_of_a_kl_autoencoder(kl_path):
 
 
 def test_size_that_does_not_fit_the_autoencoder_is_found_before_training(kl_path):
-    with pytest.raises(UserError, match="image_size_px: 15 is not a multiple of 2"):
+    with pytest.raises(UserError, match="image_size_px 15 is not a multiple of 2"):
         ColouredData(autoencoder=kl_path, image_size_px=15).setup("fit")
 
 
@@ -270,5 +270,5 @@ def test_overfit_batches_is_refused(tmp_path):
 def test_more_classes_than_a_prepared_set_may_have_are_one_line():
     data = Digits()
     data.num_classes = 10**9
-    with pytest.raises(UserError, match=r"Digits: cannot be prepared .*num_classes"):
+    with pytest.raises(UserError, match=r"Digits cannot be prepared .*num_classes"):
         data.content()

@@ -69,43 +69,41 @@ def test_pictures_below_images(root):
 
 
 def test_missing_folder_annotations_and_pictures(root, tmp_path):
-    message = refused("there is no folder", lambda: COCO(str(tmp_path / "nowhere"), year=2017).setup("fit"))
+    message = refused("nowhere", lambda: COCO(str(tmp_path / "nowhere"), year=2017).setup("fit"))
     for part in (str(tmp_path / "nowhere"), "train2017", "captions_val2017.json", "synthetic"):
         assert part in message
     data = coco(root)
     picture = next(root.glob("val20*/*042.jpg"))
     picture.unlink()
-    message = refused("1 of the 4 pictures .* unpack val20.*zip again", lambda: data.setup("test"))
+    message = refused(r"1 of the 4 .* val20.*zip", lambda: data.setup("test"))
     assert picture.name in message
     picture.parent.rename(root / "gone")
-    refused("the pictures in .*val20.* are missing", lambda: data.setup("test"))
+    refused("image folder .*val20", lambda: data.setup("test"))
     next((root / "annotations").glob("captions_val*")).unlink()
-    refused("captions_val20.*json' are missing", lambda: data.setup("test"))
+    refused("caption file .*captions_val20.*json'", lambda: data.setup("test"))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"images": [', b"\xff\xfe"])
 def test_broken_annotations(root, content):
     path = next((root / "annotations").glob("captions_train*"))
     path.write_bytes(content)
-    assert str(path) in refused(
-        "is broken, .* out of the archive of annotations again", lambda: coco(root).setup("fit")
-    )
+    assert str(path) in refused("not a valid COCO caption file", lambda: coco(root).setup("fit"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("annotations"), "no COCO caption file"),
-        (lambda content: content["annotations"][0].pop("caption"), "no COCO caption file"),
-        (lambda content: content["annotations"][0].update(caption=None), "no COCO caption file"),
-        (lambda content: content["annotations"][0].update(image_id=5), "has a caption of picture 5, which is not in"),
-        (lambda content: content["annotations"][0].update(image_id="5"), "no COCO caption file"),
-        (lambda content: content["images"][0].update(id=10**4000), "no COCO caption file"),
-        (lambda content: content["images"][0].update(file_name=["a.jpg"]), "no COCO caption file"),
-        (lambda content: content.update(images=[], annotations=[]), "lists no pictures"),
-        (lambda content: content["images"].append(content["images"][0]), "lists a picture twice"),
-        (lambda content: content["images"][0].update(file_name="../../x.jpg"), "leads out of the pictures' folder"),
-        (lambda content: content["images"][0].update(file_name="/x.jpg"), "leads out of the pictures' folder"),
+        (lambda content: content.pop("annotations"), "not a valid COCO caption file"),
+        (lambda content: content["annotations"][0].pop("caption"), "not a valid COCO caption file"),
+        (lambda content: content["annotations"][0].update(caption=None), "not a valid COCO caption file"),
+        (lambda content: content["annotations"][0].update(image_id=5), "caption for image 5"),
+        (lambda content: content["annotations"][0].update(image_id="5"), "not a valid COCO caption file"),
+        (lambda content: content["images"][0].update(id=10**4000), "not a valid COCO caption file"),
+        (lambda content: content["images"][0].update(file_name=["a.jpg"]), "not a valid COCO caption file"),
+        (lambda content: content.update(images=[], annotations=[]), "lists no images"),
+        (lambda content: content["images"].append(content["images"][0]), "lists an image twice"),
+        (lambda content: content["images"][0].update(file_name="../../x.jpg"), "'../../x.jpg'"),
+        (lambda content: content["images"][0].update(file_name="/x.jpg"), "'/x.jpg'"),
     ],
 )
 def test_annotations_that_are_something_else(root, change, message):
@@ -120,8 +118,7 @@ def test_picture_without_a_caption_is_named(root):
                 annotation["caption"] = " \n"
 
     rewrite(root, "val", empty)
-    message = refused("has no caption that is not empty: give it one, or remove", lambda: coco(root).setup("test"))
-    assert "picture 42 (" in message
+    assert "image 42 (" in refused("captions_val", lambda: coco(root).setup("test"))
 
 
 @pytest.mark.parametrize("num_bytes", [0, 300])

@@ -83,7 +83,7 @@ def test_other_places(root, celeba_hq, ffhq):
         (root / new).parent.mkdir(parents=True, exist_ok=True)
         (root / old).rename(root / new)
     if celeba_hq == "own/a":
-        refused("no pictures of CelebA-HQ in", lambda: faces(root).load_split("train"))
+        refused("CelebA-HQ in .*data.celeba_hq_folder", lambda: faces(root).load_split("train"))
         split = faces(root, celeba_hq_folder=celeba_hq, ffhq_folder=str(root / ffhq)).load_split("train")
     else:
         split = faces(root).load_split("train")
@@ -119,7 +119,7 @@ def test_array_that_is_no_picture(root, content):
         np.save(path, content)
     split = faces(root).load_split("train")
     index = next(i for i, name in enumerate(split.names) if name.endswith(".npy"))
-    assert str(path) in refused("replace it by a good copy", lambda: split[index])
+    assert str(path) in refused("replace it", lambda: split[index])
 
 
 class Hostile:
@@ -134,7 +134,7 @@ def test_hostile_array_executes_nothing(root, tmp_path):
     victim = tmp_path / "victim"
     np.save(root / CELEBA_HQ / "imgHQ00001.npy", np.array([Hostile(victim)], dtype=object), allow_pickle=True)
     split = faces(root).load_split("train")
-    refused("cannot read the picture", lambda: split[1])
+    refused("imgHQ00001.npy", lambda: split[1])
     assert not victim.exists()
 
 
@@ -149,26 +149,26 @@ def test_first_id_held_out(root):
 
 
 def test_missing_folders(root, tmp_path):
-    message = refused("there is no folder", lambda: faces(tmp_path / "nowhere").setup("fit"))
+    message = refused("nowhere", lambda: faces(tmp_path / "nowhere").setup("fit"))
     for part in (str(tmp_path / "nowhere"), f"{CELEBA_HQ}/<id>.jpg", FFHQ, "synthetic"):
         assert part in message
     shutil.rmtree(root / "ffhq")
-    refused(r"no pictures of FFHQ in .*\(data\.ffhq_folder\)", lambda: faces(root).setup("fit"))
+    refused(r"FFHQ in .*\(data\.ffhq_folder\)", lambda: faces(root).setup("fit"))
 
 
 def test_two_files_of_one_id_and_ids_out_of_range(root):
     shutil.copy(root / CELEBA_HQ / "0.jpg", root / CELEBA_HQ / "00000.png")
-    refused(r"/0\.jpg' and '.*00000\.png' are both picture 0 of CelebA-HQ", lambda: faces(root).setup("fit"))
+    refused(r"/0\.jpg' and '.*00000\.png' .* 0 of CelebA-HQ", lambda: faces(root).setup("fit"))
     (root / CELEBA_HQ / "00000.png").rename(root / CELEBA_HQ / "30000.jpg")
-    refused("30000.jpg' is none of CelebA-HQ, whose ids are 0 to 29999", lambda: faces(root).setup("fit"))
+    refused("30000.jpg' .*CelebA-HQ.* 0 to 29999", lambda: faces(root).setup("fit"))
 
 
 def test_half_downloaded_set_is_said(root):
-    with pytest.warns(UserWarning, match="holds 28 of the 70000 pictures of FFHQ"):
+    with pytest.warns(UserWarning, match="28 of the 70000 .*FFHQ"):
         faces(root).load_split("train")
     (root / CELEBA_HQ / "29999.jpg").unlink()
     (root / CELEBA_HQ / "27271.jpg").unlink()
-    refused("no picture of CelebA-HQ .* has an id from 27000", lambda: faces(root).setup("test"))
+    refused("CelebA-HQ.* ids .*27000", lambda: faces(root).setup("test"))
 
 
 def test_lists_that_do_not_fit(root):
@@ -176,7 +176,7 @@ def test_lists_that_do_not_fit(root):
     path = root / "ffhqvalidation.txt"
     whole = path.read_text()
     path.write_text(whole + "00001.png\n")
-    refused("names 1 ids that have no picture, the first is 1", lambda: data.setup("fit"))
+    refused("ffhqvalidation.txt lists 1 ids .* 1:", lambda: data.setup("fit"))
     path.write_text(whole + (root / "ffhqtrain.txt").read_text().splitlines()[3] + "\n")
     refused("share 1 ids", lambda: data.setup("fit"))
     path.unlink()

@@ -166,26 +166,26 @@ def test_captions(tmp_path):
 LINE = {"file_name": "1.png", "caption": "a square"}
 
 
-@pytest.mark.filterwarnings("ignore:.*kinds that are not read")
+@pytest.mark.filterwarnings("ignore:.*unsupported formats")
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], r"captions\.jsonl has no line for 1 of 1 pictures, the first is 1\.png: add"),
-        ([LINE, LINE], r"captions\.jsonl, line 2: '1\.png' is named again, first in line 1"),
-        ([LINE, {**LINE, "file_name": "2.png"}], r"names 1 pictures .* first, '2\.png', is not in .*: add them"),
-        ([{**LINE, "file_name": "../1.png"}], r"line 1: file_name '\.\./1\.png' leads out of the folder"),
-        ([{**LINE, "file_name": "a/../../1.png"}], "leads out of the folder"),
-        ([{**LINE, "file_name": "/etc/1.png"}], "leads out of the folder"),
-        (['{"file_name": "1.png", '], "line 1 cannot be used .*JSON.*: write"),
-        (["[1]"], "line 1 cannot be used"),
-        (['{"caption": "a"}'], r"line 1 cannot be used \(file_name: "),
+        ([], r"captions\.jsonl has no line for 1 of 1 .* 1\.png: add"),
+        ([LINE, LINE], r"captions\.jsonl, line 2: '1\.png' .* line 1"),
+        ([LINE, {**LINE, "file_name": "2.png"}], r" 1 .* '2\.png', does not exist in .*: add them"),
+        ([{**LINE, "file_name": "../1.png"}], r"line 1: file_name '\.\./1\.png'"),
+        ([{**LINE, "file_name": "a/../../1.png"}], r"line 1: file_name 'a/\.\./\.\./1\.png'"),
+        ([{**LINE, "file_name": "/etc/1.png"}], r"line 1: file_name '/etc/1\.png'"),
+        (['{"file_name": "1.png", '], "line 1 is invalid .*JSON.*: write"),
+        (["[1]"], "line 1 is invalid"),
+        (['{"caption": "a"}'], r"line 1 is invalid \(file_name: "),
         ([{"file_name": "1.png"}], "line 1 has no caption"),
         ([{"file_name": "1.png", "caption": None}], "line 1 has no caption"),
-        ([{**LINE, "caption": ["a"]}], r"line 1 cannot be used \(caption: "),
-        ([{**LINE, "file_name": ["1.png"]}], r"line 1 cannot be used \(file_name: "),
-        ([LINE, {**LINE, "file_name": "2.gif"}], r"'2\.gif', is none of \.jpg, .*: convert"),
+        ([{**LINE, "caption": ["a"]}], r"line 1 is invalid \(caption: "),
+        ([{**LINE, "file_name": ["1.png"]}], r"line 1 is invalid \(file_name: "),
+        ([LINE, {**LINE, "file_name": "2.gif"}], r"'2\.gif', .* \.jpg, .*: convert"),
         ([LINE, {**LINE, "file_name": ".2.png"}], r"'\.2\.png', is hidden"),
-        ([LINE, {**LINE, "file_name": "link.png"}], r"'link\.png', is no file, or another name of one that is read"),
+        ([LINE, {**LINE, "file_name": "link.png"}], r"'link\.png', .* link"),
         ([{"file_name": "1.png", "captions": [" \n", ""]}], r"line 1: the caption of '1\.png' is empty"),
     ],
 )
@@ -200,21 +200,20 @@ def test_faulty_captions_are_named_with_the_remedy(tmp_path, lines, message):
 @pytest.mark.parametrize("name", ["valid/1.png", "more/cats/1.png", "1.png"])
 def test_pictures_beside_the_folders_of_the_splits_are_not_dropped_unsaid(tmp_path, name):
     draw(tmp_path, "train/1.png", "test/1.png", name)
-    refused(f"has train/, and 1 pictures that are in no folder of a split .* the first is '{name}'",
-            lambda: ImageFolder(str(tmp_path)).load_split("train"))  # fmt: skip
+    refused(f"has train/, but 1 .* '{name}'", lambda: ImageFolder(str(tmp_path)).load_split("train"))
 
 
 def test_pictures_of_other_kinds_are_not_dropped_unsaid(tmp_path):
     draw(tmp_path, "1.png")
     for name in ("b.tif", "a.gif"):
         (tmp_path / name).touch()
-    with pytest.warns(UserWarning, match=r"has 2 pictures of kinds that are not read, such as 'a\.gif'; convert"):
+    with pytest.warns(UserWarning, match=r"2 images .* 'a\.gif': convert"):
         assert everything_in_train(tmp_path).names == ["1.png"]
 
 
 def test_missing_or_binary_captions(tmp_path):
     draw(tmp_path, "1.png")
-    refused(r"captions\.jsonl are missing: write a line", lambda: everything_in_train(tmp_path, condition="caption"))
+    refused(r"captions\.jsonl does not exist: write a line", lambda: everything_in_train(tmp_path, condition="caption"))
     (tmp_path / "captions.jsonl").write_bytes(b"\xff\xfe\x00")
     refused("as UTF-8 text", lambda: everything_in_train(tmp_path, condition="caption"))
 
@@ -226,28 +225,28 @@ def test_faulty_classes(tmp_path):
         lambda: everything_in_train(tmp_path, condition="class", num_classes=1),
     )
     (tmp_path / "birds").mkdir()
-    message = refused("holds no pictures: fill or remove it", lambda: folder(tmp_path, condition="class").num_classes)
+    message = refused("class folder", lambda: folder(tmp_path, condition="class").num_classes)
     assert str(tmp_path / "birds") in message
     draw(tmp_path, "birds/1.png", "loose.png")
-    refused(r"loose\.png' is in no class folder", lambda: folder(tmp_path, condition="class").num_classes)
+    refused(r"loose\.png' is not in a class folder", lambda: folder(tmp_path, condition="class").num_classes)
 
 
 def test_class_of_a_test_picture_must_be_known(tmp_path):
     draw(tmp_path, "train/cats/1.png", "test/dogs/1.png")
     data = folder(tmp_path, condition="class")
-    refused(r"test/dogs/1\.png' is of a class that has no folder in train/", lambda: data.load_split("test"))
+    refused(r"test/dogs/1\.png' has no folder in train/", lambda: data.load_split("test"))
 
 
 def test_missing_or_empty_folders(tmp_path):
-    refused("there is no folder .*nowhere'; set data.root", lambda: folder(tmp_path / "nowhere").setup("fit"))
-    refused("holds no pictures", lambda: folder(tmp_path).setup("fit"))
+    refused("nowhere' .*: set data.root", lambda: folder(tmp_path / "nowhere").setup("fit"))
+    refused("have no images", lambda: folder(tmp_path).setup("fit"))
     draw(tmp_path, "1.png")
     refused(
-        r"no pictures for test: .* raise data\.test_share \(now 0\)",
+        r"for test: .* raise data\.test_share \(now 0\)",
         lambda: folder(tmp_path, test_share=0).setup("test"),
     )
     draw(tmp_path, "train/1.png", "val/1.png", "validation/1.png")
-    refused("folders validation and val: put them together", lambda: folder(tmp_path).setup("fit"))
+    refused("validation and val: ", lambda: folder(tmp_path).setup("fit"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -264,4 +263,4 @@ def test_picture_that_does_not_decode(tmp_path, content, num_workers):
 def test_shares_out_of_range(tmp_path, shares):
     with pytest.raises(UserError):
         folder(tmp_path, validation_share=shares[0], test_share=shares[1])
-    refused("num_classes goes with", lambda: folder(tmp_path, num_classes=3))
+    refused("data.num_classes needs data.condition 'class', got 'none'", lambda: folder(tmp_path, num_classes=3))

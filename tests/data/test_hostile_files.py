@@ -69,7 +69,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, reader,
 
 def test_a_fifo_in_the_place_of_a_manifest(tmp_path):
     os.mkfifo(tmp_path / "manifest.json")
-    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+    with pytest.raises(UserError, match=r"has no manifest\.json"):
         read_manifest(tmp_path)
 
 

@@ -100,7 +100,7 @@ def test_empty_folder_is_named(root, emptied, named):
 def test_listed_picture_or_caption_that_is_not_there(root, file):
     (root / file).unlink()
     data = faces(root)
-    with pytest.raises(UserError, match="1 of the 16 ids for 'train', the first is 4"):
+    with pytest.raises(UserError, match="1 of the 16 ids of 'train', such as 4"):
         data.setup("fit")
     data.setup("test")  # the other split is whole, and only that one is asked for
 

@@ -38,7 +38,7 @@ class Hostile:
 def test_hostile_pickle_executes_nothing(tmp_path, wrap):
     path, victim = tmp_path / "filenames.pickle", tmp_path / "victim"
     path.write_bytes(pickle.dumps(wrap(Hostile(victim))))
-    with pytest.raises(UserError, match="nothing of it was executed") as error:
+    with pytest.raises(UserError, match="not executed") as error:
         read_filename_list(path)
     assert str(path) in str(error.value)
     assert not victim.exists()
@@ -57,7 +57,7 @@ def test_damaged_pickle_is_named(tmp_path, content):
 def test_anything_but_a_list_of_ids_is_refused(tmp_path, value):
     path = tmp_path / "filenames.pickle"
     path.write_bytes(pickle.dumps(value))
-    with pytest.raises(UserError, match=r"expected|more than a list of strings"):
+    with pytest.raises(UserError, match="download it again"):
         read_filename_list(path)
 
 
@@ -98,7 +98,7 @@ def test_without_lists_the_published_ranges_are_used_and_said(tmp_path):
 
 def test_one_list_missing_or_shared_ids(tmp_path):
     write_lists(tmp_path, train=[0, 1, 2])
-    with pytest.raises(UserError, match=r"test.filenames.pickle is missing"):
+    with pytest.raises(UserError, match=r"test.filenames.pickle does not exist"):
         read_splits(tmp_path, {0, 1, 2, 3})
     write_lists(tmp_path, test=[2, 3])
     with pytest.raises(UserError, match="share 1 ids, such as 2"):
@@ -116,6 +116,6 @@ def test_text_list(tmp_path):
     assert read_number_list(path) == [3, 11]
     for content in (b"", b"cat.png\n", b"1.png\n1.png\n", b"\xff\xfe"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="put it there again") as error:
+        with pytest.raises(UserError, match="copy it there again") as error:
             read_number_list(path)
         assert str(path) in str(error.value)

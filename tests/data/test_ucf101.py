@@ -98,7 +98,7 @@ def test_unconditional(root):
     assert data.on_after_batch_transfer(raw, 0).conditions == {}
     assert data.conditions(range(3)).conditions == {}
     assert data.described()["condition"] == "none"
-    with pytest.raises(UserError, match=r"num_classes goes with data\.condition 'class'"):
+    with pytest.raises(UserError, match=r"data\.num_classes needs data\.condition 'class'"):
         ucf101(root, condition="none", num_classes=5)
 
 
@@ -158,7 +158,7 @@ def test_missing_folder_error_gives_folder_layout_and_synthetic_option(tmp_path)
 def test_missing_lists_are_named(root, name):
     (root / LISTS / name).unlink()
     message = refused(ucf101(root, fold=2))
-    assert f"'{root}' holds no {name}" in message
+    assert f"'{root}' has no {name}" in message
     if name != "classInd.txt":
         assert len(ucf101(root).load_split("train")) == 20  # the other folds are whole
 
@@ -167,14 +167,14 @@ def test_a_listed_video_that_is_not_there(root):
     (root / "UCF-101/SlidingSquare/v_SlidingSquare_g09_c02.avi").unlink()
     message = refused(ucf101(root))
     assert "1 of the 20 videos listed for 'train'" in message
-    assert "the first is SlidingSquare/v_SlidingSquare_g09_c02.avi" in message
+    assert "such as SlidingSquare/v_SlidingSquare_g09_c02.avi" in message
     assert len(ucf101(root).load_split("test")) == 10
 
 
 def test_class_names_and_folders_at_odds(root):
     folder = root / "UCF-101"
     (folder / "RotatingBar").rename(folder / "Rotating")
-    assert "names 1 classes without a folder" in refused(ucf101(root))
+    assert "1 classes without a folder" in refused(ucf101(root))
     (folder / "RotatingBar").mkdir()
     assert "Rotating is not in classInd.txt" in refused(ucf101(root))
     (folder / "Rotating").rename(root / "elsewhere")
@@ -186,8 +186,8 @@ def test_class_names_and_folders_at_odds(root):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("2 PulsingTriangle", "3 PulsingTriangle", "'3 PulsingTriangle' should have number 2"),
-        ("2 PulsingTriangle", "2 BouncingBall", "names a class again"),
+        ("2 PulsingTriangle", "3 PulsingTriangle", "'3 PulsingTriangle' should be 2"),
+        ("2 PulsingTriangle", "2 BouncingBall", "'2 BouncingBall' should be 1, or its class is listed twice"),
         ("2 PulsingTriangle", "PulsingTriangle", "expected lines such as '1 ApplyEyeMakeup', found 'PulsingTriangle'"),
         ("2 PulsingTriangle", "2 ../Pulsing", "expected lines such as"),
     ],
@@ -202,8 +202,8 @@ def test_damaged_class_names(root, old, new, says):
 @pytest.mark.parametrize(
     ("name", "new", "says"),
     [
-        ("train", "BouncingBall/v_BouncingBall_g09_c01.avi 2", "classInd.txt says 1"),
-        ("train", "Bouncing/v_BouncingBall_g09_c01.avi 1", "has no such class"),
+        ("train", "BouncingBall/v_BouncingBall_g09_c01.avi 2", "classInd.txt has number 1"),
+        ("train", "Bouncing/v_BouncingBall_g09_c01.avi 1", "classInd.txt does not have this class"),
         ("train", "BouncingBall/../../v_BouncingBall_g09_c01.avi 1", "expected lines such as"),
         ("train", "/BouncingBall/v_BouncingBall_g09_c01.avi 1", "expected lines such as"),
         ("train", "BouncingBall/v_BouncingBall_g01_c01.avi 1", "share 1 groups, such as BouncingBall g01"),

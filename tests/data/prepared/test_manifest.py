@@ -105,7 +105,7 @@ def test_links_in_the_folder_are_not_followed(tmp_path, victim, split, flags):
     out = Path(shutil.copytree(STORED, tmp_path / "out"))
     shutil.rmtree(out / split)
     (out / split).symlink_to(victim, target_is_directory=True)
-    with pytest.raises(UserError, match=f"'{split}' in it is a link"):
+    with pytest.raises(UserError, match=f"'{split}' is a symbolic link"):
         prepare_digits(out, *flags)
 
 
