@@ -81,8 +81,7 @@ def test_row_trains_samples_and_is_scored(row, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_row_is_named_by_its_file_and_its_header_says_how_to_run_it(row):
-    assert config_of(row)["trainer"]["logger"]["init_args"]["name"] == row.name
+def test_header_of_a_row_says_how_to_run_it(row):
     assert f"python -m zigma_pl fit --config experiments/{row.name}.yaml" in row.path.read_text()
 
 

@@ -16,13 +16,14 @@ from typing import Any, ClassVar, NoReturn, TypeVar, get_args
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zigma_pl.cli.fit_messages import all_missing_at_once, closing_lines
+from zigma_pl.cli.saved_config import CONFIG_FILE, SaveConfigOnFit
 from zigma_pl.core.errors import UserError, causes
 from zigma_pl.core.ranges import LARGEST_SEED
 from zigma_pl.core.shipped import find_config, shipped_file
@@ -45,6 +46,7 @@ from zigma_pl.training.callbacks.training_totals import TrainingTotals
 from zigma_pl.training.checkpoints.archive import read_step
 from zigma_pl.training.checkpoints.io import Weights, WholeFileIO, check_readable
 from zigma_pl.training.checkpoints.last import LastRun, last_run
+from zigma_pl.training.checkpoints.newest import CHECKPOINT_FOLDER
 from zigma_pl.training.checkpoints.restoring import CheckedConnector
 from zigma_pl.training.checkpoints.run_folder import (
     WITH_FOLDER,
@@ -52,7 +54,7 @@ from zigma_pl.training.checkpoints.run_folder import (
     fix_versions,
     has_folder,
     keep_rows,
-    run_folder,
+    no_empty_run,
 )
 from zigma_pl.training.launcher import Launcher
 from zigma_pl.training.lightning_private import (
@@ -60,6 +62,7 @@ from zigma_pl.training.lightning_private import (
     replace_checkpoint_connector,
     replace_script_launcher,
 )
+from zigma_pl.training.loggers import TensorBoard
 from zigma_pl.training.module import GenerativeModule
 from zigma_pl.training.trainer_options import check_trainer_options
 
@@ -86,17 +89,6 @@ class Parser(LightningArgumentParser):
         help_command = f"python -m zigma_pl {self.command} --help"
         print(f"error: {' '.join(message.split())} (options: {help_command})", file=sys.stderr)
         sys.exit(2)
-
-
-class SaveConfigOnFit(SaveConfigCallback):
-    """Save the whole config in the folder of a training run; other commands save none."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save when training starts, in the folder of the run, with any logger."""
-        folder = run_folder(trainer)
-        if stage == "fit" and trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / "config.yaml", skip_unset=False, overwrite=True, multifile=False)
 
 
 class ZigmaCLI(LightningCLI):
@@ -163,6 +155,7 @@ class ZigmaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in options that follow from the data; add the progress bar and the check that all processes agree."""
         self._fill_from_data_or_checkpoint()
+        self._name_run()
         options = vars(self.config[self.config["subcommand"]].as_flat())
         compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
         self.trainer_defaults["callbacks"] = [Agreement(compared)]
@@ -182,6 +175,13 @@ class ZigmaCLI(LightningCLI):
                 raise
             raise UserError(f"invalid options: {refusal}") from error
 
+    def _name_run(self) -> None:
+        """Name the run after the experiment, where its logger has no name of its own."""
+        options = self.config[self.config["subcommand"]]
+        for logger in filter(has_folder, _as_list(options.trainer.logger)):
+            if logger.init_args.get("name") is None:
+                logger.init_args.name = _experiment_of(options.config)
+
     def _fill_from_data_or_checkpoint(self) -> None:
         """Set the backbone's options that are not given: from the checkpoint if there is one, else from the data."""
         command = self.config["subcommand"]
@@ -200,7 +200,8 @@ class ZigmaCLI(LightningCLI):
         """Train; report all missing files in one error, and at the end where the results are."""
         with all_missing_at_once(self.config["fit"]):
             self.datamodule.setup("fit")
-        self.trainer.fit(**options)
+        with no_empty_run(self.trainer):
+            self.trainer.fit(**options)
         lines = closing_lines(self.trainer)
         if self.trainer.is_global_zero and lines:
             print("\n".join(lines), flush=True)
@@ -244,7 +245,7 @@ class ZigmaCLI(LightningCLI):
         runs = self._run_folders()
         folder = runs.next() if self._resumed is None or self._resumed.folder is None else self._resumed.folder
         if logger in (None, True):
-            logger = TensorBoardLogger(folder.parents[1], folder.parent.name, folder.name, default_hp_metric=False)
+            logger = TensorBoard(str(folder.parents[1]), folder.parent.name, folder.name)
         return {"default_root_dir": folder, "logger": logger}
 
     def _run_folders(self) -> RunFolders:
@@ -261,6 +262,19 @@ class ZigmaCLI(LightningCLI):
             self._resume_last(command)
         elif path is not None:
             check_readable(Path(path))
+        if command != "fit":
+            self._log_to_run_of(Path(self.config[command].ckpt_path), command)
+
+    def _log_to_run_of(self, checkpoint: Path, command: str) -> None:
+        """Log what a checkpoint scores beside the curves of its run, if it lies in one; `predict` logs nothing."""
+        trainer = self.config[command].trainer
+        folder = checkpoint.absolute().parents[1]
+        if command == "predict":
+            trainer.logger = False
+        elif checkpoint.parent.name == CHECKPOINT_FOLDER and (folder / CONFIG_FILE).is_file():
+            for logger in filter(has_folder, _as_list(trainer.logger)):
+                logger.init_args.save_dir = str(folder.parents[1])
+                logger.init_args.name, logger.init_args.version = folder.parent.name, folder.name
 
     def _resume_last(self, command: str) -> None:
         """Replace "last" by the path of the newest checkpoint; `fit` then continues in the folder of its run."""
@@ -287,7 +301,7 @@ def _experiment_of(configs: list[Any] | None) -> str:
     if not configs:
         return "run"
     path = Path(str(configs[0])).absolute()
-    return path.parents[1].name if path.name == "config.yaml" else path.stem
+    return path.parents[1].name if path.name == CONFIG_FILE else path.stem
 
 
 def put_int_first(action: Any) -> None:

@@ -5,7 +5,9 @@ TensorBoard's and CSV's loggers write into it; without one of them it is the tra
 
 import csv
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,39 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from zigma_pl.training.loggers import TensorBoard
+
 LOGS = "logs"  # where runs are whose options name no other place
 WITH_FOLDER = (TensorBoardLogger, CSVLogger)
+_OPTIONS = ("config.yaml", "hparams.yaml")
 
 
 def run_folder(trainer: L.Trainer) -> Path:
     """Return the folder of a run, the same on all processes; every process has to call it."""
     folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, WITH_FOLDER)]
     return Path(trainer.strategy.broadcast(folders[0] if folders else trainer.default_root_dir))
+
+
+@contextmanager
+def no_empty_run(trainer: L.Trainer) -> Iterator[None]:
+    """Within the block, remove the folder of a run that fails before its first step and has nothing but its options."""
+    folder = run_folder(trainer)
+    is_new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new and trainer.is_global_zero and trainer.global_step == 0 and folder.is_dir():
+            _remove_empty(trainer, folder)
+        raise
+
+
+def _remove_empty(trainer: L.Trainer, folder: Path) -> None:
+    for logger in trainer.loggers:
+        logger.finalize("failed")  # closes its file
+    if all(path.is_dir() or path.name in _OPTIONS or path.match("events.out.tfevents.*") for path in folder.rglob("*")):
+        shutil.rmtree(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
 
 
 def fix_versions(trainer: L.Trainer) -> None:
@@ -33,7 +60,7 @@ def fix_versions(trainer: L.Trainer) -> None:
 def has_folder(logger: Any) -> bool:
     """Whether a logger, given by its options, writes into a folder that its version names."""
     class_path = str(logger.get("class_path")) if hasattr(logger, "get") else ""
-    return class_path.rpartition(".")[2] in {known.__name__ for known in WITH_FOLDER}
+    return class_path.rpartition(".")[2] in {known.__name__ for known in (*WITH_FOLDER, TensorBoard)}
 
 
 @dataclass(frozen=True)
@@ -60,9 +87,10 @@ class RunFolders:
         loggers = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, Mapping)]
         for logger in sorted(loggers, key=has_folder, reverse=True):
             options = logger.get("init_args") or {}
-            if options.get("save_dir") and options.get("name"):
+            own_name = options.get("name") or (name if has_folder(logger) else None)
+            if options.get("save_dir") and own_name:
                 version = options.get("version") if has_folder(logger) else None
-                return cls(Path(options["save_dir"], options["name"]), None if version is None else _name_of(version))
+                return cls(Path(options["save_dir"], own_name), None if version is None else _name_of(version))
         return cls(Path(trainer.get("default_root_dir") or LOGS, name))
 
     @property
