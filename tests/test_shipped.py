@@ -3,7 +3,7 @@
 import pytest
 
 from zigma_pl.cli.commands.ablations import build_parser
-from zigma_pl.cli.lightning_cli import with_shipped_configs
+from zigma_pl.cli.parsing import with_shipped_configs
 from zigma_pl.core import shipped
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.shipped import find_config, shipped_file

@@ -5,8 +5,8 @@ import pytest
 
 from zigma_pl.backbones import ZigMa
 from zigma_pl.cli import lightning_cli as cli
-from zigma_pl.cli.lightning_cli import put_int_first
 from zigma_pl.cli.main import main
+from zigma_pl.cli.parsing import put_int_first
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.data.order import check_length

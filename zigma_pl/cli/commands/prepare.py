@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 from tqdm import tqdm
 
-from zigma_pl.cli.lightning_cli import quieten
+from zigma_pl.cli.parsing import quieten
 from zigma_pl.core.class_paths import build_described, find_class, packages_named
 from zigma_pl.core.errors import UserError
 from zigma_pl.data.base import ImageDataModule, Split

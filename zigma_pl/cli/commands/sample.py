@@ -97,7 +97,7 @@ def write_samples(model: "GenerativeModule", data: "RequestedData", options: arg
     import lightning as L
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
-    from zigma_pl.cli.lightning_cli import quieten
+    from zigma_pl.cli.parsing import quieten
     from zigma_pl.core.machine import choose_device
     from zigma_pl.training.callbacks.sample_writer import SampleWriter
     from zigma_pl.training.callbacks.sampling_bar import SamplingBar

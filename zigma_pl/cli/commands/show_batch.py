@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from zigma_pl.cli.lightning_cli import ZigmaCLI, parser_of, run_cli
+from zigma_pl.cli.lightning_cli import ZigmaCLI
+from zigma_pl.cli.parsing import parser_of, run_cli
 from zigma_pl.core.batch import RawBatch
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
