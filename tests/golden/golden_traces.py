@@ -11,6 +11,7 @@ are random there, so that the loss depends on every part.
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import torch
@@ -43,12 +44,20 @@ CROSS_ATTENTION = {"attention_heads": 2, "attention_head_dim": 8}
 EXPERIMENTS = find_rows(REPOSITORY / "experiments")
 
 
-def build(experiment: Row, parser: jsonargparse.ArgumentParser) -> tuple[GenerativeModule, ImageDataModule]:
-    """Return the module of an experiment, under its YAML and the options above, and its data module."""
+def build(
+    experiment: Row, parser: jsonargparse.ArgumentParser, **backbone: Any
+) -> tuple[GenerativeModule, ImageDataModule]:
+    """Return the module of an experiment, from its YAML and the options above, and its data module.
+
+    Args:
+        experiment: the experiment.
+        parser: from `make_parser`.
+        backbone: more options of the backbone.
+    """
     overlay = overlay_of(experiment, "smoke", REPOSITORY / "configs" / "scale")
     assert overlay is not None
     config = compose([experiment.path, overlay])
-    config["model"]["backbone"]["init_args"] |= BACKBONE
+    config["model"]["backbone"]["init_args"] |= BACKBONE | backbone
     parsed = parser.parse_object({"model": config["model"] | MODEL, "data": config["data"]})
     data, options = make_data_module(parsed.data), parsed.model.backbone.init_args
     fill_from(Specification.of(data)._asdict(), options)
