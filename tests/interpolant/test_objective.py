@@ -10,8 +10,8 @@ from zigma_pl.core.randomness import sample_generators
 from zigma_pl.interpolant import Objective, convert
 
 SCHEDULES = ["linear", "gvp", "vp"]
-PREDICTIONS = ["velocity", "score", "noise"]
-WEIGHTINGS = ["uniform", "velocity", "noise", "likelihood"]
+PREDICTIONS = ["velocity", "score", "noise", "data"]
+WEIGHTINGS = ["uniform", "velocity", "noise", "likelihood", "min_snr"]
 
 
 def training_pair(dtype=torch.float64):
@@ -60,7 +60,7 @@ def test_linear_velocity_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("weighting", ["velocity", "noise", "likelihood"])
+@pytest.mark.parametrize("weighting", ["velocity", "noise", "likelihood", "min_snr"])
 def test_a_weighted_loss_is_the_same_for_every_prediction(schedule, weighting) -> None:
     losses = []
     for prediction in PREDICTIONS:
@@ -68,6 +68,7 @@ def test_a_weighted_loss_is_the_same_for_every_prediction(schedule, weighting) -
         losses.append(objective.training_loss(imperfect_network(objective), *training_pair()))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-8, atol=0)
     torch.testing.assert_close(losses[2], losses[0], rtol=1e-8, atol=0)
+    torch.testing.assert_close(losses[3], losses[0], rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -85,6 +86,31 @@ def test_likelihood_weight_is_half_the_diffusion_times_the_score_error() -> None
     torch.testing.assert_close(Objective("linear", "score", "likelihood").loss_weight(t), t / (1 - t))
 
 
+def test_min_snr_weight_of_the_data_error_by_hand() -> None:
+    t = torch.tensor([0.1, 0.25, 0.5, 0.9], dtype=torch.float64)  # SNR ((1 - t) / t)^2: 81, 9, 1, 1 / 81
+    weight = Objective("linear", "data", "min_snr", snr_gamma=5).loss_weight(t)
+    torch.testing.assert_close(weight, torch.tensor([5, 5, 1, 1 / 81], dtype=torch.float64))
+
+
+def test_data_prediction_with_velocity_weights_by_hand() -> None:
+    """On the linear path velocity = (x_t - data) / t, so its error is the data's error / t."""
+    x_data, x_noise, t = training_pair()
+    objective = Objective(prediction="data", weighting="velocity", time_margin=0.01)
+    loss = objective.training_loss(lambda x_t, t: torch.zeros_like(x_t), x_data, x_noise, t)
+    torch.testing.assert_close(loss, x_data.square().mean((1, 2, 3)) / t**2)
+
+
+@pytest.mark.parametrize("law", ["uniform", "logit_normal"])
+def test_shifted_times_are_the_unshifted_ones_moved(law) -> None:
+    ids = range(100)
+    t = Objective(time_sampling=law).sample_time(sample_generators(0, "train", ids)).double()
+    shifted = Objective(time_sampling=law, time_shift=3.0).sample_time(sample_generators(0, "train", ids)).double()
+    torch.testing.assert_close(shifted, 3 * t / (1 + 2 * t), rtol=1e-6, atol=1e-7)
+    assert torch.equal(
+        Objective(time_shift=3.0).validation_times(torch.arange(9)), Objective().validation_times(torch.arange(9))
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -96,6 +122,10 @@ def test_likelihood_weight_is_half_the_diffusion_times_the_score_error() -> None
         (("linear", "score"), (0.01, 0.99)),
         (("linear", "velocity", "likelihood"), (0.01, 1.0)),
         (("linear", "velocity", "noise"), (0.0, 1.0)),
+        (("linear", "data"), (0.01, 1.0)),
+        (("linear", "data", "velocity"), (0.01, 1.0)),
+        (("vp", "data"), (0.01, 1.0)),
+        (("linear", "velocity", "min_snr"), (0.0, 1.0)),
     ],
 )
 def test_margins_are_kept_at_singular_ends_only(options, expected) -> None:
@@ -214,7 +244,7 @@ def test_its_options_need_no_class_path() -> None:
     "options",
     [
         {"schedule": "cosine"},
-        {"prediction": "data"},
+        {"prediction": "epsilon"},
         {"weighting": "snr"},
         {"time_sampling": "normal"},
         {"logit_std": 0.0},

@@ -17,8 +17,8 @@ from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(x_t (B, ...), t (B,)) -> raw output in the shape of x_t."""
 
-Prediction = Literal["velocity", "score", "noise"]
-Weighting = Literal["uniform", "velocity", "noise", "likelihood"]
+Prediction = Literal["velocity", "score", "noise", "data"]
+Weighting = Literal["uniform", "velocity", "noise", "likelihood", "min_snr"]
 TimeSampling = Literal["uniform", "logit_normal"]
 
 # 2^64 divided by the golden ratio, as a signed 64-bit number: multiples of it, modulo 2^64, are evenly spread.
@@ -48,14 +48,16 @@ class _WeightPowers(NamedTuple):
     sigma: int
 
 
-# The weight that a squared error of the noise carries in each loss. A noise error e is a velocity error
-# (determinant / alpha) e and a score error -e / sigma; likelihood weights the score's by g^2 / 2, where
+# The weight of a squared error of the noise in each loss. A noise error e is a velocity error (determinant / alpha) e,
+# a score error -e / sigma and a data error -(sigma / alpha) e; likelihood weights the score's by g^2 / 2, where
 # g^2 = 2 sigma determinant / alpha. Kept as exponents, so that the ratio of two is infinite only where it truly is.
 _NOISE_ERROR_WEIGHTS = {
     "velocity": _WeightPowers(2, -2, 0),
     "noise": _WeightPowers(0, 0, 0),
     "score": _WeightPowers(0, 0, -2),
+    "data": _WeightPowers(0, -2, 2),
     "likelihood": _WeightPowers(1, -1, -1),
+    "min_snr": _WeightPowers(0, 0, 0),  # where alpha^2 / sigma^2 is below gamma; see `loss_weight`
 }
 
 
@@ -67,12 +69,17 @@ class Objective(Configurable):
         prediction: what the raw output of the network is.
         weighting: "uniform" is the plain squared error of the prediction; "velocity" and "noise" weight it so that the
             loss equals that of a velocity or noise model; "likelihood" is half the squared diffusion coefficient times
-            the score error, which bounds the likelihood (ScoreSDE, arXiv:2011.13456; arXiv:2101.09258).
+            the score error, which bounds the likelihood (ScoreSDE, arXiv:2011.13456; arXiv:2101.09258); "min_snr" is
+            the error of the data times min(SNR, snr_gamma), SNR = alpha^2 / sigma^2 (arXiv:2303.09556).
         time_sampling: law of the training times; "logit_normal" is the sigmoid of a normal (arXiv:2403.03206).
         logit_mean: mean of that normal; positive leans to noise.
         logit_std: its standard deviation, > 0.
+        time_shift: moves the training times, of either law, to shift t / (1 + (shift - 1) t): above 1 towards noise, as
+            suits pictures of many pixels (arXiv:2403.03206); > 0.
+        snr_gamma: limit of the weight "min_snr", > 0.
         time_margin: distance kept, in training and in sampling, from an end of [0, 1] at which the target, its weight
             or its conversion to a velocity is infinite; in (0, 0.5). Other ends keep no distance; see `time_range`.
+            With prediction "data" and weighting "velocity" the weight at the margin m is 1 / m^2 on the linear path.
 
     Raises: UserError for an unknown option or a number out of range.
     """
@@ -86,13 +93,15 @@ class Objective(Configurable):
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
         time_margin: float = 1e-3,
+        time_shift: float = 1.0,
+        snr_gamma: float = 5.0,
     ) -> None:
         self.path = make_schedule(schedule)
         _check_choice("prediction", prediction, get_args(Prediction))
         _check_choice("weighting", weighting, get_args(Weighting))
         _check_choice("time_sampling", time_sampling, get_args(TimeSampling))
         check_numbers("objective", logit_mean=logit_mean)
-        check_numbers("objective", above=0, logit_std=logit_std)
+        check_numbers("objective", above=0, logit_std=logit_std, time_shift=time_shift, snr_gamma=snr_gamma)
         check_numbers("objective", above=0, below=0.5, time_margin=time_margin)
         self.schedule: ScheduleName = schedule
         self.prediction: Prediction = prediction
@@ -101,26 +110,31 @@ class Objective(Configurable):
         self.logit_mean = logit_mean
         self.logit_std = logit_std
         self.time_margin = time_margin
+        self.time_shift = time_shift
+        self.snr_gamma = snr_gamma
 
     @property
     def time_range(self) -> tuple[float, float]:
         """Lowest and highest time at which the network is trained and evaluated.
 
-        0 and 1, less the margin at t = 0 for a score, for anything on the VP path and for a weight that grows as
-        1 / sigma; and at t = 1 for a score or noise (their velocity needs 1 / alpha) and for a weight that grows as
+        0 and 1, less the margin at t = 0 for a score or data, for anything on the VP path and for a weight that grows
+        as 1 / sigma; and at t = 1 for a score or noise (their velocity needs 1 / alpha) and for a weight that grows as
         1 / alpha, unless the path is VP, where alpha stays positive.
         """
         powers = self._weight_powers()
-        at_data = self.prediction == "score" or self.path.sigma_rate_diverges or powers.sigma < 0
-        at_noise = self.path.reaches_pure_noise and (self.prediction != "velocity" or powers.alpha < 0)
+        at_data = self.prediction in ("score", "data") or self.path.sigma_rate_diverges or powers.sigma < 0
+        at_noise = self.path.reaches_pure_noise and (self.prediction in ("score", "noise") or powers.alpha < 0)
         return (self.time_margin if at_data else 0.0, 1.0 - self.time_margin if at_noise else 1.0)
 
     def sample_time(self, generators: list[torch.Generator], *, device: torch.device | str = "cpu") -> Tensor:
         """Draw (B,) float32 training times in (0, 1) and in `time_range`, element i from generator i alone."""
         if self.time_sampling == "uniform":
-            return to_device(self._stretch(rand_per_sample(generators)), device)
-        normal = randn_per_sample(generators, ())
-        return to_device(self._stretch(torch.sigmoid(self.logit_mean + self.logit_std * normal)), device)
+            fraction = rand_per_sample(generators)
+        else:
+            fraction = torch.sigmoid(self.logit_mean + self.logit_std * randn_per_sample(generators, ()))
+        if self.time_shift != 1:
+            fraction = self.time_shift * fraction / (1 + (self.time_shift - 1) * fraction)
+        return to_device(self._stretch(fraction), device)
 
     def validation_times(self, sample_ids: Tensor) -> Tensor:
         """Return (B,) float32 times for sample ids, (B,) int64: a function of each id alone, even over `time_range`.
@@ -164,6 +178,8 @@ class Objective(Configurable):
         weight = torch.ones_like(t)
         for base, power in zip((path.determinant, path.alpha, path.sigma), powers, strict=True):
             weight = weight * base**power if power else weight
+        if self.weighting == "min_snr":  # min(SNR, gamma) times the data's error, which is the noise's / SNR
+            weight = weight * (self.snr_gamma * (path.sigma / path.alpha) ** 2).clamp(max=1)
         return weight
 
     def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -189,6 +205,8 @@ class Objective(Configurable):
         path = coefficients_like(x_data, t, self.path)
         if self.prediction == "velocity":
             return path.d_alpha * x_data + path.d_sigma * x_noise
+        if self.prediction == "data":
+            return x_data
         return x_noise if self.prediction == "noise" else -x_noise / path.sigma
 
     def _weight_powers(self) -> _WeightPowers:
