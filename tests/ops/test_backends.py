@@ -22,7 +22,7 @@ def test_auto_takes_the_first_that_runs_and_logs_it_once(caplog):
     backends = table(kernel_available=False)
     with caplog.at_level(logging.INFO):
         assert [backends.choose("auto", "cuda").name for _ in range(3)] == ["plain"] * 3
-    expected = "op on cuda uses backend plain, slow but sure (passed over: kernel: no kernel; install it)"
+    expected = "op on cuda uses backend plain, slow but sure (not available: kernel: no kernel; install it)"
     assert [record.message for record in caplog.records] == [expected]
     assert table(kernel_available=True).choose("auto", "cuda").name == "kernel"
     assert table(kernel_available=True).choose("auto", "cpu").name == "plain"

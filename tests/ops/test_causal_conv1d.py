@@ -169,7 +169,7 @@ def test_self_check():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 5)}, r"x must be \(B, L, E\) with no empty axis"),
+        ({"x": torch.zeros(2, 5)}, r"x must be \(B, L, E\) without empty axes"),
         ({"weight": torch.zeros(4, 4)}, r"weight must be \(E, K\) = \(3, 4\)"),
         ({"weight": torch.zeros(3, 0)}, r"weight must be \(E, K\)"),
         ({"weight": torch.zeros(())}, r"weight must be \(E, K\)"),

@@ -13,7 +13,10 @@ def test_what_is_missing_is_named(monkeypatch):
     assert nvrtc.available() == (False, "PyTorch sees no CUDA device")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    assert nvrtc.available() == (False, "needs a GPU of compute capability 8.0, this one has 7.5")
+    available, reason = nvrtc.available()
+    assert not available
+    assert "8.0" in reason
+    assert "7.5" in reason
 
     def missing():
         raise OSError("libnvrtc.so: cannot open shared object file")
@@ -74,7 +77,7 @@ def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):
     monkeypatch.setattr(nvrtc, "_driver", Driver)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     kernel = nvrtc.Kernel(None, None, threads=32, shared_bytes=0, num_fields=1, device=0)
-    with pytest.raises(UserError, match=r"66000 sequences at once .* smaller batch"):
+    with pytest.raises(UserError, match=r"66000 sequences .* smaller batch"):
         kernel((1, 66_000, 1), [0])
     with pytest.raises(RuntimeError, match="cuLaunchKernel failed with CUDA error 1"):
         kernel((70_000, 1, 1), [0])

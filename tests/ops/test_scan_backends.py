@@ -90,8 +90,8 @@ ORDER_LENGTH_3 = torch.tensor([0, 1, 2])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"u": torch.zeros(3, 3)}, r"u must be \(B, L, E\) with no empty axis"),
-        ({"u": torch.zeros(2, 0, 3)}, "no empty axis"),
+        ({"u": torch.zeros(3, 3)}, r"u must be \(B, L, E\) without empty axes"),
+        ({"u": torch.zeros(2, 0, 3)}, "empty axes"),
         ({"u": torch.zeros(2, 5, 3, dtype=torch.int64)}, "u must be real floating point"),
         ({"delta": torch.zeros(2, 4, 3)}, r"delta must be \(B, L, E\) = \(2, 5, 3\), got \(2, 4, 3\)"),
         ({"A": torch.zeros(4, 3)}, r"A must be \(E, N\)"),

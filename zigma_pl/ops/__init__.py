@@ -1,1 +1,1 @@
-"""The fused operations of the mixer, each with its reference and a table of backends."""
+"""The fused operations of Mamba blocks, each with a reference implementation and a choice of backends."""

@@ -1,4 +1,4 @@
-"""Which implementations an op has, which of them can run here, and which one a call gets."""
+"""Backends of ops: their implementations, their availability on this machine, and the choice between them."""
 
 import logging
 from collections.abc import Callable
@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can run on this machine.
+    """Availability of a backend on this machine.
 
     Args:
-        name: the value of the `backend` option.
-        available: False when it cannot run here on any device.
-        reason: why not, with the remedy; otherwise what it is.
-        devices: torch device types it takes, or ("any",).
+        name: value of the `backend` option.
+        available: False if it cannot run here on any device.
+        reason: why it is not available and how to change that; otherwise a description.
+        devices: supported torch device types, or ("any",).
     """
 
     name: str
@@ -34,10 +34,10 @@ class Backend:
     """One implementation of an op.
 
     Args:
-        name: the value of the `backend` option.
-        run: takes the op's arguments without `backend`, already checked.
+        name: value of the `backend` option.
+        run: function of the op's checked arguments, without `backend`.
         available: () -> (can run here, reason or description).
-        devices: torch device types it takes, or ("any",).
+        devices: supported torch device types, or ("any",).
     """
 
     name: str
@@ -46,29 +46,29 @@ class Backend:
     devices: tuple[str, ...] = ("any",)
 
     def takes(self, device_type: str) -> bool:
-        """Whether tensors on this type of device can be passed."""
+        """Return whether the backend supports tensors on this device type."""
         return "any" in self.devices or device_type in self.devices
 
     def self_check_device(self) -> str:
-        """Returns the device type on which to check this backend."""
+        """Return the device type for the self-check of this backend."""
         return "cpu" if self.takes("cpu") else self.devices[0]
 
     def status(self) -> BackendStatus:
-        """Looks for what the backend needs; imports it if it is there."""
+        """Return the status of the backend, after trying to import what it needs."""
         available, reason = self.available()
         return BackendStatus(self.name, available, reason, self.devices)
 
 
 @dataclass
 class BackendTable:
-    """The backends of one op in the order in which "auto" prefers them; a new kernel is one more entry."""
+    """The backends of one op, in the order of preference of "auto"."""
 
     op: str
     backends: tuple[Backend, ...]
     _announced: set[tuple[str, str]] = field(default_factory=set)
 
     def __getitem__(self, name: str) -> Backend:
-        """Returns the backend of this name; UserError for a name that does not exist."""
+        """Return the backend with a name; UserError if it does not exist."""
         for backend in self.backends:
             if backend.name == name:
                 return backend
@@ -76,15 +76,15 @@ class BackendTable:
         raise UserError(f"{self.op}: backend {name!r} does not exist; choose one of {names}")
 
     def statuses(self) -> dict[str, BackendStatus]:
-        """Returns the status of every backend by name."""
+        """Return the status of every backend by name."""
         return {backend.name: backend.status() for backend in self.backends}
 
     def choose(self, name: str, device_type: str) -> Backend:
-        """Returns the named backend, or for "auto" the first that runs on this device, which is logged once.
+        """Return the named backend, or for "auto" the first that runs on this device, and log that choice once.
 
         Raises:
-            UserError: no backend has this name.
-            BackendUnavailable: the named backend cannot run here; nothing is put in its place.
+            UserError: the backend does not exist.
+            BackendUnavailable: the named backend cannot run here; there is no fallback to another one.
         """
         return self._first_available(device_type) if name == "auto" else self._named(name, device_type)
 
@@ -116,20 +116,21 @@ class BackendTable:
         if (backend.name, device_type) in self._announced:
             return
         self._announced.add((backend.name, device_type))
-        passed_over = f" (passed over: {'; '.join(refused)})" if refused else ""
-        logger.info("%s on %s uses backend %s, %s%s", self.op, device_type, backend.name, reason, passed_over)
+        unavailable = f" (not available: {'; '.join(refused)})" if refused else ""
+        logger.info("%s on %s uses backend %s, %s%s", self.op, device_type, backend.name, reason, unavailable)
 
 
 def relative_errors(
     run: Callable[..., Tensor], reference: Callable[..., Tensor], arguments: dict[str, Tensor], **options: object
 ) -> dict[str, float]:
-    """Largest error of the output and of every gradient, relative to the largest entry of the float64 reference.
+    """Return the largest error of the output and of each gradient, relative to the maximum of the float64 reference.
 
     Args:
-        run, reference: the op under test and its definition, called with the arguments by name and the options.
+        run, reference: the op under test and its reference, called with the arguments by name and the options.
         arguments: floating-point inputs in the dtype under test; the reference gets the same values in float64.
         options: arguments that are not differentiated.
-    Returns: name of the output ("output") or input -> relative error.
+
+    Returns: relative error by name, "output" for the output and the name of the input for each gradient.
     """
     exact = _output_and_gradients(reference, {n: t.double() for n, t in arguments.items()}, options)
     tested = _output_and_gradients(run, arguments, options)
@@ -141,7 +142,7 @@ def _output_and_gradients(
 ) -> dict[str, Tensor]:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
     output = run(**leaves, **options)
-    # Any fixed weights that differ from entry to entry do: a plain sum would hide errors that cancel.
+    # Weights that differ from entry to entry; in a plain sum, errors could cancel.
     weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).cos().view(output.shape)
     gradients = torch.autograd.grad(output, list(leaves.values()), weights.to(output))
     return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}

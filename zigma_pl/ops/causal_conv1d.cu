@@ -1,8 +1,8 @@
-// Depthwise causal convolution along the visit order, and its gradients. A thread walks the steps of a chunk for VECTOR
-// neighbouring channels, with the rows that the TAPS taps reach in registers, so that each row is read once a chunk.
-// VECTOR is 1 where rows cannot be read in larger words.
+// Depthwise causal convolution along the visit order, and its gradients. A thread iterates over the steps of a chunk for
+// VECTOR adjacent channels and keeps the rows within reach of the TAPS taps in registers, so that each row is read once per
+// chunk. VECTOR is 1 if rows cannot be read in larger words.
 
-#define GROUP 4  // steps whose rows are loaded together, while the group before is worked off
+#define GROUP 4  // steps whose rows are loaded together while the previous group is processed
 #define REACH (TAPS - 1)
 
 // Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1.
@@ -12,7 +12,7 @@ struct Params {
     const float *weight, *bias;    // (E, TAPS), (E)
     const int* order;
     Element *out, *dx;             // out: contiguous (B, L, E)
-    float *dweight, *dbias;        // (E, TAPS), (E) for each chunk of each batch row, part_stride apart
+    float *dweight, *dbias;        // (E, TAPS), (E) for each chunk of each batch element, part_stride apart
     Long num_rows, num_channels, chunk_rows, silu, part_stride;
 };
 
@@ -51,12 +51,12 @@ __device__ __forceinline__ Packed nothing() {
 }
 
 struct Channels {
-    int first;  // channel of the thread
+    int first;  // first channel of the thread
     int begin, end;  // steps of the chunk
     float weight[TAPS][VECTOR], bias[VECTOR];
 };
 
-// Neighbouring parameters, four at a time where they can be: short chunks read about as many of them as of their rows.
+// Reads adjacent parameters, four at a time if they are aligned: short chunks read about as many parameters as row elements.
 template <int COUNT>
 __device__ __forceinline__ void read_parameters(const float* from, float (&to)[COUNT]) {
     if (COUNT % 4 == 0 && (Long)from % 16 == 0) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void read_parameters(const float* from, float (&to)[C
     }
 }
 
-// Returns false for a thread without channels. order[i] becomes the raster row of step begin - REACH + i, -1 outside.
+// Returns false for a thread without channels. Sets order[i] to the raster row of step begin - REACH + i, or -1 outside.
 __device__ __forceinline__ bool open_chunk(const Params& p, Channels& c, int* order) {
     c.first = (blockIdx.x * THREADS + threadIdx.x) * VECTOR;
     c.begin = blockIdx.y * p.chunk_rows;
@@ -150,7 +150,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Params 
     }
 }
 
-// Gradients of the rows of a chunk, which need those of the REACH sums after them too, and the chunk's share of the others.
+// Gradients of the rows of a chunk, which also depend on the REACH sums after the chunk, and the chunk's contribution to the
+// gradients of weight and bias.
 extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params p) {
     DYNAMIC_SHARED(memory);
     int* order = (int*)memory;
@@ -202,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params
 #pragma unroll
                 for (int tap = 0; tap < TAPS; ++tap) dweight[tap][j] = fmaf(counted, window[i + tap][j], dweight[tap][j]);
             }
-            const int done = step + i - REACH;  // all sums that this row enters are known
+            const int done = step + i - REACH;  // the gradients of all sums that depend on this row are known
             if (done < 0 || done >= num_steps) continue;
             float result[VECTOR];
 #pragma unroll

@@ -1,4 +1,4 @@
-"""Depthwise causal convolution along the visit order: the public op, its reference, a CPU and a CUDA-package form."""
+"""Depthwise causal convolution along a visit order: the public op, its reference, CPU and causal-conv1d backends."""
 
 import functools
 import importlib
@@ -30,7 +30,7 @@ __all__ = ["ConvolutionBackend", "available_backends", "causal_conv1d", "self_ch
 Activation = Literal["silu"] | None
 ConvolutionBackend = Literal["auto", "cuda", "causal_conv1d", "cpu", "reference"]
 
-# Elements of the batch rows that are worked off together, so that all passes over them run in the cache.
+# Number of elements that are processed together, so that all passes over them stay in the cache.
 BLOCK_ELEMENTS = 1 << 18
 
 
@@ -44,7 +44,7 @@ def causal_conv1d(
     backend: ConvolutionBackend = "auto",
     deterministic: bool = False,
 ) -> Tensor:
-    """Convolve every channel with its own short filter over the tokens visited before; rows stay where they were.
+    """Convolve each channel with its own short causal filter along a visit order; rows stay in raster order.
 
     out[order[k]] = act(bias + sum over j of weight[:, j] x[order[k - (K - 1) + j]]), rows before the first are zero.
 
@@ -54,16 +54,16 @@ def causal_conv1d(
         bias: (E,).
         visit_order: (L,) int32 or int64 permutation, None for raster order. Only its length and dtype are checked.
         activation: "silu" or None.
-        backend: implementation to use; "auto" takes the fastest that runs on x's device and logs the choice once.
-        deterministic: refuse a backend whose gradients may differ from run to run.
+        backend: implementation to use; "auto" chooses the fastest available one for x's device and logs the choice.
+        deterministic: reject backends whose gradients may differ from run to run.
 
     Returns:
-        (B, L, E) in x's dtype and in raster rows.
+        (B, L, E) in x's dtype, in raster order.
 
     Raises:
-        UserError: shapes, dtypes or devices do not fit, the activation or the backend does not exist, or the backend is
-            not deterministic.
-        BackendUnavailable: a named backend cannot run here; the message says why.
+        UserError: shapes, dtypes or devices do not match, the activation or the backend does not exist, or the backend
+            is not deterministic.
+        BackendUnavailable: a named backend cannot run here.
     """
     _check(x, weight, bias, activation)
     if visit_order is not None:
@@ -85,12 +85,12 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
 
 
 def available_backends() -> dict[str, BackendStatus]:
-    """Returns for every backend whether it can run here, on which devices, and why not."""
+    """Return the availability of each backend on this machine."""
     return BACKENDS.statuses()
 
 
 def self_check(name: ConvolutionBackend) -> float:
-    """Runs one backend on a small odd case; returns its largest relative error as selective_scan.self_check does."""
+    """Run one backend on a small case and return its largest relative error; see `selective_scan.self_check`."""
     device = BACKENDS[name].self_check_device()
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (3, 67, 24), "weight": (24, 4), "bias": (24,)}
@@ -105,7 +105,7 @@ def self_check(name: ConvolutionBackend) -> float:
 def _run_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, activation: Activation
 ) -> Tensor:
-    """The definition, in float64 for float64 x: gather, PyTorch's grouped convolution, scatter."""
+    """Gather, PyTorch's grouped convolution, scatter; in float64 for float64 x."""
     dtype, (num_channels, num_taps) = compute_dtype(x), weight.shape
     arranged = x.to(dtype) if visit_order is None else x.to(dtype)[:, visit_order.long()]
     padded = F.pad(arranged.transpose(1, 2), (num_taps - 1, 0))
@@ -129,7 +129,7 @@ def _blocks(x: Tensor) -> Iterator[slice]:
 
 
 def _shifted(rows: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    """Sum over shifts s of taps[s] rows[k - s] for time-major rows (L, B, E); taps (K, E) with shift 0 first."""
+    """Return the sum over s of taps[s] rows[k - s] for time-major rows (L, B, E) and taps (K, E)."""
     out = rows * taps[0] if bias is None else torch.addcmul(bias, rows, taps[0])
     for shift in range(1, min(len(taps), len(rows))):
         out[shift:].addcmul_(rows[:-shift], taps[shift])
@@ -139,7 +139,7 @@ def _shifted(rows: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("zigma_pl::causal_conv1d_cpu", mutates_args=())
 @threads_that_pay()
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
-    """Plain PyTorch on any device: K shifted multiply-adds over rows that are time-major along the visit order."""
+    """Convolve with K shifted multiply-adds over time-major rows in visit order; plain PyTorch on any device."""
     dtype = compute_dtype(x)
     taps = weight.to(dtype).flip(1).t().contiguous()
     offset = None if bias is None else bias.to(dtype)
@@ -160,7 +160,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None
 def conv_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of x, weight and bias, the last empty without bias."""
+    """Return the gradients of x, weight and bias, the last one empty without bias."""
     dtype = compute_dtype(x)
     taps = weight.to(dtype).flip(1).t().contiguous()
     offset = None if bias is None else bias.to(dtype)
@@ -177,7 +177,7 @@ def conv_backward(
 
 
 def _block_backward(rows: Tensor, dpre: Tensor, taps: Tensor, dtaps: Tensor) -> Tensor:
-    """Returns the gradient of the time-major rows and adds to that of the taps."""
+    """Return the gradient of the time-major rows, and add the gradient of the taps to `dtaps`."""
     drows, product = dpre * taps[0], torch.empty_like(rows)
     for shift in range(min(len(taps), len(rows))):
         num_steps = len(rows) - shift
@@ -219,7 +219,7 @@ def _operations(x: Any, weight: Any, bias: Any, visit_order: Any, silu: bool, **
 
 @counts_operations_of(torch.ops.zigma_pl.causal_conv1d_cpu_backward, torch.ops.zigma_pl.causal_conv1d_cuda_backward)
 def _backward_operations(dout: Any, x: Any, weight: Any, bias: Any, visit_order: Any, silu: bool, **_: Any) -> Flops:
-    """Count dx and dweight, and for the derivative of silu the convolution again."""
+    """Count dx, dweight, and the recomputed convolution for the derivative of silu."""
     num_elements = math.prod(x)
     elementwise = num_elements * ((bias is not None) * (1 + silu) + SILU_BACKWARD * silu)
     return Flops(convolution=(2 + silu) * 2 * weight[1] * num_elements, elementwise=elementwise)
@@ -246,7 +246,7 @@ def _run_package(
         )
     interface = importlib.import_module("causal_conv1d.causal_conv1d_interface")
     arranged = (x if visit_order is None else x.index_select(1, visit_order)).transpose(1, 2)
-    if x.shape[2] % 8:  # its channel-last kernel wants channels in multiples of 8
+    if x.shape[2] % 8:  # the channel-last kernel requires a multiple of 8 channels
         arranged = arranged.contiguous()
     check_32_bit_offsets("causal_conv1d", "causal_conv1d", arranged)
     parameters = (weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
@@ -259,14 +259,14 @@ BACKENDS = BackendTable(
     (
         Backend("cuda", causal_conv1d_cuda.run, causal_conv1d_cuda.available, ("cuda",)),
         Backend("causal_conv1d", _run_package, _package_available, ("cuda",)),
-        Backend("cpu", _run_cpu, lambda: (True, "plain PyTorch shifts without a graph over taps, made for the CPU")),
-        Backend("reference", _run_reference, lambda: (True, "PyTorch's grouped convolution, the definition")),
+        Backend("cpu", _run_cpu, lambda: (True, "shifted multiply-adds in PyTorch, optimised for the CPU")),
+        Backend("reference", _run_reference, lambda: (True, "PyTorch's grouped convolution, the reference")),
     ),
 )
 _RUNS = {backend.name: backend.run for backend in BACKENDS.backends}
 
 
-# The choice depends on the machine alone, and importing packages cannot be traced by torch.compile.
+# The choice depends only on the machine, and torch.compile cannot trace imports of packages.
 @torch.compiler.assume_constant_result
 def _choose_backend(name: str, device_type: str) -> str:
     return BACKENDS.choose(name, device_type).name

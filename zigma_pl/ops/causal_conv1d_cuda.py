@@ -1,4 +1,4 @@
-"""The causal convolution on NVIDIA GPUs: CUDA C++ compiled at run time, rows addressed through the visit order."""
+"""The causal convolution on NVIDIA GPUs: CUDA C++ compiled at run time, with rows addressed through the visit order."""
 
 import functools
 from pathlib import Path
@@ -14,14 +14,14 @@ from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors, rows
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 8
 THREADS = 64
-LONGEST_CHUNK = 128  # rows; a chunk's first taps read TAPS - 1 rows more
+LONGEST_CHUNK = 128  # rows; a chunk also reads the TAPS - 1 rows before it
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 20  # of struct Params in causal_conv1d.cu
+_NUM_FIELDS = 20  # in struct Params of causal_conv1d.cu
 
 
 def available() -> tuple[bool, str]:
-    """Returns whether the kernels can run here, and why not."""
+    """Return whether the kernels can run here, with the reason if not."""
     return nvrtc.available()
 
 
@@ -32,13 +32,13 @@ def run(
     visit_order: Tensor | None,
     activation: str | None,
 ) -> Tensor:
-    """Convolution with the arguments of `zigma_pl.ops.causal_conv1d`; not for float64 or more than 8 taps.
+    """Convolve with the arguments of `causal_conv1d`, but without float64 and with at most 8 taps.
 
-    Sums are taken in a fixed order, so that it is deterministic.
+    Deterministic, since sums are taken in a fixed order.
     """
     if x.dtype not in ROW_KINDS or weight.shape[1] > MAX_TAPS:
         raise UserError(
-            f"causal_conv1d: backend 'cuda' takes at most {MAX_TAPS} taps and no float64, got {weight.shape[1]} taps "
+            f"causal_conv1d: backend 'cuda' supports up to {MAX_TAPS} taps and no float64, got {weight.shape[1]} taps "
             f"and {x.dtype}; use backend 'cpu', which runs on CUDA too"
         )
     inputs = (x, weight, bias)
@@ -55,7 +55,7 @@ def _rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _vector(rows: list[Tensor], num_bytes: int) -> int:
-    """Returns how many channels can be moved at once: num_bytes of them, or 1."""
+    """Return how many channels a load or store can move: as many as fit in num_bytes, or 1 if rows are not aligned."""
     size = rows[0].element_size()
     used = rows[0].shape[2] * size
     for t in rows:
@@ -65,7 +65,7 @@ def _vector(rows: list[Tensor], num_bytes: int) -> int:
 
 
 def _chunk_rows(x: Tensor, vector: int) -> int:
-    """Returns the rows of a chunk."""
+    """Return the number of rows per chunk."""
     num_rows, num_tokens, num_channels = x.shape
     across = num_rows * -(-num_channels // (THREADS * vector))
     room = 8 * num_multiprocessors(x.device.index or 0)
@@ -118,7 +118,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
-    """Returns the convolved rows, contiguous; without autograd, for callers that have a backward pass of their own."""
+    """Return the convolved rows, contiguous; without autograd, for callers with their own backward pass."""
     x = _rows(x, x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     vector = _vector([x, out], 16)
@@ -136,11 +136,12 @@ def convolve_backward(
     silu: bool,
     dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of x, weight, (E, K), and bias, (E,), the last two float32 and in one piece of memory.
+    """Return the gradients of x, of weight, (E, K), and of bias, (E,), the last two float32 in shared memory.
 
     Args:
-        dout, x, weight, bias, visit_order, silu: as `convolve` got them, and the gradient of its output.
-        dx: where to put the gradient of x, such as half of the gradient of a projection: (B, L, E), last stride 1.
+        dout: gradient of the output.
+        x, weight, bias, visit_order, silu: the arguments of `convolve`.
+        dx: output for the gradient of x, such as half of the gradient of a projection: (B, L, E), last stride 1.
     """
     x, dout = _rows(x, x.dtype), _rows(dout, x.dtype)
     if dx is None:
@@ -158,7 +159,7 @@ def convolve_backward(
 
 @torch.library.custom_op("zigma_pl::causal_conv1d_cuda", mutates_args=())
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool) -> Tensor:
-    """The op of `convolve`."""
+    """Custom op of `convolve`."""
     return convolve(x, weight, bias, visit_order, silu)
 
 
@@ -171,7 +172,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None
 def conv_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op of `convolve_backward`: gradients of x, weight and bias, the last empty without bias."""
+    """Custom op of `convolve_backward`: gradients of x, weight and bias, the last one empty without bias."""
     dx, dweight, dbias = convolve_backward(dout, x, weight, bias, visit_order, silu)
     dbias = weight.new_empty(0) if bias is None else dbias.to(bias.dtype, copy=True)
     return dx, dweight.to(weight.dtype, copy=True), dbias

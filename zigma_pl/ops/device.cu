@@ -1,4 +1,4 @@
-// What the kernels share: number formats of the rows, fast elementary functions, asynchronous copies, warp matrix products.
+// Shared by all kernels: number formats of rows, fast elementary functions, asynchronous copies, warp matrix products.
 // Compiled at run time; ROW_KIND is 0 for float32 rows, 1 for bfloat16, 2 for float16. Needs compute capability 8.0.
 
 typedef unsigned int Word;
@@ -19,12 +19,12 @@ typedef unsigned short Element;
 #ifndef EMULATED  // the emulation in the tests defines these in plain C++
 #define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 
-// Makes the compiler keep x in a register, rather than compute it again wherever it is needed.
+// Makes the compiler keep x in a register instead of recomputing it at every use.
 __device__ __forceinline__ void hold(int& x) { asm volatile("" : "+r"(x)); }
 template <class Number>
 __device__ __forceinline__ void hold(const Number*& x) { asm volatile("" : "+l"(x)); }
 
-// Tells the compiler that a pointer out of shared memory points to global memory, which it cannot know.
+// Tells the compiler that a pointer read from shared memory points to global memory.
 template <class Number>
 __device__ __forceinline__ Number* as_global(Number* pointer) {
     __builtin_assume(__isGlobal(pointer));
@@ -61,7 +61,7 @@ __device__ __forceinline__ Word pack_bfloats(float low, float high) {
     return packed;
 }
 
-// Copies BYTES (4, 8 or 16) to shared memory in the background, or zeros where nothing is to be read.
+// Copies BYTES (4, 8 or 16) bytes to shared memory asynchronously, or writes zeros if `present` is false.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool present) {
     const Word to = (Word)__cvta_generic_to_shared(shared);
@@ -75,10 +75,10 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 
 __device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until only the last group of copies of this thread may still be under way.
+// Waits for all groups of copies of this thread except the last one.
 __device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
 
-// c (16 x 8) += a (16 x 8) b (8 x 8) over a warp; a and b are read to 11 bits (tf32). Lane 4 g + q holds
+// c (16 x 8) += a (16 x 8) b (8 x 8) over a warp; a and b are read with 11 bits (tf32). Lane 4 g + q holds
 // a[0..3] = A[g][q], A[g + 8][q], A[g][q + 4], A[g + 8][q + 4];  b[0..1] = B[q][g], B[q + 4][g];
 // c[0..3] = C[g][2 q], C[g][2 q + 1], C[g + 8][2 q], C[g + 8][2 q + 1].
 __device__ __forceinline__ void multiply_add(float (&c)[4], const float (&a)[4], float b0, float b1) {
@@ -88,7 +88,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const float (&a)[4],
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-// c = a b, without registers for zeros.
+// c = a b, which needs no registers for zeros.
 __device__ __forceinline__ void multiply(float (&c)[4], const float (&a)[4], float b0, float b1) {
     asm("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {zero,zero,zero,zero};}"
@@ -97,7 +97,7 @@ __device__ __forceinline__ void multiply(float (&c)[4], const float (&a)[4], flo
           "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-// c = a b with four columns in a, of the same precision: a0, a1 = A[g][q], A[g + 8][q];  b = B[q][g].
+// c = a b in which a has four columns, with the same precision: a0, a1 = A[g][q], A[g + 8][q];  b = B[q][g].
 __device__ __forceinline__ void multiply4(float (&c)[4], float a0, float a1, float b) {
     asm("{.reg .f32 zero; mov.f32 zero, 0f00000000;\n"
         "mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {zero,zero,zero,zero};}"
@@ -105,7 +105,7 @@ __device__ __forceinline__ void multiply4(float (&c)[4], float a0, float a1, flo
         : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(b)));
 }
 
-// Factors of bfloat16, two in a word: c (16 x 8) += a (16 x 16) b (16 x 8), or = if first. Lane 4 g + q holds
+// c (16 x 8) += a (16 x 16) b (16 x 8), or = if first, with bfloat16 factors, two per word. Lane 4 g + q holds
 // a[0..3] = A[g][2 q..], A[g + 8][2 q..], A[g][2 q + 8..], A[g + 8][2 q + 8..];  b0, b1 = B[2 q..][g], B[2 q + 8..][g].
 __device__ __forceinline__ void multiply_add16(float (&c)[4], const Word (&a)[4], Word b0, Word b1, bool first) {
     if (first)
@@ -120,14 +120,14 @@ __device__ __forceinline__ void multiply_add16(float (&c)[4], const Word (&a)[4]
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Transposes a matrix of 8 x 8 numbers of 16 bits, of which lane 4 g + q holds [g][2 q] and [g][2 q + 1].
+// Transposes an 8 x 8 matrix of 16-bit numbers; lane 4 g + q holds [g][2 q] and [g][2 q + 1].
 __device__ __forceinline__ Word transpose(Word two) {
     Word turned;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(two));
     return turned;
 }
 
-// Whether any thread of the block votes for it; a barrier too.
+// Returns whether any thread of the block votes true; also a barrier.
 __device__ __forceinline__ bool any_of_block(bool vote) { return __syncthreads_or(vote); }
 
 __device__ __forceinline__ Word ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
@@ -144,16 +144,16 @@ __device__ __forceinline__ void add_global4(float* to, float4 v) {
 }
 #endif  // EMULATED
 
-// What the matrix units would cut off, they then cut without loss in the mean.
+// Adds half a unit of the 11th bit, so that truncation by the matrix units becomes rounding, without bias.
 __device__ __forceinline__ float round_to_11_bits(float x) { return __uint_as_float(__float_as_uint(x) + 0x1000u); }
 
-// The bits of x that the matrix units read, and what is left of it beyond them.
+// The bits of x that the matrix units read, and the remainder.
 __device__ __forceinline__ float cut_to_11_bits(float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
 __device__ __forceinline__ float trailing_bits(float x) { return x - cut_to_11_bits(x); }
 
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-LOG2_E * x)); }
 
-// log(1 + exp(x)) for all x: log1p(e) = e P(e) on [0, 1], P fitted to a relative error of 3e-8, for 16-bit rows of 8e-6.
+// log(1 + exp(x)) for all x: log1p(e) = e P(e) on [0, 1], P fitted with a relative error of 3e-8, or 8e-6 for 16-bit rows.
 __device__ __forceinline__ float softplus(float x) {
     const float e = exp2_fast(-LOG2_E * fabsf(x));
 #if ROW_KIND == 0
@@ -188,7 +188,7 @@ __device__ __forceinline__ float to_float(Element x) { return half_to_float(x); 
 __device__ __forceinline__ Element from_float(float x) { return (Element)pack_halves(x, 0.f); }
 #endif
 
-// Two elements in a word (one for float32) to float.
+// Converts the two elements of a word (one for float32) to float.
 __device__ __forceinline__ void unpack_word(Word word, float* out) {
 #if ROW_KIND == 0
     out[0] = __uint_as_float(word);
@@ -211,7 +211,7 @@ __device__ __forceinline__ Word pack_word(const float* in) {
 #endif
 }
 
-// Two 16-bit elements in a word to bfloat16, as the matrix units take them.
+// Converts the two 16-bit elements of a word to bfloat16 for the matrix units.
 #if ROW_KIND == 1
 __device__ __forceinline__ Word as_bfloats(Word two) { return two; }
 #elif ROW_KIND == 2

@@ -1,8 +1,8 @@
-"""A whole Mamba branch on NVIDIA GPUs as one op, from the residual stream to what is to be added to it.
+"""A complete Mamba branch as one op on NVIDIA GPUs.
 
 residual sum, norm and modulation -> in_proj -> convolution -> x_proj, dt_proj -> scan -> out_proj.
 
-It keeps what is dear and recomputes what is cheap.
+The forward pass stores the expensive intermediate results; the backward pass recomputes the cheap ones.
 
 Axes: B batch, L tokens, D width, E inner width, N state.
 """
@@ -25,7 +25,7 @@ ActivationMemory = Literal["lean", "fast"]
 
 
 def runs_fused(x: Tensor, shift: Tensor, weights: MixerWeights, scan_backend: str) -> bool:
-    """Whether `add_norm_mix` takes these."""
+    """Return whether `add_norm_mix` supports these arguments."""
     return (
         norms.runs_fused(x, shift)
         and scan_backend in ("auto", "cuda")
@@ -52,14 +52,14 @@ def add_norm_mix(
     """Add a branch to the residual stream, and mix the normalised and modulated sum along an order; CUDA only.
 
     Args:
-        x, branch, gate, shift, scale, epsilon, branch_inverse: as of `norms.add_norm_modulate`.
-        norm_weight: (D,) of the RMSNorm.
-        weights: of the mixer.
+        x, branch, gate, shift, scale, epsilon, branch_inverse: see `norms.add_norm_modulate`.
+        norm_weight: (D,), weight of the RMSNorm.
+        weights: weights of the mixer.
         visit_order: (L,) int32 or int64, None for raster order.
-        activation_memory: what is kept of each token for the backward pass, beside the scan's states: "lean" 3 D + R +
-            2 N numbers of the rows' dtype, the branch that goes out among them; "fast" 4 E more and four times as many
-            states, which spares the product, the convolution and the step sizes a second time.
-        deterministic: the same bits of every gradient on every run.
+        activation_memory: how much is stored for the backward pass. "lean": 3 D + R + 2 N numbers per token in the
+            rows' dtype, including the output, and states of the scan. "fast": 4 E more numbers and four times as many
+            states, so that in_proj, the convolution and the step sizes are not recomputed.
+        deterministic: compute bit-identical gradients on every run.
 
     Returns: x_new = x + gate * branch, and the next branch, (B, L, D).
     """
@@ -69,7 +69,7 @@ def add_norm_mix(
         x_new, out, *_ = mix_forward(*inputs, inverse, list(weights), visit_order, epsilon, kept, deterministic)
     elif kept == "nothing":
         x_new, out, _ = run_forward(inputs, inverse, weights.cast(shift.dtype), visit_order, epsilon, kept)
-    else:  # what an op costs the host is too much for every layer of a training step
+    else:  # the host overhead of a custom op would be too large for every layer of a training step
         x_new, out = _Mix.apply(epsilon, kept, deterministic, visit_order, inverse, *inputs, *weights)
     return (x if branch is None else x_new), out
 
@@ -99,7 +99,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+        saved = ctx.saved_tensors  # only once: under activation checkpointing a second access is an error
         kept, cast, (*inputs, inverse, visit_order) = Kept(*saved[:8]), CastWeights(*saved[8:17]), saved[17:]
         if dout is None:
             dout = torch.zeros_like(kept.normalised)
@@ -130,10 +130,11 @@ def mix_forward(
     kept: str,
     deterministic: bool,
 ) -> OpResults:
-    """Returns x_new (empty without a branch), the next branch, and a `Kept`."""
+    """Return x_new (empty without a branch), the next branch, and the fields of a `Kept`."""
     inputs, cast = (x, branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
     x_new, out, left = run_forward(inputs, branch_inverse, cast, visit_order, epsilon, kept)
-    x_new, out, *rest = (t if t.numel() else t.clone() for t in (x_new, out, *left))  # an op returns no tensor twice
+    # A custom op must not return the same tensor twice.
+    x_new, out, *rest = (t if t.numel() else t.clone() for t in (x_new, out, *left))
     return x_new, out, *rest  # type: ignore[return-value]
 
 
@@ -180,13 +181,13 @@ def mix_backward(
     deterministic: bool,
     stream: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns the gradients of x, branch, gate, norm_weight, shift, scale (empty where absent), and of the weights."""
+    """Return the gradients of x, branch, gate, norm_weight, shift, scale (empty if absent), and of the weights."""
     inputs, given = (branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
     gradients, dweights = run_backward(
         *(dx_new, dout, Kept(*kept), inputs, branch_inverse, given, visit_order, deterministic, stream)
     )
-    # The scan's gradients of A, skip and bias lie in one piece of memory, as the convolution's two do: an op returns
-    # nothing that shares it.
+    # The scan's gradients of A, skip and bias are views of one tensor, as are the convolution's two; a custom op must
+    # not return tensors that share memory.
     shared = {"dt_bias": dweights.dt_bias, "D": dweights.D, "conv_bias": dweights.conv_bias}
     dweights = dweights._replace(**{name: gradient.clone() for name, gradient in shared.items()})
     return (

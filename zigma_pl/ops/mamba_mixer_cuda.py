@@ -1,7 +1,7 @@
-"""The two passes of a whole Mamba branch on NVIDIA GPUs, without autograd: see `mamba_mixer`.
+"""Forward and backward pass of a complete Mamba branch on NVIDIA GPUs, without autograd; see `mamba_mixer`.
 
-Everything between the ends is in the dtype of the modulation, so 16 bits under autocast; parameters, their
-gradients, the scan's state and all sums are float32.
+Intermediate results have the dtype of the modulation, a 16-bit dtype under autocast; parameters, their gradients, the
+scan's state and all sums are float32.
 
 Axes: B batch, L tokens, D width, E inner width, N state.
 """
@@ -18,13 +18,13 @@ from zigma_pl.ops import norms_cuda as norms
 from zigma_pl.ops.norms_cuda import Inverses, Modulation, NormGradients
 from zigma_pl.ops.selective_scan import direct
 
-# Rows between two states of the scan that are kept. At 32,768 tokens and E = 1,536, every 8th takes 201 MB instead of
-# 50, and saves 0.15 ms of walking from one to the next.
+# Number of rows between two stored states of the scan. For 32,768 tokens and E = 1,536, storing every 8th state takes
+# 201 MB instead of 50 and saves 0.15 ms of recomputation.
 KEEP_EVERY = {"nothing": 0, "lean": 32, "fast": 8}
 
 
 class MixerWeights(NamedTuple):
-    """The parameters of a `mixers.mamba.MambaMixer`; R is the rank of the step sizes, K the taps of the convolution."""
+    """Parameters of a `MambaMixer`; R is the rank of the step sizes, K the taps of the convolution."""
 
     in_proj: Tensor  # (2 E, D)
     conv_weight: Tensor  # (E, K)
@@ -37,7 +37,7 @@ class MixerWeights(NamedTuple):
     out_proj: Tensor  # (D, E)
 
     def cast(self, dtype: torch.dtype) -> "CastWeights":
-        """Returns what the passes take, with matrices of this dtype."""
+        """Return the weights with matrices cast to a dtype."""
         in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj = self
         matrices = [in_proj, x_proj, dt_proj, out_proj]
         if any(matrix.dtype != dtype for matrix in matrices):
@@ -48,7 +48,7 @@ class MixerWeights(NamedTuple):
 
 
 class CastWeights(NamedTuple):
-    """Weights as the two passes take them: matrices in the dtype of the rows."""
+    """Weights for the two passes, with matrices in the dtype of the rows."""
 
     in_proj: Tensor
     x_proj: Tensor
@@ -61,20 +61,19 @@ class CastWeights(NamedTuple):
     D: Tensor
 
 
-Inputs = tuple[
-    Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor
-]  # x, branch, gate, norm_weight, shift, scale
+# x, branch, gate, norm_weight, shift, scale
+NormInputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]
 
 
 class Kept(NamedTuple):
-    """What the forward pass leaves for the backward pass; empty where it does not."""
+    """Tensors that the forward pass stores for the backward pass; empty if they are recomputed or not needed."""
 
     normalised: Tensor  # (B, L, D)
     rstd: Tensor  # (B, L), float32
     modulated: Tensor  # (B, L, D)
-    projected: Tensor  # (B, L, R + 2 N): step sizes of low rank, B, C
+    projected: Tensor  # (B, L, R + 2 N): low-rank step sizes, B, C
     states: Tensor  # of the scan
-    entered: Tensor  # (B, L, 2 E): rows before the convolution, gate
+    entered: Tensor  # (B, L, 2 E), output of in_proj: rows before the convolution, gate
     u: Tensor  # (B, L, E): rows after the convolution
     delta: Tensor  # (B, L, E): before bias and softplus
 
@@ -96,14 +95,14 @@ def _step_sizes(projected: Tensor, weights: CastWeights) -> Tensor:
 
 
 def run_forward(
-    inputs: Inputs,
+    inputs: NormInputs,
     branch_inverse: Tensor | None,
     weights: CastWeights,
     visit_order: Tensor | None,
     epsilon: float,
     kept: str,
 ) -> tuple[Tensor, Tensor, Kept]:
-    """Returns x_new (empty without a branch), the next branch, and what is kept."""
+    """Return x_new (empty without a branch), the next branch, and what is stored for the backward pass."""
     x, branch, gate, *vectors = inputs
     keep, fast = kept != "nothing", kept == "fast"
     norm = norms.run_forward(x, branch, gate, Modulation(*vectors), Inverses(branch_inverse), epsilon, False, keep)
@@ -134,7 +133,17 @@ def run_backward(
     deterministic: bool,
     stream: torch.dtype,
 ) -> tuple[NormGradients, MixerWeights]:
-    """Returns the gradients of the inputs and of the weights, the latter in float32; inputs are those after x."""
+    """Return the gradients of the norm's inputs and of the weights, the latter in float32.
+
+    Args:
+        dx_new: gradient of x_new, None if it is not used.
+        dout: gradient of the next branch.
+        kept: tensors from the forward pass.
+        inputs: branch, gate, norm_weight, shift and scale.
+        branch_inverse, weights, visit_order: as in the forward pass.
+        deterministic: compute bit-identical gradients on every run.
+        stream: dtype of the residual stream.
+    """
     branch, gate, *vectors = inputs
     num_rows, width = kept.normalised.shape[0] * kept.normalised.shape[1], kept.normalised.shape[2]
     modulated, dout = kept.modulated.view(num_rows, width), dout.to(kept.modulated.dtype).reshape(num_rows, width)
@@ -159,7 +168,7 @@ def _mixer_backward(
     visit_order: Tensor | None,
     deterministic: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Returns the gradients of what in_proj gives, (B L, 2 E), and of the weights after in_proj.
+    """Return the gradients of the output of in_proj, (B L, 2 E), and of all weights after in_proj.
 
     dout and modulated are (B L, D).
     """
@@ -201,7 +210,7 @@ def _mixer_backward(
 
 
 def _weight_gradient(doutput: Tensor, rows: Tensor) -> Tensor:
-    """Gradient (Y, X) of a weight in float32, from (B L, Y) and (B L, X)."""
+    """Return the gradient (Y, X) of a weight in float32, from (B L, Y) and (B L, X)."""
     if rows.is_cuda and rows.dtype != torch.float32:
         return torch.mm(doutput.t(), rows, out_dtype=torch.float32)
     return torch.mm(doutput.t(), rows).float()

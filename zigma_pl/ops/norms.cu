@@ -1,8 +1,8 @@
-// Residual sum, normalisation over the width and adaptive scale and shift in one pass over the rows, and the gradients.
-// A warp works off a row at a time and keeps it in registers; a block of WARPS warps takes chunk_rows rows of one batch
-// element. A lane holds VECTORS groups of 8 neighbouring elements. X_FLOAT: whether the residual stream is float32 where
-// the other rows have 16 bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm). BRANCH_MOVED, OUT_MOVED: whether
-// the rows of branch and out (and of their gradients) lie elsewhere than those of x.
+// Residual sum, normalisation over the width, and adaptive scale and shift in one pass over the rows; and the gradients.
+// A warp processes one row at a time in registers; a block of WARPS warps processes chunk_rows rows of one batch element. A
+// lane holds VECTORS groups of 8 adjacent elements. X_FLOAT: the residual stream is float32 although the other rows have 16
+// bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm). BRANCH_MOVED, OUT_MOVED: the rows of branch and out (and
+// of their gradients) are in another order than those of x.
 
 #define THREADS (32 * WARPS)
 #define VECTORS ((WIDTH + 255) / 256)
@@ -19,7 +19,7 @@ struct Params {
     const Element *branch, *gate, *shift, *scale;
     const float* weight;  // (WIDTH)
     Long gate_batch, shift_batch, scale_batch;
-    const int *branch_inverse, *out_inverse;  // where the row of each row of x lies, (L) or (B, L)
+    const int *branch_inverse, *out_inverse;  // index of the branch or out row for each row of x, (L) or (B, L)
     Long branch_inverse_batch, out_inverse_batch;
     Stream* x_new;
     Element *normalised, *out;
@@ -71,7 +71,7 @@ __device__ __forceinline__ float warp_sum(float value) {
     _Pragma("unroll") for (int v = 0; v < VECTORS; ++v)                                       \
         if (const int column = 8 * (32 * v + (int)(threadIdx.x % 32)); column < WIDTH)
 
-// weight (1 + scale) of 8 columns, and shift.
+// factor = weight (1 + scale) for 8 columns.
 __device__ __forceinline__ void load_factor(const Params& p, Long batch, int column, float* factor) {
     load8(p.scale + batch * p.scale_batch + column, factor);
     float weight[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
@@ -80,7 +80,7 @@ __device__ __forceinline__ void load_factor(const Params& p, Long batch, int col
     for (int i = 0; i < 8; ++i) factor[i] = fmaf(weight[i], factor[i], weight[i]);
 }
 
-// Where the row of branch begins that belongs to a row of x, and that of out.
+// Offsets of the rows of branch and out that belong to a row of x.
 __device__ __forceinline__ Long branch_begin(const Params& p, Long batch, int row) {
 #if BRANCH_MOVED
     row = p.branch_inverse[batch * p.branch_inverse_batch + row];
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const Params 
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[v][i] = fmaf(gate[i], branch[i], x[v][i]);
         }
-        FOR_GROUPS(v, column) {  // all rows are loaded before the first is written, so that loads need not wait
+        FOR_GROUPS(v, column) {  // a separate loop, so that no load has to wait for a store
             if (p.branch) store8(p.x_new + begin + column, x[v]);
 #pragma unroll
             for (int i = 0; i < 8; ++i) sum += x[v][i];
@@ -140,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const Params 
     }
 }
 
-// Adds up what the warps of the block hold, in a fixed order.
+// Sums the values of all warps of the block in a fixed order.
 __device__ __forceinline__ void write_sums(float* shared, const float (&own)[VECTORS][8], float* to) {
     __syncthreads();
     FOR_GROUPS(v, column) {
@@ -213,8 +213,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
     if (p.branch) write_sums((float*)memory, dgate, sums + 2 * WIDTH);
 }
 
-// Gradients of what is the same for all rows of a batch element, and of the weight. A block takes COLUMNS columns of one of
-// the three sums, each of its threads every SLICES-th chunk of one; of the sum that the weight needs, of all batch elements.
+// Gradients of shift, scale and gate, which all rows of a batch element share, and of the weight. A block processes COLUMNS
+// columns of one of the three sums; each thread adds every SLICES-th chunk of one column. For the gradient of the weight, one
+// block processes all batch elements.
 constexpr int SLICES = THREADS / COLUMNS;
 
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {

@@ -1,4 +1,4 @@
-"""Residual sum, normalisation over the width and adaptive modulation as one op: plain PyTorch, and CUDA in one pass.
+"""Residual sum, normalisation and adaptive modulation as one op, in plain PyTorch or in one pass on CUDA.
 
 Axes: B batch, L tokens, D width.
 """
@@ -43,23 +43,23 @@ def add_norm_modulate(
 
     x_new = x + gate * branch;  out = norm(x_new) * weight * (1 + scale) + shift   (adaLN-Zero, arXiv:2212.09748).
 
-    x is in raster order. A branch whose rows are in a visit order is read through the inverse of that order, and out is
-    written in a visit order through its inverse, in the same pass over memory.
+    x is in raster order. A branch with rows in visit order is read through the inverse of that order, and out can be
+    written in visit order through the inverse, in the same pass over memory.
 
     Args:
         x: (B, L, D), the residual stream.
-        branch: (B, L, D), the output of the branch before; None when there is none.
-        gate: (B, 1, D), of that branch.
-        weight: (D,) of the norm, None for ones.
+        branch: (B, L, D), output of the previous branch, or None.
+        gate: (B, 1, D), gate of that branch.
+        weight: (D,), weight of the norm, None for ones.
         shift: (B, 1, D).
         scale: (B, 1, D).
         epsilon: added to the mean square.
-        centred: LayerNorm, without bias; else RMSNorm.
-        branch_inverse: (L,) or (B, L) integers, the row of branch that belongs to each row of x; None for raster order.
-        out_inverse: (L,) or (B, L) integers, the row of out that each row of x goes to; None for raster order.
+        centred: use LayerNorm without bias instead of RMSNorm.
+        branch_inverse: (L,) or (B, L) integers, index of the branch row for each row of x; None for raster order.
+        out_inverse: (L,) or (B, L) integers, index of the out row for each row of x; None for raster order.
 
-    Returns: x_new in x's dtype (x itself without a branch), and out. Where the CUDA form runs, out has the dtype of
-        shift, so 16 bits under autocast, in which only a matrix product takes it.
+    Returns: x_new in x's dtype (x itself without a branch), and out. On CUDA, out has the dtype of shift, which is a
+        16-bit dtype under autocast, since only matrix products use it.
     """
     inverses = Inverses(None if branch is None else branch_inverse, out_inverse)
     if not runs_fused(x, shift):
@@ -67,7 +67,7 @@ def add_norm_modulate(
     inputs, keep = (x, branch, gate, weight, shift, scale), torch.is_grad_enabled()
     if torch.compiler.is_compiling():
         x_new, out, *_ = norm_forward(*inputs, *inverses, epsilon, centred, keep)
-    elif keep:  # an op costs the host several times as much
+    elif keep:  # an autograd.Function has several times less host overhead than a custom op
         x_new, out = _AddNormModulate.apply(epsilon, centred, inverses, *inputs)
     else:
         modulation = Modulation(weight, shift, scale)
@@ -96,7 +96,7 @@ def _run_reference(
 
 
 def runs_fused(x: Tensor, shift: Tensor) -> bool:
-    """Whether the CUDA form takes these dtypes and widths; it needs every row to begin at a multiple of 16 bytes."""
+    """Return whether the CUDA kernels support these tensors; rows must start at multiples of 16 bytes."""
     return (
         x.is_cuda
         and x.shape[-1] % 8 == 0
@@ -113,7 +113,7 @@ def _available() -> bool:
 
 
 class _AddNormModulate(torch.autograd.Function):
-    """The CUDA form in eager mode."""
+    """The CUDA implementation in eager mode."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,8 @@ class _AddNormModulate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
-        normalised, rstd, *moved, branch, gate, weight, shift, scale = ctx.saved_tensors  # read once: see checkpointing
+        # Read only once: under activation checkpointing a second access is an error.
+        normalised, rstd, *moved, branch, gate, weight, shift, scale = ctx.saved_tensors
         vectors = (weight, shift, scale)
         if dout is None:
             dout = torch.zeros_like(normalised)
@@ -164,7 +165,7 @@ def norm_forward(
     centred: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns a NormForward."""
+    """Return the fields of a `NormForward`."""
     modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
     forward = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, keep)
     return forward.x_new, forward.out, forward.normalised, forward.rstd
@@ -188,7 +189,7 @@ def _(
 
 
 def fake_forward(x: Tensor, gated: bool, dtype: torch.dtype, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns what `run_forward` does, without contents."""
+    """Return empty tensors like the result of `run_forward`."""
     new = functools.partial(torch.empty, device=x.device)
     return (
         new(x.shape if gated else 0, dtype=x.dtype),
@@ -214,14 +215,14 @@ def norm_backward(
     centred: bool,
     stream: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns NormGradients in the dtypes of the inputs; that of an absent argument is empty."""
+    """Return `NormGradients` in the dtypes of the inputs, with empty tensors for absent arguments."""
     modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
     gradients = run_backward(dx_new, dout, (normalised, rstd), branch, gate, modulation, inverses, centred, stream)
     return like_inputs(gradients, (None, branch, gate, weight, shift, scale))
 
 
 def like_inputs(gradients: NormGradients, inputs: tuple[Tensor | None, ...]) -> Any:
-    """Returns the gradients in the inputs' dtypes; an operator must return tensors, so None becomes an empty one."""
+    """Return the gradients in the inputs' dtypes, with empty tensors for None, which a custom op cannot return."""
     return tuple(
         gradients.x.new_empty(0) if g is None else g if t is None else g.to(t.dtype)
         for g, t in zip(gradients, inputs, strict=True)
@@ -248,7 +249,7 @@ def _(
 
 
 def fake_gradients(normalised: Tensor, *inputs: Any) -> Any:
-    """Returns what `norm_backward` does, without contents; inputs are branch to scale, and the stream's dtype."""
+    """Return empty tensors like the result of `norm_backward`, given branch to scale and the dtype of the stream."""
     *tensors, stream = inputs
     dx = torch.empty(normalised.shape, dtype=stream, device=normalised.device)
     return (dx, *(dx.new_empty(0) if t is None else dx.new_empty(t.shape, dtype=t.dtype) for t in tensors))
@@ -263,7 +264,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    normalised, *rest = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+    normalised, *rest = ctx.saved_tensors  # only once: under activation checkpointing a second access is an error
     if dout is None:
         dout = torch.zeros_like(normalised)
     gradients = norm_backward(dx_new, dout, normalised, *rest, ctx.centred, ctx.stream)

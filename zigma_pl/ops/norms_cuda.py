@@ -17,9 +17,9 @@ from zigma_pl.ops.nvrtc import num_multiprocessors, rows_of_block
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_WIDTH = 2048
 WARPS = 4
-COLUMNS = 8  # of a block of norm_backward_sums
-LONGEST_CHUNK = 64  # rows of one block
-# Blocks to be given to a multiprocessor: it has room for 7 at a time forward, for 3 backward.
+COLUMNS = 8  # per block of norm_backward_sums
+LONGEST_CHUNK = 64  # maximum rows per block
+# Target number of blocks per multiprocessor, which can run 7 (forward) or 3 (backward) at the same time.
 FORWARD_BLOCKS = 7
 BACKWARD_BLOCKS = 9
 RESULTS = (
@@ -28,11 +28,11 @@ RESULTS = (
 )
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 31  # of struct Params in norms.cu
+_NUM_FIELDS = 31  # in struct Params of norms.cu
 
 
 class Modulation(NamedTuple):
-    """What modulates the rows: weight (D,) float32 or None; shift, scale (B, 1, D)."""
+    """Weight of the norm, (D,) float32 or None, and modulation of its output: shift and scale, (B, 1, D)."""
 
     weight: Tensor | None
     shift: Tensor
@@ -40,9 +40,9 @@ class Modulation(NamedTuple):
 
 
 class Inverses(NamedTuple):
-    """Which row of `branch`, and of `out`, belongs to each row of x: (L,) or (B, L), None for the same row.
+    """Indices of the `branch` and `out` rows for each row of x: (L,) or (B, L), None for raster order.
 
-    They are the inverses of the orders that those rows are in.
+    They are the inverses of the visit orders of those rows.
     """
 
     branch: Tensor | None = None
@@ -53,15 +53,15 @@ IN_PLACE = Inverses()
 
 
 class Launch:
-    """Launches of the kernels for one shape and dtype, and the memory they write.
+    """Launches the kernels for one shape and dtype, and allocates their outputs.
 
     Args:
-        rows: (B, L, D), the dtype of the rows beside the residual stream.
-        stream: dtype of the residual stream.
+        shape: (B, L, D).
+        stream: dtype of the residual stream; all other rows have the dtype of the shift.
         modulation: weight, shift and scale.
-        blocks: that a multiprocessor is to be given, at most.
-        inverses: where the rows of branch and out lie.
-        centred: LayerNorm, else RMSNorm.
+        blocks: target number of blocks per multiprocessor.
+        inverses: indices of the rows of branch and out.
+        centred: LayerNorm instead of RMSNorm.
         epsilon: added to the mean square.
     """
 
@@ -90,13 +90,13 @@ class Launch:
         self._epsilon = struct.unpack("I", struct.pack("f", epsilon))[0]
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Returns memory on the device, in the rows' dtype unless told another."""
+        """Allocate a tensor on the device, by default in the dtype of the rows."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
     def run(self, name: str, tensors: dict[str, Tensor | None], num_sums: int = 0) -> None:
-        """Runs a kernel, on the tensors by the names of struct Params.
+        """Launch a kernel with tensors by the names of the fields in struct Params.
 
-        A block takes `chunk_rows` rows; with num_sums, COLUMNS columns of one of so many sums over the chunks.
+        A block processes `chunk_rows` rows, or with num_sums, COLUMNS columns of one of the num_sums sums over chunks.
         """
         num_batch, num_rows, width = self.shape
         address = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
@@ -117,18 +117,18 @@ class Launch:
 
     @functools.cached_property
     def chunk_rows(self) -> int:
-        """Rows of a block."""
+        """Number of rows per block."""
         room = self._blocks * num_multiprocessors(self.device.index or 0)
         return rows_of_block(self.shape[0] * self.shape[1], room, WARPS, LONGEST_CHUNK)
 
     @property
     def num_chunks(self) -> int:
-        """Blocks for each batch element."""
+        """Number of blocks per batch element."""
         return -(-self.shape[1] // self.chunk_rows)
 
 
 def as_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns (B, 1, D) as (B, D) that kernels can read: rows of this dtype that begin at multiples of 16 bytes."""
+    """Return (B, 1, D) as (B, D) in a dtype, with rows that start at multiples of 16 bytes."""
     vectors = vectors[:, 0] if vectors.dtype == dtype else vectors[:, 0].to(dtype)
     size = vectors.element_size()
     aligned = vectors.stride(1) == 1 and not (vectors.data_ptr() % 16 or vectors.stride(0) * size % 16)
@@ -161,7 +161,13 @@ def _kernel(
 
 
 class NormForward(NamedTuple):
-    """x_new (empty without a branch), out; normalised rows and 1 / rms of each, (B, L), both empty unless kept."""
+    """Results of the forward pass.
+
+    x_new: (B, L, D), empty without a branch.
+    out: (B, L, D).
+    normalised: (B, L, D), normalised rows; empty unless they are kept for the backward pass.
+    rstd: (B, L), 1 / rms of each row; empty unless it is kept.
+    """
 
     x_new: Tensor
     out: Tensor
@@ -179,7 +185,7 @@ def run_forward(
     centred: bool,
     keep: bool,
 ) -> NormForward:
-    """The forward pass as `norm_forward` without the dispatch of an op."""
+    """Run the forward pass; like the op `norm_forward`, but without its dispatch."""
     launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, inverses, centred, epsilon)
     out = launch.new(*x.shape)
     x_new = launch.new(*(x.shape if branch is not None else (0,)), dtype=x.dtype)
@@ -201,7 +207,7 @@ def run_forward(
 
 
 class NormGradients(NamedTuple):
-    """Gradients of the arguments of `add_norm_modulate`; None of those that are absent."""
+    """Gradients of the arguments of `add_norm_modulate`, None for absent arguments."""
 
     x: Tensor
     branch: Tensor | None
@@ -222,12 +228,12 @@ def run_backward(
     centred: bool,
     stream: torch.dtype,
 ) -> NormGradients:
-    """The backward pass in one pass over the rows and one over partial sums, which are added in a fixed order.
+    """Run the backward pass: one pass over the rows and one over partial sums, which are added in a fixed order.
 
     Args:
-        dx_new: of the sum, None where it is not used further.
-        dout: of the modulated rows.
-        kept: normalised rows and 1 / rms.
+        dx_new: gradient of the sum, None if the sum is not used.
+        dout: gradient of the modulated rows.
+        kept: normalised rows and 1 / rms from the forward pass.
         branch, gate, modulation, inverses, centred: as in the forward pass.
         stream: dtype of the residual stream.
     """

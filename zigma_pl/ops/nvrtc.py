@@ -1,7 +1,7 @@
-"""CUDA C++ compiled at run time: NVRTC, a cache of the results on disk, and launches of little overhead.
+"""CUDA C++ compiled at run time: compilation by NVRTC, a cache of binaries on disk, and launches with low overhead.
 
-NVRTC comes with PyTorch's CUDA builds, so that users need neither nvcc nor a build step. Kernels take one struct by
-value, all of whose fields have 8 bytes, and run on PyTorch's current stream, also while a CUDA graph is captured.
+NVRTC comes with PyTorch's CUDA builds, so that users need neither nvcc nor a build step. A kernel takes one struct by
+value, with fields of 8 bytes each, and runs on PyTorch's current stream, also during CUDA graph capture.
 """
 
 import ctypes
@@ -25,20 +25,20 @@ MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and 
 READY = "CUDA C++ compiled at run time"
 
 _CUDA_ERROR_INVALID_CONTEXT = 201
-_LARGEST_GRID = 65_535  # blocks along the second and third axis, of every GPU there is
+_LARGEST_GRID = 65_535  # maximum number of blocks along the second and third axis of the grid, on all GPUs
 _MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction_attribute
 
 
 def available() -> tuple[bool, str]:
-    """Returns whether kernels can be compiled and run here, and why not."""
-    if _module.cache_info().currsize:  # one has run: to ask again at every call takes longer than to launch it
+    """Return whether kernels can be compiled and run here, with the reason if not."""
+    if _module.cache_info().currsize:  # a kernel was loaded before; the checks below take longer than a launch
         return True, READY
     if not torch.cuda.is_available():
         return False, "PyTorch sees no CUDA device"
     capability = torch.cuda.get_device_capability()
     if capability < MIN_COMPUTE_CAPABILITY:
         needed = ".".join(map(str, MIN_COMPUTE_CAPABILITY))
-        return False, f"needs a GPU of compute capability {needed}, this one has {'.'.join(map(str, capability))}"
+        return False, f"needs compute capability {needed}, this GPU has {'.'.join(map(str, capability))}"
     try:
         _nvrtc()
         _driver()
@@ -48,9 +48,9 @@ def available() -> tuple[bool, str]:
 
 
 def runs_eagerly(tensor: torch.Tensor) -> bool:
-    """Whether a kernel may be launched at once: not while torch.compile traces, and not for a tensor without data.
+    """Return whether a kernel can be launched directly: not in torch.compile, and not for tensors without data.
 
-    A custom op, which is needed for both, costs the host as much again as a launch.
+    Those cases need a custom op, whose dispatch takes about as long on the host as the launch.
     """
     return type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
 
@@ -59,7 +59,7 @@ class Kernel:
     """A kernel on one device.
 
     Args:
-        module, function: what the driver returned.
+        module, function: handles from the driver.
         threads: threads in a block.
         shared_bytes: dynamic shared memory of a block.
         num_fields: fields of the kernel's struct.
@@ -80,25 +80,25 @@ class Kernel:
         self._pack = struct.Struct(f"{num_fields}q").pack
         self._device = device
         self._launch = _driver().cuLaunchKernel
-        # What torch.cuda.current_stream asks, without an object around the handle, which takes longer than a launch.
+        # As torch.cuda.current_stream, but without creating a Stream object, which takes longer than a launch.
         self._current_stream = torch._C._cuda_getCurrentRawStream
 
     def __call__(self, grid: tuple[int, int, int], fields: Sequence[int]) -> None:
-        """Launches grid blocks with the struct's fields in their order: integers, or addresses of device memory.
+        """Launch a grid of blocks with the fields of the struct: integers, or addresses of device memory.
 
         Raises:
-            UserError: more sequences, which lie along the second or third axis of the grid, than a GPU takes at once.
+            UserError: there are more sequences, along the second or third axis of the grid, than a GPU supports.
         """
-        arguments = _Arguments(self._pack(*fields))  # the address of the struct, which is copied at launch
+        arguments = _Arguments(self._pack(*fields))  # address of the struct, which is copied at launch
         stream = self._current_stream(self._device)
         error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
-        if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, as autograd has its own
+        if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, such as an autograd thread
             _make_context_current(self._device)
             error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
         if error and max(grid[1:]) > _LARGEST_GRID:
             raise UserError(
-                f"{max(grid[1:])} sequences at once are more than the {_LARGEST_GRID} of a kernel on this GPU: use a "
-                "smaller batch (a temporal layer has a sequence for every place of every clip)"
+                f"{max(grid[1:])} sequences are more than the {_LARGEST_GRID} that a kernel on a GPU supports: use a "
+                "smaller batch (time layers have one sequence for each grid position of each clip)"
             )
         if error:
             _check(error, "cuLaunchKernel")
@@ -117,12 +117,12 @@ def load(
     num_fields: int,
     device: int,
 ) -> Kernel:
-    """Returns a kernel, compiled or from the cache on disk, ready to be launched on a device.
+    """Compile a kernel, or read it from the cache on disk, and load it on a device.
 
     Args:
-        sources: files that together are one translation unit.
-        name: of the kernel, which is declared extern "C".
-        options: (macro, value).
+        sources: files that form one translation unit.
+        name: name of the kernel, which must be declared extern "C".
+        options: macros and their values.
         threads, shared_bytes, num_fields, device: see `Kernel`.
     """
     module = _module(sources, options, device)
@@ -144,7 +144,7 @@ def _module(sources: tuple[Path, ...], options: tuple[tuple[str, int], ...], dev
 
 
 def compile_cached(source: str, options: tuple[tuple[str, int], ...], architecture: str) -> bytes:
-    """Returns machine code for an architecture ("sm_90") from the cache, to which it is added if it is not there."""
+    """Return machine code for an architecture such as "sm_90", from the cache if possible."""
     flags = ["--std=c++17", f"--gpu-architecture={architecture}", *(f"-D{macro}={value}" for macro, value in options)]
     key = hashlib.sha256("\0".join([source, *flags, *map(str, _nvrtc_version())]).encode()).hexdigest()
     path = cache_folder() / f"{key[:32]}.cubin"
@@ -154,7 +154,7 @@ def compile_cached(source: str, options: tuple[tuple[str, int], ...], architectu
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
         part.write(binary)
-    os.replace(part.name, path)  # at once, so that no other process reads half a file
+    os.replace(part.name, path)  # atomic, so that other processes never read a partial file
     return binary
 
 
@@ -174,14 +174,14 @@ def _compile(source: str, flags: list[str]) -> bytes:
 
 
 def as_parameter(parameter: torch.Tensor | None) -> Any:
-    """Returns a contiguous float32 parameter, or None for none."""
+    """Return a parameter as contiguous float32; None stays None."""
     if parameter is None or (parameter.dtype is torch.float32 and parameter.is_contiguous()):
-        return parameter  # .to() would ask the dispatcher twice to find out
+        return parameter  # .to() would call the dispatcher twice for the same result
     return parameter.to(torch.float32).contiguous()
 
 
 def as_order(visit_order: torch.Tensor | None) -> torch.Tensor | None:
-    """Returns a contiguous int32 visit order, or None for none."""
+    """Return a visit order as contiguous int32; None stays None."""
     if visit_order is None or (visit_order.dtype is torch.int32 and visit_order.is_contiguous()):
         return visit_order
     return visit_order.to(torch.int32).contiguous()
@@ -189,18 +189,18 @@ def as_order(visit_order: torch.Tensor | None) -> torch.Tensor | None:
 
 @functools.cache
 def num_multiprocessors(device: int) -> int:
-    """Returns the number of multiprocessors of a CUDA device."""
+    """Return the number of multiprocessors of a CUDA device."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def rows_of_block(num_rows: int, room: int, multiple: int, longest: int) -> int:
-    """Returns the rows of a block: as few as keep the GPU busy, but no block more than it has room for.
+    """Return the number of rows per block: as small as possible without more blocks than can run at the same time.
 
     Args:
-        num_rows: that are to be divided.
-        room: blocks that the GPU has room for.
-        multiple: what the rows of a block are a multiple of.
-        longest: the most rows of a block, even if there is no room then.
+        num_rows: number of rows in total.
+        room: number of blocks that the GPU can run at the same time.
+        multiple: the result is a multiple of this.
+        longest: maximum number of rows per block, which takes precedence over `room`.
     """
     return min(longest, -(-num_rows // (room * multiple)) * multiple)
 
@@ -228,7 +228,7 @@ def _check(error: int, call: str) -> None:
 def _driver() -> ctypes.CDLL:
     library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     pointer, size = ctypes.c_void_p, ctypes.c_uint
-    # Declared types spare ctypes from guessing at every launch, and addresses from being cut to 32 bits.
+    # With declared types, launches are faster, and ctypes does not truncate addresses to 32 bits.
     library.cuLaunchKernel.argtypes = [pointer, *[size] * 7, pointer, pointer, pointer]
     library.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     library.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
@@ -245,7 +245,7 @@ def _make_context_current(device: int) -> None:
 
 @functools.cache
 def _nvrtc() -> ctypes.CDLL:
-    """Loads the NVRTC that PyTorch was built with, from beside it, from its packages or from the system."""
+    """Load the NVRTC of PyTorch's CUDA version from PyTorch's folder, the nvidia packages or the system."""
     major = (torch.version.cuda or "").split(".")[0]
     names = [f"libnvrtc.so.{major}", "libnvrtc.so"]
     folders = [Path(torch.__file__).parent / "lib", *_nvidia_folders(major)]
@@ -256,7 +256,7 @@ def _nvrtc() -> ctypes.CDLL:
 
 
 def _load_nvrtc(path: Path) -> ctypes.CDLL:
-    for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):  # which it looks for by name alone
+    for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):  # NVRTC itself would not search this folder
         ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(path))
 

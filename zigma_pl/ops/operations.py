@@ -1,7 +1,7 @@
-"""How many arithmetic operations an op takes: a record by kind, and the registration of an op's own formula.
+"""Counts of arithmetic operations by kind, and a registry of formulas for ops.
 
 A multiply-add counts as 2, any other operation or elementary function (division, maximum, exp, tanh, rsqrt) as 1, and
-moving, copying or looking up as 0.
+data movement, such as copies and lookups, as 0.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,11 @@ class Flops:
     """Arithmetic operations by kind.
 
     Args:
-        matrix_products: of linear layers.
-        attention: of the two products of every attention, queries with keys and weights with values.
-        convolution: of the taps.
-        scan: all that the selective scan does, with softplus, skip and gate.
-        elementwise: everything else: norms, softmax, activations, modulation, sums, biases.
+        matrix_products: products in linear layers.
+        attention: the two products of attention, of queries with keys and of weights with values.
+        convolution: products and sums over the taps.
+        scan: the selective scan, including softplus, skip and gate.
+        elementwise: all others: norms, softmax, activations, modulation, sums, biases.
     """
 
     matrix_products: int = 0
@@ -33,33 +33,33 @@ class Flops:
         return Flops(*(own + others for own, others in zip(astuple(self), astuple(other), strict=True)))
 
     def __radd__(self, zero: int) -> "Flops":
-        """Return itself: sums, such as those of FlopCounterMode, begin with 0."""
+        """Return self, since sums, such as those of FlopCounterMode, start with 0."""
         assert zero == 0
         return self
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum over all kinds."""
         return sum(astuple(self))
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of products, attention and convolutions: what many papers, DiT's among them, call FLOPs."""
+        """Multiply-adds of products, attention and convolutions, which many papers, such as DiT's, call FLOPs."""
         return (self.matrix_products + self.attention + self.convolution) // 2
 
 
 Formula = Callable[..., Flops]
-"""formula(*args, out_shape, **kwargs) of an op's arguments and output, with shapes in the place of tensors."""
+"""formula(*args, out_shape, **kwargs) with an op's arguments and output, in which tensors are replaced by shapes."""
 
-FORMULAS: dict[Any, Formula] = {}  # of this package's ops, by torch.ops.zigma_pl.NAME
+FORMULAS: dict[Any, Formula] = {}  # for ops of this package, by torch.ops.zigma_pl.NAME
 
 SIGMOID = 4  # 1 / (1 + exp(-x))
-SILU, SILU_BACKWARD = 4, 9  # x / (1 + exp(-x)); s = sigmoid(x) again (4), s (1 + x (1 - s)) dy
+SILU, SILU_BACKWARD = 4, 9  # x / (1 + exp(-x)); recompute s = sigmoid(x) (4), s (1 + x (1 - s)) dy
 SOFTPLUS = 2  # log1p(exp(x))
 
 
 def counts_operations_of(*ops: Any) -> Callable[[Formula], Formula]:
-    """Register a formula for ops, here by kind and with PyTorch's FlopCounterMode as a total."""
+    """Register a formula for ops, in FORMULAS by kind and with PyTorch's FlopCounterMode as a total."""
 
     def register(formula: Formula) -> Formula:
         FORMULAS.update(dict.fromkeys(ops, formula))

@@ -1,4 +1,4 @@
-"""What the ops share about rows: visit orders, argument checks, the dtype to compute in."""
+"""Helpers for rows of tokens that the ops share: visit orders, argument checks, the dtype of computations."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from zigma_pl.core.errors import UserError
 
 
 def inverse_order(visit_order: Tensor) -> Tensor:
-    """Returns (..., L) int64 with inverse[visit_order[k]] = k, for each permutation of 0..L-1, (..., L)."""
+    """Return the inverse of permutations of 0..L-1, (..., L): int64 with inverse[visit_order[k]] = k."""
     steps = torch.arange(visit_order.shape[-1], device=visit_order.device).expand(visit_order.shape)
     return torch.empty_like(steps, memory_format=torch.contiguous_format).scatter_(-1, visit_order.long(), steps)
 
 
 def take_rows(rows: Tensor, order: Tensor) -> Tensor:
-    """Returns the rows, (B, L, D), in an order, (L,) or (B, L), a permutation: out[:, k] = rows[:, order[k]]."""
+    """Permute rows (B, L, D) by an order, (L,) or (B, L): out[:, k] = rows[:, order[k]]."""
     return _TakeRows.apply(rows, order)
 
 
 class _TakeRows(torch.autograd.Function):
-    """As a gather in both passes: the backward pass of indexing would add rows up one by one."""
+    """A gather in both passes; the backward pass of indexing would accumulate rows one by one."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor) -> Tensor:
@@ -43,54 +43,54 @@ def _gather(rows: Tensor, order: Tensor) -> Tensor:
 
 
 class RowMover:
-    """Moves rows between raster order (B, L, X) and visit order, time-major (L, B, X)."""
+    """Moves rows between raster order, (B, L, X), and visit order, time-major (L, B, X)."""
 
     def __init__(self, visit_order: Tensor | None) -> None:
         self.order = visit_order
         self.inverse = None if visit_order is None else inverse_order(visit_order)
 
     def gather(self, raster: Tensor) -> Tensor:
-        """Returns a contiguous (L, B, X) copy of raster (B, L, X), along the visit order."""
+        """Return a contiguous copy (L, B, X) of raster rows (B, L, X) in visit order."""
         time_major = raster.transpose(0, 1)
-        if self.order is None:  # .contiguous() would hand back the caller's memory where B is 1, to be written over
+        if self.order is None:  # for B = 1, .contiguous() would return the caller's memory, which is overwritten later
             return time_major.clone(memory_format=torch.contiguous_format)
         return time_major.index_select(0, self.order)
 
     def scatter(self, time_major: Tensor, out: Tensor) -> None:
-        """Writes contiguous (L, B, X) rows to where they belong in out (B, L, X), contiguous."""
+        """Write contiguous (L, B, X) rows in visit order to contiguous out (B, L, X) in raster order."""
         if self.inverse is None:
             out.copy_(time_major.transpose(0, 1))
             return
         _, num_rows, width = time_major.shape
-        # One flat gather writes each output row once; scattering through index_copy_ takes three times as long.
+        # A flat gather writes each output row once; scattering with index_copy_ takes three times as long.
         index = self.inverse * num_rows + torch.arange(num_rows, device=out.device)[:, None]
         torch.index_select(time_major.view(-1, width), 0, index.view(-1), out=out.view(-1, width))
 
 
 def compute_dtype(rows: Tensor) -> torch.dtype:
-    """Returns float64 for float64 rows, float32 for all others: a recurrent state in 16 bits loses the signal."""
+    """Return float64 for float64 rows, otherwise float32, as 16 bits are not enough for a recurrent state."""
     return torch.float64 if rows.dtype == torch.float64 else torch.float32
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], axes: str, device: torch.device) -> None:
-    """Raises UserError unless tensor is floating, has this shape (named by axes, "(B, L, E)") and lies on device."""
+    """Raise UserError unless a tensor is floating point, has a shape (documented as `axes`) and is on a device."""
     if tensor.shape != shape:
         raise UserError(f"{op}: {name} must be {axes} = {tuple(shape)}, got {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise UserError(f"{op}: {name} must be real floating point, got {tensor.dtype}; convert it with .float()")
     if tensor.device != device:
-        raise UserError(f"{op}: {name} is on {tensor.device}, the first argument on {device}; move them together")
+        raise UserError(f"{op}: {name} is on {tensor.device}, the first argument on {device}; move them to one device")
 
 
 def check_rows(op: str, name: str, rows: Tensor) -> None:
-    """Raises UserError unless rows is a non-empty floating-point tensor (B, L, E)."""
+    """Raise UserError unless rows is a non-empty floating-point tensor (B, L, E)."""
     if rows.ndim != 3 or 0 in rows.shape:
-        raise UserError(f"{op}: {name} must be (B, L, E) with no empty axis, got {tuple(rows.shape)}")
+        raise UserError(f"{op}: {name} must be (B, L, E) without empty axes, got {tuple(rows.shape)}")
     check_tensor(op, name, rows, tuple(rows.shape), "(B, L, E)", rows.device)
 
 
 def check_32_bit_offsets(op: str, backend: str, *tensors: Tensor | None) -> None:
-    """Raises UserError for a tensor with elements that a kernel cannot reach by offsets of 32 bits, unsigned."""
+    """Raise UserError for tensors that are too large for kernels with unsigned 32-bit offsets."""
     for tensor in tensors:
         if tensor is None:
             continue
@@ -103,7 +103,7 @@ def check_32_bit_offsets(op: str, backend: str, *tensors: Tensor | None) -> None
 
 
 def check_visit_order(op: str, visit_order: Tensor, num_tokens: int, device: torch.device) -> None:
-    """Raises UserError unless visit_order can index L rows. That it is a permutation is the caller's promise."""
+    """Raise UserError for a wrong dtype, shape or device; that visit_order is a permutation is not checked."""
     if visit_order.dtype not in (torch.int32, torch.int64):
         raise UserError(f"{op}: visit_order must be int32 or int64, got {visit_order.dtype}; convert it with .int()")
     if visit_order.shape != (num_tokens,):

@@ -1,18 +1,18 @@
-"""How many of PyTorch's threads the CPU forms of the ops use."""
+"""Number of threads of the CPU implementations of ops."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-# Below this, one thread. With two, the many short steps gain a third on an idle machine and lose a factor of ten on a
-# busy one, because each of them ends with both threads waiting for the later one.
+# With fewer threads, one is used. Two threads make the many short steps a third faster on an idle machine but ten times
+# slower on a busy one, because the threads wait for each other after each step.
 MIN_THREADS = 4
 
 
 @contextmanager
 def threads_that_pay() -> Iterator[None]:
-    """Runs the body on one thread where PyTorch has fewer than MIN_THREADS; restores the number afterwards."""
+    """Use one thread within the block if PyTorch has fewer than MIN_THREADS, and restore the number afterwards."""
     num_threads = torch.get_num_threads()
     if not 1 < num_threads < MIN_THREADS:
         yield

@@ -1,4 +1,4 @@
-"""The selective scan: the public op, its argument checks and the choice of a backend."""
+"""The selective scan: the public op, argument checks, and the choice of a backend."""
 
 import functools
 from typing import Literal
@@ -20,8 +20,8 @@ BACKENDS = BackendTable(
     (
         Backend("cuda", cuda.run, cuda.available, ("cuda",)),
         Backend("mamba_ssm", mamba_ssm.run, mamba_ssm.available, ("cuda",)),
-        Backend("cpu", cpu.run, lambda: (True, "plain PyTorch without a graph over time, made for the CPU")),
-        Backend("reference", reference.run, lambda: (True, "autograd loop over steps, the slow definition of the op")),
+        Backend("cpu", cpu.run, lambda: (True, "plain PyTorch with a custom backward pass, optimised for the CPU")),
+        Backend("reference", reference.run, lambda: (True, "loop over steps with autograd, the slow reference")),
     ),
 )
 _RUNS = {backend.name: backend.run for backend in BACKENDS.backends}
@@ -41,30 +41,30 @@ def selective_scan(
     backend: ScanBackend = "auto",
     deterministic: bool = False,
 ) -> Tensor:
-    """Run the selective state-space recurrence over tokens in visit order; rows stay where they were.
+    """Run the selective state-space recurrence over tokens in visit order; rows stay in raster order.
 
     h[k] = exp(delta[k] A) h[k-1] + delta[k] B[k] u[k],  h[-1] = 0;   y[k] = C[k] . h[k] + skip * u[k],
     k = visit_order[0..L-1]   (Mamba, arXiv:2312.00752, Eq. 2; ZigMa, arXiv:2403.13802, Eq. 1-3.)
 
     Args:
         u: (B, L, E).
-        delta: (B, L, E), step sizes: before softplus when delta_bias is given, else > 0.
-        A: (E, N), negative, kept in float32.
+        delta: (B, L, E), step sizes: before softplus if delta_bias is given, otherwise > 0.
+        A: (E, N), negative, used in float32.
         B: (B, L, N).
         C: (B, L, N).
-        skip: (E,), the direct path from u to the output.
+        skip: (E,), factor of the direct path from u to the output.
         gate: (B, L, E); the output is multiplied by silu(gate).
         delta_bias: (E,), added to delta before softplus.
         visit_order: (L,) int32 or int64 permutation, None for raster order. Only its length and dtype are checked.
-        backend: implementation to use; "auto" takes the fastest that runs on u's device and logs the choice once.
-        deterministic: the same bits of every gradient on every run, at the price of memory and a little time.
+        backend: implementation to use; "auto" chooses the fastest available one for u's device and logs the choice.
+        deterministic: compute bit-identical gradients on every run, which takes memory and slightly more time.
 
     Returns:
-        (B, L, E) in u's dtype and in raster rows; the state is float32 (float64 for float64 u).
+        (B, L, E) in u's dtype, in raster order; the state is float32 (float64 for float64 u).
 
     Raises:
-        UserError: shapes, dtypes or devices do not fit, or the backend does not exist or is not deterministic.
-        BackendUnavailable: a named backend cannot run here; the message says why.
+        UserError: shapes, dtypes or devices do not match, or the backend does not exist or is not deterministic.
+        BackendUnavailable: a named backend cannot run here.
     """
     _check(u, delta, A, B, C, skip, gate, delta_bias)
     if visit_order is not None:
@@ -73,7 +73,7 @@ def selective_scan(
     arguments = (u, delta, A, B, C, skip, gate, delta_bias, visit_order)
     if name == "mamba_ssm" and deterministic:
         raise UserError("selective_scan: backend 'mamba_ssm' is not deterministic; use backend 'cuda' or 'cpu'")
-    # The other forms are deterministic in any case.
+    # All other backends are always deterministic.
     return _RUNS[name](*arguments, deterministic) if name == "cuda" else _RUNS[name](*arguments)
 
 
@@ -104,25 +104,25 @@ def _check(
             check_tensor("selective_scan", name, tensor, shape, axes, u.device)
 
 
-# The choice depends on the machine alone, and importing packages cannot be traced by torch.compile.
+# The choice depends only on the machine, and torch.compile cannot trace imports of packages.
 @torch.compiler.assume_constant_result
 def _choose_backend(name: str, device_type: str) -> str:
-    """Returns the name of the backend that a call with this option and device gets; raises as selective_scan does."""
+    """Return the name of the backend for an option and a device; raises like `selective_scan`."""
     return BACKENDS.choose(name, device_type).name
 
 
 def available_backends() -> dict[str, BackendStatus]:
-    """Returns for every backend whether it can run here, on which devices, and why not."""
+    """Return the availability of each backend on this machine."""
     return BACKENDS.statuses()
 
 
 def self_check(name: ScanBackend) -> float:
-    """Runs one backend on a small odd case with a random visit order, on the first device type that it takes.
+    """Run one backend on a small case with odd sizes and a random visit order, on the first device type it supports.
 
-    Returns: the largest relative error of the output and of all gradients against the float64 reference; about 1e-6
-        when all is well.
+    Returns: the largest relative error of the output and of all gradients compared with the float64 reference; about
+        1e-6 for a correct backend.
 
-    Raises: as selective_scan does for a named backend.
+    Raises: see `selective_scan`.
     """
     device = BACKENDS[name].self_check_device()
     generator = torch.Generator().manual_seed(0)

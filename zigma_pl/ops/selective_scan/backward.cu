@@ -1,8 +1,8 @@
-// Gradients of the scan. A block walks tiles from the last to the first, and in each goes back STEPS rows at a time with
-// their states and decays in registers, recomputed from the state before them. That is one that the forward pass kept, or
-// was found by a walk from there. With g the gradient of the state, carried backwards, and a the decay of a step:
+// Gradients of the scan. A block processes tiles from the last to the first, and each tile in reverse, STEPS rows at a time.
+// The states and decays of these rows are recomputed in registers from the state before them, which the forward pass stored
+// or which is recomputed from a stored state. With g the gradient of the state and a the decay of a step:
 //   g += C dy;  dC = sum over channels of h dy;  dB = sum over channels of g x;  dx = g . B  (x = delta u);
-//   g a h[k-1] is the gradient of delta A, from which those of delta and A follow;  g a is carried on.
+//   g a h[k-1] is the gradient of delta A, from which those of delta and A follow;  g a is carried to the previous step.
 
 __device__ __forceinline__ int channel_block() { return blockIdx.x; }
 
@@ -25,7 +25,7 @@ __device__ __forceinline__ void spread_cells(const Params& p, const Backward& sh
     }
 }
 
-// What remains per element once the sums over states are known.
+// Computes the gradients per element from the sums over states.
 __device__ __forceinline__ void write_gradients(const Params& p, const Backward& shared, const int* order, int buffer) {
     float skip[8], dskip[8], dbias[8];
     read_octet(shared.tiles.skip, skip);
@@ -75,16 +75,16 @@ __device__ __forceinline__ void write_gradients(const Params& p, const Backward&
     }
 }
 
-// Where dB or dC of four states of raster row 0 belong: for deterministic sums where only this block writes.
+// Address for dB or dC of four states in raster row 0; for deterministic sums, in a part to which only this block writes.
 __device__ __forceinline__ float* own_term_gradients(const Params& p, int quad) {
     const int column = quad * 4, block = p.deterministic ? channel_block() * p.num_batch : 0;
     return p.dBC + (Long)(block + blockIdx.y) * p.num_rows * (2 * p.num_states) + (column < STATES ? 0 : p.num_states) +
            column % STATES;
 }
 
-// Sums dB and dC over the warps and adds them to dBC, or puts them there.
+// Sums dB and dC over the warps and adds them to dBC, or for deterministic sums stores them there.
 __device__ __forceinline__ void write_term_gradients(const Params& p, const Backward& shared, const int* order) {
-    constexpr int quads = TERMS / 4, rows = THREADS / quads;  // of four states; that are written at a time
+    constexpr int quads = TERMS / 4, rows = THREADS / quads;  // groups of four states; rows that are written at a time
     const int first_row = threadIdx.x / quads, column = threadIdx.x % quads * 4, state = column % STATES;
     const int num_states = p.num_states;
     if (state >= num_states) return;
@@ -114,7 +114,7 @@ __device__ __forceinline__ KeptGroup* kept_slot(const Backward& shared, int subt
     return shared.kept + (subtile * STATE_GROUPS + group) * THREADS + threadIdx.x;
 }
 
-// Starts to copy what the forward pass kept of a tile into the slots of this thread; kept: of this block's batch row.
+// Starts to copy the stored states of a tile to the slots of this thread; kept: stored states of this block's batch element.
 __device__ __forceinline__ void fetch_kept(const Params& p, const Backward& shared, const Kept* kept, int tile) {
     const int channel = channel_block() * CHANNELS + lane_channel(), stride = p.num_channels * STATES;
     const bool exists = channel < p.num_channels;
@@ -153,7 +153,7 @@ __device__ __forceinline__ KeptGroup pack_kept(const float* h) {
 
 constexpr int WALKED = STATES == 16 ? SUBTILES - 1 : 1;  // subtiles whose loads overlap
 
-// Fills the slots of the subtiles for which the forward pass kept nothing.
+// Recomputes the states of subtiles for which the forward pass stored none, and writes them to the slots.
 __device__ __forceinline__ void walk_ahead(const Backward& shared, const Lane& lane, const float (&log2_rate)[THREAD_STATES]) {
     float h[STEPS + 1][THREAD_STATES], decay[STEPS][THREAD_STATES];
     auto walk = [&](int subtile) {
@@ -172,7 +172,7 @@ __device__ __forceinline__ void walk_ahead(const Backward& shared, const Lane& l
         if ((subtile + 1) % (KEEP / STEPS) != 0) walk(subtile);
 }
 
-// Both totals of the block's rows, per channel.
+// Writes dskip and dbias, summed over the block's rows, per channel.
 __device__ __forceinline__ void write_totals(const Params& p, const Backward& shared, Long part) {
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * CHANNELS; i += THREADS) {

@@ -3,29 +3,29 @@
 #define ARRAYS 4  // u, delta, gate, dout
 #define SUBTILES (TILE / STEPS)
 
-// {x, delta, dy, delta} of a channel in a row on the way in, {gradient through the decay, delta, gradient of x, y} on the
-// way out. The gaps after every 8 channels and every row keep threads out of each other's banks.
+// A cell contains {x, delta, dy, delta} of a channel in a row as input, and {gradient through the decay, delta, gradient of x,
+// y} as output. The gaps after every 8 channels and every row avoid bank conflicts.
 #define CELL_STRIDE (10 * OCTETS + 1)
 __device__ __forceinline__ int cell_index(int row, int channel) { return row * CELL_STRIDE + channel / 8 * 10 + channel % 8; }
 
-// This block's batch row from 8 channels on, in arrays of rows. It waits in shared memory: registers are all in use, and to
-// find it anew in every tile takes a tenth of all instructions.
+// Addresses of 8 channels in raster row 0 of this block's batch element, in all arrays of rows. They are in shared memory since
+// all registers are in use, and recomputing them for every tile would take a tenth of all instructions.
 struct alignas(16) Arrays {
     const Element *u, *delta, *gate, *dout;
     Element *du, *ddelta, *dgate, *out;
-    Long gap[2];  // keeps what the OCTETS read out of each other's banks
+    Long gap[2];  // avoids bank conflicts between octets
 };
 
 struct Backward {
     Tiles tiles;
     float4* cells;       // [TILE][CELL_STRIDE]
-    float* warp_sums;    // [WARPS][TILE][TERMS]: dB and dC, where sum_terms looks for them
+    float* warp_sums;    // [WARPS][TILE][TERMS]: dB and dC, in the layout of sum_terms
     float4* totals;      // [4][THREADS]: dskip of 8 channels, then dbias
-    float4* quads;       // [2][32]: what make_selectors makes for each lane, where the compiler takes it for variable
+    float4* quads;       // [2][32]: constants of make_selectors for each lane, which the compiler thus treats as variables
     KeptGroup* kept;     // [SUBTILES][STATE_GROUPS][THREADS]: states before every STEPS-th row
     Arrays* arrays;      // [OCTETS]
-    Terms* terms;        // [ROW_UNITS]: what each thread fetches
-    float** dBC;         // [TERMS / 4]: of four states, in raster row 0
+    Terms* terms;        // [ROW_UNITS]: states that each thread fetches
+    float** dBC;         // [TERMS / 4]: address of four states in raster row 0
 };
 
 __device__ __forceinline__ void place(Backward& shared, uint4* memory) {
@@ -47,7 +47,7 @@ __device__ __forceinline__ void place(Backward& shared, uint4* memory) {
     shared.kept = (KeptGroup*)rest;
 }
 
-// Four neighbouring entries of warp_sums, summed over the warps.
+// Four adjacent entries of warp_sums, summed over the warps.
 __device__ __forceinline__ float4 sum_over_warps(const Backward& shared, int index) {
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll

@@ -1,38 +1,37 @@
-// What the rows of each chunk of a long path leave behind by themselves, before chunks are walked side by side: the state
-// after the last row, or for the backward pass the adjoint before the first one. With S the sum of delta between a row and
-// that end,
+// The carries of the chunks of a long sequence, which are computed before the chunks run in parallel: the state after the last
+// row of a chunk that starts from zero, or for the backward pass the adjoint before its first row. With S the sum of delta
+// between a row and that end of the chunk,
 //   state = sum over rows of exp(A S) x B  (x = delta u);  adjoint = sum over rows of exp(A S) dy C.
-// No row depends on another, so that a warp walks away from that end and leaves out what has decayed to nothing, and a block
-// stops where nothing is left of any of its channels: `mixers.mamba.MambaMixer` puts those beside each other that forget alike.
-// A lane adds up four rows of a tile and, of each four states, one. A block has 16 of the states, and one of the pieces into
-// which chunks are cut to keep the GPU busy.
+// Rows are independent of each other. A warp starts at that end of the chunk and skips states that have decayed to nothing, and
+// a block stops once this holds for all its channels; `MambaMixer` therefore sorts channels by their decay rates. A lane adds
+// four rows of a tile and one of each four states. A block has 16 of the states and one of the pieces into which chunks are
+// divided to fill the GPU.
 
 #define ARRAYS 3       // delta, u or dout, gate
 #define BLOCK_STATES 16
 #define GROUPS 4       // of four states
 #define PARTS (STATES / BLOCK_STATES)
-#define NEGLIGIBLE (ROW_KIND == 0 ? 28.f : 12.f)  // halvings after which nothing is left that the rows could tell
+#define NEGLIGIBLE (ROW_KIND == 0 ? 28.f : 12.f)  // number of halvings after which a state is below the precision of the rows
 
-// The last axis of the grid, so that all blocks of the channels that forget most slowly, which are the first ones and take
-// longest, start before the others.
+// The last axis of the grid, so that all blocks of the first channels, which decay most slowly and take longest, start first.
 __device__ __forceinline__ int channel_block() { return blockIdx.z; }
 
-// Who reads delta and sums it: lane 4 g + q has channel g of its warp.
+// Lanes that read and sum delta: lane 4 g + q has channel g of its warp.
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
 __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
-// Which four rows a lane adds up, of all 8 channels of its warp, and which of each four states.
+// The four rows that a lane adds for all 8 channels of its warp, and its state among each four.
 __device__ __forceinline__ int lane_rows() { return mixed_eighth(); }
 __device__ __forceinline__ int lane_state() { return mixed_quarter(); }
 
-// Where B or C of a row is in a tile's terms: of state `state` of the groups from `group` on. Rows are mixed so that lanes
-// that write, and those that read, keep out of each other's banks.
+// Index of B or C of a row in the terms of a tile, for state `state` of the groups from `group` on. Rows are permuted to avoid
+// bank conflicts of writes and reads.
 __device__ __forceinline__ int term_place(int row, int state, int group) {
     return (row * BLOCK_STATES + state * GROUPS + group) ^ ((row & 4) * 5) ^ (((row >> 3 ^ row >> 1) & 1) * 8);
 }
 
 struct Alone {
-    Tiles tiles;        // terms: as term_place says
+    Tiles tiles;        // terms are indexed by term_place
     ChannelRows rows;   // delta, then S; x or dy
     float4* log2_rates; // [CHANNELS][4]: of a state of each group
 };
@@ -43,8 +42,8 @@ __device__ __forceinline__ void place(Alone& shared, uint4* memory) {
     shared.log2_rates = (float4*)rest;
 }
 
-// Puts the rates into shared memory. Returns, of lane_channel(), the S beyond which nothing is left of group lane_quarter()
-// and of those after it.
+// Writes the decay rates to shared memory. Returns, for lane_channel(), the S beyond which group lane_quarter() and the groups
+// after it are negligible.
 __device__ __forceinline__ float read_rates(const Params& p, const Alone& shared, int part) {
     const int channel = channel_block() * CHANNELS + lane_channel();
     float rate[GROUPS], limit[GROUPS];
@@ -77,13 +76,14 @@ __device__ __forceinline__ TileRange tiles_of_piece(const Params& p, int piece) 
     return {first, max(min(first + length, end) - first, 0)};
 }
 
-// Where a thread writes and reads: computed once, since to do so for every tile takes a tenth of all instructions.
+// Indices of a thread's writes and reads, computed only once, since recomputing them for every tile would take a tenth of all
+// instructions.
 struct Places {
-    int octet;   // in rows: what it spreads
-    int summed;  // in rows: of which it sums delta
-    int added;   // in rows: what it adds up, of the first channel of its warp
-    int rates;   // in log2_rates, of that channel
-    int terms;   // of the first of its four rows
+    int octet;   // in rows: the 8 channels that it writes
+    int summed;  // in rows: the delta that it sums
+    int added;   // in rows: the rows that it adds, in the first channel of its warp
+    int rates;   // in log2_rates: the rates of that channel
+    int terms;   // in terms: the first of its four rows
 };
 
 __device__ __forceinline__ Places own_places() {
@@ -94,7 +94,7 @@ __device__ __forceinline__ Places own_places() {
     return places;
 }
 
-// Copies to where the lanes find it what this thread fetched: delta; x or dy; B or C of this block's states.
+// Writes the values that this thread fetched to shared memory for all lanes: delta; x or dy; B or C of this block's states.
 template <bool ADJOINT>
 __device__ __forceinline__ void spread_tile(const Alone& shared, const Places& places, int buffer, int part,
                                             const float (&bias)[8]) {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void spread_tile(const Alone& shared, const Places& p
     }
 }
 
-// Turns the delta of a tile into S, for the rows 8 q to 8 q + 7 of this lane's channel; `passed`: S where the tile begins.
+// Replaces the delta of a tile by S, for rows 8 q to 8 q + 7 of this lane's channel; `passed`: S at the start of the tile.
 template <bool ADJOINT>
 __device__ __forceinline__ void sum_durations(const ChannelRows& rows, const Places& places, float& passed) {
     const int q = lane_quarter();
@@ -159,9 +159,10 @@ __device__ __forceinline__ void sum_durations(const ChannelRows& rows, const Pla
     passed += two + others;
 }
 
-// Adds up a tile. lasting: bit 4 i + group, whether something is left of channel i of the warp and the group or one after it.
+// Adds a tile to the sums. lasting: bit 4 i + group tells whether channel i of the warp is not negligible in that group or a
+// later one.
 __device__ __forceinline__ void add_tile(const Alone& shared, const Places& places, Word lasting, float (&sums)[8][GROUPS]) {
-    const float* own = shared.rows.delta + places.added;  // its factors are CHANNEL_ROWS further on
+    const float* own = shared.rows.delta + places.added;  // the factors follow after CHANNEL_ROWS elements
     const float4* of_state = shared.log2_rates + places.rates;
     float terms[4][GROUPS];
 #pragma unroll
@@ -169,7 +170,7 @@ __device__ __forceinline__ void add_tile(const Alone& shared, const Places& plac
         const float4 v = *(const float4*)(shared.tiles.terms + (places.terms ^ term_place(k, 0, 0)));
         terms[k][0] = v.x, terms[k][1] = v.y, terms[k][2] = v.z, terms[k][3] = v.w;
     }
-    // Two channels at a time, so that one does not wait for itself.
+    // Two channels at a time, to hide latency.
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
         if (!(lasting & 0x11u << 4 * i)) continue;
@@ -197,7 +198,7 @@ __device__ __forceinline__ void add_tile(const Alone& shared, const Places& plac
     }
 }
 
-// Adds up sums[][group] over the lanes that have the same state; returns that of channel lane_rows() of the warp.
+// Adds sums[][group] over the lanes that have the same state; returns the sum of channel lane_rows() of the warp.
 __device__ __forceinline__ float sum_of_rows(const float (&sums)[8][GROUPS], int group) {
     float four[4], two[2];
 #pragma unroll
@@ -207,7 +208,7 @@ __device__ __forceinline__ float sum_of_rows(const float (&sums)[8][GROUPS], int
     return exchange(two[0], two[1], lane_rows() & 1, 1);
 }
 
-// Writes what is left, and the sum of delta of lane_channel(): of all rows, or of so many that nothing is left.
+// Writes the carries, and the sum of delta for lane_channel() over all rows, or over enough rows that nothing is left.
 __device__ __forceinline__ void write_sums(const Params& p, int piece, int part, const float (&sums)[8][GROUPS],
                                            float duration) {
     const Long first = ((Long)piece * p.num_batch + blockIdx.y) * p.num_channels;
@@ -222,7 +223,7 @@ __device__ __forceinline__ void write_sums(const Params& p, int piece, int part,
     if (part == 0 && lane_quarter() == 0 && summed < p.num_channels) p.durations[first + summed] = duration;
 }
 
-// Adds up a range of tiles to sums and to duration, beginning at their end (reversed: at their beginning).
+// Adds a range of tiles to sums and duration, starting with the last tile (adjoint: with the first tile).
 template <bool ADJOINT>
 __device__ __forceinline__ void add_tiles(const Params& p, const Alone& shared, TileRange range, int part,
                                           float (&sums)[8][GROUPS], float& duration) {
@@ -272,7 +273,7 @@ __device__ __forceinline__ void add_tiles(const Params& p, const Alone& shared, 
         if (thread < TILE) tiles.order[(step + 2 & 3) * TILE + thread] = upcoming;
         __syncwarp();
         add_tile(shared, places, lasting, sums);
-        // A block that has not all states sums delta for the others too.
+        // A block with only a part of the states must sum delta for the other states too.
         if (!any_of_block(duration <= limit) && PARTS == 1) break;
     }
     close_copies();
@@ -296,7 +297,7 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
     write_sums(p, piece, part, sums, duration);
 }
 
-// Left to itself, the compiler takes more registers than CHUNK_BLOCKS blocks find.
+// Without the launch bounds, the compiler would use too many registers for CHUNK_BLOCKS blocks per multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_states(const Params p) {
     leave_behind<false>(p);
 }

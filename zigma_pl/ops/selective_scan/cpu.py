@@ -1,8 +1,8 @@
-"""The selective scan in plain PyTorch as a custom op: no compiler needed, the same bits on every run, any device.
+"""The selective scan in plain PyTorch as a custom op: deterministic, on any device, without a compiler.
 
-Made for the CPU; on other devices it is correct but launches many small kernels. Here is what surrounds the recurrence:
-dtypes, softplus, skip, gate, and the registration with PyTorch. Where PyTorch has two or three threads, the recurrence
-uses one (see `zigma_pl.ops.threads`).
+Optimised for the CPU; on other devices it is correct but launches many small kernels. This module handles dtypes,
+softplus, skip, gate and the registration with PyTorch; the recurrence is in `recurrence`. If PyTorch has two or three
+threads, the recurrence uses one (see `zigma_pl.ops.threads`).
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def run(
     delta_bias: Tensor | None = None,
     visit_order: Tensor | None = None,
 ) -> Tensor:
-    """Selective scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`, float64 for float64 u."""
+    """Run the scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`, in float64 for float64 u."""
     inputs = (u, delta, A, B, C, skip, gate, delta_bias)
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     return scan_forward(*inputs, visit_order, differentiated)[0]
@@ -49,9 +49,9 @@ def scan_forward(
     visit_order: Tensor | None,
     differentiated: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output, the output before the gate (empty without gate), and the state at the start of each tile.
+    """Return the output, the output before the gate (empty without gate), and the state at the start of each tile.
 
-    The last two are what backward needs, and empty unless differentiated.
+    The last two are for the backward pass and are empty unless `differentiated`.
     """
     dtype = compute_dtype(u)
     states = u.new_empty(_states_shape(u, A, differentiated), dtype=dtype)
@@ -106,7 +106,7 @@ def scan_backward(
     ungated: Tensor,
     states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of u, delta, A, B, C, skip, gate, delta_bias; that of an absent argument is empty."""
+    """Return the gradients of u, delta, A, B, C, skip, gate, delta_bias, empty for absent arguments."""
     dtype = compute_dtype(u)
     dy, dgate = dout.to(dtype), None
     if gate is not None:
@@ -122,7 +122,7 @@ def scan_backward(
         du.addcmul_(dy, skip.to(dtype))
         dskip = (dy * raster_u).sum((0, 1))
     if delta_bias is not None:
-        # d softplus(v) / dv = sigmoid(v) = 1 - exp(-softplus(v)), written so that small values keep their digits.
+        # d softplus(v) / dv = sigmoid(v) = 1 - exp(-softplus(v)), computed by expm1 for precision at small values.
         ddelta.mul_(positive.neg_().expm1_().neg_())
         dbias = ddelta.sum((0, 1))
     gradients = (du, ddelta, dA, dB, dC, dskip, dgate, dbias)
@@ -130,7 +130,7 @@ def scan_backward(
 
 
 def _like_inputs(gradients: tuple[Tensor | None, ...], inputs: tuple[Tensor | None, ...]) -> Any:
-    """Contiguous gradients in the inputs' dtypes; an operator must return tensors, so None becomes an empty one."""
+    """Return contiguous gradients in the inputs' dtypes, with an empty tensor for None."""
     like = inputs[0]
     assert like is not None
     return tuple(
@@ -168,7 +168,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dout is None:  # the output was not used
         return (None,) * 10
-    saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+    saved = ctx.saved_tensors  # only once: under activation checkpointing a second access is an error
     gradients = scan_backward(dout, *saved)
     present = [t is not None for t in saved[:8]]
     return *(gradient if there else None for gradient, there in zip(gradients, present, strict=True)), None, None

@@ -1,9 +1,9 @@
-"""The selective scan on NVIDIA GPUs: CUDA C++ compiled at run time, rows read and written through the visit order.
+"""The selective scan on NVIDIA GPUs: CUDA C++ compiled at run time, with rows addressed through the visit order.
 
-Nothing is gathered, transposed or copied: projections may be passed as the column slices that they are. float32,
-bfloat16 and float16 rows, float32 state and sums. The forward pass keeps the states before every 32nd row (float32; for
-16-bit rows bfloat16); the backward pass recomputes the rest. Long paths of few batch rows are cut into chunks that run
-side by side.
+Nothing is gathered, transposed or copied; inputs may be column slices of a projection. Rows are float32, bfloat16 or
+float16, the state and sums are float32. The forward pass stores the state at regular intervals of rows (float32, or
+bfloat16 for 16-bit rows; see `direct.KEEP_EVERY`), and the backward pass recomputes the states in between. With few
+batch elements, long sequences are split into chunks that run in parallel.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from zigma_pl.ops.selective_scan.layout import MAX_STATES
 
 
 def available() -> tuple[bool, str]:
-    """Returns whether the kernels can run here, and why not."""
+    """Return whether the kernels can run here, with the reason if not."""
     return nvrtc.available()
 
 
@@ -35,12 +35,12 @@ def run(
     visit_order: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """Selective scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`; not for float64 or N > 64."""
+    """Run the scan with the arguments of `selective_scan`, but without float64 and with at most 64 states."""
     if u.dtype not in ROW_KINDS:
         raise UserError(f"selective_scan: backend 'cuda' has no {u.dtype}; use backend 'cpu', which runs on CUDA too")
     if A.shape[1] > MAX_STATES:
         raise UserError(
-            f"selective_scan: backend 'cuda' takes at most {MAX_STATES} states, got {A.shape[1]}; use backend 'cpu'"
+            f"selective_scan: backend 'cuda' supports up to {MAX_STATES} states, got {A.shape[1]}; use backend 'cpu'"
         )
     inputs = (u, delta, A, B, C, skip, gate, delta_bias)
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
@@ -64,7 +64,7 @@ def scan_forward(
     differentiated: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the output and the states that backward starts from (empty unless differentiated)."""
+    """Return the output and the stored states for the backward pass (empty unless `differentiated`)."""
     keep_every = direct.KEEP_EVERY if differentiated else 0
     out, states = direct.forward(u, delta, A, B, C, skip, gate, delta_bias, visit_order, keep_every)
     return out.to(u.dtype), states
@@ -103,7 +103,7 @@ def scan_backward(
     states: Tensor,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of u, delta, A, B, C, skip, gate, delta_bias; that of an absent argument is empty."""
+    """Return the gradients of u, delta, A, B, C, skip, gate, delta_bias, empty for absent arguments."""
     inputs = (u, delta, A, B, C, skip, gate, delta_bias)
     found = direct.backward(dout, *inputs, visit_order, states, deterministic=deterministic)
     return (
@@ -119,7 +119,7 @@ def scan_backward(
 
 
 def _own(gradient: Tensor, of: Tensor) -> Tensor:
-    """Returns a gradient in the dtype of what it belongs to, and in memory of its own."""
+    """Copy a gradient to new memory in the dtype of its argument."""
     return gradient.to(of.dtype, memory_format=torch.contiguous_format, copy=True)
 
 
@@ -153,7 +153,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dout is None:  # the output was not used
         return (None,) * 11
-    saved = ctx.saved_tensors  # read once: under activation checkpointing a second reading is an error
+    saved = ctx.saved_tensors  # only once: under activation checkpointing a second access is an error
     gradients = scan_backward(dout, *saved, ctx.deterministic)
     present = [t is not None for t in saved[:8]]
     return *(g if there else None for g, there in zip(gradients, present, strict=True)), None, None, None

@@ -1,4 +1,4 @@
-"""The CUDA scan without autograd, for callers that have a backward pass of their own and keep less than the op does."""
+"""The CUDA scan without autograd, for callers with their own backward pass that store less than the op does."""
 
 from typing import NamedTuple
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from zigma_pl.ops.selective_scan.launch import Call, aligned, cut_for, launch
 from zigma_pl.ops.selective_scan.layout import layout_for
 
-KEEP_EVERY = 16  # rows; 101 MB for 32,768 tokens of 1,536 channels with 16 states in bfloat16
+KEEP_EVERY = 16  # rows between stored states: 101 MB for 32,768 tokens, 1,536 channels and 16 states in bfloat16
 
 
 class Gradients(NamedTuple):
-    """What `backward` returns; rows have the dtype of the rows that went in, all else is float32.
+    """Result of `backward`; u, delta, gate and output have the dtype of the input rows, the others are float32.
 
     u, delta: (B, L, E), contiguous.
     A: (E, N).
     BC: (B, L, 2, N), contiguous: gradients of B, then of C.
-    skip, delta_bias: (E,), whether they were given or not.
-    gate: (B, L, E) or None without gate.
-    output: (B, L, E) what `forward` returned, contiguous, or None if it was not wanted.
+    skip, delta_bias: (E,), also if these arguments are None.
+    gate: (B, L, E), or None without gate.
+    output: (B, L, E), contiguous: the output of `forward`, or None if it was not requested.
     """
 
     u: Tensor
@@ -46,15 +46,15 @@ def forward(
     *,
     log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the output, (B, L, E), and the states that `backward` starts from.
+    """Return the output, (B, L, E), and the stored states for `backward`.
 
     Args:
-        u, delta, A, B, C, skip, gate, delta_bias, visit_order: as of `zigma_pl.ops.selective_scan.selective_scan`; rows
+        u, delta, A, B, C, skip, gate, delta_bias, visit_order: see `zigma_pl.ops.selective_scan.selective_scan`; rows
             may be slices of wider tensors.
-        keep_every: rows between states that are kept: 8, 16 or 32, or 0 to keep none. With 8 instead of 32 the backward
-            pass takes an eighth less time and the states four times the memory. States are (B, L / keep_every, E, N),
-            bfloat16 for 16-bit rows, else float32; N and L are padded.
-        log_A: A is given as log(-A), as models learn it.
+        keep_every: rows between stored states: 8, 16 or 32, or 0 to store none. With 8 instead of 32 the backward pass
+            takes an eighth less time, and the states take four times the memory. The states are
+            (B, L / keep_every, E, N) with padded L and N, bfloat16 for 16-bit rows, otherwise float32.
+        log_A: A contains log(-A), the parameter that models learn.
     """
     call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, log_A=log_A)
     out = torch.empty(u.shape, dtype=call.dtype, device=u.device)
@@ -65,7 +65,7 @@ def forward(
 
 
 def new_states(u: Tensor, A: Tensor, dtype: torch.dtype, keep_every: int) -> Tensor:
-    """Returns memory for the states of rows of a dtype."""
+    """Allocate the stored states for rows of a dtype."""
     layout = layout_for(A.shape[1])
     kept = layout.num_tiles(u.shape[1]) * (layout.tile // keep_every) if keep_every else 0
     shape = (u.shape[0], kept, u.shape[2], layout.states)
@@ -90,17 +90,17 @@ def backward(
     want_output: bool = False,
     dgate: Tensor | None = None,
 ) -> Gradients:
-    """Returns the gradients, and again the output if that is wanted.
+    """Return the gradients and, if requested, the output.
 
     Args:
         dout: gradient of the output.
-        u, delta, A, B, C, skip, gate, delta_bias, visit_order: what `forward` got.
-        states: what `forward` returned, with any keep_every but 0.
-        log_A: as `forward` got it; the gradient is then that of log(-A).
-        deterministic: the same bits on every run.
-        want_output: write the output too, at the price of one more row written.
-        dgate: where to put the gradient of the gate, such as half of the gradient of a projection: (B, L, E) with
-            last stride 1, in the dtype of the rows; rows at multiples of 16 bytes, as those of the inputs, go faster.
+        u, delta, A, B, C, skip, gate, delta_bias, visit_order: the arguments of `forward`.
+        states: the states from `forward`, with keep_every > 0.
+        log_A: as in `forward`; the gradient is then with respect to log(-A).
+        deterministic: compute bit-identical gradients on every run.
+        want_output: recompute and return the output as well.
+        dgate: output for the gradient of the gate, such as half of the gradient of a projection: (B, L, E) with last
+            stride 1, in the dtype of the rows. Like the inputs, it is faster if rows start at multiples of 16 bytes.
     """
     call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout, log_A)
     num_rows, num_tokens, num_channels, num_states = call.shape
@@ -128,5 +128,5 @@ def backward(
 
 
 def _split(parts: Tensor, num_channels: int, num_states: int) -> tuple[Tensor, ...]:
-    """Splits (parts, E (N + 2)) into the parts of the gradients of A, skip and delta_bias."""
+    """Split (parts, E (N + 2)) into partial gradients of A, skip and delta_bias."""
     return parts.split([num_channels * num_states, num_channels, num_channels], 1)

@@ -1,4 +1,4 @@
-// The recurrence along the visit order. The chunks of a long path run side by side, see chunks.cu.
+// The recurrence along the visit order. The chunks of a long sequence run in parallel; see chunks.cu.
 
 #define ARRAYS 3  // u, delta, gate
 constexpr int UNROLLED = STATES == 16 ? TILE / SUMMED : 1;
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forwa
                 }
                 outputs.add(tiles, block, j, h);
             }
-            // The rows before are summed now, so that the exchange between lanes overlaps with these.
+            // The previous rows are summed only now, so that the exchange between lanes overlaps with the current ones.
             if (block > 0) before.write(y_tile, block - SUMMED);
             before = outputs;
         }

@@ -1,9 +1,9 @@
-// Steps forward through rows of 16 bits. Sums over the states run on the matrix units, as what enters them does.
+// The forward recurrence for 16-bit rows. The inputs of the states and the sums over states run on the matrix units.
 
-constexpr int SUMMED = 8;  // rows whose sums over states are taken at once
+constexpr int SUMMED = 8;  // rows whose sums over states are computed together
 #define Y_STRIDE (CHANNELS + 4)
 
-// B of this thread's fetched units.
+// Converts the B that this thread fetched to float.
 __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; ++i) {
@@ -15,7 +15,7 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
     }
 }
 
-// delta, and x B of this lane's states.
+// delta, and the inputs x B of this lane's states.
 struct Entering {
     float deltas[4], values[THREAD_STATES];
     float x;                   // of this lane's channel in row q of four
@@ -37,12 +37,12 @@ struct Entering {
     }
 };
 
-// Sums of h C over the states on the matrix units, with h rounded to bfloat16. The factors of two rows are one above the
-// other, 8 channels each; the columns are the C of eight rows, all but those of the two rows zero.
+// Sums of h C over the states on the matrix units, with h rounded to bfloat16. The left factor stacks two rows vertically, 8
+// channels each; the columns of the right factor are C of eight rows, zero except for those two.
 struct Outputs {
-    Word C[STATE_GROUPS][2];     // of row g of eight, this lane's states
+    Word C[STATE_GROUPS][2];     // of this lane's states in row g of eight
     Word above[STATE_GROUPS][2];
-    float sums[4];               // channel g: of row 2 q in 0, of row 2 q + 1 in 3
+    float sums[4];               // of channel g: row 2 q in element 0, row 2 q + 1 in element 3
 
     __device__ __forceinline__ void begin(const Tiles& tiles, int buffer, int first_row) {
         const int g = threadIdx.x % 32 / 4;
@@ -76,8 +76,8 @@ struct Outputs {
     }
 };
 
-// 2^x for x <= 0; number: of the decay among those of a thread. One in eight is found on the multiply-add units, to 5e-6, since
-// the special functions are what all wait for.
+// 2^x for x <= 0; number: index of the decay among those of a thread. One in eight is computed on the multiply-add units, with
+// an error of 5e-6, since the special function units are the bottleneck.
 __device__ __forceinline__ float decay_of(float x, int number) {
     if (number % 8 != 7) return exp2_fast(x);
     const float clamped = fmaxf(x, -126.f), shifted = clamped + 12582912.f, f = clamped - (shifted - 12582912.f);

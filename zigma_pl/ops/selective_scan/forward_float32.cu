@@ -1,12 +1,12 @@
-// Steps forward through rows in float32.
+// The forward recurrence for float32 rows.
 
-constexpr int SUMMED = 4;  // rows whose sums over states are taken at once
+constexpr int SUMMED = 4;  // rows whose sums over states are computed together
 #define Y_STRIDE (CHANNELS + 8)
 
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 32 * 8 + mixed_eighth(); }
 __device__ __forceinline__ int lane_quarter() { return mixed_quarter(); }
 
-// Sums over the four lanes that share a channel, for four rows at once; each lane returns that of the row lane_quarter().
+// Sums over the four lanes that share a channel, for four rows at once; each lane returns the sum of row lane_quarter().
 __device__ __forceinline__ float sum_over_states(const float (&v)[4]) {
     const bool upper = threadIdx.x & 16, odd = threadIdx.x & 2;
     return exchange(exchange(v[0], v[2], upper, 16), exchange(v[1], v[3], upper, 16), odd, 2);
@@ -14,7 +14,7 @@ __device__ __forceinline__ float sum_over_states(const float (&v)[4]) {
 
 __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) { spread_terms(tiles, buffer); }
 
-// delta, and x B of this lane's states.
+// delta, and the inputs x B of this lane's states.
 struct Entering {
     float deltas[4], x[4], values[THREAD_STATES];
 
@@ -29,7 +29,7 @@ struct Entering {
     }
 };
 
-// Sums of h C over the states: each lane its own, then over the four lanes that share a channel.
+// Sums of h C over the states: first over those of a lane, then over the four lanes that share a channel.
 struct Outputs {
     float partial[4];
 

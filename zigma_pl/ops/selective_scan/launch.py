@@ -1,4 +1,4 @@
-"""From tensors to launches of the CUDA scan: what its kernels can read as it is, and in which order they run."""
+"""Launches of the CUDA scan: conversion of tensors to the kernels' arguments, and the sequence of kernels."""
 
 import functools
 from pathlib import Path
@@ -12,18 +12,18 @@ from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
 from zigma_pl.ops.selective_scan.layout import CHUNK_BLOCKS, Cut, Layout, chunks_for, layout_for, pieces_for
 
 ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-# tiles.cu multiplies a row's number and its bytes in 32 bits, and reads strides of rows as int.
+# tiles.cu multiplies row index and element size in 32 bits, and reads row strides as int.
 MAX_TOKENS = 2**30 - 1
 MAX_ROW_STRIDE = 2**31 - 1
 RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "tiles.cu")
-_NUM_FIELDS = 45  # of struct Params in tiles.cu
+_NUM_FIELDS = 45  # in struct Params of tiles.cu
 
 
 class Call:
-    """The inputs of one call as the kernels take them: rows of one dtype whose last stride is 1, float32 parameters."""
+    """The inputs of one call, converted for the kernels: rows in one dtype with last stride 1, float32 parameters."""
 
     def __init__(
         self,
@@ -41,24 +41,26 @@ class Call:
     ) -> None:
         num_channels, num_states = A.shape
         if u.shape[1] > MAX_TOKENS:
-            raise UserError(f"selective_scan: backend 'cuda' takes at most {MAX_TOKENS:,} tokens, got {u.shape[1]:,}")
+            raise UserError(
+                f"selective_scan: backend 'cuda' supports up to {MAX_TOKENS:,} tokens, got {u.shape[1]:,}; use fewer"
+            )
         self.dtype = dtype = row_dtype(u, delta, gate, B, C)
         self.shape = (*u.shape, num_states)  # (B, L, E, N)
         self.device = u.get_device()
         self.layout = layout_for(num_states)
-        # Rows of B and C are short: a copy costs less than to read them element by element.
+        # Rows of B and C are short, so an aligned copy is faster than reading them element by element.
         given = ((u, False), (delta, False), (gate, False), (dout, False), (B, True), (C, True))
         self.rows = [rows if rows is None else _Rows(rows, dtype, align) for rows, align in given]
         self.A = as_parameter(A)
         self.biased, self.gated, self.log_A = delta_bias is not None, gate is not None, log_A
         bias, order = as_parameter(delta_bias), as_order(visit_order)
         self._parameters = (self.A, as_parameter(skip), bias, order)
-        # Whether 8 channels, and 16 bytes of B and C, can always be moved at once.
+        # Whether 8 channels, and 16 bytes of B and C, can always be moved by one load or store.
         widths = num_channels * 2 % 16 == 0 and num_states * dtype.itemsize % 16 == 0
         self.aligned = widths and all(rows is None or rows.aligned for rows in self.rows)
 
     def fields(self, results: dict[str, Tensor | None], cut: Cut, deterministic: bool) -> list[int]:
-        """Returns the kernels' struct Params."""
+        """Return the fields of the kernels' struct Params."""
         fields: list[int] = []
         strides: list[int] = []
         for rows in self.rows:
@@ -76,11 +78,11 @@ class Call:
 
 
 class _Rows:
-    """Rows that a kernel can read: where they are, their strides, and whether each starts at a multiple of 16 bytes.
+    """Address and strides of rows for a kernel, and whether each row starts at a multiple of 16 bytes.
 
     Args:
         rows: (B, L, X).
-        dtype: to convert them to.
+        dtype: dtype to which they are converted.
         align: copy rows that are not aligned.
     """
 
@@ -101,9 +103,9 @@ class _Rows:
 
 
 def row_dtype(u: Tensor, *others: Tensor | None) -> torch.dtype:
-    """Returns the dtype in which rows are read and written: u's, or float32 if they differ.
+    """Return the dtype of rows in the kernels: u's dtype if all are equal, otherwise float32.
 
-    That is rare, and rounding a float32 delta to u's bfloat16 would lose what the caller kept.
+    Different dtypes are rare, and rounding a float32 delta to u's bfloat16 would lose precision.
     """
     dtype = u.dtype
     for other in others:
@@ -113,7 +115,7 @@ def row_dtype(u: Tensor, *others: Tensor | None) -> torch.dtype:
 
 
 def aligned(rows: Tensor) -> bool:
-    """Whether every row of (B, L, X) starts at a multiple of 16 bytes."""
+    """Return whether every row of (B, L, X) starts at a multiple of 16 bytes."""
     size = rows.element_size()
     batch, row, _ = rows.stride()
     if not (rows.data_ptr() | batch * size | row * size) & 15:
@@ -140,7 +142,7 @@ def kernel(
     keep: int,
     device: int,
 ) -> nvrtc.Kernel:
-    """Returns a kernel of forward.cu, backward.cu or chunks.cu for one kind of call."""
+    """Load a kernel of forward.cu, backward.cu or chunks.cu for one combination of options."""
     row_bytes, of_chunks = 4 if row_kind == 0 else 2, name.startswith("scan_chunk")
     shared_bytes = (
         layout.chunk_bytes(row_bytes) if of_chunks else layout.shared_bytes(row_bytes, name == "scan_backward")
@@ -184,7 +186,7 @@ def _sources(name: str, row_kind: int) -> tuple[Path, ...]:
 
 
 def cut_for(call: Call, backward: bool) -> Cut:
-    """Returns how the path of this call is cut on its device."""
+    """Return the division of the sequence for a call on its device."""
     num_rows, num_tokens, num_channels, _ = call.shape
     layout = call.layout
     blocks = -(-num_channels // layout.channels) * num_rows
@@ -203,15 +205,15 @@ def launch(
     keep: int = 0,
     deterministic: bool = False,
 ) -> None:
-    """Runs the kernels of one direction: the walk itself, after one that finds what each of several chunks leaves.
+    """Launch the kernels of one pass: the scan, after a kernel that computes the carries between chunks if needed.
 
     Args:
         call: the inputs.
-        results: what is written, by the names in RESULTS; None where nothing is wanted.
-        cut: of the path.
-        backward: which direction.
-        keep: distance in rows between the states that are kept, 0 if none are.
-        deterministic: whether dBC has a part for every block.
+        results: outputs, by the names in RESULTS; None for outputs that are not needed.
+        cut: division of the sequence.
+        backward: launch the backward pass instead of the forward pass.
+        keep: number of rows between stored states, 0 if none are stored.
+        deterministic: whether dBC has a separate part for every block.
     """
     num_rows, _, num_channels, _ = call.shape
     layout, num_chunks, A = call.layout, cut.num_chunks, call.A

@@ -1,4 +1,4 @@
-"""mamba-ssm's CUDA kernel behind our signature. It scans in raster order only, so rows are gathered and scattered."""
+"""The selective scan with mamba-ssm's CUDA kernel, which scans in raster order, so rows are gathered and scattered."""
 
 import importlib
 from typing import Any
@@ -13,10 +13,10 @@ _INSTALL = "pip install 'zigma-pl[cuda]' on a machine with nvcc, with MAMBA_KEEP
 
 
 def available() -> tuple[bool, str]:
-    """Returns whether mamba-ssm's Mamba-1 kernel can run here, and why not."""
+    """Return whether mamba-ssm's Mamba-1 kernel can run here, with the reason if not."""
     try:
         _interface()
-        # Newer releases install without the Mamba-1 kernel unless asked for it.
+        # Newer releases contain the Mamba-1 kernel only if it was enabled at installation.
         importlib.import_module("selective_scan_cuda")
     except ImportError as error:
         return False, f"mamba-ssm's Mamba-1 kernel cannot be imported ({error}); {_INSTALL}"
@@ -36,7 +36,7 @@ def run(
     delta_bias: Tensor | None = None,
     visit_order: Tensor | None = None,
 ) -> Tensor:
-    """Selective scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`; not for float64."""
+    """Run the scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`, but without float64."""
     if u.dtype == torch.float64:
         raise UserError("selective_scan: backend 'mamba_ssm' has no float64; use backend 'cpu', which runs on CUDA too")
     given = (u, delta, B, C, gate)
@@ -56,7 +56,7 @@ def run(
 
 
 def _channel_first(rows: Tensor, dtype: torch.dtype, visit_order: Tensor | None) -> Tensor:
-    """(B, L, X) -> (B, X, L) along the visit order, in the one dtype that the kernel wants for all rows."""
+    """Convert (B, L, X) to (B, X, L) in visit order, in the dtype that the kernel requires for all rows."""
     arranged = rows if visit_order is None else rows.index_select(1, visit_order)
     return arranged.to(dtype).transpose(1, 2)
 

@@ -1,6 +1,7 @@
-"""How many arithmetic operations the selective scan takes (Mamba, arXiv:2312.00752, Eq. 2).
+"""Numbers of arithmetic operations of the selective scan (Mamba, arXiv:2312.00752, Eq. 2).
 
-Often 9 operations for each token, channel and state are counted, for the forward pass as a parallel, associative scan.
+The literature often counts 9 operations per token, channel and state, for a forward pass as a parallel associative
+scan; the sequential scan here needs fewer.
 
 Axes: B batch, L tokens, E inner width, N state.
 """
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 
 from zigma_pl.ops.operations import SILU, SILU_BACKWARD, SOFTPLUS, Flops, counts_operations_of
-from zigma_pl.ops.selective_scan import cpu, cuda  # noqa: F401  both register the ops that are named below
+from zigma_pl.ops.selective_scan import cpu, cuda  # noqa: F401  both register the ops that are used below
 
 
 @dataclass(frozen=True)
 class StateUpdate:
-    """What the scan computes for each token, channel and state in one pass."""
+    """Operations of one pass of the scan per token, channel and state."""
 
     exponentials: int
     multiplications: int
@@ -25,7 +26,7 @@ class StateUpdate:
 
     @property
     def instructions(self) -> int:
-        """On the multiply-add units, which take a multiplication alone as long."""
+        """Instructions of the multiply-add units, in which a multiplication takes as long as a multiply-add."""
         return self.multiplications + self.multiply_adds
 
     @property
@@ -36,8 +37,9 @@ class StateUpdate:
 
 # delta A, exp, (delta u) B, decay h + that, y + C h.
 STATE_UPDATE = StateUpdate(exponentials=1, multiplications=2, multiply_adds=2)
-# All of that but C h again; the adjoint dh + C dy and what it passes on, decay dh (a multiply-add, a multiplication);
-# dC, dB and d(delta u) (3 multiply-adds); d(delta A) = dh decay h (2 multiplications), its parts in ddelta and dA (2).
+# Recomputation of all of that except C h; the adjoint dh + C dy, and decay dh for the step before (a multiply-add, a
+# multiplication); dC, dB and d(delta u) (3 multiply-adds); d(delta A) = dh decay h (2 multiplications), and its
+# contributions to ddelta and dA (2 multiply-adds).
 STATE_UPDATE_BACKWARD = StateUpdate(exponentials=1, multiplications=2 + 1 + 2, multiply_adds=1 + 1 + 3 + 2)
 
 
@@ -45,7 +47,7 @@ STATE_UPDATE_BACKWARD = StateUpdate(exponentials=1, multiplications=2 + 1 + 2, m
 def scan_operations(
     u: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, gate: Any, delta_bias: Any, *_: Any, **__: Any
 ) -> Flops:
-    """Count the forward pass, with shapes for tensors: u (B, L, E), A (E, N)."""
+    """Count the forward pass; the arguments are shapes, u (B, L, E), A (E, N)."""
     each_channel = 1  # delta u
     each_channel += 2 * (skip is not None) + (SILU + 1) * (gate is not None) + (1 + SOFTPLUS) * (delta_bias is not None)
     return Flops(scan=math.prod(u) * (STATE_UPDATE.flops * A[1] + each_channel))
@@ -55,9 +57,9 @@ def scan_operations(
 def scan_backward_operations(
     dout: Any, u: Any, delta: Any, A: Any, B: Any, C: Any, skip: Any, gate: Any, delta_bias: Any, *_: Any, **__: Any
 ) -> Flops:
-    """Count the backward pass, with what it computes again."""
-    each_channel = 1 + 3  # delta u again; d(delta u) times delta and times u, the latter added to ddelta
-    each_channel += 4 * (skip is not None)  # its parts in du and dskip
+    """Count the backward pass, including recomputation."""
+    each_channel = 1 + 3  # recompute delta u; d(delta u) times delta and times u, the latter added to ddelta
+    each_channel += 4 * (skip is not None)  # contributions to du and dskip
     each_channel += (SILU_BACKWARD + 4) * (gate is not None)  # dgate = dout y silu', dy = dout silu(gate) from s above
-    each_channel += (1 + SOFTPLUS + 5) * (delta_bias is not None)  # again; (1 - exp(-delta)) ddelta, and its sum
+    each_channel += (1 + SOFTPLUS + 5) * (delta_bias is not None)  # recompute; (1 - exp(-delta)) ddelta, and its sum
     return Flops(scan=math.prod(u) * (STATE_UPDATE_BACKWARD.flops * A[1] + each_channel))

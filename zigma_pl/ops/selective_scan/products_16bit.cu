@@ -1,15 +1,15 @@
-// What enters the states in rows of 16 bits: x B, which comes from the matrix units with x read to 11 bits. Four rows are the
-// inner axis of a product. Its left factor has two of them one above the other, 8 channels each: x in the column of its row,
-// zeros beside. Lane 4 g + q has channel g of its warp and quarter q of the states, as products of matrices have it.
+// The inputs of the states, x B, for 16-bit rows, computed on the matrix units with x read with 11 bits. Four rows form the
+// inner axis of a product. Its left factor stacks two of them vertically, 8 channels each: x in the column of its row, zeros
+// elsewhere. Lane 4 g + q has channel g of its warp and quarter q of the states, the layout of matrix products.
 
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
 __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
-// Of 16 states, the halves change places in two of four rows: four rows at once then fall into 32 banks.
+// With 16 states, the halves are swapped in two of four rows, so that accesses to four rows use all 32 banks.
 __device__ __forceinline__ int traded_half(int row) { return STATES == 16 ? (row & 2) * 4 : 0; }
 
-// Puts 8 states of B of a row, from `state` on, into terms: [TILE][STATE_GROUPS][16]. Of every four states the second and the
-// third change places: a lane then finds its columns of both products of four rows beside each other.
+// Writes 8 states of B of a row, from `state` on, to terms: [TILE][STATE_GROUPS][16]. In each group of four states the second
+// and the third are swapped, so that a lane's columns for both products of four rows are adjacent.
 __device__ __forceinline__ void put_B(float* terms, int row, int state, const float (&values)[8]) {
 #pragma unroll
     for (int j = 0; j < 8; j += 4) {
@@ -19,7 +19,7 @@ __device__ __forceinline__ void put_B(float* terms, int row, int state, const fl
     }
 }
 
-// Where this lane's columns of the four rows from row 0 on are in what put_B fills.
+// Index of this lane's columns for rows 0 to 3 in the terms written by put_B.
 __device__ __forceinline__ int columns_place() {
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     return q * STATES + (2 * g ^ traded_half(q));
@@ -32,7 +32,8 @@ __device__ __forceinline__ void read_columns(const float* from, Columns& columns
     for (int group = 0; group < STATE_GROUPS; ++group) columns[group] = *(const float2*)(from + group * 16);
 }
 
-// x B of this lane's states in two rows: x of a row where lane_quarter() is its number among four, zero elsewhere.
+// x B of this lane's states in two rows; x of a row is passed by the lanes whose lane_quarter() is its index among four rows,
+// and zero by all others.
 __device__ __forceinline__ void enter_two(const Columns& columns, float x, float next_x, float (&entering)[THREAD_STATES],
                                           float (&next)[THREAD_STATES]) {
 #pragma unroll

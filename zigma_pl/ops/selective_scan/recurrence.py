@@ -1,14 +1,14 @@
 """The recurrence of the selective scan and its adjoint in plain PyTorch, without an autograd graph over time.
 
-Memory layout decides the speed. Rows are gathered through the visit order into time-major tensors with the channel axis
-innermost, and the state of one step is a plane (rows, N, E). Steps are worked off in tiles that stay in the cache; the
-only loop in Python is the recurrence itself, one fused multiply-add a step. Forward keeps the state at the start of
-each tile, backward recomputes the states inside the tile from it and runs the adjoint recurrence
+The memory layout determines the speed. Rows are gathered through the visit order into time-major tensors with the
+channel axis innermost, and the state of one step is a plane (rows, N, E). Steps are processed in tiles that stay in the
+cache; the only Python loop is the recurrence itself, one fused multiply-add per step. The forward pass stores the state
+at the start of each tile; the backward pass recomputes the states within the tile and runs the adjoint recurrence
 
     g[k] = C[k] dy[k] + exp(delta[k+1] A) g[k+1]
 
-the other way. exp(delta A) is evaluated as exp2(delta (A / ln 2)): PyTorch's exp2 is several times faster on the CPU
-than its exp, and does not slow down further where the result underflows.
+in reverse. exp(delta A) is computed as exp2(delta (A / ln 2)), since PyTorch's exp2 is several times faster on the CPU
+than its exp and does not become slower when the result underflows.
 """
 
 import math
@@ -20,27 +20,27 @@ from torch import Tensor
 from zigma_pl.ops.rows import RowMover
 from zigma_pl.ops.threads import threads_that_pay
 
-# Elements of a step's plane and of a tile, best on cores with 1 MB of L2 cache; the optimum is broad. Where PyTorch has
-# several threads, a plane of less than 2**16 elements would run on one of them.
+# Elements of a plane and of a tile, tuned for cores with 1 MB of L2 cache; the optimum is broad. PyTorch would use only
+# one thread for planes with less than 2**16 elements.
 STEP_ELEMENTS = 1 << 16
 TILE_ELEMENTS = 1 << 19
 
 
 def tiling(num_rows: int, num_steps: int, num_channels: int, num_states: int) -> tuple[int, int]:
-    """Returns how many batch rows and how many steps one tile holds."""
+    """Return the numbers of batch rows and steps per tile."""
     plane = num_channels * num_states
     num_blocks = -(-num_rows // max(1, min(num_rows, STEP_ELEMENTS // plane)))
-    rows = -(-num_rows // num_blocks)  # blocks of equal size, no small rest
+    rows = -(-num_rows // num_blocks)  # blocks of about equal size, without a small remainder
     return rows, max(1, min(num_steps, TILE_ELEMENTS // (rows * plane)))
 
 
 def num_tiles(num_steps: int, steps: int) -> int:
-    """Returns how many tiles of `steps` steps cover num_steps steps."""
+    """Return the number of tiles of `steps` steps that cover num_steps steps."""
     return (num_steps + steps - 1) // steps
 
 
 class _Tile:
-    """Scratch for `steps` steps: decay[k] = exp(delta[k] A), state[k + 1] = h[k], state[0] = what came before."""
+    """Scratch memory for `steps` steps: decay[k] = exp(delta[k] A), state[k + 1] = h[k], state[0] = initial state."""
 
     def __init__(self, scratch: Tensor, steps: int, rows: int, num_states: int, num_channels: int) -> None:
         self.matrices = (steps * rows, num_states, num_channels)
@@ -48,7 +48,7 @@ class _Tile:
         plane = size // steps
         self.decay, self.adjoint = (flat[:size].view(steps, rows, num_states, num_channels) for flat in scratch[1:])
         self.state = scratch[0, : size + plane].view(steps + 1, rows, num_states, num_channels)
-        # Views of single steps are made once, not once per tile and step.
+        # Views of single steps, created once instead of once per tile and step.
         self.decays, self.states, self.adjoints = self.decay.unbind(), self.state.unbind(), self.adjoint.unbind()
 
     def advance(self, delta: Tensor, x: Tensor, B: Tensor, log2_rate: Tensor) -> None:
@@ -78,7 +78,7 @@ class _Tile:
 
 
 class _Tiles:
-    """The tiles of one scan, all carved from the same scratch memory."""
+    """The tiles of one scan, which share the same scratch memory."""
 
     def __init__(self, like: Tensor, num_states: int) -> None:
         num_rows, self.num_steps, self.num_channels = like.shape
@@ -104,7 +104,7 @@ class _Tiles:
 
 @threads_that_pay()
 def recur(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, states: Tensor) -> Tensor:
-    """y = C . h in raster rows. Fills states (tiles, B, N, E), unless it is empty, with the state before each tile."""
+    """Return y = C . h in raster order, and write the state before each tile to states (tiles, B, N, E), if any."""
     rows, tiles, y = RowMover(order), _Tiles(u, A.shape[1]), u.new_empty(u.shape)
     log2_rate = (A / math.log(2)).t().contiguous()
     for block in tiles.row_blocks():
@@ -127,7 +127,7 @@ def recur(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tens
 def recur_backward(
     dy: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, order: Tensor | None, states: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to u, delta (after softplus), A, B, C."""
+    """Return the gradients of u, delta (after softplus), A, B and C."""
     rows, tiles = RowMover(order), _Tiles(u, A.shape[1])
     A_t = A.t().contiguous()
     du, ddelta, dB, dC = (raster.new_empty(raster.shape) for raster in (u, delta, B, C))
@@ -141,7 +141,7 @@ def recur_backward(
 
 
 def _block_backward(tiles: _Tiles, inputs: list[Tensor], A_t: Tensor, states: Tensor, dA_t: Tensor) -> list[Tensor]:
-    """Time-major gradients of u, delta, B, C for one block of batch rows; adds to dA_t."""
+    """Return time-major gradients of u, delta, B, C for one block of batch rows, and add that of A to dA_t."""
     dy, u, delta, B, C = inputs
     x, log2_rate = delta * u, A_t / math.log(2)
     dx, ddelta, dB, dC = (torch.empty_like(t) for t in (u, delta, B, C))
@@ -154,7 +154,7 @@ def _block_backward(tiles: _Tiles, inputs: list[Tensor], A_t: Tensor, states: Te
         tile.contract_channels(tile.state[1:], dy[span], out=dC[span])
         tile.contract_channels(tile.adjoint, x[span], out=dB[span])
         tile.contract_states(tile.adjoint, B[span], out=dx[span])
-        # d(delta A) = g[k] exp(delta[k] A) h[k-1]; its first two factors are also what the step before adds to g.
+        # d(delta A) = g[k] exp(delta[k] A) h[k-1]; the product of its first two factors is also added to g[k-1].
         through_decay = tile.decay.mul_(tile.adjoint)
         carry.copy_(tile.decays[0])
         through_decay.mul_(tile.state[:-1])

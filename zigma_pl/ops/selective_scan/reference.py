@@ -1,4 +1,4 @@
-"""The definition of the selective scan: a loop over steps that autograd differentiates. Slow, and meant to be read."""
+"""Reference implementation of the selective scan: a loop over steps that autograd differentiates; readable but slow."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def run(
     delta_bias: Tensor | None = None,
     visit_order: Tensor | None = None,
 ) -> Tensor:
-    """Selective scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`, float64 for float64 u."""
+    """Run the scan with the arguments of `zigma_pl.ops.selective_scan.selective_scan`, in float64 for float64 u."""
     dtype = compute_dtype(u)
     arranged_u, delta, B, C = (arrange(rows.to(dtype), visit_order) for rows in (u, delta, B, C))
     if delta_bias is not None:
@@ -34,7 +34,7 @@ def run(
 
 
 def arrange(rows: Tensor, visit_order: Tensor | None) -> Tensor:
-    """Returns rows (B, L, X) in visit order: a gather, which no other backend does in memory of its own."""
+    """Return rows (B, L, X) in visit order."""
     return rows if visit_order is None else rows[:, visit_order.long()]
 
 

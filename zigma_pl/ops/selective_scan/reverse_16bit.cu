@@ -1,31 +1,31 @@
-// Steps back through rows of 16 bits. Sums over lanes run on the matrix units with operands rounded to bfloat16, as exact
-// as the rows themselves; the state, its gradient and what is carried on stay float32.
+// The backward recurrence for 16-bit rows. Sums over lanes run on the matrix units with operands rounded to bfloat16, the
+// precision of the rows; the state, its gradient and the carry stay float32.
 
-// Operands that are cut to 11 bits lose this much in the mean.
+// Corrects the mean loss from truncating operands to 11 bits.
 #define CUT 1.00035f
 
-// Where dB and dC of a row are in warp_sums: mixed so that four rows at once, of 8 states each, fall into 32 banks.
+// Index of dB and dC of a row in warp_sums, permuted so that accesses to four rows with 8 states each use all 32 banks.
 __device__ __forceinline__ int term_sum_index(int row, int column) {
     return row * TERMS + (column ^ ((row & 1) * 2) ^ ((row & 2) * 8));
 }
 
-// Four neighbouring sums over the channels of the block; column: of B, then C.
+// Four adjacent sums over the channels of the block; columns are those of B, then of C.
 __device__ __forceinline__ float4 sum_terms(const Backward& shared, int row, int column) {
     const bool odd = row & 1;
     const float4 v = sum_over_warps(shared, term_sum_index(row, column) ^ (odd ? 2 : 0));
     return make_float4(odd ? v.z : v.x, odd ? v.w : v.y, odd ? v.x : v.z, odd ? v.y : v.w);
 }
 
-// Where a lane reads and writes, apart from the row, in bytes: computed once, since to do so for every STEPS rows takes a
-// tenth of all instructions.
+// Byte offsets of a lane's reads and writes relative to the first row. They are computed only once, since recomputing them
+// for every STEPS rows would take a tenth of all instructions.
 struct Lane {
     int cell;         // in cells: its channel
-    int columns;      // in terms: of B
-    int C;            // in terms: its states
-    int raw_terms;    // in raw_terms: B of row g, its states
+    int columns;      // in terms: its columns of B
+    int C;            // in terms: C of its states
+    int raw_terms;    // in raw_terms: B of its states in row g
     int channels;     // in cells: dy (even g) or x (odd g) of row g / 2, channel 2 q
-    int term_sums[4]; // in warp_sums, of row q: dC and dB of state g, dC and dB of state g + 8
-    int rows;         // in cells: from row 0 to row 2 q
+    int term_sums[4]; // in warp_sums, row q: dC and dB of state g, dC and dB of state g + 8
+    int rows;         // in cells: distance from row 0 to row 2 q
 };
 
 template <class Number>
@@ -33,7 +33,7 @@ __device__ __forceinline__ Number* at_byte(Number* array, int offset) { return (
 
 #define ROW_CELLS (CELL_STRIDE * 16)  // bytes of a row in cells
 
-// Where a lane finds its inputs from a row on, and those of the rows after it at constant distances.
+// Addresses of a lane's inputs in one row; those of the following rows are at constant distances.
 struct Inputs {
     const float4* cells;   // of its channel
     const float* columns;  // of B
@@ -46,7 +46,7 @@ __device__ __forceinline__ Inputs inputs_from(const Backward& shared, const Lane
             at_byte(terms, lane.C + row * (STATES * 4))};
 }
 
-// B and C of this thread's fetched units as float, C of all rows after B.
+// Converts the B and C that this thread fetched to float, with C of all rows after B.
 __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; ++i) {
@@ -63,10 +63,10 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) {
     }
 }
 
-// x as the matrix units read it.
+// x, rounded to the 11 bits that the matrix units read.
 __device__ __forceinline__ float entering_x(float x) { return cut_to_11_bits(round_to_11_bits(x)); }
 
-// Steps forward through the STEPS rows after h[0].
+// Computes the states of the STEPS rows that follow the state h[0].
 __device__ __forceinline__ void walk_rows(const Inputs& from, const float (&log2_rate)[THREAD_STATES],
                                           float (&decay)[STEPS][THREAD_STATES], float (&h)[STEPS + 1][THREAD_STATES]) {
     const int q = lane_quarter();
@@ -110,9 +110,9 @@ __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
     return places;
 }
 
-// The factors that a lane needs for sums over the STEPS rows from first_row on.
+// The factors of a lane in the sums over the STEPS rows from first_row on.
 struct Factors {
-    Word C[STATE_GROUPS][2], B[STATE_GROUPS][2];  // of row g, its own states
+    Word C[STATE_GROUPS][2], B[STATE_GROUPS][2];  // of its states in row g
     Word channels[(STEPS + 3) / 4];               // of rows 4 k + g / 2, channels 2 q and 2 q + 1: dy for even g, x for odd
 };
 
@@ -134,15 +134,15 @@ __device__ __forceinline__ void read_factors(const Backward& shared, const Lane&
     }
 }
 
-// What sums over lanes collect while the rows are gone through.
+// Sums over lanes, accumulated from row to row.
 struct LaneSums {
     float terms[STATE_GROUPS][4];  // states g, g + 8 of a group; columns 2 q, 2 q + 1: dC, dB of row q of four
-    float y[4], dx[4];             // this lane's channel: of row 2 q in 0, of row 2 q + 1 in 3
-    Word below[STATE_GROUPS][4];   // h and g of the odd row after
+    float y[4], dx[4];             // of this lane's channel: row 2 q in element 0, row 2 q + 1 in element 3
+    Word below[STATE_GROUPS][4];   // h and g of the following, odd row
     float through[4];              // of row 4 q + {0, 2, 1, 3}, q < STEPS / 4
 };
 
-// Adds row j, whose states are h and their gradients g_state. For y and dx, the factors of two rows are one above the other.
+// Adds row j, with states h and their gradients g_state. The factors for y and dx stack two rows vertically.
 __device__ __forceinline__ void add_row(LaneSums& sums, const Factors& factors, int j, const float (&h)[THREAD_STATES],
                                         const float (&g_state)[THREAD_STATES]) {
     const int g = threadIdx.x % 32 / 4;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void add_row(LaneSums& sums, const Factors& factors, 
     }
 }
 
-// Sums four rows' gradients through the decay over the quads, first_row being the first of them in the STEPS.
+// Sums the gradients through the decay of four rows over the quads; first_row: index of the first row among the STEPS.
 __device__ __forceinline__ void add_through(LaneSums& sums, const float (&through)[4], int first_row) {
     const int g = threadIdx.x % 32 / 4, m = first_row / 4 * 2;
     const float even = g == m ? 1.f : 0.f, odd = g == m + 1 ? 1.f : 0.f;
@@ -179,7 +179,7 @@ __device__ __forceinline__ void add_through(LaneSums& sums, const float (&throug
         multiply_add(sums.through, through, even, odd);
 }
 
-// Writes dB and dC of the four rows from row j on of the STEPS; places: where those of the first row belong.
+// Writes dB and dC of the four rows from row j of the STEPS on; places: addresses for the first row.
 __device__ __forceinline__ void write_term_sums(float* const (&places)[4], const LaneSums& sums, int j) {
 #pragma unroll
     for (int k = 0; k < 4; ++k)
@@ -187,7 +187,7 @@ __device__ __forceinline__ void write_term_sums(float* const (&places)[4], const
         for (int group = 0; group < STATE_GROUPS; ++group) places[k][j * TERMS + group * 4] = sums.terms[group][k];
 }
 
-// Writes the gradients of x and through the decay, and y, over what the cells held.
+// Writes the gradients of x and through the decay, and y, to the cells, in place of the inputs.
 __device__ __forceinline__ void write_state_sums(const Backward& shared, const Lane& lane, const LaneSums& sums,
                                                  int first_row) {
     const int q = lane_quarter();
@@ -202,7 +202,7 @@ __device__ __forceinline__ void write_state_sums(const Backward& shared, const L
     for (int k = 0; k < 4; ++k) own[k * CELL_STRIDE].x = CUT * sums.through[k % 2 * 2 + k / 2];
 }
 
-// Steps back through the STEPS rows from first_row on, the state before them given.
+// Runs the backward recurrence over the STEPS rows from first_row on, given the state before them.
 __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane, int buffer, int first_row,
                                         const float (&before)[THREAD_STATES], const float (&log2_rate)[THREAD_STATES],
                                         float (&carry)[THREAD_STATES], float (&dA)[THREAD_STATES]) {

@@ -1,10 +1,10 @@
-// Steps back through rows in float32. All sums over lanes run on the matrix units, as products with matrices of zeros and
-// ones, each twice: with what the units read of a float32, and with the rest.
+// The backward recurrence for float32 rows. All sums over lanes run on the matrix units, as products with matrices of zeros and
+// ones, each twice: with the bits of a float32 that the units read, and with the remainder.
 
 // Constant factors of the sums over lanes, see multiply_add; g = lane / 4, q = lane % 4.
 struct Selectors {
-    float quad[2][4];  // left factors that keep the lanes of a quad apart: rows 0 to 7, rows 8 to 15
-    float column[8];   // right factors that bring the sum over a quad to a column: 1 where g is the column
+    float quad[2][4];  // left factors that separate the lanes of a quad: rows 0 to 7, rows 8 to 15
+    float column[8];   // right factors that move the sum over a quad to a column: 1 if g is the column
 };
 
 struct Lane {};
@@ -13,10 +13,10 @@ struct Lane {};
 __device__ __forceinline__ int lane_channel() { return threadIdx.x / 4; }
 __device__ __forceinline__ int lane_quarter() { return threadIdx.x % 4; }
 
-// Where a lane finds its inputs from a row on, and those of the rows after it at constant distances.
+// Addresses of a lane's inputs in one row; those of the following rows are at constant distances.
 struct Inputs {
     const float4* cells;  // of its channel
-    const float* terms;   // B of its states; C is STATES further on
+    const float* terms;   // B of its states; C follows after STATES elements
 };
 
 __device__ __forceinline__ Inputs inputs_from(const Backward& shared, const Lane&, int row) {
@@ -27,7 +27,7 @@ __device__ __forceinline__ void prepare_terms(const Tiles& tiles, int buffer) { 
 
 __device__ __forceinline__ float entering_x(float x) { return x; }
 
-// Steps forward through the STEPS rows after h[0].
+// Computes the states of the STEPS rows that follow the state h[0].
 __device__ __forceinline__ void walk_rows(const Inputs& from, const float (&log2_rate)[THREAD_STATES],
                                           float (&decay)[STEPS][THREAD_STATES], float (&h)[STEPS + 1][THREAD_STATES]) {
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ Lane prepare_sums(const Backward& shared) {
     return {};
 }
 
-// The quads come out of shared memory because constants would be put together anew for every product.
+// The quads are read from shared memory because the compiler would recompute constants for every product.
 __device__ __forceinline__ void make_selectors(const Backward& shared, Selectors& selectors) {
     const int lane = threadIdx.x % 32;
     const float4 first = shared.quads[lane], second = shared.quads[32 + lane];
@@ -63,7 +63,7 @@ __device__ __forceinline__ void make_selectors(const Backward& shared, Selectors
     for (int i = 0; i < 8; ++i) selectors.column[i] = lane / 4 == i ? 1.f : 0.f;
 }
 
-// Sums the four values over the quads; call 0 starts a product, the others add to it. Those of call m reach the lanes with
+// Sums the four values over the quads; call 0 starts a product, the others add to it. The sums of call m are in the lanes with
 // q = m: product[0] = sum of v[0], product[2] = of v[1], product[1] = of v[2], product[3] = of v[3].
 __device__ __forceinline__ void sum_over_quads(float (&product)[4], const float (&v)[4], const Selectors& selectors, int m) {
     if (m == 0)
@@ -74,8 +74,8 @@ __device__ __forceinline__ void sum_over_quads(float (&product)[4], const float 
     multiply_add(product, rest, selectors.column[2 * m], selectors.column[2 * m + 1]);
 }
 
-// Turns four values of each lane so that they can be summed over the channels of the warp, which sum_over_quads does:
-// row 4 i + q of the product has v[i] of lanes q of all quads, as columns.
+// Transposes four values of each lane so that sum_over_quads sums them over the channels of the warp: row 4 i + q of the
+// product contains v[i] of lanes q of all quads, as columns.
 __device__ __forceinline__ void turn(float (&product)[4], const float (&v)[4], const Selectors& selectors) {
     multiply(product, selectors.quad[0], v[0], v[1]);
     multiply_add(product, selectors.quad[1], v[2], v[3]);
@@ -83,21 +83,21 @@ __device__ __forceinline__ void turn(float (&product)[4], const float (&v)[4], c
     multiply_add(product, selectors.quad[1], trailing_bits(v[2]), trailing_bits(v[3]));
 }
 
-// Sums over channels come in the sequence (later row, earlier row if they share a product; B, C; groups of four of a
-// thread's states). Lane q of a quad has number q of four; this is where in warp_sums it belongs.
+// Sums over channels are ordered by (later row, earlier row if they share a product; B, C; groups of four of a thread's
+// states). Lane q of a quad has the sum with index q of four; this is its index in warp_sums.
 __device__ __forceinline__ int channel_sum_offset() {
     const int lane = threadIdx.x % 32, number = lane % 4, q = lane / 4 % 4, i = lane / 16;
     const int row = STATE_GROUPS == 1 ? 1 - number / 2 : 0, is_C = number / STATE_GROUPS % 2, group = number % STATE_GROUPS;
     return (threadIdx.x / 32 * TILE + row) * TERMS + is_C * STATES + q * THREAD_STATES + group * 4 + i;
 }
 
-// Writes the sums that four calls of turn and sum_over_quads collected.
+// Writes the sums from four calls of turn and sum_over_quads.
 __device__ __forceinline__ void write_channel_sums(const float (&product)[4], float* to) {
     to[0] = product[0] + product[2];
     to[2] = product[1] + product[3];
 }
 
-// Adds the turned products of row first_row + j to sums over channels, and writes those that are complete.
+// Adds the transposed values of row first_row + j to the sums over channels, and writes the sums that are complete.
 __device__ __forceinline__ void sum_turned(const float (&turned)[2 * STATE_GROUPS][4], float (&channel_sums)[4],
                                            float* lane_sums, int first_row, int j, const Selectors& selectors) {
 #pragma unroll
@@ -109,7 +109,7 @@ __device__ __forceinline__ void sum_turned(const float (&turned)[2 * STATE_GROUP
     }
 }
 
-// Writes the gradients of x and through the decay, and y, of four rows, over what the cells held.
+// Writes the gradients of x and through the decay, and y, of four rows to the cells, in place of the inputs.
 __device__ __forceinline__ void write_state_sums(const Backward& shared, const float (&sums)[4], int first_row) {
     const int q = lane_quarter(), part = q == 2 ? 3 : 2 - 2 * q;
     float* to = (float*)(shared.cells + cell_index(first_row, lane_channel())) + part;
@@ -118,7 +118,7 @@ __device__ __forceinline__ void write_state_sums(const Backward& shared, const f
     for (int k = 0; k < 4; ++k) to[k * CELL_STRIDE * 4] = sums[k % 2 * 2 + k / 2];
 }
 
-// Steps back through the STEPS rows from first_row on, the state before them given.
+// Runs the backward recurrence over the STEPS rows from first_row on, given the state before them.
 __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane, int, int first_row,
                                         const float (&before)[THREAD_STATES], const float (&log2_rate)[THREAD_STATES],
                                         float (&carry)[THREAD_STATES], float (&dA)[THREAD_STATES]) {
@@ -152,7 +152,7 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane
             dB[i] = g * cell.x;
             dC[i] = h[j + 1][i] * cell.z;
         }
-        // The products of the row before are summed now, so that they had time to arrive.
+        // The products of the previous row are summed only now, to hide their latency.
         if (j < STEPS - 1) sum_turned(turned, channel_sums, lane_sums, first_row, j + 1, selectors);
 #pragma unroll
         for (int k = 0; k < 2 * STATE_GROUPS; ++k) {
@@ -171,7 +171,7 @@ __device__ __forceinline__ void go_back(const Backward& shared, const Lane& lane
     write_state_sums(shared, state_sums, first_row);
 }
 
-// Four neighbouring sums over the channels of the block; column: of B, then C.
+// Four adjacent sums over the channels of the block; columns are those of B, then of C.
 __device__ __forceinline__ float4 sum_terms(const Backward& shared, int row, int column) {
     return sum_over_warps(shared, row * TERMS + column);
 }

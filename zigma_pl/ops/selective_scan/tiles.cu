@@ -1,33 +1,32 @@
-// How a block of the scan is laid out, and how rows get from global to shared memory. Sizes are set at compile time:
-//   STATES           N padded to 16, 32 or 64; absent states have A = B = C = 0
-//   WARPS, TILE      warps of a block; rows that are in shared memory at a time
+// Layout of a block of the scan, and copies of rows from global to shared memory. Sizes are set at compile time:
+//   STATES           N padded to 16, 32 or 64; padding states have A = B = C = 0
+//   WARPS, TILE      warps per block; rows in shared memory at a time
 //   STEPS            rows whose states the backward pass holds in registers
-//   KEEP             distance in rows between states that the forward pass keeps: a multiple of STEPS that divides TILE
-//   GATED, BIASED    1: there is a gate; there is a bias, and delta goes through softplus
+//   KEEP             rows between states that the forward pass stores: a multiple of STEPS that divides TILE
+//   GATED, BIASED    1: there is a gate; there is a bias, and softplus is applied to delta
 //   LOG_A            1: p.A is log(-A), and dA its gradient
 //   ALIGNED          1: rows can be copied 8 channels (B and C: 16 bytes) at a time; 0: element by element
-// A block walks rows in visit order for CHANNELS channels of one batch row. Four lanes share a channel, each with
+// A block processes rows in visit order for CHANNELS channels of one batch element. Four lanes share a channel, each with
 // THREAD_STATES of its states.
-// Rows past the end and channels past the last are read as zeros; what is computed from them adds zero everywhere.
+// Rows and channels beyond the end are read as zeros, so that they contribute zero everywhere.
 
 #define THREADS (32 * WARPS)
 #define THREAD_STATES (STATES / 4)
 #define CHANNELS (8 * WARPS)
-#define OCTETS WARPS                          // of 8 channels, in a row
+#define OCTETS WARPS                          // groups of 8 channels in a row
 #define PASS_ROWS (THREADS / OCTETS)          // 32: rows that the threads cover with 8 channels each
 #define PASSES (TILE / PASS_ROWS)
 #define QUADS (ROW_BYTES / 2)                 // 16-byte words in 8 channels
 #define TERMS (2 * STATES)                    // B, then C of a row
-#define UNIT_STATES (16 / ROW_BYTES)          // of B or C that are moved at a time
+#define UNIT_STATES (16 / ROW_BYTES)          // states of B or C that are copied at a time
 #define ROW_UNITS (TERMS / UNIT_STATES)
 #define UNITS (TILE * ROW_UNITS)
 #define THREAD_UNITS (UNITS / THREADS)
-// Of 16 states in 16 bits, a gap after every two rows keeps eight rows, of which a warp reads four states each, out of each
-// other's banks.
+// With 16 states in 16 bits, a gap after every two rows avoids bank conflicts when a warp reads four states each of eight rows.
 #define PAIR_GAP (ROW_UNITS == 4 ? 2 : 0)
 #define RAW_UNITS (UNITS + TILE / 2 * PAIR_GAP)
 
-// States that the forward pass keeps: bfloat16 for 16-bit rows.
+// Type of the states that the forward pass stores: bfloat16 for 16-bit rows.
 #if ROW_KIND == 0
 typedef float Kept;
 typedef uint4 KeptGroup;  // of four states
@@ -38,13 +37,13 @@ typedef uint2 KeptGroup;
 #define TILE_KEPT (TILE / KEEP)
 #define STATE_GROUPS (THREAD_STATES / 4)
 
-// A number below 2^31 that takes 8 bytes.
+// An int stored in 8 bytes.
 struct alignas(8) Count {
     int value;
     __device__ __forceinline__ operator int() const { return value; }
 };
 
-// An array of rows. Strides are in elements; those of the last axis are 1.
+// Strides of an array of rows, in elements; the last axis has stride 1.
 struct Strides {
     Long batch;
     Count row;
@@ -56,23 +55,23 @@ struct Params {
     Strides u_strides, delta_strides, gate_strides, dout_strides, B_strides, C_strides;
     const float *A, *skip, *bias;
     const int* order;
-    Element *out, *du, *ddelta;               // contiguous; out in the backward pass: null, not wanted
+    Element *out, *du, *ddelta;               // contiguous; out in the backward pass: null if it is not requested
     Element* dgate;
     Strides dgate_strides;
-    Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not kept
-    float* carries;                           // (pieces of all chunks, B, E, STATES): what each leaves; null: one chunk
+    Kept* states;                             // (B, tiles, TILE / KEEP, E, STATES): before every KEEP-th row; null: not stored
+    float* carries;                           // (pieces of all chunks, B, E, STATES): see chunks.cu; null with one chunk
     float* durations;                         // (pieces of all chunks, B, E): sum of delta
     float* dBC;                               // (B, L, 2, N), zeros; deterministic: (channel blocks, B, L, 2, N)
-    float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch row and chunk, part_stride apart
+    float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch element and chunk, part_stride apart
     Long part_stride;
     Count num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, chunk_pieces, deterministic;
 };
 
 struct Tiles {
-    uint4* raw;           // [2][arrays][QUADS][PASSES][THREADS]: 8 channels of a row each, as they are in memory
+    uint4* raw;           // [2][arrays][QUADS][PASSES][THREADS]: 8 channels of a row each, as in global memory
     uint4* raw_terms;     // [2][RAW_UNITS]
     float* terms;         // [TILE][TERMS]
-    int* order;           // [4][TILE], three in use: raster rows of this tile and the next two; -1 past the end
+    int* order;           // [4][TILE], three of which are in use: raster rows of this tile and the next two; -1 past the end
     float *skip, *bias;   // [CHANNELS]
 };
 
@@ -90,15 +89,15 @@ __device__ __forceinline__ uint4* place_tiles(Tiles& tiles, uint4* memory, int a
     return memory + TILE;
 }
 
-// A tile of a quantity by channel, so that a thread reads four rows at once. The gaps after every channel and every 8 of them
-// keep the threads that write it, and those that read it, out of each other's banks.
+// A tile of a quantity in channel-major layout, so that a thread reads four rows at once. The gaps after every channel and
+// every 8 channels avoid bank conflicts of writes and reads.
 #define CHANNEL_STRIDE (TILE + 4)
 #define CHANNEL_ROWS (CHANNELS * CHANNEL_STRIDE + OCTETS * 8)
 __device__ __forceinline__ int place_of(int row, int channel) { return channel * CHANNEL_STRIDE + channel / 8 * 8 + row; }
 
 struct ChannelRows {
     float* delta;
-    float* factors;  // of B or C in what enters the state or its adjoint
+    float* factors;  // factors of B in the input of the state, or of C in the input of its adjoint
 };
 
 __device__ __forceinline__ uint4* place_channel_rows(ChannelRows& rows, uint4* memory) {
@@ -107,23 +106,24 @@ __device__ __forceinline__ uint4* place_channel_rows(ChannelRows& rows, uint4* m
     return memory + CHANNEL_ROWS / 2;
 }
 
-// The lanes of a warp, 8 by 4: neighbours share the quarter, and lanes two apart the eighth, so that to read what belongs to
-// either takes half as many passes over shared memory. Bits of the lane: eighth 0, quarter 0, eighth 1, eighth 2, quarter 1.
+// Arranges the lanes of a warp as 8 by 4: adjacent lanes share the quarter, lanes two apart share the eighth, so that reads
+// indexed by either take half as many passes over shared memory. Bits of the lane, from the lowest: eighth 0, quarter 0,
+// eighth 1, eighth 2, quarter 1.
 __device__ __forceinline__ int mixed_eighth() { return (threadIdx.x & 1) | (threadIdx.x >> 1 & 6); }
 __device__ __forceinline__ int mixed_quarter() { return (threadIdx.x >> 1 & 1) | (threadIdx.x >> 3 & 2); }
 
-// Of two values, keeps the one that a lane wants and adds its partner's, `mask` lanes away, which wants the other.
+// Sums two values over a pair of lanes (lane index xor `mask`); one lane returns the sum of `high`, the other that of `low`.
 __device__ __forceinline__ float exchange(float low, float high, bool wants_high, int mask) {
     return (wants_high ? high : low) + __shfl_xor_sync(0xffffffffu, wants_high ? low : high, mask);
 }
 
-// Which CHANNELS channels a block has.
+// Index of the group of CHANNELS channels that a block processes.
 __device__ __forceinline__ int channel_block();
 __device__ __forceinline__ int octet_of_thread() { return threadIdx.x % OCTETS; }
 __device__ __forceinline__ int row_of_thread(int pass) { return pass * PASS_ROWS + threadIdx.x / OCTETS; }
 __device__ __forceinline__ int first_channel() { return channel_block() * CHANNELS + octet_of_thread() * 8; }
 
-// Per-channel parameters to shared memory, zero for channels that do not exist.
+// Copies per-channel parameters to shared memory, with zeros for channels that do not exist.
 __device__ __forceinline__ void read_parameters(const Params& p, const Tiles& tiles) {
     const int i = threadIdx.x;
     if (i < CHANNELS) {
@@ -141,13 +141,13 @@ __device__ __forceinline__ void read_octet(const float* parameters, float (&out)
     out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
 }
 
-// The raster row that is visited in a step; -1 past either end.
+// The raster row that is visited in a step; -1 beyond either end.
 __device__ __forceinline__ int visited_row(const Params& p, int step) {
     if (step < 0 || step >= p.num_rows) return -1;
     return p.order ? p.order[step] : step;
 }
 
-// first_step(i): with which tile i of a walk begins.
+// first_step(i): first step of the tile that is processed as number i.
 template <class Step>
 __device__ __forceinline__ void read_first_orders(const Params& p, const Tiles& tiles, const Step& first_step) {
     static_assert(2 * TILE <= THREADS, "each thread reads one row");
@@ -155,12 +155,12 @@ __device__ __forceinline__ void read_first_orders(const Params& p, const Tiles& 
     if (row < 2 * TILE) tiles.order[row] = visited_row(p, first_step(row / TILE) + row % TILE);
 }
 
-// The slot in which a thread keeps its 8 channels of an array: slot[quad * PASSES * THREADS].
+// The slot of a thread for its 8 channels of an array: slot[quad * PASSES * THREADS].
 __device__ __forceinline__ uint4* raw_slot(const Tiles& tiles, int buffer, int arrays, int array, int pass) {
     return tiles.raw + ((buffer * arrays + array) * QUADS * PASSES + pass) * THREADS + threadIdx.x;
 }
 
-// Row `row` of an array whose raster row 0 is given, in the fewest instructions.
+// Address of row `row` in an array, given raster row 0, with few instructions.
 template <class Number>
 __device__ __forceinline__ Number* row_at(Number* first, int row, int stride) {
     return (Number*)((Byte*)first + (unsigned long long)((Word)row * (Word)sizeof(Number)) * (Word)stride);
@@ -168,7 +168,7 @@ __device__ __forceinline__ Number* row_at(Number* first, int row, int stride) {
 
 __device__ __forceinline__ bool has_channels(const Params& p) { return first_channel() < p.num_channels; }
 
-// This thread's 8 channels of raster row 0 in this block's batch row; some other place where they do not exist.
+// Address of this thread's 8 channels in raster row 0 of this block's batch element; any valid address if they do not exist.
 template <class Number>
 __device__ __forceinline__ Number* own_channels(const Params& p, Number* array, const Strides& strides) {
     return array + blockIdx.y * strides.batch + (has_channels(p) ? first_channel() : 0);
@@ -192,10 +192,10 @@ __device__ __forceinline__ void fetch_row(const Params& p, uint4* slot, int row,
 #endif
 }
 
-// Which states of B or C a thread fetches, of every UNIT_ROWS-th row.
+// The states of B or C that a thread fetches, in every UNIT_ROWS-th row.
 constexpr int UNIT_ROWS = THREADS / ROW_UNITS;
 struct alignas(16) Terms {
-    const Element* first;  // in raster row 0 of this block's batch row; some other place where they do not exist
+    const Element* first;  // in raster row 0 of this block's batch element; any valid address if they do not exist
     int stride, state;
 };
 
@@ -203,7 +203,7 @@ __device__ __forceinline__ uint4* raw_unit(const Tiles& tiles, int buffer, int u
     return tiles.raw_terms + buffer * RAW_UNITS + unit + unit / (2 * ROW_UNITS) * PAIR_GAP;
 }
 
-// Where B of a row is in a buffer of raw_terms, in elements; C is STATES further on.
+// Index of B of a row in a buffer of raw_terms, in elements; C follows after STATES elements.
 __device__ __forceinline__ int raw_row(int row) { return row * TERMS + row / 2 * (PAIR_GAP * UNIT_STATES); }
 
 __device__ __forceinline__ Terms own_terms(const Params& p) {
@@ -228,7 +228,7 @@ __device__ __forceinline__ void fetch_terms(const Params& p, const Tiles& tiles,
     }
 }
 
-// Converts the B and C that this thread fetched.
+// Converts the B and C that this thread fetched to float.
 __device__ __forceinline__ void spread_terms(const Tiles& tiles, int buffer) {
 #pragma unroll
     for (int i = 0; i < THREAD_UNITS; ++i) {
@@ -247,7 +247,7 @@ __device__ __forceinline__ void read_slot(const uint4* slot, float (&out)[8]) {
     for (int quad = 0; quad < QUADS; ++quad) unpack16(slot[quad * PASSES * THREADS], out + quad * (16 / ROW_BYTES));
 }
 
-// This thread's 8 channels of raster row 0 in a contiguous (B, L, E) tensor.
+// Address of this thread's 8 channels in raster row 0 of a contiguous (B, L, E) tensor.
 __device__ __forceinline__ Element* own_results(const Params& p, Element* results) {
     return results + (Long)blockIdx.y * p.num_rows * p.num_channels + first_channel();
 }
@@ -275,12 +275,12 @@ __device__ __forceinline__ void make_positive(const Tiles& tiles, float (&delta)
     make_positive(bias, delta);
 }
 
-// Which channel of the block this thread has, and which quarter of its states. The two directions differ in that.
+// The channel of the block and the quarter of its states that belong to this thread; they differ between the two passes.
 __device__ __forceinline__ int lane_channel();
 __device__ __forceinline__ int lane_quarter();
 __device__ __forceinline__ int lane_states() { return lane_quarter() * THREAD_STATES; }
 
-// A log2(e) of a state, zero for one that does not exist.
+// A log2(e) of a state, zero for a state that does not exist.
 __device__ __forceinline__ float read_rate(const Params& p, int channel, int state) {
     if (channel >= p.num_channels || state >= p.num_states) return 0.f;
     const float given = p.A[channel * p.num_states + state];
@@ -293,7 +293,7 @@ __device__ __forceinline__ void read_decay_rates(const Params& p, float (&log2_r
     for (int i = 0; i < THREAD_STATES; ++i) log2_rate[i] = read_rate(p, channel, lane_states() + i);
 }
 
-// This thread's states in a (..., E, STATES) tensor; null for a channel that does not exist.
+// Address of this thread's states in a (..., E, STATES) tensor; null for a channel that does not exist.
 template <class Number>
 __device__ __forceinline__ Number* states_at(const Params& p, Number* base, Long index) {
     const int channel = channel_block() * CHANNELS + lane_channel();
@@ -309,7 +309,8 @@ __device__ __forceinline__ void load_states(const float* from, float (&states)[T
     }
 }
 
-// What enters this block's chunk: all that the pieces before it (reversed: after it) have left behind by themselves.
+// Computes the state at the start of this block's chunk (reversed: the adjoint at its end) by combining the carries of all
+// pieces before (reversed: after) it.
 __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, const float (&log2_rate)[THREAD_STATES],
                                               float (&carry)[THREAD_STATES]) {
     load_states(nullptr, carry);
@@ -320,7 +321,7 @@ __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, co
     const Long piece = (Long)p.num_batch * p.num_channels, next = reversed ? -piece : piece;
     const Long at = (reversed ? last * piece : 0) + (Long)blockIdx.y * p.num_channels + channel;
     const float *duration_of = p.durations + at, *states_of = p.carries + at * STATES + lane_states();
-    constexpr int AT_ONCE = 32 / THREAD_STATES;  // of which the loads overlap
+    constexpr int AT_ONCE = 32 / THREAD_STATES;  // number of pieces whose loads overlap
     for (int first = 0; first < num_chained; first += AT_ONCE) {
         float duration[AT_ONCE], own[AT_ONCE][THREAD_STATES];
 #pragma unroll
@@ -338,7 +339,7 @@ __device__ __forceinline__ void chain_carries(const Params& p, bool reversed, co
     }
 }
 
-// Where this thread puts 8 channels of its row.
+// Index at which this thread writes 8 channels of its row.
 __device__ __forceinline__ int octet_place(int pass) { return place_of(row_of_thread(pass), octet_of_thread() * 8); }
 
 __device__ __forceinline__ void put_octet(const ChannelRows& rows, int place, const float (&delta)[8],
@@ -351,7 +352,7 @@ __device__ __forceinline__ void put_octet(const ChannelRows& rows, int place, co
     }
 }
 
-// Four rows of this lane's channel.
+// Reads four rows of this lane's channel.
 __device__ __forceinline__ void read_four(const float* by_channel, int first_row, float (&out)[4]) {
     const float4 v = *(const float4*)(by_channel + place_of(first_row, lane_channel()));
     out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
