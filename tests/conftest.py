@@ -1,9 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from fuzzing import memory_limit
 
+# Tests do not use the network; without it, each name on the Hugging Face Hub would be retried for half a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # Test processes run side by side; each one's threads would wait for cores that the others have.
 torch.set_num_threads(1)
 
