@@ -114,13 +114,6 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert run([*sampling, "--data.init_args.num_predict_samples=2"]) == 0  # the command as `fit` gives it
 
 
-def test_table1_runs_on_synthetic_data(table1, smoke, in_tmp):
-    assert run(["fit", *table1, *smoke, *TINY, "--data.init_args.num_synthetic_items=20"]) == 0
-    log = in_tmp / "logs" / "table1_zigzag8" / "version_0"
-    assert (log / "checkpoints" / "last.ckpt").exists()
-    assert list((log / "previews").glob("*.png"))
-
-
 @pytest.mark.parametrize("row", ROWS)
 def test_table1_rows_differ_only_in_the_scan(row, repository):
     def load(name):
