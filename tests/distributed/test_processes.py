@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.few_pictures import CASES, evaluate
-from distributed.training_run import train
+from distributed.training_run import MUON, build, train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "digits.json"
 PYTHON = [sys.executable, "-m"]
@@ -127,6 +127,14 @@ def alone(tmp_path_factory):
 def test_both_processes_log_the_whole_loss_and_gradient(pair, alone, strategy):
     for found in pair[1]:
         torch.testing.assert_close(torch.tensor(found[strategy]), alone, rtol=0, atol=1e-6)
+
+
+def test_muon_takes_the_same_steps_on_one_process_on_two_and_sharded(pair, tmp_path):
+    alone = torch.tensor(train(tmp_path, build(optimizer=MUON))[1].trace())
+    for found in pair[1]:
+        for strategy in ("ddp", "fsdp"):
+            torch.testing.assert_close(torch.tensor(found[f"muon {strategy}"]), alone, rtol=0, atol=1e-5)
+        assert found["muon resumed"] == found["muon fsdp"][3:]
 
 
 def test_sharded_average_is_validated_as_any_other(pair):

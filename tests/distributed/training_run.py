@@ -9,7 +9,7 @@ from zigma_pl.backbones import ZigMa
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
-from zigma_pl.optimizers import Constant
+from zigma_pl.optimizers import ByRole, Constant, Muon
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.module import GenerativeModule
 
@@ -35,12 +35,15 @@ class Remember(L.Callback):
         return [[row["train/loss"], row["train/gradient_norm"]] for row in self.logged]
 
 
-def build(module_class=GenerativeModule):
+ADAMW = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
+# In float32, so that sums in another order change little.
+MUON = partial(ByRole, matrix=partial(Muon, lr=1e-2, dtype="float32"), other=ADAMW)
+
+
+def build(module_class=GenerativeModule, optimizer=ADAMW):
     torch.manual_seed(0)
     backbone = ZigMa(1, 8, 8, patch_size=4, width=16, depth=2, mixers=Mamba(state_size=4), num_classes=10)
-    return module_class(
-        backbone, Objective(), optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0), lr_schedule=Constant(3)
-    )
+    return module_class(backbone, Objective(), optimizer=optimizer, lr_schedule=Constant(3))
 
 
 def train(folder, module=None, callbacks=(), ckpt_path=None, batch_size=GLOBAL_BATCH_SIZE, data=None, **options):

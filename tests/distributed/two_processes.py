@@ -13,7 +13,7 @@ from torch import distributed
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from distributed.few_pictures import CASES, FewDigits, evaluate
-from distributed.training_run import GLOBAL_BATCH_SIZE, NUM_STEPS, build, train
+from distributed.training_run import GLOBAL_BATCH_SIZE, MUON, NUM_STEPS, build, train
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.strategies import FullySharded
@@ -54,6 +54,13 @@ def main(folder):
     found["local_parameters"] = sum(p.to_local().numel() for p in trainer.lightning_module.parameters())
     resumed = train(folder / "fsdp-resumed", ckpt_path=folder / "fsdp" / "step=3.ckpt", **two, strategy=FullySharded())
     found["fsdp-resumed"] = resumed[1].trace()
+
+    for name, strategy in (("ddp", "ddp"), ("fsdp", FullySharded())):
+        module = build(optimizer=MUON)
+        found[f"muon {name}"] = train(folder / f"muon-{name}", module, **two, strategy=strategy)[1].trace()
+    step_3 = folder / "muon-fsdp" / "step=3.ckpt"
+    resumed = train(folder / "muon-resumed", build(optimizer=MUON), ckpt_path=step_3, **two, strategy=FullySharded())
+    found["muon resumed"] = resumed[1].trace()
 
     for num_pictures in CASES:
         found[f"few {num_pictures}"] = evaluate(folder / f"few{num_pictures}", num_pictures, devices=2, strategy="ddp")

@@ -112,8 +112,17 @@ class NonFiniteGuard(L.Callback):
 
 def skip_step(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
     """Have the optimiser leave weights and moments alone in this step if `skipped`, a bool on the device, is True."""
-    if all(group.get("fused") for group in optimizer.param_groups):
+    if _takes_flag(optimizer):
         # The kernels take it as that of a gradient scaler: float32, 1 to skip.
         optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
     elif bool(skipped):
         optimizer.zero_grad(set_to_none=True)
+
+
+def _takes_flag(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser reads `found_inf` on the device: torch's fused kernels, our Muon, and both in `ByRole`."""
+    parts = getattr(optimizer, "parts", [optimizer])
+    return all(
+        getattr(part, "takes_found_inf", False) or all(group.get("fused") for group in part.param_groups)
+        for part in parts
+    )

@@ -2,6 +2,7 @@
 
 from zigma_pl.training.optimizers.by_role import ByRole
 from zigma_pl.training.optimizers.learning_rate import Constant, Cosine, LearningRateSchedule, WarmupStableDecay
+from zigma_pl.training.optimizers.muon import Muon
 from zigma_pl.training.optimizers.roles import Role, parameter_groups, parameter_roles
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "LearningRateSchedule",
+    "Muon",
     "Role",
     "WarmupStableDecay",
     "parameter_groups",

@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim import Optimizer
 
+from zigma_pl.training.optimizers.muon import Muon
+
 
 class ByRole(Optimizer):
     """Optimise matrices with one optimiser and everything else with another.
@@ -16,17 +18,14 @@ class ByRole(Optimizer):
 
     Args:
         params: parameter groups with a "role" each, as `zigma_pl.optimizers.parameter_groups` returns them.
-        matrix: optimiser of the groups with role "matrix"; the default is torch's Muon, with the update scaled to the
-            size of AdamW's.
+        matrix: optimiser of the groups with role "matrix"; the default is Muon, with updates of the size of AdamW's.
         other: optimiser of the rest.
     """
 
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        matrix: OptimizerCallable = lambda p: torch.optim.Muon(
-            p, lr=1e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        ),
+        matrix: OptimizerCallable = lambda p: Muon(p, lr=1e-3, weight_decay=0.0),
         other: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-4, weight_decay=0.0),
     ) -> None:
         groups = list(params)
