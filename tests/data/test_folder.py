@@ -9,6 +9,7 @@ from PIL import Image
 from zigma_pl.cli.commands import prepare
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import ImageFolder
+from zigma_pl.data.sources import folder as folder_module
 from zigma_pl.data.sources.folder import split_by_hash
 
 SPLITS = ("train", "validation", "test")
@@ -70,10 +71,10 @@ def test_transparent_pictures_come_on_white_and_turned_ones_upright(tmp_path):
 def test_split_by_hash_is_disjoint_complete_fixed_and_about_as_large_as_asked(tmp_path):
     names = [f"{i}.png" for i in range(4000)]
     shares = {"validation": 0.1, "test": 0.2}
-    splits = [split_by_hash(name, shares) for name in names]
+    splits = list(split_by_hash(names, shares).values())
     assert abs(splits.count("validation") - 400) < 80
     assert abs(splits.count("test") - 800) < 100
-    assert [split_by_hash(name, {"validation": 0, "test": 0}) for name in names[:50]] == ["train"] * 50
+    assert set(split_by_hash(names[:50], {"validation": 0, "test": 0}).values()) == {"train"}
     draw(tmp_path, *names[:60], size=(4, 4))
     data = folder(tmp_path, validation_share=0.1, test_share=0.2)
     assert sorted(name for split in SPLITS for name in data.load_split(split).names) == sorted(names[:60])
@@ -85,7 +86,38 @@ def test_split_by_hash_is_disjoint_complete_fixed_and_about_as_large_as_asked(tm
 
 def test_a_picture_never_moves_to_another_split():
     expected = ["train", "validation", "train", "test", "train", "validation", "test", "validation"]
-    assert [split_by_hash(f"cats/{i}.png", {"validation": 0.3, "test": 0.3}) for i in range(8)] == expected
+    names = [f"cats/{i}.png" for i in range(8)]
+    assert list(split_by_hash(names, {"validation": 0.3, "test": 0.3}).values()) == expected
+
+
+@pytest.mark.parametrize("num_names", range(3, 40))
+def test_no_split_of_three_or_more_pictures_is_empty_and_only_the_nearest_moves(num_names):
+    names = [f"{i}.png" for i in range(num_names)]
+    shares = {"validation": 0.05, "test": 0.05}
+    splits = split_by_hash(names, shares)
+    assert set(splits.values()) == set(SPLITS)
+    assert split_by_hash(reversed(names), shares) == splits
+    by_hash_alone = {name: split_by_hash([name], shares)[name] for name in names}
+    moved = [name for name in names if splits[name] != by_hash_alone[name]]
+    assert len(moved) == len(set(SPLITS).difference(by_hash_alone.values()))
+    # Held out are [0, 0.05) and [0.05, 0.1), so the first to move is the smallest hash in train.
+    hashes = {name: folder_module._hash(name) for name in names}
+    for name in moved:
+        smaller = [other for other in names if hashes[other] < hashes[name]]
+        assert all(splits[other] in ("validation", "test") for other in smaller)
+
+
+def test_two_pictures_train_and_validate_and_one_trains():
+    shares = {"validation": 0.05, "test": 0.05}
+    assert sorted(split_by_hash(["1.png", "2.png"], shares).values()) == ["train", "validation"]
+    assert split_by_hash(["1.png"], shares) == {"1.png": "train"}
+    assert split_by_hash([], shares) == {}
+
+
+def test_training_is_not_left_empty_by_large_shares():
+    for num_names in range(3, 20):
+        splits = split_by_hash([f"{i}.png" for i in range(num_names)], {"validation": 0.5, "test": 0.49})
+        assert set(splits.values()) == set(SPLITS)
 
 
 @pytest.mark.parametrize("validation", ["validation", "val"])
@@ -106,9 +138,8 @@ def test_split_without_a_folder_is_taken_out_of_train(tmp_path):
     names = {split: data.load_split(split).names for split in SPLITS}
     assert names["test"] == ["test/1.png"]
     assert len(names["train"]) + len(names["validation"]) == 40
-    assert all(
-        split_by_hash(n.removeprefix("train/"), {"validation": 0.3}) == "validation" for n in names["validation"]
-    )
+    expected = split_by_hash([f"{i}.png" for i in range(40)], {"validation": 0.3})
+    assert all(expected[name.removeprefix("train/")] == "validation" for name in names["validation"])
 
 
 def test_classes(tmp_path):

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -51,7 +53,8 @@ class ImageFolder(ImageDataModule):
     Splits: if there is a folder train/, the splits are the folders train/, validation/ (or val/) and test/. Otherwise
     all images are split by a hash of their path below `root`, and the fractions `validation_share` and `test_share` are
     held out. If there is train/ but not one of the others, that split is taken from train/ in the same way. An image
-    keeps its split when other images are added or removed; the seed has no influence.
+    keeps its split when other images are added or removed; the seed has no influence. In a small folder, a split that
+    would be empty gets the image whose hash is nearest, so all splits have images if there are at least three.
 
     Args:
         root: folder of the images.
@@ -185,14 +188,16 @@ class ImageFolder(ImageDataModule):
         own = self._folders.get(split, "")
         if split != "train" and own:
             return [name for name in self._names if name.startswith(own)]
+        return [name for name, assigned in self._hashed.items() if assigned == split]
+
+    @cached_property
+    def _hashed(self) -> dict[str, Split]:
+        """Split of each image that is assigned by its hash."""
         pool = self._folders.get("train", "")
-        held_out: dict[Split, float] = {"validation": self.validation_share, "test": self.test_share}
-        shares = {name: 0.0 if name in self._folders else share for name, share in held_out.items()}
-        return [
-            name
-            for name in self._names
-            if name.startswith(pool) and split_by_hash(name.removeprefix(pool), shares) == split
-        ]
+        shares: dict[Split, float] = {"validation": self.validation_share, "test": self.test_share}
+        shares = {split: share for split, share in shares.items() if split not in self._folders}
+        splits = split_by_hash([name.removeprefix(pool) for name in self._names if name.startswith(pool)], shares)
+        return {pool + name: split for name, split in splits.items()}
 
     @cached_property
     def _classes(self) -> dict[str, int]:
@@ -264,15 +269,40 @@ class ImageFolder(ImageDataModule):
         return [self._captions[name] for name in names]
 
 
-def split_by_hash(name: str, fractions: dict[Split, float]) -> Split:
-    """Return the split of a name: its hash, mapped to [0, 1), is compared with the fractions that are held out."""
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
-    position = int.from_bytes(digest, "little") / 2**64
+def split_by_hash(names: Iterable[str], fractions: Mapping[Split, float]) -> dict[str, Split]:
+    """Return the split of each name.
+
+    Names are hashed to [0, 1). The held-out splits take the first part of this interval, each as much as its fraction,
+    and "train" takes the rest. If a split would be empty, it gets the name with the nearest hash.
+
+    Args:
+        names: names, each once.
+        fractions: fraction of each held-out split; one with fraction 0 stays empty.
+    """
+    bounds: dict[Split, tuple[float, float]] = {}
+    start = 0.0
     for split, fraction in fractions.items():
-        if position < fraction:
-            return split
-        position -= fraction
-    return "train"
+        if fraction:
+            bounds[split] = start, start + fraction
+            start += fraction
+    bounds["train"] = start, 1.0
+    hashes = {name: _hash(name) for name in names}
+    splits: dict[str, Split] = {}
+    for name, at in hashes.items():
+        splits[name] = next((split for split, (_, end) in bounds.items() if at < end), "train")
+    for split, (start, end) in bounds.items():
+        sizes = Counter(splits.values())
+        movable = [] if sizes[split] else [name for name in splits if sizes[splits[name]] > 1]
+        if movable:
+            distances = {name: max(start - hashes[name], hashes[name] - end) for name in movable}
+            splits[min(movable, key=lambda name: (distances[name], name))] = split
+    return splits
+
+
+def _hash(name: str) -> float:
+    """Return a hash of a name in [0, 1)."""
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
