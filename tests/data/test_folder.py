@@ -1,6 +1,7 @@
 """A folder of pictures. Kind: errors, or silence, that say something else than what is wrong."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -176,6 +177,43 @@ def test_prepared_classes_need_no_folder(tmp_path):
     assert data.num_classes == 2
     data.setup("fit")
     assert sorted(next(iter(data.val_dataloader())).class_ids.tolist()) == [0, 1]
+
+
+def test_sixty_pictures_are_prepared(tmp_path):
+    draw(tmp_path / "root", *(f"{'cats' if i % 2 else 'dogs'}/{i}.png" for i in range(60)), size=(8, 8))
+    options = ["--root", str(tmp_path / "root"), "--condition", "class", "--image_size_px", "8", "--num_workers", "0"]
+    assert prepare.main(["folder", *options, "--out", str(tmp_path / "out")]) == 0
+    data = folder(tmp_path / "root", condition="class", image_size_px=8, cache=str(tmp_path / "out"))
+    assert sum(len(data.samples(split)) for split in SPLITS) == 60
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "says"),
+    [
+        (["1.png", "2.png", "3.png"], ["--test_share", "0"], r"for test: .*--test_share \(now 0"),
+        (["1.png", "2.png"], [], r"--test_share"),
+        (["1.png"], ["--condition", "class"], r"set --condition to"),
+        ([], [], r"set --root to"),
+        (["1.png", "2.png", "3.png"], ["--validation_share", "0.6", "--test_share", "0.6"], r"--validation_share 0\.6"),
+    ],
+)
+def test_a_failed_prepare_names_its_options_and_leaves_no_folder(tmp_path, pictures, options, says):
+    draw(tmp_path / "root", *pictures)
+    command = ["folder", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "some" / "out"), *options]
+    message = refused(says, lambda: prepare.main([*command, "--num_workers", "0"]))
+    assert "data." not in message
+    assert not (tmp_path / "some").exists()
+
+
+def test_a_prepare_that_fails_in_its_first_shard_leaves_only_what_was_there(tmp_path):
+    draw(tmp_path / "root", *(f"{split}/1.png" for split in ("train", "validation", "test")))
+    (tmp_path / "root" / "train" / "1.png").write_text("no picture")
+    command = ["folder", "--root", str(tmp_path / "root"), "--num_workers", "0", "--out"]
+    (tmp_path / "mine").mkdir()
+    for out in ("mine", "other"):
+        refused("--on_bad_file skip", partial(prepare.main, [*command, str(tmp_path / out)]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "root"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == [".lock"]
 
 
 def test_captions(tmp_path):

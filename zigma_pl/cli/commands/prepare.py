@@ -1,8 +1,11 @@
 """`python -m zigma_pl prepare NAME`: encode a data set in advance, to a folder that training reads instead."""
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -96,6 +99,21 @@ def main(argv: list[str]) -> int:
     data_class = find_class(path, ImageDataModule, (path.split(".")[0],))  # type: ignore[type-abstract]
     parser = build_parser(name, data_class)
     options = vars(parser.parse_args(argv[1:]))
+    with options_as_spelled_here(set(options)):
+        return _run(data_class, options)
+
+
+@contextmanager
+def options_as_spelled_here(names: set[str]) -> Iterator[None]:
+    """In errors, replace the names that options have in configs, such as data.root, by those they have here: --root."""
+    try:
+        yield
+    except UserError as error:
+        here = re.sub(r"\bdata\.(\w+)", lambda match: f"--{match[1]}" if match[1] in names else match[0], str(error))
+        raise UserError(here) from error
+
+
+def _run(data_class: type[ImageDataModule], options: dict[str, Any]) -> int:
     own = {option: options.pop(option) for option in OWN_OPTIONS}
     for option, base in (("autoencoder", Autoencoder), ("text_encoder", TextEncoder)):
         if isinstance(options.get(option), Namespace):

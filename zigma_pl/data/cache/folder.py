@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -128,6 +129,17 @@ def remove_shard(folder: Path, task: Task) -> None:
     """Remove every file of a shard."""
     for path in (folder / task.split).glob(f"{task.name}.*"):
         path.unlink()
+
+
+def remove_unless_begun(folder: Path) -> bool:
+    """Remove the files of a run that has finished no shard; returns whether the folder holds nothing of any run."""
+    if (folder / MANIFEST_NAME).exists() or any(folder.glob("*/shard-*.json")):
+        return False
+    (folder / UNFINISHED_NAME).unlink(missing_ok=True)
+    for split in get_args(Split):
+        with suppress(OSError):  # does not exist, or holds other files
+            (folder / split).rmdir()
+    return True
 
 
 def _read_begun(folder: Path) -> Manifest | None:

@@ -2,9 +2,9 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 from multiprocessing.connection import Connection, wait
@@ -26,6 +26,7 @@ from zigma_pl.data.cache.folder import (
     record_shard,
     remove_leftovers,
     remove_shard,
+    remove_unless_begun,
 )
 from zigma_pl.data.cache.manifest import Layout, Manifest, Skipped
 from zigma_pl.data.cache.record import PreparedRecord
@@ -37,11 +38,13 @@ from zigma_pl.data.samples import Split
 def sole_writer(folder: Path) -> Iterator[None]:
     """Create the folder and lock it against other `prepare` processes while the block runs.
 
-    The lock is released when the process ends, even if it is killed.
+    The lock is released when the process ends, even if it is killed. If the block raises an error before a shard is
+    finished, what it wrote is removed, and so is the folder if it did not exist before.
 
     Raises:
         UserError: another process holds the lock, or the folder is not writable.
     """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", blocking=False).acquire()
@@ -53,7 +56,22 @@ def sole_writer(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--out {folder} is not writable ({error.strerror}): choose another folder") from error
     with lock:
-        yield
+        try:
+            yield
+        except BaseException:
+            _remove_if_without_shards(folder, created)
+            raise
+
+
+def _remove_if_without_shards(folder: Path, created: Sequence[Path]) -> None:
+    """Remove what an unsuccessful run left in its folder, and those of the folders `created` that are then empty."""
+    if not remove_unless_begun(folder):
+        return
+    if folder in created:
+        (folder / ".lock").unlink(missing_ok=True)
+    for path in created:
+        with suppress(OSError):  # not empty
+            path.rmdir()
 
 
 @dataclass(frozen=True)
