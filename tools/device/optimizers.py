@@ -1,7 +1,7 @@
 """Milliseconds of the optimisers' steps, on the gradients of one backbone: python tools/device/optimizers.py FILE.json.
 
-Each step is timed alone, alternately, and as a fraction of a whole training step (replayed, batch 32 of 32 x 32 tokens on a
-GPU; tiny on a CPU).
+Each step is timed alone, alternately, and printed as a fraction of a training step. On a GPU: size B, 32 pictures of
+32 x 32 tokens, replayed; on a CPU a tiny model.
 """
 
 import json
