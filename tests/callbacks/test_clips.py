@@ -85,20 +85,29 @@ def test_gif_repeats_for_ever_at_its_rate(tmp_path):
 
 
 def test_tiles_move_together():
-    grid = tile_clips([moving_bar(4), moving_bar(4, shift=1), moving_bar(4, shift=2)], num_columns=2)
+    clips = [moving_bar(4), moving_bar(4, shift=1), moving_bar(4, shift=2)]
+    grid = tile_clips(clips, num_columns=2)
     assert len(grid) == 4
-    assert grid[0].size == (2 * 66 + 2, 2 * 66 + 2)  # the frames of 32 are doubled
+    assert grid[0].size == (2 * 130 + 2, 2 * 130 + 2)  # the frames of 32 are enlarged by 4
     pixels = np.asarray(grid[1])
-    corners = [pixels[2:66, 2:66], pixels[2:66, 68:132], pixels[68:132, 2:66]]
+    corners = [pixels[2:130, 2:130], pixels[2:130, 132:260], pixels[132:260, 2:130]]
     assert [bar_rows([Image.fromarray(corner)])[0] for corner in corners] == [1, 2, 3]
+    labelled = tile_clips(clips, 2, ["one", "two", "three"])
+    assert {frame.size for frame in labelled} == {(262, labelled[0].height)}
+    assert labelled[0].height > 262
 
 
 def test_stills_have_a_clip_in_each_row_and_large_frames_are_shrunk():
-    picture = np.asarray(stills([moving_bar(3, side=64), moving_bar(3, side=64, shift=1)]))
-    assert picture.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
-    cell = picture[68:132, 134:198]
+    clips = [moving_bar(3, side=64), moving_bar(3, side=64, shift=1)]
+    picture = np.asarray(stills(clips))
+    assert picture.shape == (2 * 130 + 2, 3 * 130 + 2, 3)
+    cell = picture[132:260, 262:390]
     assert bar_rows([Image.fromarray(cell)]) == [3]
     assert stills([moving_bar(3, side=256)]).size == (3 * 130 + 2, 132)
+    labelled = np.asarray(stills(clips, ["first", ""]))
+    assert labelled.shape[0] > picture.shape[0]
+    assert (labelled[132:148, 2:130] < 128).any()
+    assert (labelled[132:148, 132:] == 255).all()
 
 
 def test_without_pyav_clips_are_gifs(monkeypatch):

@@ -3,6 +3,7 @@
 Axes: F frames, H W pixels, C channels.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,18 +37,20 @@ def to_clip(frames: Tensor) -> Clip:
     return [to_pil(frame) for frame in frames]
 
 
-def tile_clips(clips: list[Clip], num_columns: int) -> Clip:
-    """Tile clips of equal size and length into one clip."""
-    return [tile(list(frames), num_columns) for frames in zip(*clips, strict=True)]
+def tile_clips(clips: list[Clip], num_columns: int, labels: Sequence[str] | None = None) -> Clip:
+    """Tile clips of equal size and length, each with its label below it, into one clip."""
+    return [tile(frames, num_columns, labels) for frames in zip(*clips, strict=True)]
 
 
-def stills(clips: list[Clip]) -> Image.Image:
-    """Show all frames of clips of equal size and length in one image, one clip per row."""
+def stills(clips: list[Clip], labels: Sequence[str] | None = None) -> Image.Image:
+    """Show all frames of clips of equal size and length in one image, one clip per row, its label below the first."""
     width, height = clips[0][0].size
     shrinking = max(1.0, max(width, height) / STILL_SIDE_PX)
     size = (round(width / shrinking), round(height / shrinking))
     frames = [frame if frame.size == size else frame.resize(size) for clip in clips for frame in clip]
-    return tile(frames, num_columns=len(clips[0]))
+    length = len(clips[0])
+    below = None if labels is None else [text for label in labels for text in (label, *[""] * (length - 1))]
+    return tile(frames, length, below)
 
 
 def can_write_mp4() -> bool:
