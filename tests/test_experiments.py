@@ -1,4 +1,4 @@
-"""Every row of experiments/, found by glob: a new row needs no new test."""
+"""Every experiment of experiments/, found by glob: a new experiment needs no new test."""
 
 import json
 from collections import defaultdict
@@ -11,10 +11,10 @@ import torch
 from zigma_pl.cli.main import main
 from zigma_pl.evaluation.record import read_record, record_path
 from zigma_pl.suite.runs.composed import compose
-from zigma_pl.suite.runs.rows import Row, find_rows, overlay_of
+from zigma_pl.suite.runs.experiment_files import ExperimentFile, find_experiments, overlay_of
 
 REPOSITORY = Path(__file__).parents[1]
-ROWS = find_rows(REPOSITORY / "experiments")
+EXPERIMENTS = find_experiments(REPOSITORY / "experiments")
 TINY = [
     "--trainer.max_steps=3",
     "--trainer.val_check_interval=3",
@@ -37,13 +37,13 @@ TINY = [
 DIGITS = ["--model.backbone.init_args.patch_size=4"]
 
 
-def config_of(row: Row):
-    return compose([row.path])
+def config_of(experiment: ExperimentFile):
+    return compose([experiment.path])
 
 
-def kind_of(row: Row):
-    """All options of a row but those whose values golden/test_traces.py trains with, in every row."""
-    config = config_of(row)
+def kind_of(experiment: ExperimentFile):
+    """Return the options of an experiment except those whose values golden/test_traces.py trains in every experiment."""
+    config = config_of(experiment)
     for name in ("scan", "position_embedding"):
         config["model"]["backbone"]["init_args"].pop(name, None)
     for name in ("batch_size", "image_size_px"):
@@ -52,19 +52,19 @@ def kind_of(row: Row):
     return json.dumps(config, sort_keys=True)
 
 
-ONE_OF_EACH_KIND = list({kind_of(row): row for row in reversed(ROWS)}.values())[::-1]
+ONE_OF_EACH_KIND = list({kind_of(experiment): experiment for experiment in reversed(EXPERIMENTS)}.values())[::-1]
 
 
-def backbone_of(row: Row):
+def backbone_of(experiment: ExperimentFile):
     """The backbone at its own size; to ask the data module would need files of the autoencoder."""
-    config, data = config_of(row)["model"]["backbone"], config_of(row)["data"]["init_args"]
+    config, data = config_of(experiment)["model"]["backbone"], config_of(experiment)["data"]["init_args"]
     side = data["image_size_px"] // 8
     of_data = {
         "in_channels": 4,
         "latent_height": side,
         "latent_width": side,
         "latent_frames": data.get("num_frames"),
-        "num_classes": 101 if row.prefix == "table4" else None,
+        "num_classes": 101 if experiment.prefix == "table4" else None,
         "caption_dim": 768 if "text_encoder" in data else None,
     }
     module_name, _, class_name = config["class_path"].rpartition(".")
@@ -74,49 +74,49 @@ def backbone_of(row: Row):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the rows run one after the other, so that synthetic data and features of real pictures are made once."""
-    return tmp_path_factory.mktemp("rows")
+    """A folder shared by all runs, so that synthetic data and features of real images are made once."""
+    return tmp_path_factory.mktemp("experiments")
 
 
-@pytest.mark.parametrize("row", ONE_OF_EACH_KIND, ids=lambda row: row.name)
-def test_row_trains_samples_and_is_scored(row, folder, monkeypatch):
+@pytest.mark.parametrize("experiment", ONE_OF_EACH_KIND, ids=lambda experiment: experiment.name)
+def test_experiment_trains_samples_and_is_scored(experiment, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    overlay = overlay_of(row, "smoke", REPOSITORY / "configs" / "scale")
+    overlay = overlay_of(experiment, "smoke", REPOSITORY / "configs" / "scale")
     assert overlay is not None
-    files = ["--config", str(row.path), "--config", str(overlay)]
-    synthetic = [f"--data.init_args.root=data/{row.prefix}", "--data.init_args.num_synthetic_items=40"]
-    options = [*files, *TINY, *(synthetic if row.prefix else DIGITS)]
+    files = ["--config", str(experiment.path), "--config", str(overlay)]
+    synthetic = [f"--data.init_args.root=data/{experiment.prefix}", "--data.init_args.num_synthetic_items=40"]
+    options = [*files, *TINY, *(synthetic if experiment.prefix else DIGITS)]
     assert main(["fit", *options]) == 0
-    last = folder / "logs" / row.name / "version_0" / "checkpoints" / "last.ckpt"
+    last = folder / "logs" / experiment.name / "version_0" / "checkpoints" / "last.ckpt"
     assert main(["test", *options, "--ckpt_path", str(last)]) == 0
-    record = read_record(record_path(Path("results"), row.name))
-    assert (record.row, record.scale, record.training["steps"]) == (row.name, "smoke", 3)
+    record = read_record(record_path(Path("results"), experiment.name))
+    assert (record.row, record.scale, record.training["steps"]) == (experiment.name, "smoke", 3)
     assert record.protocol["num_fake"] == 6
     assert record.scores.keys() > {"validation_loss"}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_header_of_a_row_says_how_to_run_it(row):
-    assert f"python -m zigma_pl fit --config experiments/{row.name}.yaml" in row.path.read_text()
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_header_of_an_experiment_says_how_to_run_it(experiment):
+    assert f"python -m zigma_pl fit --config experiments/{experiment.name}.yaml" in experiment.path.read_text()
 
 
 def test_backbones_of_a_table_have_as_many_parameters_within_three_per_cent():
     tables = defaultdict(dict)
-    for row in ROWS:
-        if row.prefix:
-            tables[row.prefix][row.name] = backbone_of(row).num_parameters()
+    for experiment in EXPERIMENTS:
+        if experiment.prefix:
+            tables[experiment.prefix][experiment.name] = backbone_of(experiment).num_parameters()
     assert set(tables) >= {"table1", "table1x", "table2", "table3", "table4", "table5", "table6"}
     for numbers in tables.values():
         for name, number in numbers.items():
             assert abs(number / max(numbers.values()) - 1) < 0.03, (name, numbers)
 
 
-def test_rows_of_larger_batches_change_nothing_else():
-    larger = [row for row in ROWS if "_batchx" in row.name]
+def test_experiments_of_larger_batches_change_nothing_else():
+    larger = [experiment for experiment in EXPERIMENTS if "_batchx" in experiment.name]
     assert len(larger) == 3
-    for row in larger:
-        plain, _, factor = row.name.rpartition("_batchx")
-        config, reference = config_of(row), config_of(Row(row.path.with_name(f"{plain}.yaml")))
+    for experiment in larger:
+        plain, _, factor = experiment.name.rpartition("_batchx")
+        config, reference = config_of(experiment), config_of(ExperimentFile(experiment.path.with_name(f"{plain}.yaml")))
         batch_size = config["data"]["init_args"].pop("batch_size")
         assert batch_size == int(factor) * reference["data"]["init_args"].pop("batch_size")
         del config["trainer"], reference["trainer"]

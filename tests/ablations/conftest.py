@@ -8,16 +8,16 @@ import torch
 from zigma_pl.cli.commands import ablations
 from zigma_pl.suite.runs import plan
 
-ROW = "trainer: {max_steps: 2}\ncheckpoint: {every_n_train_steps: 1}\ndata: {class_path: zigma_pl.data.Digits}\n"
+EXPERIMENT = "trainer: {max_steps: 2}\ncheckpoint: {every_n_train_steps: 1}\ndata: {class_path: zigma_pl.data.Digits}\n"
 
 
 class Fakes:
-    """Rows whose training and scoring are fakes, in an empty folder."""
+    """Experiments in an empty folder, with fake training and scoring."""
 
     def __init__(self):
         self.behave()
-        for row in ("table1_a", "table1_b", "table1x_a", "toy"):
-            self.write(f"experiments/{row}.yaml", ROW)
+        for experiment in ("table1_a", "table1_b", "table1x_a", "toy"):
+            self.write(f"experiments/{experiment}.yaml", EXPERIMENT)
         self.write("scales/smoke.yaml", "scorer: {num_samples: 16, metrics: [fid_lite]}\n")
         torch.save({"global_step": 1}, "middle.pt")
         torch.save({"global_step": 2}, "end.pt")
@@ -26,14 +26,14 @@ class Fakes:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
 
-    def behave(self, **rows):
-        self.write("behaviour.json", json.dumps(rows))
+    def behave(self, **experiments):
+        self.write("behaviour.json", json.dumps(experiments))
 
     def run(self, *options):
         return ablations.main(["--experiments=experiments", "--jobs=1", "--no_report", *options])
 
     def calls(self):
-        """What was called since the last look."""
+        """Return the calls since the last call of this method."""
         path = Path("calls.txt")
         lines = [line.strip() for line in path.read_text().splitlines()] if path.exists() else []
         path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Stands in for `python -m zigma_pl`: `fit` copies a checkpoint, `test` writes a record, as behaviour.json says.
+"""A fake `python -m zigma_pl`: `fit` copies a checkpoint and `test` writes a record, as behaviour.json says.
 
-behaviour.json: row -> {"fit": ..., "test": ...}, each "fail", "hang", "preempted", "no_record" or absent.
+behaviour.json: experiment -> {"fit": ..., "test": ...}, each "fail", "hang", "preempted", "no_record" or absent.
 """
 
 import json
@@ -13,7 +13,7 @@ ARGUMENTS = dict(argument.split("=", 1) for argument in sys.argv[2:] if "=" in a
 FOLDER = Path(
     *(ARGUMENTS[f"--trainer.logger.init_args.{name}"] for name in ("save_dir", "name", "version")), "checkpoints"
 )
-ROW = ARGUMENTS["--trainer.logger.init_args.name"]
+EXPERIMENT = ARGUMENTS["--trainer.logger.init_args.name"]
 
 
 def fit():
@@ -27,20 +27,26 @@ def test():
     assert Path(checkpoint).is_file()
     protocol = {"seed": int(ARGUMENTS["--seed_everything"])}
     training = {"checkpoint": checkpoint, "log_folder": str(FOLDER.parent)}
-    record = {"format_version": 1, "row": ROW, "scale": ARGUMENTS["--scorer.scale"], "scores": {}, "protocol": protocol}
+    record = {
+        "format_version": 1,
+        "row": EXPERIMENT,
+        "scale": ARGUMENTS["--scorer.scale"],
+        "scores": {},
+        "protocol": protocol,
+    }
     results = Path(ARGUMENTS["--scorer.results_dir"])
     results.mkdir(parents=True, exist_ok=True)
-    rest = {"training": training, "machine": {}, "pictures": {}}
+    rest = {"protocol": protocol, "training": training, "machine": {}, "pictures": {}}
     (results / f"{ARGUMENTS['--scorer.row']}.json").write_text(json.dumps(record | rest))
 
 
 OPEN_FILES = Path("/proc/self/fd")
-if OPEN_FILES.exists():  # the row is locked as long as this process goes on, should the runner be killed
+if OPEN_FILES.exists():  # this process keeps the lock if the runner is killed
     assert any(file.is_symlink() and file.readlink().name == ".lock" for file in OPEN_FILES.iterdir())
 COMMAND = sys.argv[1]
-BEHAVIOUR = json.loads(Path("behaviour.json").read_text()).get(ROW, {}).get(COMMAND)
+BEHAVIOUR = json.loads(Path("behaviour.json").read_text()).get(EXPERIMENT, {}).get(COMMAND)
 with open("calls.txt", "a") as calls:
-    print(COMMAND, ROW, "from " + Path(sys.argv[-1]).name if "--ckpt_path" in sys.argv else "", file=calls)
+    print(COMMAND, EXPERIMENT, "from " + Path(sys.argv[-1]).name if "--ckpt_path" in sys.argv else "", file=calls)
 if BEHAVIOUR == "fail":
     print("a line before")
     sys.exit("error: the picture 3.jpg is broken")

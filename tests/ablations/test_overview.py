@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.suite.runs.local import Job, State
+from zigma_pl.suite.runs.experiment_files import ExperimentFile
+from zigma_pl.suite.runs.local import RunState, TrackedRun
 from zigma_pl.suite.runs.overview import Overview, duration
-from zigma_pl.suite.runs.plan import Places, Run
-from zigma_pl.suite.runs.rows import Row
+from zigma_pl.suite.runs.plan import OutputFolders, Run
 
 
 class Terminal(io.StringIO):
@@ -16,28 +16,31 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def jobs(in_tmp):
-    places = Places(Path("logs"), Path("results"))
-    return [Job(Run(Row(Path(f"table1_{name}.yaml")), "smoke", 0, (), places)) for name in ("a", "long", "c")]
+def tracked_runs(in_tmp):
+    folders = OutputFolders(Path("logs"), Path("results"))
+    return [
+        TrackedRun(Run(ExperimentFile(Path(f"table1_{name}.yaml")), "smoke", 0, (), folders))
+        for name in ("a", "long", "c")
+    ]
 
 
-def progress(job, **values):
-    job.run.log_folder.mkdir(parents=True, exist_ok=True)
+def progress(tracked, **values):
+    tracked.run.log_folder.mkdir(parents=True, exist_ok=True)
     given = {"phase": "training", "done": 1200, "total": 4500, "images_per_second": 580.25, "seconds_left": 3725}
-    job.run.progress.write_text(json.dumps({**given, **values}))
+    tracked.run.progress.write_text(json.dumps({**given, **values}))
 
 
-def test_plain_output_has_a_line_for_each_change(jobs):
+def test_plain_output_has_a_line_for_each_change(tracked_runs):
     stream = io.StringIO()
-    overview = Overview(jobs, stream)
-    jobs[0].state = State.TRAINING
-    progress(jobs[0])
+    overview = Overview(tracked_runs, stream)
+    tracked_runs[0].state = RunState.TRAINING
+    progress(tracked_runs[0])
     overview.show()
     overview.show()
-    jobs[0].state = State.SCORING
-    progress(jobs[0], phase="sampling", done=32, total=64, images_per_second=None, seconds_left=None)
+    tracked_runs[0].state = RunState.SCORING
+    progress(tracked_runs[0], phase="sampling", done=32, total=64, images_per_second=None, seconds_left=None)
     overview.show()
-    jobs[0].state = State.DONE
+    tracked_runs[0].state = RunState.DONE
     overview.show()
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert lines == [
@@ -48,25 +51,29 @@ def test_plain_output_has_a_line_for_each_change(jobs):
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_terminal_is_drawn_in_place(jobs, monkeypatch):
+def test_a_terminal_is_drawn_in_place(tracked_runs, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "24")
     stream = Terminal()
-    overview = Overview(jobs, stream)
+    overview = Overview(tracked_runs, stream)
     overview.show()
-    assert stream.getvalue().count("\n") == 5  # headings, three rows, sums
+    assert stream.getvalue().count("\n") == 5  # headings, three experiments, sums
     assert "3 waiting" in stream.getvalue()
     begin = stream.tell()
     overview.show()
     assert stream.getvalue()[begin:].startswith("\x1b[5A")
 
 
-def test_rows_that_are_done_give_way_where_the_terminal_is_small(jobs, monkeypatch):
+def test_experiments_that_are_done_give_way_where_the_terminal_is_small(tracked_runs, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("LINES", "5")
-    jobs[0].state, jobs[1].state, jobs[2].state = State.DONE, State.WAITING, State.FAILED
+    tracked_runs[0].state, tracked_runs[1].state, tracked_runs[2].state = (
+        RunState.DONE,
+        RunState.WAITING,
+        RunState.FAILED,
+    )
     stream = Terminal()
-    Overview(jobs, stream).show()
+    Overview(tracked_runs, stream).show()
     shown = stream.getvalue()
     assert "table1_c" in shown
     assert "table1_long" in shown

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from zigma_pl.suite.runs.plan import Places, plan
+from zigma_pl.suite.runs.experiment_files import find_experiments
+from zigma_pl.suite.runs.plan import OutputFolders, plan
 from zigma_pl.suite.runs.requirements import missing
-from zigma_pl.suite.runs.rows import find_rows
 
-ROW = """
+EXPERIMENT = """
 data:
   class_path: zigma_pl.data.{data}
   init_args: {options}
@@ -25,26 +25,26 @@ SMALL_SYNTHETIC = TINY_SYNTHETIC | {"num_synthetic_items": 40}
 
 @pytest.fixture
 def needs(in_tmp):
-    """What is missing for rows, by name (data class, options, metrics)."""
+    """What is missing for experiments, by name (data class, options, metrics)."""
 
-    def lines(**rows):
+    def lines(**experiments):
         shutil.rmtree("experiments", ignore_errors=True)
         Path("experiments").mkdir()
         Path("paper.yaml").touch()
-        for name, (data, options, metrics) in rows.items():
-            text = ROW.format(data=data, options=json.dumps(options), metrics=json.dumps(metrics))
+        for name, (data, options, metrics) in experiments.items():
+            text = EXPERIMENT.format(data=data, options=json.dumps(options), metrics=json.dumps(metrics))
             Path(f"experiments/table1_{name}.yaml").write_text(text)
-        places = Places(Path("logs"), Path("results"))
-        return missing(plan(find_rows(Path("experiments")), "paper", [0], scales=Path(), places=places))
+        folders = OutputFolders(Path("logs"), Path("results"))
+        return missing(plan(find_experiments(Path("experiments")), "paper", [0], scales=Path(), folders=folders))
 
     return lines
 
 
-def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
+def test_all_that_is_missing_is_listed_at_once_each_with_its_experiments(needs):
     faces = ("MMCelebAHQ", {"root": "data/faces", **LATENTS, **CAPTIONS}, ["fid", "fdd", "kid"])
     scenes = ("COCO", {"root": "data/coco", **LATENTS, **CAPTIONS}, ["fid"])
     lines = needs(a=faces, b=faces, c=scenes)
-    for place, rows in {
+    for place, experiments in {
         "'data/faces' does not exist": "(for table1_a, table1_b)",
         "'data/coco' does not exist": "(for table1_c)",
         "weights/sd-vae-ft-ema:": "(for table1_a, table1_b, table1_c)",
@@ -53,7 +53,7 @@ def test_all_that_is_missing_is_listed_at_once_each_with_its_rows(needs):
         "weights fetch dinov2-large": "(for table1_a, table1_b)",
     }.items():
         (line,) = [line for line in lines if place in line]
-        assert line.endswith(rows)
+        assert line.endswith(experiments)
         assert "\n" not in line
     assert len(lines) == 6
 
@@ -69,13 +69,13 @@ def test_a_text_encoder_is_not_needed_without_captions(needs):
 
 def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
     (line,) = needs(a=("FacesHQ", {**SMALL_SYNTHETIC, "autoencoder": "stabilityai/sd-vae-ft-ema"}, None))
-    assert "data.autoencoder: there is no folder 'stabilityai/sd-vae-ft-ema'" in line
+    assert "data.autoencoder: folder 'stabilityai/sd-vae-ft-ema'" in line
     Path("mine").mkdir()
     assert needs(a=("FacesHQ", {**SMALL_SYNTHETIC, "autoencoder": "mine"}, None)) == []
 
 
 @pytest.mark.parametrize(
-    ("row", "part"),
+    ("experiment", "part"),
     [
         (("Digitz", {}, None), "Digitz"),
         (("Digits", {"batch_sizes": 3}, None), "batch_sizes"),
@@ -86,8 +86,8 @@ def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
         ),
     ],
 )
-def test_what_cannot_be_looked_at_is_named(needs, row, part):
-    assert any(part in line for line in needs(a=row))
+def test_what_cannot_be_looked_at_is_named(needs, experiment, part):
+    assert any(part in line for line in needs(a=experiment))
 
 
 def test_damaged_weights_are_named(needs):
@@ -99,8 +99,8 @@ def test_damaged_weights_are_named(needs):
 
 
 def test_videos_need_what_decodes_them(needs, monkeypatch):
-    row = ("UCF101", {**TINY_SYNTHETIC, "num_synthetic_items": 15}, ["frame_fid_lite"])
-    assert needs(a=row) == []
+    experiment = ("UCF101", {**TINY_SYNTHETIC, "num_synthetic_items": 15}, ["frame_fid_lite"])
+    assert needs(a=experiment) == []
     monkeypatch.setitem(sys.modules, "av", None)
-    (line,) = needs(a=row)
+    (line,) = needs(a=experiment)
     assert 'pip install "zigma_pl[video]"' in line

@@ -1,4 +1,4 @@
-"""The scales as shipped, laid over the rows as shipped."""
+"""The scales as shipped, laid over the experiments as shipped."""
 
 import re
 from configparser import ConfigParser
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from zigma_pl.suite.runs.composed import compose, differences
-from zigma_pl.suite.runs.plan import Places, plan
-from zigma_pl.suite.runs.rows import find_rows
+from zigma_pl.suite.runs.experiment_files import find_experiments
+from zigma_pl.suite.runs.plan import OutputFolders, plan
 
 REPOSITORY = Path(__file__).parents[2]
 SCALES = REPOSITORY / "configs" / "scale"
@@ -16,38 +16,42 @@ SCALES = REPOSITORY / "configs" / "scale"
 
 @pytest.fixture(params=["smoke", "pilot", "pilot4096", "h100", "paper"])
 def runs(request):
-    rows = find_rows(REPOSITORY / "experiments")
-    return plan(rows, request.param, [0], scales=SCALES, places=Places(Path("logs"), Path("results")))
+    experiments = find_experiments(REPOSITORY / "experiments")
+    return plan(experiments, request.param, [0], scales=SCALES, folders=OutputFolders(Path("logs"), Path("results")))
 
 
-def test_every_row_of_a_table_runs_at_every_scale(runs):
+def test_every_experiment_of_a_table_runs_at_every_scale(runs):
     tables = {path.stem for path in (REPOSITORY / "experiments").glob("table*.yaml")}
-    assert tables <= {run.row.name for run in runs}
+    assert tables <= {run.experiment.name for run in runs}
 
 
 def test_a_scale_changes_no_class_and_names_itself(runs):
     for run in runs:
-        changes = differences(compose([run.row.path]), run.config)
-        # What a row leaves to the default may be named by a scale, such as the class of the sampler.
+        changes = differences(compose([run.experiment.path]), run.config)
+        # What an experiment leaves to the default may be named by a scale, such as the class of the sampler.
         classes = [change for change in changes if "class_path" in change and " absent -> " not in change]
         assert classes == []
         assert run.config["scorer"]["scale"] == run.scale
 
 
-def test_rows_of_a_table_see_the_same_number_of_samples(runs):
+def test_experiments_of_a_table_see_the_same_number_of_samples(runs):
     seen = {}
     for run in runs:
-        if run.row.prefix is None:
+        if run.experiment.prefix is None:
             continue
         batch_size = run.config["data"]["init_args"]["batch_size"]
-        seen.setdefault(run.row.prefix, set()).add(run.num_steps * batch_size)
+        seen.setdefault(run.experiment.prefix, set()).add(run.num_steps * batch_size)
     if runs[0].scale != "paper":
         assert all(len(numbers) == 1 for numbers in seen.values())
 
 
 def test_subsets_of_samples_fit_into_synthetic_data():
     smoke = plan(
-        find_rows(REPOSITORY / "experiments"), "smoke", [0], scales=SCALES, places=Places(Path("logs"), Path("results"))
+        find_experiments(REPOSITORY / "experiments"),
+        "smoke",
+        [0],
+        scales=SCALES,
+        folders=OutputFolders(Path("logs"), Path("results")),
     )
     synthetic = [run.config["scorer"] for run in smoke if run.config["data"]["init_args"].get("synthetic")]
     assert len(synthetic) > 30
@@ -56,16 +60,16 @@ def test_subsets_of_samples_fit_into_synthetic_data():
 
 
 def test_no_file_of_a_scale_is_for_nothing():
-    rows = {row.name: row.prefix for row in find_rows(REPOSITORY / "experiments")}
+    experiments = {experiment.name: experiment.prefix for experiment in find_experiments(REPOSITORY / "experiments")}
     special = [path.stem for path in SCALES.glob("*/*.yaml")]
     assert special
-    assert all(name in {*rows, *rows.values()} for name in special)
+    assert all(name in {*experiments, *experiments.values()} for name in special)
     assert all(re.fullmatch(r"[a-z0-9]+", path.stem) for path in SCALES.glob("*.yaml"))
 
 
 def test_the_deterministic_overlay_changes_that_alone():
-    row = REPOSITORY / "experiments" / "table1_zigzag8.yaml"
-    changed = differences(compose([row]), compose([row, SCALES.parent / "deterministic.yaml"]))
+    experiment = REPOSITORY / "experiments" / "table1_zigzag8.yaml"
+    changed = differences(compose([experiment]), compose([experiment, SCALES.parent / "deterministic.yaml"]))
     assert len(changed) == 1
     assert "trainer.deterministic" in changed[0]
     assert changed[0].endswith("-> warn")
@@ -75,14 +79,16 @@ def test_the_deterministic_overlay_changes_that_alone():
     ("data", "prefix"), [("portraits", "table1"), ("emoji_coco", "table3"), ("emoji_ucf101", "table4")]
 )
 def test_data_overlays_name_their_drawings(data, prefix):
-    rows = [row for row in find_rows(REPOSITORY / "experiments") if row.prefix == prefix]
+    experiments = [
+        experiment for experiment in find_experiments(REPOSITORY / "experiments") if experiment.prefix == prefix
+    ]
     overlays = [SCALES.parent / "data" / f"{data}.yaml"]
-    places = Places(Path("logs"), Path("results"))
-    for run in plan(rows, "pilot", [0], scales=SCALES, places=places, extra_files=overlays):
+    folders = OutputFolders(Path("logs"), Path("results"))
+    for run in plan(experiments, "pilot", [0], scales=SCALES, folders=folders, extra_files=overlays):
         assert run.config["data"]["init_args"]["root"].startswith("data/synthetic/")
         assert run.config["scorer"]["data_note"]
         assert run.config["trainer"]["max_steps"] == run.num_steps == (1500 if prefix == "table4" else 2000)
-        seen = differences(compose([run.row.path]), run.config)
+        seen = differences(compose([run.experiment.path]), run.config)
         assert not [change for change in seen if "class_path" in change and " absent -> " not in change]
 
 

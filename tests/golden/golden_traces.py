@@ -24,7 +24,7 @@ from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.models.backbones.migration import migrated_weights
 from zigma_pl.suite.runs.composed import compose
-from zigma_pl.suite.runs.rows import Row, find_rows, overlay_of
+from zigma_pl.suite.runs.experiment_files import ExperimentFile, find_experiments, overlay_of
 from zigma_pl.training.module import GenerativeModule
 
 GOLDEN = Path(__file__).parent
@@ -41,11 +41,11 @@ MODEL = {
 BACKBONE = {"width": 16, "depth": 8}
 CROSS_ATTENTION = {"attention_heads": 2, "attention_head_dim": 8}
 
-EXPERIMENTS = find_rows(REPOSITORY / "experiments")
+EXPERIMENTS = find_experiments(REPOSITORY / "experiments")
 
 
 def build(
-    experiment: Row, parser: jsonargparse.ArgumentParser, **backbone: Any
+    experiment: ExperimentFile, parser: jsonargparse.ArgumentParser, **backbone: Any
 ) -> tuple[GenerativeModule, ImageDataModule]:
     """Return the module of an experiment, from its YAML and the options above, and its data module.
 

@@ -26,10 +26,10 @@ def test_the_form_in_the_readme_is_read(tmp_path):
     assert (experiment.name, about.table, experiment.label) == ("table1_zigzag8", "table 1", "zigzag-8")
     assert about.title == "scan schemes on MultiModal-CelebA-HQ 256"
     assert about.paper.protocol == "5,000 samples"
-    assert about.paper.left_open.endswith("(here 400,000, as in the released configurations).")
+    assert about.paper.left_open.endswith("(here 400,000, as in the released configs).")
     assert experiment.published == {"fid": "45.5", "fdd": "26.4", "kid": "0.011"}
     assert experiment.command == "python -m zigma_pl fit --config experiments/table1_zigzag8.yaml"
-    assert (about.gpu_hours, about.notes) == ("not measured", ["whatever else there is to say."])
+    assert (about.gpu_hours, about.notes) == ("not measured", ["any other remark."])
 
 
 def test_numbers_stay_as_the_paper_prints_them(tmp_path):
@@ -77,7 +77,7 @@ def test_a_pipe_and_an_odd_name_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(UserError, match=r"pipe\.yaml"):
         load_experiments(tmp_path)
-    with pytest.raises(UserError, match=r"cannot be a name"):
+    with pytest.raises(UserError, match=r"\.yaml"):
         read_experiment(write(tmp_path, FORM, "a](b).yaml"))
 
 
@@ -92,7 +92,7 @@ def test_experiments_of_a_table_share_its_title(tmp_path, change):
     without_paper = "about: {table: table 1, title: scan schemes on MultiModal-CelebA-HQ 256}\n"
     other = FORM.replace(*change) if change[0] == "schemes" else without_paper
     write(tmp_path, other, "table1_zigzag10.yaml")
-    with pytest.raises(UserError, match="same title"):
+    with pytest.raises(UserError, match=r"\.yaml: about\.title"):
         load_experiments(tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_earlier_assets_stay_until_the_page_is_replaced(tmp_path):
 def test_two_reports_at_once_do_not_mix(tmp_path):
     with (
         new_assets(tmp_path / "assets"),
-        pytest.raises(UserError, match="another report"),
+        pytest.raises(UserError, match="assets"),
         new_assets(tmp_path / "assets"),
     ):
         pass

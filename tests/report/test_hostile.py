@@ -24,7 +24,7 @@ from zigma_pl.evaluation.record import write_record
 from zigma_pl.suite.report.experiments import load_experiments
 from zigma_pl.suite.report.markdown import escape, results_page
 from zigma_pl.suite.report.page import write_report
-from zigma_pl.suite.report.results import Results, load_results
+from zigma_pl.suite.report.results import RecordCollection, load_results
 
 INJECTED = "a\n\n# Heading\n\n<script>alert(1)</script> [x](http://evil.example) ![y](z) `c` | *b* &lt; {{ 7 * 7 }}"
 EXPERIMENTS = load_experiments(Path(__file__).parents[2] / "experiments")
@@ -51,7 +51,7 @@ def write(folder, plain):
 
 def draw(folder):
     """Write the page and results.md of table 1; returns both texts."""
-    results, page = Results(load_results(folder / "results")), folder / "report" / "index.html"
+    results, page = RecordCollection(load_results(folder / "results")), folder / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
     write_report(TABLE1, results, folder / "results", page)
     return page.read_text(), results_page(TABLE1, results, folder / "docs" / "results.md", folder / "results")
@@ -107,18 +107,18 @@ def test_pictures_outside_of_the_folder_of_the_record_are_not_copied(folder, pat
     plain["pictures"]["grid"] = path.format(folder)
     write(folder, plain)
     page, _ = draw(folder)
-    assert "is not there" in page
+    assert "is missing" in page
     assert not list((folder / "report").rglob("*.png"))
     (folder / "results" / "smoke" / "link.png").symlink_to(folder / "secret.png")
     write(folder, {**plain, "pictures": {"grid": "results/smoke/link.png"}})
-    assert "is not there" in draw(folder)[0]
+    assert "is missing" in draw(folder)[0]
 
 
 def test_a_picture_beside_the_record_is_copied_also_by_its_absolute_path(folder):
     write_grid(folder / "results" / "smoke" / "table1_sweep" / "grid.png", 0)
     for grid in ("results/smoke/table1_sweep/grid.png", str(folder / "results/smoke/table1_sweep/grid.png")):
         write(folder, {**plain_record(), "pictures": {"grid": grid}})
-        assert "is not there" not in draw(folder)[0]
+        assert "is missing" not in draw(folder)[0]
 
 
 # ------------------------------------------------------------------------------------------------------ whole or not
@@ -251,7 +251,7 @@ def test_mutated_records_give_tables_or_one_line(tmp_path_factory, changes, seco
         write_record(make_record("table1_sweep_seed1", 1, 1.0, Path("p"), False, Path("logs")), folder)
     message = ""
     try:
-        results_page(TABLE1, Results(load_results(folder)), folder / "results.md", folder)
+        results_page(TABLE1, RecordCollection(load_results(folder)), folder / "results.md", folder)
     except UserError as error:
         message = str(error)
     assert message.isprintable()

@@ -88,13 +88,13 @@ def test_it_can_be_read_by_all(page):
 
 def test_tables_rows_and_protocols_are_there(page):
     for part in (
-        "Scale smoke: a drawn stand-in for MMCelebAHQ; 32 px; 64 samples; lite features",
+        "Scale smoke: synthetic MMCelebAHQ; 32 px; 64 samples; lite features",
         "not run",
         "45.5",
         "A remark by <hand> & eye:",
         "Training loss",
         "Validation loss by time",
-        "FID lite ↓ by row",
+        "FID lite ↓ by experiment",
         "sampler, num steps",
         "a processor",
         "zigzag 8: bottom-right, columns",
@@ -104,7 +104,7 @@ def test_tables_rows_and_protocols_are_there(page):
     assert "**" not in page.text
     assert page.all("strong")
     links = [attributes["href"] for attributes in page.all("a")]
-    assert "assets/1/rows/table1_zigzag2.yaml" in links
+    assert "assets/1/experiments/table1_zigzag2.yaml" in links
     assert "assets/1/records/smoke/table1_zigzag8_seed1.json" in links
 
 
@@ -128,9 +128,9 @@ def test_missing_files_are_said_and_a_second_report_replaces_the_first(project, 
     assert [entry.name for entry in (out.parent / "assets").glob("[!.]*")] == ["2"]
     assert not (out.parent / "assets/2/records/smoke/table1_sweep.json").exists()
     text = Page(out.read_text()).text
-    assert "results/smoke/table1_zigzag1/grid.png is not there" in text
+    assert "results/smoke/table1_zigzag1/grid.png is missing" in text
     assert "Training loss" not in text
-    assert "FID lite ↓ by row" in text
+    assert "FID lite ↓ by experiment" in text
 
 
 def test_scores_at_several_moments_become_a_curve(project, tmp_path):
@@ -165,7 +165,7 @@ def test_runs_of_the_same_name_do_not_replace_each_other(tmp_path, repository):
 def test_a_folder_of_other_files_is_not_emptied(project, tmp_path):
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="other files"):
+    with pytest.raises(UserError, match="assets"):
         command.main(arguments(project, tmp_path / "index.html"))
     assert (tmp_path / "assets" / "thesis.txt").read_text() == "mine"
 

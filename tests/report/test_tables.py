@@ -9,14 +9,14 @@ from zigma_pl.cli.commands import tables as command
 from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.record import Score, write_record
 from zigma_pl.suite.report.experiments import by_table, load_experiments
-from zigma_pl.suite.report.results import Result, Results, load_results
-from zigma_pl.suite.report.scores import figure, in_order, mean_and_spread, score_of
+from zigma_pl.suite.report.results import RecordCollection, RecordFile, load_results
+from zigma_pl.suite.report.scores import figure, in_order, mean_and_spread, score_label
 from zigma_pl.suite.report.tables import one_cell, views
 
 
 def result(row, seed=0, loss=1.0, scale="smoke", **changes):
     record = make_record(row, seed, loss, Path("p"), False, Path("l")).model_copy(update={"scale": scale, **changes})
-    return Result(Path(f"{row}_{scale}_{seed}.json"), record)
+    return RecordFile(Path(f"{row}_{scale}_{seed}.json"), record)
 
 
 @pytest.fixture
@@ -53,15 +53,14 @@ def test_scores_keep_the_order_of_the_tables():
         "recall_own": "recall own ↑",
         "frame_fid": "frame-FID ↓",
     }
-    assert {name: score_of(name).heading for name in headings} == headings
+    assert {name: score_label(name).heading for name in headings} == headings
 
 
 def test_ours_stand_beside_the_published_numbers(table1):
     found = [result("table1_sweep", 0, 1.0), result("table1_zigzag8", 0, 0.5), result("table1_zigzag8_seed1", 1, 0.7)]
-    (view,) = views(table1, Results(found))
+    (view,) = views(table1, RecordCollection(found))
     assert view.title == (
-        "Scale smoke: a drawn stand-in for MMCelebAHQ; 32 px; 64 samples; lite features, not comparable with "
-        "published FID"
+        "Scale smoke: synthetic MMCelebAHQ; 32 px; 64 samples; lite features, not comparable with published scores"
     )
     headings = [column.heading for column in view.columns]
     assert headings.index("FID lite ↓ ours") == headings.index("FID ↓ published") + 1
@@ -71,11 +70,11 @@ def test_ours_stand_beside_the_published_numbers(table1):
     assert zigzag8["FID lite ↓ ours"] == "480.0 ± 113.1"
     assert zigzag8["samples seen"] == "640"
     assert any("mean ± standard deviation" in remark for remark in view.remarks)
-    assert not any("scored alike" in remark for remark in view.remarks)
+    assert not any("differ in" in remark for remark in view.remarks)
 
 
 def test_a_table_that_was_not_run_shows_the_published_numbers(table1):
-    (view,) = views(table1, Results([]))
+    (view,) = views(table1, RecordCollection([]))
     assert (view.scale, view.title) == (None, "Not run at any scale")
     assert cells(view, "zigzag-8") == {
         **{"FID ↓ published": "45.5", "FID ↓ ours": "not run", "FDD ↓ published": "26.4", "FDD ↓ ours": "not run"},
@@ -84,7 +83,7 @@ def test_a_table_that_was_not_run_shows_the_published_numbers(table1):
 
 
 def test_each_scale_has_a_view_and_the_index_takes_the_best(table1):
-    found = Results([result("table1_sweep", scale=scale) for scale in ("smoke", "as given", "h100", "paper")])
+    found = RecordCollection([result("table1_sweep", scale=scale) for scale in ("smoke", "as given", "h100", "paper")])
     assert [view.scale for view in views(table1, found)] == ["paper", "h100", "as given", "smoke"]
     assert one_cell(table1[0], found).startswith("paper: validation loss 0.1000, FID lite 800.0, ")
     assert one_cell(table1[0], found).endswith("(1 seed)")
@@ -93,7 +92,7 @@ def test_each_scale_has_a_view_and_the_index_takes_the_best(table1):
 
 def test_of_a_seed_the_longest_training_counts(table1):
     short = result("table1_sweep", loss=2.0, training={"samples_seen": 10, "steps": 1})
-    found = Results([result("table1_sweep", loss=1.0), short, result("table1_sweep", loss=3.0)])
+    found = RecordCollection([result("table1_sweep", loss=1.0), short, result("table1_sweep", loss=3.0)])
     assert [entry.value("fid_lite") for entry in found.of("table1_sweep", "smoke")] == [800.0]
     assert [entry.samples_seen for entry in found.history("table1_sweep", "smoke")] == [10, 640, 640]
 
@@ -103,20 +102,20 @@ def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):
     other = {**first.record.protocol, "num_fake": 63, "data": {"dataset": "MMCelebAHQ", "standin": False}}
     second = result("table1_zigzag1", protocol=other, training={"samples_seen": 5, "steps": 1})
     odd = result("table1_zigzag8", scores={"fid": Score(value=3.0, comparable=False)})
-    (view,) = views(table1, Results([first, second, odd]))
+    (view,) = views(table1, RecordCollection([first, second, odd]))
     assert "63 samples and 64 samples" in view.title
-    assert "MMCelebAHQ, real data and a drawn stand-in for MMCelebAHQ" in view.title
+    assert "synthetic MMCelebAHQ and MMCelebAHQ, real data" in view.title
     text = " ".join(view.remarks)
-    assert "they differ in num fake." in text
+    assert "differ in num fake." in text
     assert "same number of samples" in text
-    assert "Our FID is not comparable" in text
+    assert "Our FID cannot be compared" in text
     assert cells(view, "zigzag-8")["FID lite ↓ ours"] == "not scored"
 
 
 def test_operations_that_a_record_tells_stand_beside_the_published_ones(repository):
     table6 = by_table(load_experiments(repository / "experiments"))["table 6"]
     counted = result("table6_dit", training={"samples_seen": 640, "gflops": 228.62})
-    (view,) = views(table6, Results([counted, result("table6_uvit")]))
+    (view,) = views(table6, RecordCollection([counted, result("table6_uvit")]))
     assert [cells(view, label)["GFLOPs ↓ ours"] for label in ("DiT", "U-ViT", "ZigMa")] == [
         "228.6",
         "not scored",
@@ -130,13 +129,13 @@ def test_operations_that_a_record_tells_stand_beside_the_published_ones(reposito
     ("protocol", "data"),
     [
         ({"data": {"dataset": "X", "standin": False, "note": "emoji in the layout of X"}}, "emoji in the layout of X"),
-        ({"conditions": {"dataset": "X", "items": {"standin_num_items": 9}}}, "a drawn stand-in for X"),
+        ({"conditions": {"dataset": "X", "items": {"standin_num_items": 9}}}, "synthetic X"),
         ({"conditions": {"dataset": "X", "items": {}}}, "X"),
-        ({"conditions": None}, "data not stated"),
+        ({"conditions": None}, "unknown data"),
     ],
 )
 def test_what_the_data_were_is_in_the_title(table1, protocol, data):
-    (view,) = views(table1, Results([result("table1_sweep", protocol=protocol)]))
+    (view,) = views(table1, RecordCollection([result("table1_sweep", protocol=protocol)]))
     assert view.title.startswith(f"Scale smoke: {data}; ")
 
 

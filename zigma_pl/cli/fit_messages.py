@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.shipped import shipped_file
 from zigma_pl.data.from_options import missing_parts
-from zigma_pl.suite.runs.rows import Row, overlay_of
+from zigma_pl.suite.runs.experiment_files import ExperimentFile, overlay_of
 from zigma_pl.training.callbacks.checkpoint import Checkpoint
 from zigma_pl.training.checkpoints.newest import LAST_LINK
 from zigma_pl.training.checkpoints.run_folder import run_folder
@@ -41,7 +41,7 @@ def _without_them(options: Namespace) -> str:
         return ""
     experiment = Path(str(options.config[0]))
     smoke = shipped_file("configs/scale/smoke.yaml")
-    overlay = overlay_of(Row(experiment), "smoke", smoke.parent) or smoke
+    overlay = overlay_of(ExperimentFile(experiment), "smoke", smoke.parent) or smoke
     files = shlex.join([str(experiment), "--config", _shown(overlay)])
     return f". To train on synthetic data instead: python -m zigma_pl fit --config {files}"
 

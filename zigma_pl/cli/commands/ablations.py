@@ -1,4 +1,4 @@
-"""`python -m zigma_pl ablations`: train and score every row of the tables, go on where it was interrupted."""
+"""`python -m zigma_pl ablations`: train and score all experiments, resuming interrupted runs."""
 
 import argparse
 import os
@@ -18,29 +18,29 @@ from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.core.shipped import find_config, shipped_file
 
 if TYPE_CHECKING:
-    from zigma_pl.suite.runs.local import Job
+    from zigma_pl.suite.runs.local import TrackedRun
     from zigma_pl.suite.runs.plan import Run
 
 DESCRIPTION = """\
-Train each row of experiments/ to its end and score it, at a scale: smoke (stand-ins, minutes on a CPU), pilot (64 x 64
-pixels, a small model on one GPU; pilot4096 on four times as many tokens, pilotemoji on another data set), h100 (64 x 64
-pixels, a larger model), paper (as published). A scale is a file configs/scale/SCALE.yaml laid over the row; a row or
-table that needs another has configs/scale/SCALE/ROW.yaml or configs/scale/SCALE/table4.yaml instead. Rows that are done
-are not repeated, interrupted ones go on from their last checkpoint. Records are in results/SCALE/ROW.json (with another
-seed than 0: ROW_seed1.json), checkpoints, curves and output in logs/SCALE/ROW/config_<hash>/.
+Train each experiment of experiments/ and score it, at a scale: smoke (synthetic data, minutes on a CPU), pilot (64 x 64
+pixels, a small model on one GPU; pilot4096 with four times as many tokens, pilotemoji with other data), h100 (64 x 64
+pixels, a larger model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the
+experiment; configs/scale/SCALE/NAME.yaml or configs/scale/SCALE/table4.yaml replace it for one experiment or table.
+Finished experiments are skipped, and interrupted ones resume from their last checkpoint. Records are written to
+results/SCALE/NAME.json (NAME_seed1.json for seed 1), checkpoints, curves and output to logs/SCALE/NAME/config_<hash>/.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = Parser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
-    which = parser.add_argument_group("which rows")
+    which = parser.add_argument_group("which experiments")
+    which.add_argument("--scale", default="smoke", help="name of a config in configs/scale (default: %(default)s)")
+    which.add_argument("--table", help="only experiments of this table: 1, 1x, 2, ...")
+    which.add_argument("--names", nargs="+", default=["*"], metavar="GLOB", help="only experiments with these names")
     which.add_argument(
-        "--scale", default="smoke", help="a file of configs/scale, or one of your own (default: %(default)s)"
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="run each experiment with each seed"
     )
-    which.add_argument("--table", help="rows of this table only: 1, 1x, 2, ...")
-    which.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB", help="rows of these names only")
-    which.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="each row once for each seed")
     which.add_argument(
         "--config",
         nargs="+",
@@ -48,80 +48,86 @@ def build_parser() -> argparse.ArgumentParser:
         type=find_config,
         default=[],
         metavar="FILE",
-        help="laid over rows and scale, such as folders of data or devices",
+        help="configs merged over experiment and scale, for example with folders of data or devices",
     )
-    which.add_argument("--again", action="store_true", help="run anew what was done with another configuration")
+    which.add_argument("--again", action="store_true", help="run experiments again if their options changed")
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--launch", choices=("local", "slurm"), default="local", help="here, or one SLURM job for each row"
+        "--launch", choices=("local", "slurm"), default="local", help="run here, or submit a SLURM job for each run"
     )
-    how.add_argument("--jobs", type=int, help="rows at a time (default: 1; at smoke as many as there are cores)")
-    how.add_argument("--through", type=shlex.split, default=[], metavar="COMMAND", help="start processes by it: srun")
+    how.add_argument("--jobs", type=int, help="runs at a time (default: 1; at scale smoke the number of cores)")
+    how.add_argument("--through", type=shlex.split, default=[], metavar="COMMAND", help="command prefix, such as srun")
     how.add_argument(
         "--template",
         type=Path,
         default=_seen_from_here(shipped_file("configs/slurm/row.sbatch")),
         metavar="FILE",
-        help="batch script of the jobs, to be edited (default: %(default)s)",
+        help="batch script of the jobs (default: %(default)s)",
     )
-    how.add_argument("--dry_run", action="store_true", help="show the commands, run nothing")
-    how.add_argument("--no_report", action="store_true", help="do not make tables and report at the end")
-    parser.add_argument("--logs", type=Path, default=Path("logs"), metavar="FOLDER", help="checkpoints, curves, output")
+    how.add_argument("--dry_run", action="store_true", help="print the commands without running them")
+    how.add_argument("--no_report", action="store_true", help="do not write tables and report at the end")
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        default=Path("logs"),
+        metavar="FOLDER",
+        help="folder for checkpoints, curves and output (default: %(default)s)",
+    )
     add_sources(parser)
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0 when every row is done, 1 when one failed or something is missing, 75 preempted."""
-    from zigma_pl.suite.runs.local import State, job_of
+    """Run the command; returns 0 if all runs finished, 1 if one failed or files are missing, 75 if preempted."""
+    from zigma_pl.suite.runs.local import RunState, track
 
     options = build_parser().parse_args(argv)
     check_whole_numbers("ablations", jobs=options.jobs)
     for seed in options.seeds:
         check_whole_numbers("ablations", least=0, most=LARGEST_SEED, seeds=seed)
-    jobs = [job_of(run, options.again) for run in _runs(options)]
-    for job in jobs:
-        if job.note:
-            print(f"{job.run.name}: {job.note}")
-    waiting = [job for job in jobs if job.state is State.WAITING]
-    num_done = sum(job.state is State.DONE for job in jobs)
-    print(f"{len(jobs)} rows at scale {options.scale}: {num_done} done before, {len(waiting)} to do")
+    tracked_runs = [track(run, options.again) for run in _runs(options)]
+    for tracked in tracked_runs:
+        if tracked.note:
+            print(f"{tracked.run.name}: {tracked.note}")
+    waiting = [tracked for tracked in tracked_runs if tracked.state is RunState.WAITING]
+    num_done = sum(tracked.state is RunState.DONE for tracked in tracked_runs)
+    print(f"{len(tracked_runs)} runs at scale {options.scale}: {num_done} finished before, {len(waiting)} to do")
     if options.dry_run and options.launch == "local":
         return _show_commands(waiting)
-    if waiting and not options.dry_run and _report_missing([job.run for job in waiting], options.scale):
+    if waiting and not options.dry_run and _report_missing([tracked.run for tracked in waiting], options.scale):
         return 1
     if options.launch == "slurm":
-        return _submit(waiting, options)
-    _run_here(jobs, options)
-    if any(job.state is State.STOPPED for job in jobs):
-        print("preempted: the same command goes on from here")
+        return _submit([tracked.run for tracked in waiting], options)
+    _run_here(tracked_runs, options)
+    if any(tracked.state is RunState.STOPPED for tracked in tracked_runs):
+        print("preempted: run the same command again to resume")
         return PREEMPTED_STATUS
     is_reported = options.no_report or _make_tables_and_report(options)
-    return 0 if _all_done(jobs) and is_reported else 1
+    return 0 if _all_done(tracked_runs) and is_reported else 1
 
 
 def _runs(options: argparse.Namespace) -> "list[Run]":
-    from zigma_pl.suite.runs.plan import Places, plan
-    from zigma_pl.suite.runs.rows import find_rows
+    from zigma_pl.suite.runs.experiment_files import find_experiments
+    from zigma_pl.suite.runs.plan import OutputFolders, plan
 
     return plan(
-        find_rows(_seen_from_here(options.experiments), options.table, options.rows),
+        find_experiments(_seen_from_here(options.experiments), options.table, options.names),
         options.scale,
         list(dict.fromkeys(options.seeds)),
         scales=_seen_from_here(shipped_file("configs/scale/smoke.yaml").parent),
-        places=Places(options.logs / options.scale, options.results / options.scale),
+        folders=OutputFolders(options.logs / options.scale, options.results / options.scale),
         extra_files=options.config,
     )
 
 
 def _seen_from_here(path: Path) -> Path:
-    """Return a path as one would type it here."""
+    """Return a path relative to the working directory, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _show_commands(jobs: "Sequence[Job]") -> int:
-    for job in jobs:
-        for command in (job.run.fit_command(), job.run.test_command()):
+def _show_commands(tracked_runs: "Sequence[TrackedRun]") -> int:
+    for tracked in tracked_runs:
+        for command in (tracked.run.fit_command(), tracked.run.test_command()):
             print(f"$ {shlex.join(command)}")
     return 0
 
@@ -131,47 +137,47 @@ def _report_missing(runs: "Sequence[Run]", scale: str) -> bool:
 
     lines = missing(runs)
     if lines:
-        print(f"error: scale {scale} needs what is not there, so nothing was started:", file=sys.stderr)
+        print(f"error: scale {scale} needs files that are missing, so nothing was started:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
     return bool(lines)
 
 
-def _submit(jobs: "Sequence[Job]", options: argparse.Namespace) -> int:
+def _submit(runs: "Sequence[Run]", options: argparse.Namespace) -> int:
     from zigma_pl.suite.runs.slurm import submit
 
     common = [f"--scale={options.scale}", f"--logs={options.logs}", f"--results={options.results}"]
     common += [f"--experiments={options.experiments}", *(f"--config={path}" for path in options.config)]
     common += ["--again"] * options.again
-    refused = submit(jobs, options.template, common, dry_run=options.dry_run)
-    print("when the jobs have ended: python -m zigma_pl tables, python -m zigma_pl report")
-    return int(bool(refused))
+    rejected = submit(runs, options.template, common, dry_run=options.dry_run)
+    print("when the jobs have ended, run: python -m zigma_pl tables; python -m zigma_pl report")
+    return int(bool(rejected))
 
 
-def _run_here(jobs: "Sequence[Job]", options: argparse.Namespace) -> None:
-    from zigma_pl.suite.runs.local import LocalRunner, State, environments
+def _run_here(tracked_runs: "Sequence[TrackedRun]", options: argparse.Namespace) -> None:
+    from zigma_pl.suite.runs.local import LocalRunner, RunState, environments
     from zigma_pl.suite.runs.overview import Overview
 
-    num_waiting = sum(job.state is State.WAITING for job in jobs)
+    num_waiting = sum(tracked.state is RunState.WAITING for tracked in tracked_runs)
     cores = os.cpu_count() or 1
     num_workers = options.jobs or (max(1, min(cores, num_waiting)) if options.scale == "smoke" else 1)
-    overview = Overview(jobs, sys.stdout)
-    runner = LocalRunner(jobs, num_workers, options.through, environments(num_workers))
+    overview = Overview(tracked_runs, sys.stdout)
+    runner = LocalRunner(tracked_runs, num_workers, options.through, environments(num_workers))
 
     def preempt(number: int, frame: FrameType | None) -> None:
-        runner.stop_signal = signal.SIGUSR1  # which srun passes on, as it does not SIGTERM
+        runner.stop_signal = signal.SIGUSR1  # srun passes it on, unlike SIGTERM
         raise KeyboardInterrupt
 
     handlers = {number: signal.signal(number, preempt) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        with closing(runner.run()) as looks:
-            for _ in looks:
+        with closing(runner.run()) as polls:
+            for _ in polls:
                 overview.show()
     except KeyboardInterrupt:
         if runner.stop_signal != signal.SIGUSR1:
-            print("stopped: the same command goes on from here")
+            print("stopped: run the same command again to resume")
             raise
-        for job in jobs:  # those that were to come
-            job.state = State.STOPPED if job.state is State.WAITING else job.state
+        for tracked in tracked_runs:  # those that had not started
+            tracked.state = RunState.STOPPED if tracked.state is RunState.WAITING else tracked.state
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -185,26 +191,26 @@ def _make_tables_and_report(options: argparse.Namespace) -> bool:
     try:
         tables.main(sources)
         report.main(sources)
-    except UserError as error:  # the rows' own failures are still to be told
+    except UserError as error:  # failed runs are reported afterwards
         print(f"error: {error}", file=sys.stderr)
         return False
     return True
 
 
-def _all_done(jobs: "Sequence[Job]") -> bool:
-    """Tell what was kept and what failed; returns whether nothing failed."""
-    from zigma_pl.suite.runs.local import State
+def _all_done(tracked_runs: "Sequence[TrackedRun]") -> bool:
+    """Print which records were kept and which runs failed; returns whether none failed."""
+    from zigma_pl.suite.runs.local import RunState
 
-    for job in jobs:
-        if job.state is State.ELSEWHERE:
-            print(f"{job.run.name}: {job.note}")
-    kept = [job.run.name for job in jobs if job.state is State.CHANGED]
+    for tracked in tracked_runs:
+        if tracked.state is RunState.ELSEWHERE:
+            print(f"{tracked.run.name}: {tracked.note}")
+    kept = [tracked.run.name for tracked in tracked_runs if tracked.state is RunState.CHANGED]
     if kept:
-        print(f"kept from another configuration: {', '.join(kept)} (--again runs them anew)")
-    failed = [job for job in jobs if job.state is State.FAILED]
-    for job in failed:
-        print(f"\n{job.run.name} failed:\n  " + job.note.replace("\n", "\n  "), file=sys.stderr)
+        print(f"kept although made with other options: {', '.join(kept)} (--again runs them again)")
+    failed = [tracked for tracked in tracked_runs if tracked.state is RunState.FAILED]
+    for tracked in failed:
+        print(f"\n{tracked.run.name} failed:\n  " + tracked.note.replace("\n", "\n  "), file=sys.stderr)
     if failed:
-        names = ", ".join(job.run.name for job in failed)
-        print(f"\nerror: {len(failed)} of {len(jobs)} rows failed: {names}", file=sys.stderr)
+        names = ", ".join(tracked.run.name for tracked in failed)
+        print(f"\nerror: {len(failed)} of {len(tracked_runs)} runs failed: {names}", file=sys.stderr)
     return not failed

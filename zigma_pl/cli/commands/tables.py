@@ -13,7 +13,7 @@ from zigma_pl.core.shipped import shipped_file
 
 if TYPE_CHECKING:
     from zigma_pl.suite.report.experiments import Experiment
-    from zigma_pl.suite.report.results import Results
+    from zigma_pl.suite.report.results import RecordCollection
 
 
 def main(argv: list[str]) -> int:
@@ -53,17 +53,17 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_sources(experiments: Path, records: Path) -> "tuple[list[Experiment], Results]":
+def read_sources(experiments: Path, records: Path) -> "tuple[list[Experiment], RecordCollection]":
     """Read experiments and records; records of unknown experiments are left out with a message."""
     from zigma_pl.suite.report.experiments import load_experiments
-    from zigma_pl.suite.report.results import Results, load_results
+    from zigma_pl.suite.report.results import RecordCollection, load_results
 
     loaded, results = load_experiments(experiments), load_results(records)
     names = {experiment.name for experiment in loaded}
     for result in results:
         if result.experiment not in names:
             print(f"{result.file}: left out: {experiments} has no {result.experiment}.yaml", file=sys.stderr)
-    return loaded, Results([result for result in results if result.experiment in names])
+    return loaded, RecordCollection([result for result in results if result.experiment in names])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""Result records beside the published numbers: Markdown tables and one static HTML page."""
+"""Results beside the published numbers: Markdown tables and a static HTML page."""

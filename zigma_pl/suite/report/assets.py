@@ -1,7 +1,7 @@
-"""The files beside the page: pictures, videos, experiments and records are copied there, so that it stands alone.
+"""The folder `assets` of the page, with copies of all images, videos, configs and records that it shows.
 
-The folder `assets` holds a folder for the page's files, named by a number. A new report gets the next number, and the
-old one is removed after the page itself has been replaced: so a page always finds its files, whenever a report ends.
+The files of a report are in a numbered subfolder. A new report gets the next number, and the old subfolder is removed
+after the page has been replaced. The page therefore always has its files, even if a report is interrupted.
 """
 
 import shutil
@@ -19,15 +19,15 @@ _MARK = ".written_by_zigma_pl_report"
 _LOCK = ".lock"
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _LARGE_BYTES = 64 * 1024
-_WEBP_QUALITY = 90  # of 100; a grid of pictures then takes a sixth of its PNG
-_WEBP_MAX_SIDE = 16383  # of the format
+_WEBP_QUALITY = 90  # of 100; makes a grid of images six times smaller than as PNG
+_WEBP_MAX_SIDE = 16383  # limit of the format
 
 
 @contextmanager
 def new_assets(folder: Path) -> Iterator["Assets"]:
-    """Give the assets of a new report, and at the end remove those of earlier ones; after an error, the new ones.
+    """Yield the assets of a new report. At the end of the block, remove those of earlier reports, or these on an error.
 
-    The page has to be replaced inside of the block, as its last step.
+    Replace the page in the last step of the block.
 
     Args:
         folder: the folder `assets` beside the page.
@@ -36,13 +36,13 @@ def new_assets(folder: Path) -> Iterator["Assets"]:
         UserError: the folder holds other files, or another report is being written there.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
-        raise UserError(f"{folder} holds other files than those of a report: choose another place with --out")
+        raise UserError(f"{folder} contains files that no report wrote: choose another path with --out")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
     try:
         lock = FileLock(folder / _LOCK, blocking=False).acquire()
     except Timeout as error:
-        raise UserError(f"{folder}: another report is being written there: wait for it") from error
+        raise UserError(f"{folder}: another process is writing a report there: wait until it ends") from error
     with lock:
         numbers = [int(entry.name) for entry in folder.iterdir() if entry.name.isascii() and entry.name.isdecimal()]
         assets = Assets(folder / str(max(numbers, default=0) + 1))
@@ -58,31 +58,31 @@ def new_assets(folder: Path) -> Iterator["Assets"]:
 
 
 class Assets:
-    """Puts files into a folder two levels below the page, and gives their addresses from there."""
+    """Writes files to a folder two levels below the page, and returns their URLs relative to the page."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def copy(self, source: Path, name: str) -> str:
-        """Copy a file to `name` in the folder, or a similar name that is not taken; returns its address."""
+        """Copy a file to `name` in the folder, or to a similar unused name; returns its URL."""
         target = self._free(name)
         shutil.copyfile(source, target)
         return self._address(target)
 
     def write(self, text: str, name: str) -> str:
-        """Write a text to `name` in the folder, or a similar name that is not taken; returns its address."""
+        """Write a text to `name` in the folder, or to a similar unused name; returns its URL."""
         target = self._free(name)
         target.write_text(text, encoding="utf-8")
         return self._address(target)
 
     def copy_picture(self, source: Path, stem: str) -> tuple[str, tuple[int, int]] | None:
-        """Copy a still picture, a large PNG as WebP.
+        """Copy an image; a large PNG is converted to WebP.
 
         Args:
-            source: the picture.
-            stem: its name in the folder without the suffix.
+            source: the image.
+            stem: name in the folder, without suffix.
 
-        Returns: its address, and its width and height; None for what is no picture.
+        Returns: URL and (width, height); None if the file is no image.
         """
         try:
             with Image.open(source, formats=_FORMATS) as opened:

@@ -1,7 +1,7 @@
-"""Charts as SVG files: lines over samples seen or time, a dot for each seed of an experiment, and scan paths.
+"""SVG charts: lines over samples seen or time, a dot for each seed of an experiment, and scan orders.
 
-Matplotlib draws them in the light colours. In the file each colour becomes a variable of CSS with a second value for
-dark mode, so that one file is right in both.
+Matplotlib plots them in the colours of light mode. In the SVG file, each colour is replaced by a CSS variable with a
+second value for dark mode.
 """
 
 import io
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Hues that stay apart for colour-blind readers; each a little lighter on the dark ground.
+# Hues that colour-blind readers can distinguish; slightly lighter in dark mode.
 LIGHT = ("#2a78d6", "#d9541e", "#128a60", "#a87000", "#c2457d", "#4a3aa7", "#157315", "#c92f2f")
 DARK = ("#5a9df0", "#f0824f", "#35b98a", "#d9a228", "#e47fab", "#a297f2", "#5cb85c", "#f07878")
 INK, MUTED, FAINT = ("#1c1c22", "#ececf0"), ("#5c5c68", "#a5a5b0"), ("#dddde3", "#3a3a42")
 _IN_DARK = dict([*zip(LIGHT, DARK, strict=True), INK, MUTED, FAINT])
-LOGARITHMIC_FROM = 5.0  # ratio of the largest to the smallest value
-_LARGEST = 1e100  # of what is shown
+LOGARITHMIC_FROM = 5.0  # minimum ratio of largest to smallest value for a logarithmic axis
+_LARGEST = 1e100  # larger values are not plotted
 _WIDTH_INCH = 4.6
-_NUM_PATH_PARTS = 6  # of a scan path, each stronger than the one before
+_NUM_PATH_PARTS = 6  # parts of a scan order, plotted with increasing opacity
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or the dots of one experiment.
+    """A line, or the dots of an experiment.
 
-    name: of the experiment.
-    place: the experiment's place in its table, which gives the colour.
+    name: name of the experiment.
+    index: index of the experiment in its table, which determines the colour.
     points: (x, y).
     """
 
     name: str
-    place: int
+    index: int
     points: Points
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture.
+    """A chart.
 
-    title: to be shown above it.
-    text: what it shows, in words.
-    svg: the content of its file.
-    size_px: width and height at which its text has the size of that of the page.
+    title: heading of the chart.
+    text: description of its content.
+    svg: content of the SVG file.
+    size_px: width and height at which its font size matches the page.
     """
 
     title: str
@@ -62,8 +62,8 @@ class Chart:
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> Chart | None:
-    """Return lines in one chart, with a logarithmic y axis where they span a lot; None without points."""
-    shown = [Series(line.name, line.place, _finite(line.points)) for line in series]
+    """Return a line chart, with a logarithmic y axis if the values span a wide range; None without points."""
+    shown = [Series(line.name, line.index, _finite(line.points)) for line in series]
     shown = [line for line in shown if line.points]
     ys = [y for line in shown for _, y in line.points]
     if not ys:
@@ -73,8 +73,8 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
         axes.plot(
             [x for x, _ in line.points],
             [y for _, y in line.points],
-            color=LIGHT[line.place % len(LIGHT)],
-            linestyle="--" if line.place >= len(LIGHT) else "-",
+            color=LIGHT[line.index % len(LIGHT)],
+            linestyle="--" if line.index >= len(LIGHT) else "-",
             marker="o" if len(line.points) == 1 else "",
         )
     axes.set_xlim(left=0)
@@ -87,14 +87,14 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
 
 
 def dot_chart(title: str, x_label: str, series: Sequence[Series]) -> Chart | None:
-    """Return a line for each experiment with a dot at the x of each of its points, one for each seed."""
-    shown = [Series(row.name, row.place, _finite(row.points)) for row in series]
+    """Return a chart with a row for each experiment and a dot at the value of each seed."""
+    shown = [Series(row.name, row.index, _finite(row.points)) for row in series]
     if not any(row.points for row in shown):
         return None
     drawn, axes = _axes(0.7 + 0.3 * len(shown))
     for height, row in enumerate(shown):
         values = [x for x, _ in row.points]
-        axes.scatter(values, [height] * len(values), color=LIGHT[row.place % len(LIGHT)], alpha=0.75)
+        axes.scatter(values, [height] * len(values), color=LIGHT[row.index % len(LIGHT)], alpha=0.75)
     means = [figure(sum(x for x, _ in row.points) / len(row.points)) if row.points else "not run" for row in shown]
     labels = [_plain(f"{row.name}  {mean}") for row, mean in zip(shown, means, strict=True)]
     axes.set_yticks(range(len(shown)), labels, color=INK[0])
@@ -106,22 +106,22 @@ def dot_chart(title: str, x_label: str, series: Sequence[Series]) -> Chart | Non
 
 
 def path_chart(title: str, order: np.ndarray, side: int, adjacent: float) -> Chart:
-    """Return a scan path over side x side tokens, from the dot to the square; `adjacent` is its share of neighbours."""
+    """Return a plot of a scan order of side x side tokens; `adjacent` is its fraction of adjacent steps."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(1.6, 1.6))
     axes = drawn.add_axes((0.02, 0.02, 0.96, 0.96))
     y, x = np.divmod(order, side)
     bounds = np.linspace(0, len(order) - 1, _NUM_PATH_PARTS + 1).round().astype(int)
-    for number, (start, end) in enumerate(pairwise(bounds)):
-        alpha = 0.35 + 0.65 * number / (_NUM_PATH_PARTS - 1)
+    for part, (start, end) in enumerate(pairwise(bounds)):
+        alpha = 0.35 + 0.65 * part / (_NUM_PATH_PARTS - 1)
         axes.plot(x[start : end + 1], y[start : end + 1], color=LIGHT[0], alpha=alpha, linewidth=1.8)
     axes.plot(x[0], y[0], "o", x[-1], y[-1], "s", color=LIGHT[1], markersize=5)
     axes.set(xlim=(-0.6, side - 0.4), ylim=(side - 0.4, -0.6), xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_color(FAINT[0])
-    share = f"{100 * adjacent:.0f} % adjacent"
-    return Chart(f"{title}; {share}", f"Path of {title}: {share}", *_svg(drawn))
+    fraction = f"{100 * adjacent:.0f} % adjacent"
+    return Chart(f"{title}; {fraction}", f"Scan order {title}: {fraction}", *_svg(drawn))
 
 
 def _axes(height_inch: float) -> "tuple[Figure, Axes]":
@@ -150,11 +150,11 @@ def _make_logarithmic(axes: "Axes") -> None:
 
 
 def _svg(drawn: "Figure") -> tuple[str, tuple[int, int]]:
-    """Return a figure as SVG with text as text and colours that follow dark mode, and its size in pixels."""
+    """Return a figure as SVG, with selectable text and colours for dark mode, and its size in pixels."""
     import matplotlib
 
     content = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zigma_pl"}):  # the same file each time
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "zigma_pl"}):  # reproducible files
         drawn.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub("|".join(_IN_DARK), lambda found: f"var(--c{found[0][1:]})", content.getvalue())
     light = " ".join(f"--c{colour[1:]}: {colour};" for colour in _IN_DARK)
@@ -165,9 +165,9 @@ def _svg(drawn: "Figure") -> tuple[str, tuple[int, int]]:
 
 
 def _plain(text: str) -> str:
-    """Return text in which matplotlib finds no formula."""
+    """Return text with escaped dollar signs, which matplotlib would read as a formula."""
     return text.replace("$", r"\$")
 
 
 def _finite(points: Points) -> Points:
-    return [(x, y) for x, y in points if abs(x) < _LARGEST and abs(y) < _LARGEST]  # which NaN is not
+    return [(x, y) for x, y in points if abs(x) < _LARGEST and abs(y) < _LARGEST]  # False for NaN

@@ -1,4 +1,4 @@
-"""What a run logged while it trained, from the TensorBoard files of its log folder."""
+"""Training curves of a run, from the TensorBoard files in its log folder."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +13,7 @@ Points = list[tuple[float, float]]  # (step, value)
 
 
 def read_curves(log_folder: Path) -> dict[str, Points]:
-    """Return the scalars of a run by tag, such as "train/loss", after those of the runs that it was continued from."""
+    """Return the scalars of a run, and of the runs that it was resumed from, by tag such as "train/loss"."""
     tags: dict[str, dict[float, float]] = {}
     for folder in reversed(_continued_from(log_folder)):
         for tag, points in _scalars(folder).items():
@@ -23,7 +23,7 @@ def read_curves(log_folder: Path) -> dict[str, Points]:
 
 
 def _continued_from(log_folder: Path) -> list[Path]:
-    """Return this folder and those that it was resumed from, the newest first: config.yaml names the checkpoint."""
+    """Return this folder and those that it was resumed from, newest first; config.yaml names the checkpoint."""
     folders = [log_folder]
     while (checkpoint := _checkpoint_of(folders[-1])) is not None:
         earlier = checkpoint.parent.parent  # <log folder>/checkpoints/last.ckpt
@@ -38,13 +38,13 @@ def _checkpoint_of(log_folder: Path) -> Path | None:
     if not config.is_file():
         return None
     try:
-        options = yaml.load(read_content(config, "remove the log folder"), Loader=yaml.BaseLoader)  # text alone
+        options = yaml.load(read_content(config, "remove the log folder"), Loader=yaml.BaseLoader)  # strings only
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{config}: is not the configuration of a run ({one_line(str(error))})") from error
+        raise UserError(f"{config}: is no valid config of a run: {one_line(str(error))}") from error
     path = options.get("ckpt_path") if isinstance(options, dict) else None
     if not isinstance(path, str) or not path.endswith(".ckpt"):
         return None
-    # Relative to the folder in which training ran, which is one that the log folder lies in or the present one.
+    # Relative to the working directory of the training, which is a parent of the log folder or the current directory.
     candidates = [*(parent / path for parent in log_folder.absolute().parents), Path(path)]
     return next((candidate for candidate in candidates if candidate.parent.parent.is_dir()), None)
 
@@ -60,7 +60,7 @@ def _scalars(folder: Path) -> dict[str, Points]:
 
 
 def averaged(points: Points, num_parts: int) -> Points:
-    """Return a long curve as the means of so many parts of equal length; a short one as it is."""
+    """Return a long curve as the means of `num_parts` parts of equal length, and a short one unchanged."""
     if len(points) <= 2 * num_parts:
         return points
     bounds = [round(part * len(points) / num_parts) for part in range(num_parts + 1)]

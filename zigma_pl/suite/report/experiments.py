@@ -1,4 +1,4 @@
-"""The experiments of a folder, by the `about:` block of each YAML file: what it compares, and what the paper says."""
+"""The experiments of a folder and the `about:` blocks of their YAML files."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.core.records import Part, check_name, one_line, problems, read_content
 from zigma_pl.suite.report.scores import PUBLISHED_NAMES
 
-NOTHING = "nothing"  # is published, or left open
-# The form that experiments/README.md shows.
+NOTHING = "nothing"  # no published number, or no open choice
+# The example in experiments/README.md.
 FORM = """\
 # python -m zigma_pl fit --config experiments/table1_zigzag8.yaml
 about:
@@ -24,13 +24,13 @@ about:
   paper:
     published: {FID: 45.5, FDD: 26.4, KID: 0.011}
     protocol: 5,000 samples
-    left_open: batch size (here 32 a process) and steps of this table (here 400,000, as in the released configurations).
+    left_open: batch size (here 32 per process) and steps of this table (here 400,000, as in the released configs).
   gpu_hours: not measured
   notes:
-    - whatever else there is to say.
+    - any other remark.
 model:
 """
-_REMEDY = "experiments/README.md has the form"
+_REMEDY = "experiments/README.md has an example"
 _MAX_BYTES = 256 * 1024
 
 
@@ -42,23 +42,23 @@ def _checked_line(text: str) -> str:
 
 def _checked_score(label: str) -> str:
     if label not in PUBLISHED_NAMES:
-        raise ValueError(f"is no score; scores are {', '.join(PUBLISHED_NAMES)}")
+        raise ValueError(f"is no known score: scores are {', '.join(PUBLISHED_NAMES)}")
     return label
 
 
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_checked_line)]
-# As the paper prints it: 14.50 keeps its zero.
+# As printed in the paper, so that 14.50 keeps its zero.
 Number = Annotated[str, Field(pattern=r"^\d+(\.\d+)?\z", max_length=20)]
 Published = dict[Annotated[str, AfterValidator(_checked_score)], Number]
 
 
 class Paper(Part):
-    """What the paper says of an experiment in one of its tables.
+    """The paper's information on an experiment in one of its tables.
 
     Attributes:
-        published: its numbers by score, such as FID; empty where it has none.
-        left_open: what it does not say, with the choice made here, or "nothing".
-        protocol: how the numbers were measured, where it says so.
+        published: published numbers by score, such as FID; may be empty.
+        left_open: what the paper does not state, with the choice made here, or "nothing".
+        protocol: how the numbers were measured, if the paper states it.
     """
 
     published: Published
@@ -70,11 +70,11 @@ class About(Part):
     """The `about:` block.
 
     Attributes:
-        title: what the table compares, or what an experiment of no table is.
+        title: what the table compares, or a description of an experiment of no table.
         table: such as "table 1" or "figure 4"; None for an experiment of no table.
-        name: of the experiment in its table; by default that of the file.
-        paper: what the paper says; None where the table is not one of the paper's.
-        gpu_hours: what a training takes, in words.
+        name: name of the experiment in its table; by default the stem of the file name.
+        paper: information from the paper; None for tables that are not in the paper.
+        gpu_hours: duration of a training, as text.
         notes: further remarks.
     """
 
@@ -88,14 +88,14 @@ class About(Part):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One YAML file and what it says of itself; result records call it by `name`, tables by `label`."""
+    """A YAML file and its `about:` block. Result records refer to it by `name`, tables show its `label`."""
 
     file: Path
     about: About
 
     @property
     def name(self) -> str:
-        """Stem of the file's name."""
+        """Stem of the file name."""
         return self.file.stem
 
     @property
@@ -105,61 +105,61 @@ class Experiment:
 
     @property
     def command(self) -> str:
-        """What trains it."""
+        """Command that trains it."""
         return f"python -m zigma_pl fit --config experiments/{self.file.name}"
 
     @property
     def published(self) -> dict[str, str]:
-        """Published numbers, as printed, by the names that records give the scores."""
+        """Published numbers as printed, by the score names of the records."""
         published = self.about.paper.published if self.about.paper else {}
         return {PUBLISHED_NAMES[label]: number for label, number in published.items()}
 
 
 def read_experiment(file: Path) -> Experiment:
-    """Read the `about:` block of a file; raises UserError of one line that names it."""
+    """Read the `about:` block of a file; raises UserError if it is missing or invalid."""
     check_name(file.stem, str(file))
     content = read_content(file, _REMEDY, _MAX_BYTES)
     try:
-        # All values as text, so that numbers stay as they are written.
-        options = yaml.load(content, Loader=yaml.BaseLoader)  # makes text, lists and dictionaries only
+        # All values as strings, so that numbers stay as they are written.
+        options = yaml.load(content, Loader=yaml.BaseLoader)  # only strings, lists and dictionaries
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as YAML ({one_line(str(error))})") from error
+        raise UserError(f"{file}: is no valid YAML: {one_line(str(error))}") from error
     if not isinstance(options, dict) or "about" not in options:
         raise UserError(f"{file}: has no `about:` block: {_REMEDY}")
     try:
         return Experiment(file, About.model_validate(options["about"]))
     except ValidationError as error:
-        raise UserError(f"{file}: about: cannot be used ({problems(error)}): {_REMEDY}") from error
+        raise UserError(f"{file}: about: is invalid ({problems(error)}): {_REMEDY}") from error
 
 
 def load_experiments(folder: Path) -> list[Experiment]:
-    """Read all experiments of a folder: the paper's tables first, each with its files as they are named.
+    """Read all experiments of a folder, sorted by table (experiments of no table last) and file name.
 
     Raises:
-        UserError: a block cannot be used, or two files give one table different titles.
+        UserError: a block is invalid, or two files have different titles for the same table.
     """
     files = sorted(folder.glob("*.yaml"), key=lambda file: _natural(file.stem))
     if not files:
-        raise UserError(f"{folder}: no .yaml file is there: give the folder of the experiments with --experiments")
+        raise UserError(f"{folder} contains no .yaml file: pass the folder of the experiments as --experiments")
     experiments = [read_experiment(file) for file in files]
     first_of: dict[str | None, Experiment] = {}
     for experiment in experiments:
         first = first_of.setdefault(experiment.about.table, experiment)
         if experiment.about.table is not None and _heading(experiment) != _heading(first):
             raise UserError(
-                f"{experiment.file}: about.title: {first.file.name} calls {first.about.table} '{first.about.title}', "
-                f"this file '{experiment.about.title}': give all experiments of a table the same title, and all or "
-                "none of them a `paper:` part"
+                f"{experiment.file}: about.title '{experiment.about.title}' differs from '{first.about.title}' in "
+                f"{first.file.name}, or only one of them has a `paper:` part: make all experiments of "
+                f"{first.about.table} the same"
             )
-    return sorted(experiments, key=_place_of_table)  # stable: files stay in order
+    return sorted(experiments, key=_table_order)  # stable: files stay in order
 
 
 def _heading(experiment: Experiment) -> tuple[str, bool]:
     return experiment.about.title, experiment.about.paper is not None
 
 
-def _place_of_table(experiment: Experiment) -> tuple[bool, bool, list[tuple[int, str]]]:
-    """Tables, then figures, then what is neither."""
+def _table_order(experiment: Experiment) -> tuple[bool, bool, list[tuple[int, str]]]:
+    """Return a key that sorts tables before figures, and these before experiments of no table."""
     table = experiment.about.table or ""
     return experiment.about.table is None, table.startswith("figure"), _natural(table)
 

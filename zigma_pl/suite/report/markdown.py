@@ -1,4 +1,4 @@
-"""experiments/README.md and docs/results.md, made from the experiments and the result records."""
+"""The text of experiments/README.md and docs/results.md."""
 
 import os
 import re
@@ -8,63 +8,68 @@ from urllib.parse import quote
 
 from zigma_pl.core.records import read_content
 from zigma_pl.suite.report.experiments import FORM, Experiment, by_table
-from zigma_pl.suite.report.results import Results
+from zigma_pl.suite.report.results import RecordCollection
 from zigma_pl.suite.report.scores import PUBLISHED_NAMES
 from zigma_pl.suite.report.tables import View, heading_of, one_cell, published_text, views
 
-GENERATED = "<!-- Written by `python -m zigma_pl tables`; changes belong into {source}. -->"
-# What could begin markup inside of a line: a backslash, code, emphasis, a link, an HTML tag or entity, a table's cell.
+GENERATED = "<!-- Written by `python -m zigma_pl tables`. To change it, edit {source}. -->"
+# Possible markup within a line: backslash, code, emphasis, link, HTML tag or entity, cell of a table.
 _MARKUP = re.compile(r"^[#>+=-]|[\\`*\[\]<|~]|&(?=[#\w]+;)|\b_|_\b|(?<=www)\.|(?<=\w):(?=//)")
 
 _INDEX_INTRO = """\
-A file is a row of a table: it names everything in which it differs from configs/base.yaml, and a scale
-(configs/scale/*.yaml) is laid over it. `python -m zigma_pl ablations` runs all of them, or the rows of one table.
-"Ours" is at the scale that says most; smoke says only that a row runs. Scores called lite are on lite features, not
-comparable with published FID. [docs/results.md]({results}) has all numbers."""
+Each YAML file is an experiment: a row of one of the paper's tables, a control, or an example. It contains only what
+differs from configs/base.yaml, and a scale (configs/scale/*.yaml) is merged over it. `python -m zigma_pl ablations`
+runs all experiments, or those of one table.
+
+"Ours" is the result at the largest scale that was run; smoke only shows that an experiment runs. Scores called lite are
+computed on EfficientNet-Lite0 features and cannot be compared with published scores. [docs/results.md]({results}) has
+all numbers."""
 
 _INDEX_BENCHMARKS = """\
-## What needs no training
+## Measurements without training
 
-Memory, GFLOPs and speed of the backbones, on the machine at hand. [docs/performance.md]({performance}) has what
-came out on ours; `--plot FILE.png` draws it.
+Memory, GFLOPs and speed of the backbones on your machine. [docs/performance.md]({performance}) has our results;
+`--plot FILE.png` plots them.
 
 """
 _BENCHMARKS = (
-    ("table 6", "GFLOPs, memory and images/s of five backbones, parameters matched", "efficiency"),
-    ("table 6", "GFLOPs alone, by kind of operation, in seconds on any machine", "flops"),
-    ("figure 4 a, b", "frames/s and memory of a forward pass by the side of the grid", "forward"),
-    ("figure 4 c, d", "frames/s and memory by the number of scan orders, against parallel Mamba", "order"),
+    ("table 6", "GFLOPs, memory and images/s of five backbones with matched parameters", "efficiency"),
+    ("table 6", "only GFLOPs, by kind of operation, within seconds on any machine", "flops"),
+    ("figure 4 a, b", "frames/s and memory of a forward pass, by grid size", "forward"),
+    ("figure 4 c, d", "frames/s and memory by number of scan orders, and of parallel Mamba", "order"),
 )
 
 _INDEX_FORM = """\
 ## A new experiment
 
-Copy a file, change what the experiment is about and its `about:` block, and run `python -m zigma_pl tables`. The block
-has this form; only `title` is required, and training reads none of it:
+Copy a file, change the options and the `about:` block, and run `python -m zigma_pl tables`. Training ignores the block.
+Only `title` is required:
 
 ```yaml
 {form}```
 
-- `table` is `table ID`, or for a figure `figure ID`; without it the experiment belongs to no table, and `title` says
-  what it is. The experiments of a table share the title, and have a `name` each.
-- `paper` is there if the table is one of the paper's. `published` has the paper's numbers as printed, `{{}}` where
-  it has none; `protocol` says how they were measured. Scores are
+- `table` is `table ID` or `figure ID`. Experiments of a table have the same `title` and different `name`s. Without
+  `table`, the experiment belongs to no table, and `title` describes it.
+- `paper` is required if the table is one of the paper's. `published` contains the paper's numbers as printed, or `{{}}`
+  if there are none; `protocol` is how they were measured. The scores are
   {scores}.
-- `left_open` is what the paper does not say, with the choice made here, or `nothing`."""
+- `left_open` is what the paper does not state, with the choice made here, or `nothing`."""
 
 
 _RESULTS_INTRO = """\
-Each number of ours has its record in `results/`, which says how it was measured. `python -m zigma_pl ablations` makes
-them, `python -m zigma_pl report` shows them with curves and samples. ↓ lower is better, ↑ higher is better."""
+Each of our numbers has a record in `results/`, which contains the protocol of the measurement.
+`python -m zigma_pl ablations` writes the records, and `python -m zigma_pl report` makes a page with curves and samples.
+↓ lower is better, ↑ higher is better. "Lite" scores are computed on EfficientNet-Lite0 features and cannot be compared
+with published scores."""
 
 
 def escape(text: str) -> str:
-    """Return text as Markdown that shows it as it is, on one line."""
+    """Return Markdown that shows the text literally, on one line."""
     return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
-def experiments_index(experiments: Sequence[Experiment], results: Results, address: str) -> str:
-    """Return the text of experiments/README.md; `address` is that of docs/results.md from there."""
+def experiments_index(experiments: Sequence[Experiment], results: RecordCollection, address: str) -> str:
+    """Return the text of experiments/README.md; `address` is the relative URL of docs/results.md."""
     lines = [
         (
             experiment.about.table or "none",
@@ -80,7 +85,7 @@ def experiments_index(experiments: Sequence[Experiment], results: Results, addre
         "# Experiments",
         GENERATED.format(source="the `about:` blocks of the YAML files"),
         _INDEX_INTRO.format(results=address),
-        _markdown_table(("table", "row", "published", "ours", "command", "GPU hours"), lines),
+        _markdown_table(("table", "experiment", "published", "ours", "command", "GPU hours"), lines),
         _benchmarks(PurePosixPath(address).with_name("performance.md")),
         _INDEX_FORM.format(form=FORM, scores=", ".join(PUBLISHED_NAMES)),
     ]
@@ -92,8 +97,8 @@ def _benchmarks(performance: PurePosixPath) -> str:
     return _INDEX_BENCHMARKS.format(performance=performance) + _markdown_table(("table", "what", "command"), lines)
 
 
-def results_page(experiments: Sequence[Experiment], results: Results, page: Path, folder: Path) -> str:
-    """Return the text of docs/results.md, which is `page`; `folder` is that of the records."""
+def results_page(experiments: Sequence[Experiment], results: RecordCollection, page: Path, folder: Path) -> str:
+    """Return the text of docs/results.md. `page` is its path, and `folder` the folder of the records."""
     parts = [
         "# Results",
         GENERATED.format(source="results/, the `about:` blocks of experiments/ and results/SCALE/TABLE.md"),
@@ -111,7 +116,7 @@ def results_page(experiments: Sequence[Experiment], results: Results, page: Path
 
 
 def _view_table(view: View, page: Path) -> str:
-    headings = ("row", *(escape(column.heading) for column in view.columns), "records")
+    headings = ("experiment", *(escape(column.heading) for column in view.columns), "records")
     lines = []
     for line in view.lines:
         label = f"[{escape(line.experiment.label)}]({_link(line.experiment.file, page)})"
@@ -132,11 +137,11 @@ def _markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> 
 
 
 def note_on(folder: Path, scale: str | None, table: str | None) -> str | None:
-    """Return the Markdown that was written by hand about a table at a scale, "results/h100/table1.md", if it exists."""
+    """Return the hand-written Markdown on a table at a scale, such as results/h100/table1.md, if the file exists."""
     if scale is None or table is None:
         return None
     of_scale = folder if folder.name == scale else folder / scale
     file = of_scale / f"{table.replace(' ', '')}.md"
     if not file.is_file():
         return None
-    return read_content(file, "write it again in UTF-8").decode(errors="replace").strip()
+    return read_content(file, "save it in UTF-8").decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""The report: one static page of tables, curves, samples and how each number was made."""
+"""The report: a static HTML page with tables, curves, samples and the protocol of each number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from zigma_pl.suite.report.charts import DARK, LIGHT, Chart, path_chart
 from zigma_pl.suite.report.experiments import NOTHING, Experiment, by_table
 from zigma_pl.suite.report.figures import NUM_PARTS, charts
 from zigma_pl.suite.report.markdown import note_on
-from zigma_pl.suite.report.results import Result, Results
+from zigma_pl.suite.report.results import RecordCollection, RecordFile
 from zigma_pl.suite.report.scores import NOT_RUN, NOT_SCORED
 from zigma_pl.suite.report.tables import Column, Line, View, heading_of, published_text, views
 
@@ -26,15 +26,15 @@ TITLE = "zigma_pl: results"
 _PATH_SIDE = 8  # tokens
 
 
-def write_report(experiments: Sequence[Experiment], results: Results, folder: Path, page: Path) -> None:
-    """Write the page, and beside it a folder "assets" with all that it shows.
+def write_report(experiments: Sequence[Experiment], results: RecordCollection, folder: Path, page: Path) -> None:
+    """Write the page and the folder "assets" beside it.
 
-    The page and its assets change together: a report that is stopped leaves the earlier one.
+    An interrupted report leaves the earlier page and its assets intact.
 
     Args:
-        experiments, results: what it is about.
-        folder: of the records, where notes on tables lie too.
-        page: the HTML file; what an earlier report wrote there is replaced.
+        experiments, results: content of the page.
+        folder: folder of the records and of the notes on tables.
+        page: the HTML file; an earlier report is replaced.
     """
     with new_assets(page.parent / "assets") as assets:
         remove_leftovers(page)
@@ -45,14 +45,14 @@ def write_report(experiments: Sequence[Experiment], results: Results, folder: Pa
 
 @dataclass(frozen=True)
 class _Report:
-    """What the template shows, with the files that it links to put among the assets."""
+    """Fills the template, and copies the files that it links to into the assets."""
 
-    results: Results
+    results: RecordCollection
     folder: Path
     assets: Assets
 
     def render(self, experiments: Sequence[Experiment]) -> str:
-        """Return the page."""
+        """Return the HTML."""
         environment = Environment(
             loader=PackageLoader("zigma_pl.suite.report"),
             autoescape=True,
@@ -79,15 +79,15 @@ class _Report:
     def _section(self, table: str | None, experiments: list[Experiment]) -> dict[str, Any]:
         scales = self.results.scales(experiment.name for experiment in experiments)
         run = [
-            f"{sum(bool(self.results.of(experiment.name, scale)) for experiment in experiments)} rows at {scale}"
+            f"{sum(bool(self.results.of(experiment.name, scale)) for experiment in experiments)} experiments at {scale}"
             for scale in scales
         ]
         return {
-            "anchor": (table or "other rows").replace(" ", "-"),
+            "anchor": (table or "other experiments").replace(" ", "-"),
             "heading": heading_of(experiments),
             "summary": f"{', '.join(run) or NOT_RUN}; {len(experiments)} in all",
             "addresses": {
-                experiment.name: self.assets.copy(experiment.file, f"rows/{experiment.file.name}")
+                experiment.name: self.assets.copy(experiment.file, f"experiments/{experiment.file.name}")
                 for experiment in experiments
             },
             "views": [self._view(table, view) for view in views(experiments, self.results)],
@@ -95,7 +95,7 @@ class _Report:
 
     def _view(self, table: str | None, view: View) -> dict[str, Any]:
         note = note_on(self.folder, view.scale, table)
-        place = f"{(table or 'none').replace(' ', '')}/{view.scale}"
+        subfolder = f"{(table or 'none').replace(' ', '')}/{view.scale}"
         return {
             "scale": view.scale,
             "title": view.title,
@@ -103,7 +103,7 @@ class _Report:
             "remarks": view.remarks,
             "lines": [self._line(line, view) for line in view.lines],
             "note": None if note is None else _from_markdown(note),
-            "charts": [self._chart(chart, place) for chart in charts(view, self.results)] if view.scale else [],
+            "charts": [self._chart(chart, subfolder) for chart in charts(view, self.results)] if view.scale else [],
             "samples": list(gallery.samples(view, self.assets)) if view.scale else [],
         }
 
@@ -127,13 +127,13 @@ class _Report:
             ],
         }
 
-    def _others(self, line: Line, view: View) -> list[Result]:
-        """Return what the table leaves out: records from before the end of a run, and of runs that were repeated."""
+    def _others(self, line: Line, view: View) -> list[RecordFile]:
+        """Return the records that are not in the table: those from earlier in a run, and of repeated runs."""
         history = self.results.history(line.experiment.name, view.scale) if view.scale else []
         return [result for result in history if result not in line.results and result.samples_seen is not None]
 
-    def _record(self, text: str, result: Result, folder: str = "") -> dict[str, str]:
-        """Return the text and the address of a link to a copy of a record."""
+    def _record(self, text: str, result: RecordFile, folder: str = "") -> dict[str, str]:
+        """Return the text and the URL of a link to a copy of a record."""
         name = f"records/{result.record.scale}/{folder}{result.file.name}"
         return {"text": text, "url": self.assets.copy(result.file, name)}
 
@@ -148,7 +148,7 @@ def _path_charts() -> list[Chart]:
 
 
 def _from_markdown(text: str) -> Markup:
-    """Return notes that were written by hand; HTML in them is shown as text."""
+    """Render hand-written notes; HTML in them is escaped."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(text)
     for token in tokens:
@@ -164,17 +164,17 @@ def _cell_class(cell: str, column: Column) -> str:
 
 
 def _about(experiment: Experiment) -> dict[str, str]:
-    """Return what an experiment says of itself, by what it is called on the page."""
+    """Return the entries of an `about:` block with their names on the page."""
     about = {"GPU hours": experiment.about.gpu_hours}
     if experiment.about.paper:
         about["published"] = published_text(experiment) or NOTHING
-        about["left open by the paper"] = experiment.about.paper.left_open
+        about["not stated in the paper"] = experiment.about.paper.left_open
     names = ["note", *(f"note {number}" for number in range(2, len(experiment.about.notes) + 1))]
     return about | dict(zip(names, experiment.about.notes, strict=False))
 
 
-def _parts(result: Result) -> dict[str, dict[str, str]]:
-    """Return what a record says besides its scores, by heading."""
+def _parts(result: RecordFile) -> dict[str, dict[str, str]]:
+    """Return protocol, training and machine of a record, by heading."""
     record = result.record
     parts = {"Protocol": record.protocol, "Training": record.training, "Machine": record.machine}
     seed = "" if result.seed is None else f", seed {result.seed}"
@@ -182,7 +182,7 @@ def _parts(result: Result) -> dict[str, dict[str, str]]:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values by their path, in words."""
+    """Return nested values with their paths as names."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         key = f"{prefix}{name.replace('_', ' ')}"

@@ -1,4 +1,4 @@
-"""What scores are called, which way is better, and how they are written."""
+"""Labels of scores, which direction is better, and how numbers are formatted."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from typing import Literal
 NOT_RUN = "not run"
 NOT_SCORED = "not scored"
 LITE = "_lite"
-LITE_WARNING = "lite features, not comparable with published FID"
+LITE_WARNING = "lite features, not comparable with published scores"
 
 Better = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
-class Score:
-    """A score of the result records: its name there, and how a table heads it."""
+class ScoreLabel:
+    """The name of a score in the records, and its label in tables."""
 
     name: str
     label: str
@@ -23,51 +23,50 @@ class Score:
 
     @property
     def heading(self) -> str:
-        """The label and the direction that is better."""
+        """The label with an arrow for the better direction."""
         return f"{self.label} {'↓' if self.better == 'lower' else '↑'}"
 
 
 _OF_RECORDS = (
-    Score("validation_loss", "validation loss"),
-    Score("fid", "FID"),
-    Score("sfid", "sFID"),
-    Score("fdd", "FDD"),
-    Score("kid", "KID"),
-    Score("frame_fid", "frame-FID"),
-    Score("fvd", "FVD"),
-    Score("precision", "precision", "higher"),
-    Score("recall", "recall", "higher"),
-    Score("clip_score", "CLIP score", "higher"),
-    Score("memory_gb", "memory GB"),
-    Score("gflops", "GFLOPs"),
+    ScoreLabel("validation_loss", "validation loss"),
+    ScoreLabel("fid", "FID"),
+    ScoreLabel("sfid", "sFID"),
+    ScoreLabel("fdd", "FDD"),
+    ScoreLabel("kid", "KID"),
+    ScoreLabel("frame_fid", "frame-FID"),
+    ScoreLabel("fvd", "FVD"),
+    ScoreLabel("precision", "precision", "higher"),
+    ScoreLabel("recall", "recall", "higher"),
+    ScoreLabel("clip_score", "CLIP score", "higher"),
+    ScoreLabel("memory_gb", "memory GB"),
+    ScoreLabel("gflops", "GFLOPs"),
 )
-SCORES = {score.name: score for score in _OF_RECORDS}
-PUBLISHED_NAMES = {score.label: score.name for score in _OF_RECORDS[1:]}  # what a row's header may call them
+PUBLISHED_NAMES = {score.label: score.name for score in _OF_RECORDS[1:]}  # names allowed in `about:` blocks
 
 
-def score_of(name: str) -> Score:
-    """Return how a score of a record is shown: fid_lite, on features of "lite", as FID lite; a new one by its name."""
+def score_label(name: str) -> ScoreLabel:
+    """Return the label of a score, such as "FID lite" for fid_lite; an unknown score is labelled with its name."""
     known = _known(name)
     if known is None:
-        return Score(name, name.replace("_", " "))
-    return Score(name, known.label + name.removeprefix(known.name).replace("_", " "), known.better)
+        return ScoreLabel(name, name.replace("_", " "))
+    return ScoreLabel(name, known.label + name.removeprefix(known.name).replace("_", " "), known.better)
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """Return each name once: known scores in the order above, each before those on other features, then the others."""
+    """Return the names without duplicates: known scores in the order above, then unknown ones."""
     order = list(_OF_RECORDS)
     known = {name: score for name in names if (score := _known(name)) is not None}
     of_known = sorted(known, key=lambda name: (order.index(known[name]), name != known[name].name))
     return of_known + sorted(set(names) - set(known))
 
 
-def _known(name: str) -> Score | None:
-    """Return the score that a name stands for by itself or with the name of an extractor behind it."""
+def _known(name: str) -> ScoreLabel | None:
+    """Return the known score with this name, without the suffix of a feature extractor."""
     return next((score for score in _OF_RECORDS if name == score.name or name.startswith(f"{score.name}_")), None)
 
 
 def figure(value: float, digits: int = 4) -> str:
-    """Write a number with so many digits that count, without an exponent."""
+    """Format a number with `digits` significant digits and without an exponent."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0:
@@ -77,11 +76,11 @@ def figure(value: float, digits: int = 4) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Write one value, or the mean of several seeds with their standard deviation."""
+    """Format one value, or the mean and standard deviation of several seeds."""
     if len(values) == 1 or not all(map(math.isfinite, values)):
         return figure(sum(values) / len(values))
     mean = sum(values) / len(values)
-    # Products become infinite where powers would raise OverflowError.
+    # Products overflow to infinity; powers would raise OverflowError.
     deviation = math.sqrt(sum((value - mean) * (value - mean) for value in values) / (len(values) - 1))
     decimals = len(figure(mean).partition(".")[2])
     return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"

@@ -1,1 +1,1 @@
-"""All rows of the tables: trained, scored, continued after an interruption, here or on a SLURM cluster."""
+"""Train and score all experiments, locally or on a SLURM cluster, and resume interrupted runs."""

@@ -1,4 +1,4 @@
-"""What a row's files say together: hash, options, and what is different from another time."""
+"""The merged configs of a run: options, a hash, and differences from an earlier run."""
 
 import hashlib
 import json
@@ -17,26 +17,26 @@ _ABSENT = "absent"
 
 
 def compose(files: Sequence[Path]) -> dict[str, Any]:
-    """Lay YAML files over each other, the later over the earlier, as the command line does with `--config`.
+    """Merge YAML files, later ones over earlier ones, as the command line does with `--config`.
 
-    The block `about` is left out: no number depends on it.
+    The block `about` is left out, since no number depends on it.
 
     Raises:
-        UserError: a file cannot be read, or is no YAML mapping.
+        UserError: a file cannot be read or is no YAML mapping.
     """
     composed: Any = OmegaConf.create({})
     for path in files:
         try:
             composed = OmegaConf.merge(composed, OmegaConf.load(path))
         except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
-            raise UserError(f"{path}: cannot be read as a configuration ({one_line(str(error))})") from error
+            raise UserError(f"{path}: is no valid config: {one_line(str(error))}") from error
     plain = OmegaConf.to_container(composed)
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items() if name != "about"}
 
 
 def option(config: dict[str, Any], name: str, default: Any = None) -> Any:
-    """Return the option of a dotted name, `default` where the files do not give it."""
+    """Return the option with a dotted name, or `default` if the files do not set it."""
     value: Any = config
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -46,23 +46,23 @@ def option(config: dict[str, Any], name: str, default: Any = None) -> Any:
 
 
 def without(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options but for those of these dotted names and all below them."""
+    """Return the options without those of these dotted names and everything below them."""
     kept: dict[str, Any] = {}
     for name, value in config.items():
         below = [other.removeprefix(f"{name}.") for other in names if other.startswith(f"{name}.")]
         rest = without(value, below) if below and isinstance(value, dict) else value
-        if name not in names and (rest or not below):  # a group of which nothing is left goes too
+        if name not in names and (rest or not below):  # a group that became empty is removed
             kept[name] = rest
     return kept
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """Return a hash of the options, whatever their order and whatever the comments in the files."""
+    """Return a hash of the options, independent of their order and of comments in the files."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return a text such as "trainer.max_steps 100 -> 200" for each option that is not the same."""
+    """Return a text such as "trainer.max_steps 100 -> 200" for each option that differs."""
     before, after = _flat(old), _flat(new)
     return [
         f"{name} {before.get(name, _ABSENT)} -> {after.get(name, _ABSENT)}"

@@ -1,4 +1,4 @@
-"""Runs on this machine: each in processes of its own, several side by side, one's failure no other's business."""
+"""Run experiments on this machine, each in its own processes; a failure does not affect the others."""
 
 import contextlib
 import os
@@ -18,77 +18,77 @@ from filelock import FileLock, Timeout
 from zigma_pl.core.errors import PREEMPTED_STATUS, UserError
 from zigma_pl.suite.runs.plan import Run
 
-_LINES_SHOWN = 6  # of the output of a failed run
+_LINES_SHOWN = 6  # lines of output of a failed run
 _SECONDS_TO_STOP = 30.0
-_SECONDS_TO_SAVE = 110.0  # of the 120 that configs/slurm/row.sbatch asks for
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_TO_SAVE = 110.0  # less than the 120 of configs/slurm/row.sbatch
+_POLL_SECONDS = 0.5
 
 
-class State(Enum):
-    """Where a run is."""
+class RunState(Enum):
+    """State of a run."""
 
     WAITING = "waiting"
     TRAINING = "training"
     SCORING = "scoring"
     DONE = "done"
-    CHANGED = "changed"  # its record is of another configuration, and is kept
-    ELSEWHERE = "elsewhere"  # another process has it
+    CHANGED = "changed"  # its record was made with other options, and is kept
+    ELSEWHERE = "elsewhere"  # another process runs it
     FAILED = "failed"
     STOPPED = "stopped"
 
     @property
     def is_active(self) -> bool:
-        """Whether a process is at work on it."""
-        return self in (State.TRAINING, State.SCORING)
+        """Whether a process is running it."""
+        return self in (RunState.TRAINING, RunState.SCORING)
 
 
 @dataclass
-class Job:
-    """A run and what has become of it.
+class TrackedRun:
+    """A run and its state.
 
     run: the run.
-    state: where it is.
-    note: of a failed run what was wrong; else what there is to say.
+    state: its state.
+    note: the error of a failed run, or another message for the user.
     """
 
     run: Run
-    state: State = State.WAITING
+    state: RunState = RunState.WAITING
     note: str = ""
 
 
-def job_of(run: Run, again: bool) -> Job:
-    """Return the job of a run, done already if its record says so.
+def track(run: Run, again: bool) -> TrackedRun:
+    """Return a run with its state: finished, if its record was made with the same options.
 
     Args:
         run: the run.
-        again: whether to do anew what was done in another configuration.
+        again: run it again if its record was made with other options.
     """
-    found = run.found()
-    if found.is_done:
-        return Job(run, State.DONE)
-    if found.changed and not again:
-        return Job(run, State.CHANGED, f"{found.note}: kept; --again runs the row anew")
-    return Job(run, note=found.note)
+    status = run.record_status()
+    if status.is_done:
+        return TrackedRun(run, RunState.DONE)
+    if status.changed and not again:
+        return TrackedRun(run, RunState.CHANGED, f"{status.note}: kept, --again runs the experiment again")
+    return TrackedRun(run, note=status.note)
 
 
 class LocalRunner:
-    """Runs jobs, at most `num_workers` at a time, until all have been tried.
+    """Runs experiments, `num_workers` at a time, until all have finished or failed.
 
     Args:
-        jobs: what to run; their states change as they go on.
-        num_workers: how many at a time.
-        through: words put before each command, such as ("srun",).
-        environments: of each worker, what it adds to the environment.
+        tracked_runs: the runs; their states are updated.
+        num_workers: number of runs at a time.
+        through: prefix of each command, such as ("srun",).
+        environments: additional environment variables of each worker.
     """
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        tracked_runs: Sequence[TrackedRun],
         num_workers: int = 1,
         through: Sequence[str] = (),
         environments: Sequence[dict[str, str]] = (),
     ) -> None:
-        self.jobs = jobs
+        self.tracked_runs = tracked_runs
         self.through = list(through)
         self._pool = ThreadPoolExecutor(num_workers)
         self._environments: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -99,53 +99,55 @@ class LocalRunner:
         self.stop_signal = signal.SIGINT
 
     def run(self) -> Generator[None]:
-        """Run all jobs; yields now and then, so that the caller can show how they do.
+        """Run all waiting runs; yields periodically, so that the caller can show the progress.
 
-        When the caller is interrupted meanwhile, or stops looking, running jobs are stopped, and go on from their last
-        checkpoint next time. With `stop_signal` SIGUSR1 training saves another one before it ends.
+        If the caller is interrupted or closes the generator, active runs are stopped, and resume from their last
+        checkpoint next time. If `stop_signal` is SIGUSR1, training saves a checkpoint before it ends.
         """
-        futures = [self._pool.submit(self._work, job) for job in self.jobs if job.state is State.WAITING]
+        futures = [
+            self._pool.submit(self._work, tracked) for tracked in self.tracked_runs if tracked.state is RunState.WAITING
+        ]
         try:
             while not all(future.done() for future in futures):
-                wait(futures, timeout=_SECONDS_BETWEEN_LOOKS)
+                wait(futures, timeout=_POLL_SECONDS)
                 yield
         finally:
             self._stop(futures)
         for future in futures:
-            future.result()  # an error of ours is no failure of a row
+            future.result()  # raises an error of this program, which is no failure of a run
 
-    def _work(self, job: Job) -> None:
+    def _work(self, tracked: TrackedRun) -> None:
         environment = self._environments.get()
         try:
-            with sole_runner(job.run.log_folder) as lock:
+            with run_lock(tracked.run.log_folder) as lock:
                 if lock is None:
-                    job.state, job.note = State.ELSEWHERE, "another process runs it"
-                elif job.run.found().is_done:  # since the plan was made, by another process
-                    job.state = State.DONE
+                    tracked.state, tracked.note = RunState.ELSEWHERE, "another process runs it"
+                elif tracked.run.record_status().is_done:  # by another process, since the plan was made
+                    tracked.state = RunState.DONE
                 else:
-                    self._train_and_score(job, environment, lock)
+                    self._train_and_score(tracked, environment, lock)
         finally:
             self._environments.put(environment)
 
-    def _train_and_score(self, job: Job, environment: dict[str, str], lock: int) -> None:
-        if not job.run.is_trained():
-            job.state = State.TRAINING
-            if not self._call(job, job.run.fit_command(), environment, lock):
+    def _train_and_score(self, tracked: TrackedRun, environment: dict[str, str], lock: int) -> None:
+        if not tracked.run.is_trained():
+            tracked.state = RunState.TRAINING
+            if not self._call(tracked, tracked.run.fit_command(), environment, lock):
                 return
-        job.state = State.SCORING
-        if not self._call(job, job.run.test_command(), environment, lock):
+        tracked.state = RunState.SCORING
+        if not self._call(tracked, tracked.run.test_command(), environment, lock):
             return
         try:
-            job.run.note_scored()
+            tracked.run.note_scored()
         except UserError as error:
-            job.state, job.note = State.FAILED, str(error)
+            tracked.state, tracked.note = RunState.FAILED, str(error)
         else:
-            job.state, job.note = State.DONE, ""
+            tracked.state, tracked.note = RunState.DONE, ""
 
-    def _call(self, job: Job, command: list[str], environment: dict[str, str], lock: int) -> bool:
-        """Run one command to its end; returns whether it ended well."""
-        job.run.progress.unlink(missing_ok=True)  # of the command before
-        with job.run.output.open("ab") as output:
+    def _call(self, tracked: TrackedRun, command: list[str], environment: dict[str, str], lock: int) -> bool:
+        """Run one command to its end; returns whether it succeeded."""
+        tracked.run.progress.unlink(missing_ok=True)  # of the previous command
+        with tracked.run.output.open("ab") as output:
             begin = output.tell()
             output.write(f"$ {shlex.join([*self.through, *command])}\n".encode())
             output.flush()
@@ -155,30 +157,30 @@ class LocalRunner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
-                start_new_session=True,  # Ctrl-C is for the runner, which passes it on once
-                pass_fds=(lock,),  # should the runner be killed, the row stays locked while this goes on
+                start_new_session=True,  # so that Ctrl-C reaches only the runner, which passes it on once
+                pass_fds=(lock,),  # if the runner is killed, the run stays locked until this process ends
             )
         self._processes.add(process)
-        if self._stopped.is_set():  # meanwhile
+        if self._stopped.is_set():  # while the process was started
             self._signal(self.stop_signal)
         status = process.wait()
         self._processes.discard(process)
         if status == 0:
             return True
-        was_asked_to = self._stopped.is_set() or status == PREEMPTED_STATUS
-        job.state = State.STOPPED if was_asked_to else State.FAILED
-        job.note = "" if was_asked_to else _end_of(job.run.output, begin, status)
+        was_stopped = self._stopped.is_set() or status == PREEMPTED_STATUS
+        tracked.state = RunState.STOPPED if was_stopped else RunState.FAILED
+        tracked.note = "" if was_stopped else _end_of(tracked.run.output, begin, status)
         return False
 
     def _stop(self, futures: Sequence[Future[None]]) -> None:
-        """Have every process end, by asking first."""
+        """End every process: signal it first, and kill it if it does not end in time."""
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         seconds = _SECONDS_TO_SAVE if self.stop_signal == signal.SIGUSR1 else _SECONDS_TO_STOP
         try:
             self._signal(self.stop_signal)
             wait([future for future in futures if not future.cancelled()], timeout=seconds)
-        finally:  # also at a second Ctrl-C
+        finally:  # also after a second Ctrl-C
             self._signal(signal.SIGKILL)
             self._pool.shutdown()
 
@@ -189,10 +191,10 @@ class LocalRunner:
 
 
 @contextlib.contextmanager
-def sole_runner(folder: Path) -> Iterator[int | None]:
-    """Lock the log folder of a run; gives the lock's file descriptor, or None if another process has the lock.
+def run_lock(folder: Path) -> Iterator[int | None]:
+    """Lock the log folder of a run; yields the lock's file descriptor, or None if another process holds the lock.
 
-    Processes that inherit the descriptor keep the lock should this one be killed.
+    Processes that inherit the descriptor keep the lock if this process is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptors: list[int] = []
@@ -206,18 +208,18 @@ def sole_runner(folder: Path) -> Iterator[int | None]:
 
 
 def _end_of(output: Path, begin: int, status: int) -> str:
-    """Return the last lines that a command printed."""
+    """Return the error or the last lines that a command printed."""
     with output.open("rb") as file:
         file.seek(begin)
         lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    told = [line.rstrip() for line in lines[1:] if line.strip()]
-    errors = [line for line in told if line.startswith("error:")]
-    shown = errors[-1:] or told[-_LINES_SHOWN:]
-    return "\n".join([*shown, f"(exit status {status}; all of it is in {output})"])
+    printed = [line.rstrip() for line in lines[1:] if line.strip()]
+    errors = [line for line in printed if line.startswith("error:")]
+    shown = errors[-1:] or printed[-_LINES_SHOWN:]
+    return "\n".join([*shown, f"(exit status {status}; the whole output is in {output})"])
 
 
 def environments(num_workers: int) -> list[dict[str, str]]:
-    """Return what each worker adds to the environment: its share of the cores, and one GPU where there are several."""
+    """Return the environment variables of each worker: its number of threads, and its GPU if there are several."""
     if num_workers == 1:
         return [{}]
     import torch

@@ -1,4 +1,4 @@
-"""One row at one scale with one seed: where its files are, what is done of it, and the commands that do the rest."""
+"""Runs: an experiment at a scale with a seed, its files and commands, and whether it is finished."""
 
 import sys
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from zigma_pl.core.files import whole_file
 from zigma_pl.core.shipped import shipped_file
 from zigma_pl.evaluation.record import ResultRecord, read_record, record_path
 from zigma_pl.suite.runs.composed import compose, differences, fingerprint, option, without
-from zigma_pl.suite.runs.rows import Row, overlay_of
+from zigma_pl.suite.runs.experiment_files import ExperimentFile, overlay_of
 from zigma_pl.training.checkpoints.archive import read_step
 from zigma_pl.training.checkpoints.newest import CHECKPOINT_FOLDER, LAST_LINK, newest_checkpoint
 
 PROGRAM = (sys.executable, "-m", "zigma_pl")
-_OWN_SEED = 0  # of configs/base.yaml; rows of this seed go without a suffix
-_AFTER_TRAINING = ("scorer", "samples", "model.sampler", "model.guidance")  # options that change no checkpoint
+_DEFAULT_SEED = 0  # of configs/base.yaml; runs with it have no suffix
+_AFTER_TRAINING = ("scorer", "samples", "model.sampler", "model.guidance")  # options that do not affect the checkpoint
 
 
 @dataclass(frozen=True)
-class Places:
-    """Folders of a scale.
+class OutputFolders:
+    """Output folders of a scale.
 
     logs: checkpoints, curves and output, `<logs>/<run>/config_<hash>/`.
-    results: the records, `<results>/<run>.json`.
+    results: records, `<results>/<run>.json`.
     """
 
     logs: Path
@@ -37,57 +37,57 @@ class Places:
 
 @dataclass(frozen=True)
 class Run:
-    """A row at a scale with a seed.
+    """An experiment at a scale with a seed.
 
     Args:
-        row: the row.
+        experiment: the experiment.
         scale: name of the scale.
-        seed: seed of everything.
-        files: the configuration files, later ones laid over earlier ones.
-        places: where its files go.
+        seed: value of seed_everything.
+        files: the configs; later ones are merged over earlier ones.
+        folders: where the outputs are written.
     """
 
-    row: Row
+    experiment: ExperimentFile
     scale: str
     seed: int
     files: tuple[Path, ...]
-    places: Places
+    folders: OutputFolders
 
     @property
     def name(self) -> str:
-        """Name of the row, with the seed where it is not the rows' own: table1_sweep, table1_sweep_seed1."""
-        return self.row.name if self.seed == _OWN_SEED else f"{self.row.name}_seed{self.seed}"
+        """Name of the experiment, with the seed unless it is the default: table1_sweep, table1_sweep_seed1."""
+        return self.experiment.name if self.seed == _DEFAULT_SEED else f"{self.experiment.name}_seed{self.seed}"
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the files say together."""
+        """The merged options."""
         return {**compose([shipped_file("configs/base.yaml"), *self.files]), "seed_everything": self.seed}
 
     @property
     def log_folder(self) -> Path:
-        """Folder of what is trained in this way alone, so that no run goes on from the checkpoint of another."""
-        # Not the hash alone: one of digits only is a number to the command line's parser.
-        return self.places.logs / self.name / f"config_{fingerprint(without(self.config, _AFTER_TRAINING))}"
+        """Log folder, with a hash of the options, so that no run resumes from a checkpoint of other options."""
+        # With a prefix, because the parser of the command line would read a hash of only digits as a number.
+        return self.folders.logs / self.name / f"config_{fingerprint(without(self.config, _AFTER_TRAINING))}"
 
     @property
     def output(self) -> Path:
-        """What training and scoring print."""
+        """File with the output of training and scoring."""
         return self.log_folder / "output.txt"
 
     @property
     def progress(self) -> Path:
-        """How far they have come."""
+        """File with the progress of training or scoring."""
         return self.log_folder / "progress.json"
 
     @property
     def record(self) -> Path:
         """The result record."""
-        return record_path(self.places.results, self.name)
+        return record_path(self.folders.results, self.name)
 
     @property
     def scored_config(self) -> Path:
-        """The configuration that the record is of, beside its pictures."""
-        return self.places.results / self.name / "composed.yaml"
+        """Copy of the options that the record was made with, beside its images."""
+        return self.folders.results / self.name / "composed.yaml"
 
     @property
     def num_steps(self) -> int:
@@ -95,7 +95,7 @@ class Run:
         return int(option(self.config, "trainer.max_steps"))
 
     def checkpoint(self) -> Path | None:
-        """Return the newest whole checkpoint; a damaged one is passed over."""
+        """Return the newest intact checkpoint, if there is one."""
         return newest_checkpoint(self._checkpoints).path
 
     @property
@@ -103,36 +103,37 @@ class Run:
         return self.log_folder / CHECKPOINT_FOLDER
 
     def is_trained(self) -> bool:
-        """Whether there is a checkpoint of the last step."""
+        """Return whether there is a checkpoint of the last step."""
         path = self.checkpoint()
         return path is not None and (read_step(path) or 0) >= self.num_steps
 
-    def found(self) -> "Found":
-        """Look at the record, if there is one."""
+    def record_status(self) -> "RecordStatus":
+        """Return whether there is a record, and whether it was made with the options of this run."""
         if not self.record.exists():
-            return Found()
+            return RecordStatus()
         try:
             record = read_record(self.record)
         except UserError as error:
-            return Found(note=f"{error}: scored again")
+            return RecordStatus(note=f"{error}: scored again")
         is_ours = self._is_ours(record)
         if not self.scored_config.is_file():
-            return Found() if is_ours else Found(changed=True, note=f"{self.record} is of an unknown configuration")
+            unknown = RecordStatus(changed=True, note=f"{self.record} was made with unknown options")
+            return RecordStatus() if is_ours else unknown
         changes = differences(compose([self.scored_config]), self.config)
         if is_ours and not changes:
-            return Found(is_done=True)
+            return RecordStatus(is_done=True)
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         what = f" ({'; '.join(changes[:3])}{more})" if changes else ""
-        return Found(changed=True, note=f"{self.record} is of another configuration{what}")
+        return RecordStatus(changed=True, note=f"{self.record} was made with other options{what}")
 
     def note_scored(self) -> None:
-        """Keep the configuration of the record that was just written, to tell later whether it is still the same.
+        """Save the options with which the record was just written, for later comparison.
 
         Raises:
-            UserError: there is no record, or one of something else.
+            UserError: there is no record, or it belongs to another run.
         """
         if not self._is_ours(read_record(self.record)):
-            raise UserError(f"{self.record} is not of {self.log_folder}: scoring has written no record")
+            raise UserError(f"{self.record} does not belong to {self.log_folder}: scoring wrote no record")
         with whole_file(self.scored_config) as temporary:
             temporary.write_text(yaml.safe_dump(self.config), encoding="utf-8")
 
@@ -141,15 +142,15 @@ class Run:
         return record.scale == self.scale and log_folder.parts[-2:] == self.log_folder.parts[-2:]
 
     def fit_command(self) -> list[str]:
-        """Return the command that trains to the end, from the newest whole checkpoint if there is one."""
-        go_on = [] if self.checkpoint() is None else ["--ckpt_path", "last"]
-        return [*self._command("fit"), *go_on]
+        """Return the command that trains to the end, resuming from the newest intact checkpoint."""
+        resume = [] if self.checkpoint() is None else ["--ckpt_path", "last"]
+        return [*self._command("fit"), *resume]
 
     def test_command(self) -> list[str]:
-        """Return the command that scores the trained row and writes the record."""
-        scorer = {"row": self.name, "scale": self.scale, "results_dir": self.places.results}
+        """Return the command that scores the trained model and writes the record."""
+        scorer = {"row": self.name, "scale": self.scale, "results_dir": self.folders.results}
         options = [f"--scorer.{name}={value}" for name, value in scorer.items()]
-        checkpoint = self.checkpoint() or self._checkpoints / LAST_LINK  # the latter to be shown only
+        checkpoint = self.checkpoint() or self._checkpoints / LAST_LINK  # the latter only for --dry_run
         return [*self._command("test"), *options, "--ckpt_path", str(checkpoint)]
 
     def _command(self, subcommand: str) -> list[str]:
@@ -165,12 +166,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found of a run's record.
+class RecordStatus:
+    """State of a run's record.
 
-    is_done: there is one, of this configuration.
-    changed: there is one, of another configuration.
-    note: a line for people, if there is something to say.
+    is_done: there is a record, made with the options of the run.
+    changed: there is a record, made with other options.
+    note: message for the user, or "".
     """
 
     is_done: bool = False
@@ -179,33 +180,33 @@ class Found:
 
 
 def plan(
-    rows: Sequence[Row],
+    experiments: Sequence[ExperimentFile],
     scale: str,
     seeds: Sequence[int],
     *,
     scales: Path,
-    places: Places,
+    folders: OutputFolders,
     extra_files: Sequence[Path] = (),
 ) -> list[Run]:
-    """Return a run for each seed of each row that the scale is for, all seeds of a row side by side.
+    """Return a run for each seed of each experiment that has a config at this scale.
 
     Raises:
-        UserError: there is no such scale, it is for none of the rows, or a row cannot be trained to its end.
+        UserError: the scale does not exist or suits none of the experiments, or an experiment has no last step.
     """
-    overlays = {row: overlay_of(row, scale, scales) for row in rows}
+    overlays = {experiment: overlay_of(experiment, scale, scales) for experiment in experiments}
     if not any(overlays.values()):
         known = sorted(path.stem for path in scales.glob("*.yaml"))
         raise UserError(
-            f"--scale {scale}: no file of {scales} is for {', '.join(row.name for row in rows)}; scales of all rows of "
-            f"tables are {', '.join(known)}"
+            f"--scale {scale}: {scales} has no config of this scale for {', '.join(one.name for one in experiments)}: "
+            f"scales for all tables are {', '.join(known)}"
         )
     runs = [
-        Run(row, scale, seed, (row.path, overlay, *extra_files), places)
-        for row, overlay in overlays.items()
+        Run(experiment, scale, seed, (experiment.path, overlay, *extra_files), folders)
+        for experiment, overlay in overlays.items()
         if overlay is not None
         for seed in seeds
     ]
     for run in runs:
         if run.num_steps < 1:
-            raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} has no end; set it in {run.files[1]}")
+            raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} never ends: set it in {run.files[1]}")
     return runs

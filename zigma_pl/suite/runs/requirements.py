@@ -1,4 +1,4 @@
-"""What runs need that is not there: data sets, autoencoders, text encoders, networks that score; all of it at once."""
+"""Missing files of runs: data sets, autoencoders, text encoders and networks for scoring, all listed at once."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -24,9 +24,9 @@ _WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_
 
 
 def missing(runs: Sequence[Run]) -> list[str]:
-    """Return a line for each thing that is missing, with the rows that need it.
+    """Return a line for each missing file or folder, with the runs that need it.
 
-    Nothing is computed or downloaded; stand-ins are drawn.
+    Nothing is computed or downloaded, but synthetic data sets are generated.
     """
     lines_of: dict[str, list[str]] = {}
     needed_by: dict[str, list[str]] = {}
@@ -54,7 +54,7 @@ def _missing(data: dict[str, Any], scoring: dict[str, Any]) -> Iterator[str]:
         names.append("minilm")
     for name, folder in folders.items():
         if Path(folder).name not in names and not Path(folder).is_dir():
-            yield f"data.{name}: there is no folder '{folder}'"
+            yield f"data.{name}: folder '{folder}' does not exist"
     try:
         scorer = _scorer(scoring).options
         names += _networks(scorer.scores_of(_open(data_class, options)))
@@ -73,7 +73,7 @@ def _class_of(class_path: str) -> type[ImageDataModule]:
 
 
 def _has_captions(data_class: type[ImageDataModule], options: dict[str, Any]) -> bool:
-    """Whether the set has captions under these options; those that cannot be used are named when it is opened."""
+    """Return whether the data set has captions with these options; invalid options are reported when it is opened."""
     try:
         return _data_module(data_class, _without_weights(options)).has_captions
     except _WRONG_OPTIONS:
@@ -99,7 +99,7 @@ def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, str]:
-    """Return the folders of the encoders that are used and have one, by option."""
+    """Return the folders of the encoders in use, by option."""
     used = ["autoencoder"]
     if has_captions and options.get("text_encoder", "hashing") != "hashing":
         used.append("text_encoder_path")
@@ -110,7 +110,7 @@ def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, s
 def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDataModule:
     """Open the splits that training and scoring read, and return the data module.
 
-    Encoders are replaced by those that need no weights, unless a prepared set is to be compared with the true ones.
+    Encoders are replaced by those that need no weights, unless a prepared set has to be compared with its encoders.
     """
     if options.get("cache") is None:
         options = _without_weights(options)
@@ -121,7 +121,7 @@ def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDa
 
 
 def _networks(scores: Iterable[str]) -> list[str]:
-    """Return the entries of the table of weights that these scores need."""
+    """Return the names in WEIGHTS that these scores need."""
     extractors = [SCORES[name].features.extractor for name in scores if name in SCORES]
     return [CLIPImage.weights_name if name == CLIP_SCORE else EXTRACTORS[name].weights_name for name in extractors]
 

@@ -1,4 +1,4 @@
-"""Runs as SLURM jobs, one each, from a template that the user edits."""
+"""Submit runs as SLURM jobs, one each, with a batch script that the user can edit."""
 
 import shlex
 import subprocess
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zigma_pl.core.errors import UserError
-from zigma_pl.suite.runs.local import Job
+from zigma_pl.suite.runs.plan import Run
 
 
-def sbatch_command(job: Job, template: Path, arguments: Sequence[str]) -> list[str]:
-    """Return the command that submits a job.
+def sbatch_command(run: Run, template: Path, arguments: Sequence[str]) -> list[str]:
+    """Return the command that submits a run.
 
-    Two jobs of one name do not run at the same time (`--dependency=singleton`), so a row that is submitted again waits
-    for its first job, and then finds nothing to do.
+    SLURM does not run two jobs with the same name at the same time (`--dependency=singleton`). If a run is submitted
+    twice, the second job waits for the first and then finds nothing to do.
 
     Args:
-        job: the job.
+        run: the run.
         template: the batch script.
-        arguments: those of `python -m zigma_pl ablations` that the jobs have in common.
+        arguments: arguments of `python -m zigma_pl ablations` that all jobs share.
     """
-    run = job.run
     return [
         "sbatch",
         f"--job-name=zigma-{run.scale}-{run.name}",
@@ -28,34 +27,31 @@ def sbatch_command(job: Job, template: Path, arguments: Sequence[str]) -> list[s
         f"--output={run.log_folder / 'slurm-%j.txt'}",
         str(template),
         *arguments,
-        f"--rows={run.row.name}",
+        f"--names={run.experiment.name}",
         f"--seeds={run.seed}",
     ]
 
 
-def submit(jobs: Sequence[Job], template: Path, arguments: Sequence[str], *, dry_run: bool) -> list[Job]:
-    """Submit jobs, showing each command; with `dry_run` show them only. Returns those that were refused.
+def submit(runs: Sequence[Run], template: Path, arguments: Sequence[str], *, dry_run: bool) -> list[Run]:
+    """Print the command of each run and, unless `dry_run`, submit it. Returns the runs that SLURM rejected.
 
     Raises:
-        UserError: there is no template, or no SLURM.
+        UserError: the template does not exist, or SLURM is not installed.
     """
     if not template.is_file():
-        raise UserError(
-            f"--template {template}: there is no such file; configs/slurm/row.sbatch is the one to start from"
-        )
-    refused = []
-    for job in jobs:
-        command = sbatch_command(job, template, arguments)
+        raise UserError(f"--template {template} does not exist: start from configs/slurm/row.sbatch")
+    rejected = []
+    for run in runs:
+        command = sbatch_command(run, template, arguments)
         print(f"$ {shlex.join(command)}", flush=True)
         if dry_run:
             continue
-        job.run.log_folder.mkdir(parents=True, exist_ok=True)  # SLURM makes no folder for the output
+        run.log_folder.mkdir(parents=True, exist_ok=True)  # SLURM does not create the folder of the output
         try:
             answer = subprocess.run(command, check=False, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise UserError("--launch slurm: there is no sbatch here; submit on a login node of the cluster") from error
+            raise UserError("--launch slurm: sbatch was not found: run this on a login node of the cluster") from error
         print(answer.stdout.strip() or answer.stderr.strip())
         if answer.returncode:
-            job.note = answer.stderr.strip()
-            refused.append(job)
-    return refused
+            rejected.append(run)
+    return rejected
