@@ -1,4 +1,4 @@
-"""torch.compile region by region: what is compiled, and that the numbers stay."""
+"""Regional compilation: which modules are compiled, and that results do not change."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What every backbone promises, asked of all of them: a backbone in `tiny.BACKBONES` needs no test here."""
+"""Tests of the common interface for all backbones in `tiny.BACKBONES`."""
 
 import functools
 
@@ -29,21 +29,21 @@ VARIANTS = {
 
 @pytest.fixture(params=VARIANTS)
 def variant(request):
-    """Return what builds a backbone of one kind, and the options that make it this kind."""
+    """Return the class of one kind of backbone and its options."""
     variant = VARIANTS[request.param]
     return getattr(variant, "func", variant), getattr(variant, "keywords", {})
 
 
 @pytest.fixture
 def build(variant):
-    """Return what builds a tiny backbone of one kind."""
+    """Return a function that builds a tiny backbone of one kind."""
     backbone_class, own = variant
     return lambda randomise=True, **options: tiny.build(backbone_class, randomise, **(own | options))
 
 
 @pytest.fixture
 def draw(variant):
-    """Return what draws x_t and t for that kind."""
+    """Return a function that draws x_t and t for that kind."""
     return functools.partial(tiny.draw, latent_frames=variant[1].get("latent_frames"))
 
 
@@ -113,7 +113,7 @@ def test_gradient_checkpointing_changes_nothing(build, draw):
 
 
 def test_a_training_pass_draws_no_random_numbers(build, draw):
-    """Gradient checkpointing does not put the generators back before it runs a block again."""
+    """Gradient checkpointing does not restore the generators before it recomputes a block."""
     backbone = build().train()
     state = torch.get_rng_state()
     backbone(*draw()).sum().backward()
@@ -162,7 +162,7 @@ def test_named_sizes_have_as_many_parameters_as_zigma(name, size, positions):
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_video_keeps_the_parameters_and_adds_a_position_for_each_frame(name):
-    """So the rows of the paper's table 4 (bidirectional, 3D zigzag, sst) are of one size, as their pictures are."""
+    """The models of the paper's table 4 (bidirectional, 3D zigzag, sst) are therefore equally large, as for images."""
     options = {"patch_size": 2, "size": "B", "position_embedding": "learnable", "num_classes": 101}
     with torch.device("meta"):
         pictures, clips = (BACKBONES[name](4, 32, 32, latent_frames=frames, **options) for frames in (None, 16))

@@ -1,4 +1,4 @@
-"""Recording CUDA graphs: what must not happen meanwhile."""
+"""Recording of CUDA graphs: no garbage collection in between."""
 
 import gc
 import weakref
@@ -6,25 +6,25 @@ import weakref
 import pytest
 import torch
 
-from zigma_pl.runtime.cuda_graphs import garbage_kept, record
+from zigma_pl.runtime.cuda_graphs import garbage_collection_paused, record
 
 
 class Cycle:
-    """Refers to itself, so that only the garbage collector frees it, and what it holds."""
+    """Refers to itself, so that only the garbage collector frees it and its members."""
 
     def __init__(self, held=None):
         self.held, self.itself = held, self
 
 
 def provoke_collection():
-    """Makes so many containers that the collector runs, if it may."""
+    """Create enough containers to trigger garbage collection, if it is enabled."""
     return [[] for _ in range(200_000)]
 
 
 class TestGarbageKept:
     def test_collects_before_and_not_meanwhile(self):
         before = weakref.ref(Cycle())
-        with garbage_kept():
+        with garbage_collection_paused():
             assert before() is None
             meanwhile = weakref.ref(Cycle())
             provoke_collection()
@@ -36,7 +36,7 @@ class TestGarbageKept:
     def test_leaves_the_collector_as_it_was(self, was_enabled):
         try:
             (gc.enable if was_enabled else gc.disable)()
-            with pytest.raises(ZeroDivisionError), garbage_kept():
+            with pytest.raises(ZeroDivisionError), garbage_collection_paused():
                 raise ZeroDivisionError
             assert gc.isenabled() == was_enabled
         finally:

@@ -39,7 +39,7 @@ def test_block_is_three_gated_branches_and_starts_as_the_identity():
     assert torch.equal(block(x, conditions, visit), x)
     torch.nn.init.normal_(block.modulation[1].weight)
     shifts = torch.nn.functional.silu(conditioning) @ block.modulation[1].weight.T
-    shifts = shifts.reshape(2, 9, 1, 8).unbind(1)  # shift, scale and gate of attention, perceptron, cross-attention
+    shifts = shifts.reshape(2, 9, 1, 8).unbind(1)  # shift, scale and gate of attention, MLP, cross-attention
     expected = x
     for index, branch in (
         (0, lambda tokens: block.mixer(tokens, visit)),

@@ -1,4 +1,4 @@
-"""Replayed training steps give the gradients of the backbone itself; CUDA graphs are played on the CPU."""
+"""Replayed training steps give the gradients of the backbone; CUDA graphs are emulated on the CPU."""
 
 import copy
 from contextlib import nullcontext
@@ -62,7 +62,7 @@ def step(network, backbone, *inputs, dtype=None):
 
 
 def assert_follows(graphed, *inputs, **options):
-    """The replay gives the bits that the backbone gives now."""
+    """The replay is bit-identical to a call of the backbone."""
     results = []
     for network in (graphed, graphed.backbone):
         graphed.backbone.zero_grad()
@@ -108,7 +108,7 @@ def test_gradients_that_autograd_took_as_they_were_add_up_too():
         graphed.backbone.zero_grad()
         for seed in range(2):
             step(network, graphed.backbone, *draw(seed))
-            if network is graphed and seed == 0:  # whether autograd takes or copies them is its own affair
+            if network is graphed and seed == 0:  # autograd may use or copy them
                 recording = graphed._recording
                 for parameter, gradient in zip(recording.parameters, recording._gradients, strict=True):
                     parameter.grad = gradient.detach()
@@ -120,7 +120,7 @@ def test_a_forward_pass_in_between_is_an_error():
     graphed = GraphedTraining(build())
     prediction = graphed(*draw())
     graphed(*draw(1))
-    with pytest.raises(AssertionError, match="another forward pass"):
+    with pytest.raises(AssertionError, match="forward pass"):
         prediction.sum().backward()
 
 

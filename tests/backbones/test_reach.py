@@ -1,4 +1,4 @@
-"""Which tokens of a picture reach which others through one layer, in every backbone."""
+"""Which tokens of an image influence which others through one layer, for all backbones."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_layer_of_zigma_reaches_what_its_order_visits_later(scheme, options, c
 
 @pytest.mark.parametrize("depth", range(1, 9))
 def test_layers_of_zigma_reach_further_together(depth):
-    """A token reaches through each further layer what that layer's order visits after anything reached before."""
+    """Through each further layer, a token reaches all tokens that are visited after one already reached."""
     backbone = tiny.build(ZigMa, depth=depth)
     expected = {4}
     for index in range(depth):

@@ -12,14 +12,14 @@ build = functools.partial(tiny.build, UViT)
 @pytest.mark.parametrize(
     ("depth", "cut", "reached"),
     [
-        (5, 3, {0, 1, 3, 4}),  # the first block of the second half hears of blocks 0 and 1 through block 1's skip
-        (5, 4, {0, 4}),  # the last one hears of block 0 alone
+        (5, 3, {0, 1, 3, 4}),  # the first block of the second half depends on blocks 0 and 1 through a skip
+        (5, 4, {0, 4}),  # the last block depends on block 0 only
         (6, 5, {0, 5}),
         (2, 1, {1}),  # no skips
     ],
 )
 def test_each_skip_joins_the_blocks_nested_like_brackets(depth, cut, reached):
-    """Cut the path from block to block just before one of them: gradients reach the others through skips alone."""
+    """Cut the main path before one block, so that gradients reach earlier blocks only through skips."""
     backbone = build(depth=depth)
     if backbone.blocks[cut].merge_skip is None:
         backbone.blocks[cut].register_forward_pre_hook(lambda block, inputs: (inputs[0].detach(), *inputs[1:]))
@@ -56,7 +56,7 @@ def test_final_convolution_mixes_across_patch_borders():
 
 
 def test_prediction_starts_at_zero_and_the_convolution_as_the_identity():
-    """A convolution that starts at zero gives no other weight a gradient, and slows all down until it has grown."""
+    """With a convolution that starts at zero, no other weight would get a gradient at first."""
     fresh, (x, t) = UViT(2, 4, 6, patch_size=2, width=16, depth=3), tiny.draw()
     prediction = fresh(x, t)
     assert not prediction.any()

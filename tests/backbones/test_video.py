@@ -1,4 +1,4 @@
-"""Which tokens of a clip reach which others, in every backbone; and what a clip shares with its frames."""
+"""Which tokens of a clip influence which others, for all backbones; and agreement of clips and their frames."""
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ def test_without_temporal_layers_a_clip_is_its_frames():
     torch.testing.assert_close(clips(x, t), frames)
 
 
-def test_one_frame_is_a_picture():
+def test_one_frame_is_an_image():
     for options in ({}, {"scan": ScanConfig(video="factorized", plan=("space",))}):
         clips, pictures = (tiny.build(ZigMa, latent_frames=frames, **options) for frames in (1, None))
         torch.nn.init.zeros_(clips.frame_position_embedding.table)
@@ -113,7 +113,7 @@ def test_one_frame_is_a_picture():
 
 @pytest.mark.parametrize("kind", ["none", "cosine", "learnable"])
 @pytest.mark.parametrize("backbone_class", [ZigMa, VisionMamba, DiT])
-def test_frames_have_positions_of_their_own(backbone_class, kind):
+def test_frames_have_position_embeddings(backbone_class, kind):
     """Embedded, the same image in every frame is equal in all frames except for the position embeddings."""
     backbone = build(backbone_class, position_embedding=kind)
     tokens = backbone.embed_tokens(torch.ones(1, F, 2, 4, 6)).unflatten(1, (F, L))[0]

@@ -17,7 +17,7 @@ CONDITIONS = {
 
 
 def build(backbone_class, randomise=True, **options):
-    """Build a backbone of width 16 for latents (2, 4, 6) in patches of 2; by default with no parameter at zero."""
+    """Build a backbone of width 16 for latents (2, 4, 6) in patches of 2; by default without zero parameters."""
     torch.manual_seed(0)
     defaults = {"in_channels": 2, "latent_height": 4, "latent_width": 6, "patch_size": 2, "width": 16, "depth": 3}
     backbone = backbone_class(**(defaults | options))
@@ -28,7 +28,7 @@ def build(backbone_class, randomise=True, **options):
 
 
 def draw(batch_size=3, latent_frames=None):
-    """Draw x_t, of a video if it has frames, and t."""
+    """Draw x_t, for a video if there are frames, and t."""
     generator = torch.Generator().manual_seed(1)
     frames = () if latent_frames is None else (latent_frames,)
     return torch.randn(batch_size, *frames, 2, 4, 6, generator=generator), torch.rand(batch_size, generator=generator)
@@ -49,7 +49,7 @@ def masked(conditions, seed=0):
 
 
 def reached(backbone, token, conditions=None):
-    """Perturb one token (of 2 x 3 in a frame): the set of those whose prediction is no longer bit for bit the same."""
+    """Perturb one token (of 2 x 3 per frame) and return the tokens whose prediction changes."""
     frame, place = divmod(token, 6)
     row, column = divmod(place, 3)
     of_clip = len(backbone.latent_shape) == 4

@@ -214,7 +214,7 @@ def refused(options, message, capsys, out="out"):
         ("by_class", ["--class", "1", "--autoencoder", "nowhere"], "no folder 'nowhere'"),
         ("unconditional", ["--prompt", "a seven"], "--prompt"),
         ("unconditional", ["--class", "0"], "--class"),
-        ("unconditional", ["--guidance", "2"], "needs a backbone trained with a null condition"),
+        ("unconditional", ["--guidance", "2"], "null condition"),
         ("by_caption", [], "--prompt"),
         ("by_caption", ["--class", "0"], "--prompt"),
         ("by_caption", ["--prompt", "a", "--autoencoder", "identity"], "4 channels, .* give the folder of the Auto"),

@@ -1,4 +1,4 @@
-"""What every conditioner promises."""
+"""Tests of the common interface for all conditioners."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def random(*shape):
 
 
 class PoseConditioner(Conditioner):
-    """A conditioner of one's own: the angles of a pose (B, 2) modulate."""
+    """A custom conditioner: the angles of a pose (B, 2) modulate the blocks."""
 
     def __init__(self, width, scale):
         super().__init__(has_null=True, dropout=0.25)
@@ -60,10 +60,10 @@ class PoseConditioner(Conditioner):
 
 @dataclass(frozen=True)
 class Pose(ConditionerOptions):
-    """Options of a conditioner of one's own.
+    """Options of a custom conditioner.
 
     Args:
-        scale: of the embedding.
+        scale: factor of the embedding.
     """
 
     scale: float = 1.0
@@ -194,7 +194,7 @@ def test_a_backbone_trains_and_samples_on_all_its_conditions(backbone_class, lat
     module = GenerativeModule(backbone, Objective(), ODESampler("euler", 2), Guidance(2.0, drop=["edges"])).train()
     module.training_loss(Batch(x_t, torch.arange(3), conditions)).backward()
     assert not [name for name, parameter in module.named_parameters() if parameter.grad is None]
-    assert backbone(x_t, t, conditions).shape == x_t.shape  # as many channels come out as without the map
+    assert backbone(x_t, t, conditions).shape == x_t.shape  # the output has the same channels as without the map
     assert module.eval().sample(Batch(None, torch.arange(3), conditions)).latents.shape == x_t.shape
     with torch.no_grad():
         plain = backbone(x_t, t, conditions)
@@ -251,7 +251,7 @@ def test_a_name_that_no_module_can_have_is_refused(name):
 
 
 class DigitsWithOutlines(Digits):
-    """A data set of one's own that gives a map made of the pictures."""
+    """A custom data set with a map computed from the images."""
 
     def encode_conditions(self, raw, device):
         conditions = super().encode_conditions(raw, device)

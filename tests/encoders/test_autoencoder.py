@@ -83,7 +83,7 @@ def test_mean_and_deviation_per_channel(tmp_path):
     ],
 )
 def test_half_a_scale_is_refused(tmp_path, wrong):
-    """Kind: tracebacks where one line is promised."""
+    """Kind: tracebacks instead of a one-line error."""
     save_tiny_kl(tmp_path, **wrong)
     with pytest.raises(UserError, match=next(reversed(wrong)).replace("latents_mean", "latents_std")):
         KLAutoencoder(str(tmp_path))

@@ -15,7 +15,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 def plainly_encoded(captions, dim, max_tokens):
-    """What the docstring says, word by word."""
+    """Encode captions as described in the docstring, word by word."""
     features, mask = torch.zeros(len(captions), max_tokens, dim), torch.zeros(len(captions), max_tokens).bool()
     for row, caption in enumerate(captions):
         for place, word in enumerate(re.findall(r"\w+", caption.lower())[:max_tokens] or ["<empty>"]):
@@ -100,7 +100,7 @@ def test_features_are_the_same_in_another_process():
 @pytest.mark.parametrize("dim", [7, 48])
 def test_bits_are_those_of_the_definition_while_the_table_grows(dim, device):
     encoder = HashingTextEncoder(dim, max_tokens=5)
-    for first in range(0, 3000, 500):  # past 1,024 and 2,048, where the table is made anew; half the words are known
+    for first in range(0, 3000, 500):  # the table grows at 1,024 and 2,048 words; half of the words are known
         words = [f"word{number}" for number in range(first // 2, first + 500)]
         captions = [" ".join(words[start : start + 1 + start % 7]) for start in range(0, len(words), 5)]
         assert_encodes_as_defined(encoder, [*captions, "", "hat hat HAT", captions[0]], device)

@@ -12,7 +12,7 @@ DIRECTIONS = list(itertools.product(QUANTITIES, QUANTITIES))
 
 
 def known_quantities(schedule, dtype):
-    """A point x_t whose data and noise are known, with everything else from the definitions."""
+    """A point x_t with known data and noise, and all other quantities by definition."""
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 7, 2, 3, 1, generator=generator, dtype=torch.float64).to(dtype)
     t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64).to(dtype)
@@ -48,7 +48,7 @@ def test_gaussian_data_in_closed_form(schedule) -> None:
     c = [value.reshape(-1, 1, 1, 1) for value in path.coefficients(t)]
     total_std = (c[0] ** 2 * std**2 + c[1] ** 2).sqrt()
     score = -(x_t - c[0] * mean) / total_std**2
-    # A Gaussian's flow keeps (x_t - mean_t) / std_t, so its velocity needs the derivatives of mean_t and std_t alone.
+    # A Gaussian's flow keeps (x_t - mean_t) / std_t, so its velocity needs only the derivatives of mean_t and std_t.
     d_total_std = (c[0] * c[2] * std**2 + c[1] * c[3]) / total_std
     velocity = c[2] * mean + d_total_std / total_std * (x_t - c[0] * mean)
     torch.testing.assert_close(convert(velocity, x_t, t, path, source="velocity", target="score"), score)

@@ -20,7 +20,7 @@ WIDTH = 16
 
 
 class Head(LossTerm):
-    """Predicts the mean of the pictures from the tokens of a block."""
+    """Predicts the mean of the images from the tokens of a block."""
 
     def __init__(self, **options):
         super().__init__(layers=["blocks.1"], **options)
@@ -29,8 +29,8 @@ class Head(LossTerm):
 
     def forward(self, inputs):
         self.steps.append(set(inputs.features))
-        pictures = inputs.batch.images.float().flatten(1).mean(1) / 255
-        return (self.projection(inputs.features["blocks.1"].mean(1))[:, 0] - pictures).square()
+        means = inputs.batch.images.float().flatten(1).mean(1) / 255
+        return (self.projection(inputs.features["blocks.1"].mean(1))[:, 0] - means).square()
 
 
 class DataError(LossTerm):

@@ -21,7 +21,7 @@ def training_pair(dtype=torch.float64):
 
 
 def imperfect_network(objective):
-    """The same imperfect model of the data, whatever the prediction: it believes the data to be 0.4 sin(x_t)."""
+    """An imperfect model of the data, 0.4 sin(x_t), for every type of prediction."""
 
     def network(x_t, t):
         belief = 0.4 * torch.sin(x_t)

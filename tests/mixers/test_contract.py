@@ -1,4 +1,4 @@
-"""What every mixer promises, also one of one's own: shapes, visit orders, gradients, and plans of several."""
+"""Tests of the common interface for all mixers, including a custom one: shapes, visit orders, gradients, plans."""
 
 import functools
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ POSITIONS = torch.cartesian_prod(torch.arange(HEIGHT), torch.arange(4)).double()
 
 
 class RunningMean(Mixer):
-    """A mixer of one's own, which sees its tokens in the order of their rows and nothing else."""
+    """A custom mixer that takes its rows in visit order."""
 
     takes_rows_in_visit_order = True
 
@@ -41,10 +41,10 @@ class RunningMean(Mixer):
 
 @dataclass(frozen=True)
 class OwnOptions(MixerOptions):
-    """Options of a mixer of one's own.
+    """Options of a custom mixer.
 
     Args:
-        scale: of what it gives.
+        scale: factor of the output.
     """
 
     scale: float = 1.0
@@ -77,7 +77,7 @@ def draw(*shape):
 
 
 def visit_of(options, per_sample=False):
-    """A visit along random orders, as many as the mixer takes, or one for each of two samples."""
+    """A visit along random orders, as many as the mixer uses, or one for each of two samples."""
     generator = torch.Generator().manual_seed(2)
     number = 2 if per_sample else options.num_orders
     if not number:
@@ -102,7 +102,7 @@ def test_samples_do_not_mix(options):
 
 
 def test_to_visit_in_an_order_is_to_mix_tokens_that_lie_in_it(options):
-    """Renumber the tokens, and their positions and orders with them: the mixed tokens are renumbered, and no more."""
+    """Renumbering tokens, positions and orders only renumbers the mixed tokens."""
     mixer, tokens, visit = build(options), draw(2, NUM_TOKENS), visit_of(options)
     renumbered = torch.randperm(NUM_TOKENS)
     position = inverse_order(renumbered)
@@ -135,7 +135,7 @@ def test_mixers_that_take_no_order_ignore_it(options):
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("branch_is_arranged", [False, True])
 def test_block_adds_normalises_and_mixes(options, branch_is_arranged, per_sample):
-    """The norms write rows in visit order and read them back: the numbers are those of rows moved one by one."""
+    """Norms that write and read rows in visit order give the same result as permuted rows."""
     if per_sample and options.num_orders > 1:
         pytest.skip("directions have one order each, for all samples")
     block = ZigzagBlock(WIDTH, build(options)).double()

@@ -63,7 +63,7 @@ def test_channels_are_sorted_by_their_step_sizes_which_changes_no_number(monkeyp
     monkeypatch.setattr(MambaMixer, "sort_channels", lambda self: None)
     torch.manual_seed(0)
     unsorted = MambaMixer(16).double()
-    for each in (mixer, unsorted):  # at first all equal, by which no mistake would show
+    for each in (mixer, unsorted):  # at initialisation all are equal, which would hide errors
         generator, names = torch.Generator().manual_seed(0), ("conv_bias", "A_log", "D")
         by_step_size = each.dt_proj.bias.argsort()
         for parameter in (getattr(each, name).data for name in names):

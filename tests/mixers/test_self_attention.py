@@ -32,7 +32,7 @@ def test_masked_tokens_are_not_attended_to():
 
 
 def test_queries_and_keys_are_normalised_within_each_head():
-    """So their scale does not matter, only that of the learned weights does."""
+    """The scale of queries and keys does not matter, only that of the learned weights."""
     torch.manual_seed(0)
     attention, tokens = SelfAttention(num_heads=2, bias=False).build(8), torch.randn(1, 5, 8)
     visit = Visit(torch.zeros(5, 2))

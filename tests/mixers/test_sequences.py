@@ -9,7 +9,7 @@ from zigma_pl.ops.rows import inverse_order, take_rows
 F, L = 3, 6
 AXES = ["space", "time"]
 NUM_STEPS = {"space": L, "time": F}
-# Tokens 0 to F L - 1 of a clip as the sequences that a layer has to scan, by hand.
+# Tokens 0 to F L - 1 of a clip as the sequences that a layer scans, written by hand.
 SEQUENCES = {
     "space": [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17]],
     "time": [[0, 6, 12], [1, 7, 13], [2, 8, 14], [3, 9, 15], [4, 10, 16], [5, 11, 17]],
@@ -17,7 +17,7 @@ SEQUENCES = {
 
 
 class Arranged(Mixer):
-    """Takes its rows in visit order, and shows where they lie."""
+    """Takes its rows in visit order and returns their positions."""
 
     takes_rows_in_visit_order = True
 
@@ -65,7 +65,7 @@ def test_gradients_stay_within_the_sequence_and_follow_its_order(axis):
 @pytest.mark.parametrize("branch_is_arranged", [False, True])
 @pytest.mark.parametrize("axis", AXES)
 def test_block_modulates_each_clip_by_its_own_conditioning(axis, branch_is_arranged, mixer):
-    """Also where norm, modulation and mixer are one call, every sequence has to get the conditioning of its clip."""
+    """With norm, modulation and mixer in one call, every sequence must get the conditioning of its clip."""
     block = ZigzagBlock(16, mixer, sequences=Sequences(axis, F)).double()
     for parameter in block.modulation.parameters():
         torch.nn.init.normal_(parameter, std=0.5)

@@ -1,4 +1,4 @@
-"""Kind: public modules called with tensors of another shape answer in one line."""
+"""Kind: public modules called with tensors of the wrong shape raise a one-line error."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The fixture for tests of ops whose CUDA kernels are emulated on the CPU."""
+"""Fixtures that emulate CUDA kernels on the CPU."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ from zigma_pl.ops.selective_scan import launch
 
 @pytest.fixture(scope="session")
 def kernel_folder(tmp_path_factory):
-    """Where the emulated kernels of all tests are kept."""
+    """Folder for the compiled kernels of all tests."""
     return tmp_path_factory.mktemp("emulated_kernels")
 
 
 @pytest.fixture
 def emulated(kernel_folder, monkeypatch):
-    """Runs all CUDA kernels on the CPU; fresh tensors and shared memory are NaN, the GPU has one multiprocessor."""
+    """Run all CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
     emulator = Emulator(kernel_folder)
     caches = (launch.kernel, causal_conv1d_cuda._kernel, norms_cuda._kernel)
     for module in (launch, causal_conv1d_cuda, norms_cuda):

@@ -1,4 +1,4 @@
-"""Stands in for `zigma_pl.ops.nvrtc.load`: compiles the same kernels with g++ and runs them on tensors of the CPU."""
+"""Replacement for `zigma_pl.ops.nvrtc.load` that compiles the same kernels with g++ and runs them on CPU tensors."""
 
 import ctypes
 import functools
@@ -10,7 +10,7 @@ HEADER = Path(__file__).with_name("cuda_emulation.h")
 
 
 class Emulator:
-    """load(...) has the signature of nvrtc.load; folder keeps the compiled libraries."""
+    """load(...) has the signature of nvrtc.load; compiled libraries are stored in folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

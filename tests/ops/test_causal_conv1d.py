@@ -116,7 +116,7 @@ def test_opcheck(bias):
 
 # --------------------------------------------------------------------------------------- the package causal-conv1d
 def channel_first_convolution(x, weight, bias=None, activation=None):
-    """A stand-in with the package's calling convention: (B, E, L), one dtype, channels of channel-last rows by 8."""
+    """A fake of the package: takes (B, E, L) in one dtype, and channel-last rows with multiples of 8 channels."""
     assert weight.dtype == x.dtype
     assert x.stride(2) == 1 or x.shape[1] % 8 == 0
     padded = F.pad(x, (weight.shape[1] - 1, 0))

@@ -1,4 +1,4 @@
-"""The CUDA kernels: in an emulation on the CPU with tiny inputs, and on a GPU where there is one."""
+"""The CUDA kernels, emulated on the CPU with tiny inputs, and on a GPU if there is one."""
 
 import functools
 import shutil
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def emulator(folder, monkeypatch):
-    """Runs the CUDA kernels on the CPU; fresh tensors and shared memory are NaN, the GPU has one multiprocessor."""
+    """Run the CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
     emulator = Emulator(folder)
     launch.kernel.cache_clear()
     conv_cuda._kernel.cache_clear()
@@ -134,7 +134,7 @@ def test_scan_reads_slices_of_projections_in_place():
 
 
 def far_apart(rows, path):
-    """Rows (1, 2, X) in bfloat16 that are 8 GB apart, in a file of which only two blocks exist."""
+    """Rows (1, 2, X) in bfloat16 that are 8 GB apart, in a sparse file."""
     stride = 2**32 + 8
     memory = torch.from_file(str(path), shared=True, size=stride + rows.shape[2], dtype=torch.bfloat16)
     return memory.as_strided(rows.shape, (len(memory), stride, 1)).copy_(rows)
@@ -143,7 +143,7 @@ def far_apart(rows, path):
 @needs_compiler
 @pytest.mark.usefixtures("emulator")
 def test_rows_may_lie_more_than_2_to_the_32_elements_apart(tmp_path):
-    """Kind: offsets that do not fit into 32 bits."""
+    """Kind: offsets that exceed 32 bits."""
     arguments = scan_arguments((1, 2, 16, 16), torch.bfloat16)
     far = {n: far_apart(t, tmp_path / n) if t.ndim == 3 else t for n, t in arguments.items()}
     weight = torch.ones(16, 4)

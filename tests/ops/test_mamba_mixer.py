@@ -1,4 +1,4 @@
-"""The whole Mamba branch as one op: its CUDA kernels in an emulation, against float64 of the plain composition."""
+"""The complete Mamba branch as one op: emulated CUDA kernels, compared with separate ops in float64."""
 
 import functools
 import shutil
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulati
 
 
 def make_arguments(dtype, absent=(), num_tokens=NUM_TOKENS):
-    """Inputs and weights by name; what a block's Linear gives has `dtype`, all else float32."""
+    """Inputs and weights by name; outputs of a block's linear layers have `dtype`, all others float32."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     parameters = MambaMixer(WIDTH, NUM_STATES).state_dict()
@@ -85,7 +85,7 @@ def test_output_and_gradients(dtype, memory, absent):
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("compiling", [False, True])
 def test_branch_is_read_where_the_layer_before_left_it(compiling, monkeypatch):
-    """A mixer whose rows are in visit order hands them on as they are."""
+    """The op with rows in visit order, which the next norm reads through the inverse."""
     arguments, inverse = make_arguments(torch.float32), torch.randperm(NUM_TOKENS).int()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     weights_of_loss = torch.randn(2, NUM_TOKENS, 2 * WIDTH)

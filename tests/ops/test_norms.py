@@ -1,4 +1,4 @@
-"""Residual sum, norm and modulation: the CUDA kernels in an emulation, against float64 of the plain form."""
+"""Residual sum, norm and modulation: emulated CUDA kernels, compared with plain PyTorch in float64."""
 
 import shutil
 
@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def make_arguments(shape, dtype, stream=torch.float32, absent=()):
-    """Arguments as a block gives them: gate, shift and scale are slices of one tensor."""
+    """Arguments as in a block: gate, shift and scale are slices of one tensor."""
     generator = torch.Generator().manual_seed(0)
     num_batch, _, width = shape
     gate, shift, scale = torch.randn(num_batch, 1, 3 * width, generator=generator).to(dtype).chunk(3, -1)
@@ -35,7 +35,7 @@ def make_arguments(shape, dtype, stream=torch.float32, absent=()):
 
 
 def together(results):
-    """Both results as one tensor, as an error is looked for in both."""
+    """Both results as one tensor, so that errors are found in both."""
     return torch.cat([results[0], results[1].to(results[0].dtype)], -1)
 
 
@@ -59,7 +59,7 @@ def random_inverses(num_tokens, of_branch, of_out):
 
 @pytest.fixture
 def fused(emulated, monkeypatch):
-    """Lets tensors of the CPU take the way of those of a GPU."""
+    """Use the CUDA implementation for CPU tensors."""
     monkeypatch.setattr(norms, "runs_fused", lambda x, shift: True)
 
 
@@ -132,7 +132,7 @@ ORDERS = [(0, 1), (1, 0), (1, 1), (2, 2)]  # of branch and out, as `random_inver
 
 @pytest.mark.parametrize("orders", ORDERS)
 def test_rows_are_read_and_written_in_visit_order(orders):
-    """The plain form, against rows that are moved before and after."""
+    """Plain PyTorch, compared with rows that are permuted before and after."""
     arguments, inverses = make_arguments((2, 13, 24), torch.float32), random_inverses(13, *orders)
     given = [arguments[name] for name in NAMES]
     given[1] = given[1] if inverses.branch is None else take_rows(given[1], inverses.branch)

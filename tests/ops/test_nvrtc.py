@@ -1,4 +1,4 @@
-"""Run-time compilation: what makes it unavailable, and the cache on disk."""
+"""Run-time compilation: reasons why it is not available, and the cache on disk."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
-    """The calls of the compiler, which is replaced, with the cache in a folder of the test."""
+    """Recorded calls of a fake compiler, with the cache in a temporary folder."""
     calls = []
 
     def compile_source(source, flags):

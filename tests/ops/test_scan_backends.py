@@ -1,4 +1,4 @@
-"""The backends of the selective scan: mamba-ssm's calling convention, self-checks, and what does not fit."""
+"""The backends of the selective scan: mamba-ssm's calling convention, self-checks, errors."""
 
 import importlib
 import sys
@@ -17,7 +17,7 @@ from zigma_pl.ops.selective_scan import mamba_ssm, reference, selective_scan
 
 # ------------------------------------------------------------------------------------------------------- mamba-ssm
 def channel_first_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-    """A stand-in with mamba-ssm's calling convention: rows (B, E, L), one dtype for rows, float32 parameters."""
+    """A fake of mamba-ssm with its calling convention: rows (B, E, L), one dtype for rows, float32 parameters."""
     assert {t.dtype for t in (delta, B, C, z) if t is not None} <= {u.dtype}
     assert {t.dtype for t in (A, D, delta_bias) if t is not None} == {torch.float32}
     rows = [t.transpose(1, 2).float() for t in (u, delta, B, C)]

@@ -1,4 +1,4 @@
-"""The selective scan: definition, gradients, agreement of the CPU form with the reference, PyTorch's machinery."""
+"""The selective scan: reference, gradients, agreement of the CPU backend with the reference, PyTorch integration."""
 
 import functools
 import itertools

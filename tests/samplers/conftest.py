@@ -1,4 +1,4 @@
-"""Gaussian data N(mean, std^2), every quantity of whose path is known in closed form; CUDA graphs played on the CPU."""
+"""Gaussian data N(mean, std^2), for which all quantities are known in closed form; CUDA graphs emulated on the CPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from zigma_pl.runtime import graphed_sampling as graphed
 
 @dataclass
 class GaussianModel:
-    """An exact network for N(mean, std^2) data, counting its calls and recording its times."""
+    """The exact network for N(mean, std^2) data, which counts its calls and records its times."""
 
     objective: Objective
     mean: float = 0.7
@@ -43,7 +43,7 @@ def gaussian() -> Callable[..., GaussianModel]:
 
 @pytest.fixture
 def repeated(monkeypatch):
-    """CUDA graphs played on the CPU by calling again; returns what was captured."""
+    """Emulate CUDA graphs on the CPU by repeated calls, and return the captures."""
     calls = []
 
     def record(call):
@@ -59,7 +59,7 @@ def repeated(monkeypatch):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """CUDA graphs played on the CPU: a recording runs the same operations on the same memory; returns all of them."""
+    """Emulate CUDA graphs on the CPU by the same operations on the same memory, and return all recordings."""
     recordings = []
 
     def record(call):

@@ -1,4 +1,4 @@
-"""Sampling at fixed shapes: replays follow inputs and weights, and the twin computes what the backbone computes."""
+"""Graphed sampling: replays use current inputs and weights, and the sampling copy gives the backbone's output."""
 
 import copy
 import functools
@@ -35,7 +35,7 @@ def draw(batch_size=2, seed=0):
 
 
 def assert_follows(graphed_backbone, *inputs, dtype=None):
-    """The replay gives what the backbone gives now, under autocast to dtype if there is one."""
+    """The replay is equal to a call of the backbone, under autocast if there is a dtype."""
     device_type = inputs[0].device.type
     with torch.no_grad(), torch.autocast(device_type, dtype) if dtype else nullcontext():
         predicted, expected = graphed_backbone(*inputs), graphed_backbone.backbone(*inputs)
@@ -129,7 +129,7 @@ def swap_in_averages(backbone):
 
 
 def recorded_and_moved():
-    """A recorded network whose last parameter lies elsewhere since, and where it lay, which is so kept from reuse."""
+    """A recorded network whose last parameter has moved, and its old tensor, so that the memory is not reused."""
     graphed_backbone = GraphedBackbone(build())
     assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
     last = list(graphed_backbone.backbone.parameters())[-1]
@@ -158,7 +158,7 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
     graphed_backbone = GraphedBackbone(build())
     assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
     refreshed = []
-    monkeypatch.setattr(sampling_copy.SamplingTwin, "refresh", lambda twin: refreshed.append(twin))
+    monkeypatch.setattr(sampling_copy.SamplingCopy, "refresh", lambda instance: refreshed.append(instance))
     with graphed_backbone.fixed_weights():
         for seed in range(3):
             assert_follows(graphed_backbone, *draw(seed=seed), dtype=torch.bfloat16)
@@ -171,9 +171,9 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
 def test_weights_that_moved_before_they_are_fixed_are_found_once(recorded, monkeypatch):
     graphed_backbone, _ = recorded_and_moved()
     looked_for = []
-    is_of = sampling_copy.SamplingTwin.is_of
+    matches = sampling_copy.SamplingCopy.matches
     monkeypatch.setattr(
-        sampling_copy.SamplingTwin, "is_of", lambda *arguments: looked_for.append(1) or is_of(*arguments)
+        sampling_copy.SamplingCopy, "matches", lambda *arguments: looked_for.append(1) or matches(*arguments)
     )
     with graphed_backbone.fixed_weights():
         for seed in range(3):
@@ -226,12 +226,12 @@ def test_weights_are_held_in_16_bits_where_autocast_would_cast_them(recorded):
     weights = [node for node in casts if node.meta["val"].shape == backbone.blocks[0].mixer.in_proj.weight.shape]
     assert casts
     assert not weights
-    twin = graphed_backbone._twins[torch.bfloat16].network
-    mixer, original = twin.blocks[1].mixer, backbone.blocks[1].mixer
+    copy = graphed_backbone._copies[torch.bfloat16].network
+    mixer, original = copy.blocks[1].mixer, backbone.blocks[1].mixer
     assert mixer.in_proj.weight.dtype == mixer.x_proj.weight.dtype == mixer.dt_proj.weight.dtype == torch.bfloat16
     for name in ("A_log", "D", "conv_weight", "dt_proj.bias"):
         assert mixer.get_parameter(name) is original.get_parameter(name)
-    assert twin.visit_order_0 is backbone.visit_order_0
+    assert copy.visit_order_0 is backbone.visit_order_0
     assert set(backbone.state_dict()) == names
     assert original.in_proj.weight.dtype == torch.float32
 
@@ -249,10 +249,10 @@ def test_all_modulations_are_one_product(recorded):
 def test_a_layer_with_a_conditioning_of_its_own_is_not_given_that_of_all():
     backbone = build()
     run_block = backbone.run_block
-    backbone.run_block = lambda block, x, carry, conditions, visit: run_block(
-        block, x, carry, conditions._replace(modulation=conditions.modulation + 1), visit
+    backbone.run_block = lambda block, x, pending, conditions, visit: run_block(
+        block, x, pending, conditions._replace(modulation=conditions.modulation + 1), visit
     )
-    with pytest.raises(AssertionError, match="conditioning of their own"):
+    with pytest.raises(AssertionError, match="conditioning"):
         assert_follows(GraphedBackbone(backbone), *draw(), dtype=torch.bfloat16)
 
 
@@ -273,10 +273,10 @@ def test_compiled_regions_are_what_is_recorded(monkeypatch):
     graphed_backbone = GraphedBackbone(backbone, compile_backbone=True)
     torch.compiler.reset()
     assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
-    assert backbone._compiled_call_impl is None  # the backbone itself stays as it is
+    assert backbone._compiled_call_impl is None  # the backbone itself is not compiled
     called = calls[: len(calls) // 2]
     assert len(called) == 9  # four blocks, final layer, embeddings of patches, positions, time and classes
-    assert len(set(map(id, called))) <= 7  # blocks share their code, but the first, which is given no carry
+    assert len(set(map(id, called))) <= 7  # blocks share their code, except the first, for which nothing is pending
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")

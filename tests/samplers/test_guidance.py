@@ -78,7 +78,7 @@ def test_guidance_drops_all_or_chosen_conditions(drop, null) -> None:
 
 
 def test_a_condition_that_cannot_be_dropped_is_named() -> None:
-    with pytest.raises(UserError, match="'depth' is no condition"):
+    with pytest.raises(UserError, match="'depth' is not a condition"):
         guided_network(RecordingBackbone(), CLASSES, Guidance(3.0, drop=["depth"]))
 
 

@@ -20,7 +20,7 @@ def noise_batch(batch_size=8, dtype=torch.float32):
 
 @pytest.mark.parametrize(("t_start", "t_end"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 2.0), (0.3, 0.3)])
 def test_dopri5_integrates_in_either_direction(t_start, t_end) -> None:
-    """Kind: an interval that is given the other way round."""
+    """Kind: an interval in reverse order."""
     x = noise_batch(dtype=torch.float64)
     times = []
 

@@ -62,7 +62,7 @@ def test_every_diffusion_form_keeps_the_target_moments(gaussian, exact_moments, 
 @pytest.mark.parametrize("diffusion", ["sigma", "increasing_decreasing"])
 def test_weak_order_of_convergence(gaussian, exact_moments, method, order, diffusion) -> None:
     def std_before_the_last_step(num_steps):
-        # The last step does not shrink with the others: the law is compared where it begins.
+        # The last step does not shrink with the others: the distributions are compared at its start.
         sampler = SDESampler(method, num_steps + 1, diffusion=diffusion, diffusion_scale=2.0, last_step_size=0.1)
         sampler._final_step = lambda predictor, x_t, t: x_t
         return exact_moments(sampler, gaussian(Objective()), Objective())[1]
@@ -114,7 +114,7 @@ def test_fifty_steps_make_the_stated_calls(gaussian, method, calls, last_step) -
 def test_last_steps_from_closed_forms(gaussian) -> None:
     x_noise, t = torch.full((1, 1, 1, 1), 1.3, dtype=torch.float64), 1.0
     score = -x_noise
-    velocity = x_noise - 0.7  # at t = 1 the noise is x itself and nothing is known of the data but its mean
+    velocity = x_noise - 0.7  # at t = 1, x is pure noise, and only the mean of the data is known
     expected = {
         "euler": x_noise - t * velocity,
         "mean": x_noise - t * (velocity - score / 2),

@@ -36,7 +36,7 @@ def test_path_is_continuous_in_space_and_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sweep", "zigzag", "hilbert", "random"])
-def test_one_frame_is_a_picture(name: str) -> None:
+def test_one_frame_has_the_orders_of_an_image(name: str) -> None:
     for index in range(8):
         expected = visit_order(name, 4, 6, index=index, seed=2)
         np.testing.assert_array_equal(clip_order(name, 1, 4, 6, index=index, seed=2), expected)
@@ -113,7 +113,7 @@ def test_plans_need_not_be_sst() -> None:
     assert taken == [[0, 1], first, [1, 0], [0, 1], second, [1, 0], [0, 1]]
 
 
-def test_pictures_know_nothing_of_plans() -> None:
+def test_plan_has_no_effect_on_images() -> None:
     plain, factorized = ScanConfig(), ScanConfig(video="factorized", plan=("time",))
     assert factorized.layer_orders([1] * 9, 2, 3)[1] == plain.layer_orders([1] * 9, 2, 3)[1]
     for a, b in zip(plain.layer_orders([1] * 9, 2, 3)[0], factorized.layer_orders([1] * 9, 2, 3)[0], strict=True):

@@ -155,7 +155,7 @@ def test_hilbert_has_eight_different_orders_on_every_grid_of_two_or_more_rows_an
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (40, 24), (33, 47), (21, 32)])
 def test_hilbert_keeps_tokens_16_steps_apart_closer_than_line_by_line_orders(height: int, width: int) -> None:
-    """A walk that keeps locality is some sqrt(16) cells further after 16 steps, a straight line 16."""
+    """A path with locality is about sqrt(16) cells away after 16 steps, a straight line 16."""
     hilbert, zigzag, sweep = (
         mean_distance(visit_order(name, height, width), width, lag=16) for name in ("hilbert", "zigzag", "sweep")
     )
@@ -177,7 +177,7 @@ def test_legacy_inverse_is_the_inverse_of_the_true_curve_and_tears_it_apart(side
 
 
 def test_random_is_pinned_to_its_seed_and_index() -> None:
-    """Checkpoints keep the seed only, so these numbers must never change."""
+    """Checkpoints contain only the seed, so these numbers must never change."""
     assert visit_order("random", 2, 3).tolist() == [3, 1, 4, 5, 2, 0]
     assert visit_order("random", 2, 3, index=1).tolist() == [1, 3, 2, 0, 5, 4]
     assert visit_order("random", 2, 3, seed=1).tolist() == [4, 1, 3, 2, 0, 5]

@@ -57,7 +57,7 @@ def test_layers_may_take_other_orders_than_the_first() -> None:
 
 
 def test_layers_that_ignore_orders_do_not_count() -> None:
-    """With attention in every fourth layer, a count of all layers would never use orders 3 and 7."""
+    """With attention in every fourth layer, orders 3 and 7 would never be used if all layers counted."""
     config = ScanConfig("zigzag", num_orders=8)
     orders, layers = config.layer_orders([1, 1, 1, 0] * 6, 2, 3)
     assert [layer.order for layer in layers] == [

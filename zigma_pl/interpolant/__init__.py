@@ -1,4 +1,4 @@
-"""The stochastic interpolant: noise schedules, conversions between predictions, and the training objective."""
+"""The stochastic interpolant: noise schedules, conversions between quantities, training objective and loss terms."""
 
 from zigma_pl.interpolant.conversions import Quantity, convert, interpolate
 from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm

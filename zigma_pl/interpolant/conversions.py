@@ -1,10 +1,10 @@
-"""Exact conversions velocity <-> score <-> noise <-> data at a known x_t.
+"""Exact conversions between velocity, score, noise and data at a known x_t.
 
-x_t and each of the four quantities is a linear combination of (data, noise); the score is -noise / sigma (stochastic
-interpolants, arXiv:2303.08797; SiT, arXiv:2401.08740, Sec. 2). Given x_t and one quantity, the 2 x 2 system determines
-every other. The same holds for their conditional means, which is what a network predicts.
+x_t and each of the four quantities are linear combinations of (data, noise); the score is -noise / sigma (stochastic
+interpolants, arXiv:2303.08797; SiT, arXiv:2401.08740, Sec. 2). Given x_t and one quantity, a 2 x 2 system determines
+the others. The same holds for their conditional means, which networks predict.
 
-Where a conversion is singular (the result is then infinite or not a number):
+A conversion is singular, with an infinite or NaN result:
 - to or from velocity at t = 0 on the VP path;
 - to score at t = 0;
 - from noise or score, to velocity or data, at t = 1 on the linear and GVP paths;
@@ -22,9 +22,9 @@ Quantity = Literal["velocity", "score", "noise", "data"]
 
 
 def coefficients_like(x: Tensor, t: Tensor, schedule: Schedule) -> PathCoefficients:
-    """Return the coefficients at `t`, (B,) or a scalar, in x's dtype and shaped to broadcast over `x`, (B, ...).
+    """Return the coefficients at `t`, (B,) or a scalar, in x's dtype and broadcastable to `x`, (B, ...).
 
-    Raises: UserError when the number of times is not the batch size.
+    Raises: UserError if the number of times is not the batch size.
     """
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
         raise UserError(f"t: expected shape ({x.shape[0]},), one time per sample, got {tuple(t.shape)}")
@@ -33,7 +33,7 @@ def coefficients_like(x: Tensor, t: Tensor, schedule: Schedule) -> PathCoefficie
 
 
 def interpolate(x_data: Tensor, x_noise: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """Return x_t = alpha_t x_data + sigma_t x_noise; x_data and x_noise (B, ...) of one shape, t (B,) in [0, 1].
+    """Return x_t = alpha_t x_data + sigma_t x_noise; x_data and x_noise (B, ...) of equal shape, t (B,) in [0, 1].
 
     Raises: UserError on mismatched shapes.
     """
@@ -44,15 +44,15 @@ def interpolate(x_data: Tensor, x_noise: Tensor, t: Tensor, schedule: Schedule) 
 
 
 def convert(value: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, *, source: Quantity, target: Quantity) -> Tensor:
-    """Turn the `source` quantity at (x_t, t) into the `target` quantity, in x_t's dtype.
+    """Convert the `source` quantity at (x_t, t) to the `target` quantity, in x_t's dtype.
 
     Args:
         value: (B, ...), the source quantity, any floating dtype.
         x_t: (B, ...), the point on the path; float32 or float64.
         t: (B,) in [0, 1], or a scalar tensor.
         schedule: the path.
-        source: what `value` is.
-        target: what to return.
+        source: the quantity in `value`.
+        target: the quantity to return.
 
     Raises: UserError on mismatched shapes.
     """
@@ -70,7 +70,7 @@ def convert(value: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, *, source
 
 
 def _solve(value: Tensor, x_t: Tensor, path: PathCoefficients, source: Quantity, target: Quantity) -> Tensor:
-    """Write target = on_x x_t + on_value value and solve for both factors by matching data and noise parts."""
+    """Solve target = on_x x_t + on_value value for both factors by matching the data and noise parts."""
     if source == target:
         return value
     source_data, source_noise = _data_and_noise_part(source, path)

@@ -1,4 +1,4 @@
-"""Terms that are added to the interpolant loss in training, each named in YAML with a weight and a schedule.
+"""Additional terms of the training loss, configured in YAML with a weight and a range of steps.
 
 Axes: B batch, L tokens, D width.
 """
@@ -16,13 +16,13 @@ from zigma_pl.interpolant.objective import Evaluation, Objective
 
 
 class LossInputs(NamedTuple):
-    """What a loss term can read.
+    """Inputs of a loss term.
 
-    batch: the batch: clean latents (B, ...), conditions, sample ids, and the pictures where the data set gives them.
+    batch: clean latents (B, ...), conditions, sample ids, and the images if the data set provides them.
     t: (B,) times.
-    evaluation: x_t, the network's raw output, its target and the error of each sample.
-    objective: converts the raw output, such as `objective.data(output, x_t, t)`.
-    features: what each layer that the term names gave, by name; tokens (B, L, D) in raster order for a block.
+    evaluation: x_t, the raw output of the network, its target and the loss of each sample.
+    objective: converts the raw output, for example by `objective.data(output, x_t, t)`.
+    features: output of each of the term's `layers`, by name; for blocks, tokens (B, L, D) in raster order.
     """
 
     batch: Batch
@@ -33,18 +33,18 @@ class LossInputs(NamedTuple):
 
 
 class LossTerm(nn.Module, ABC):
-    """One term of the training loss beside the objective's own; subclasses give `forward`.
+    """A term that is added to the objective's training loss; subclasses implement `forward`.
 
-    A term's parameters, such as those of a projection head, are optimised, clipped and saved with the backbone's, and
-    left out of an export. Terms play no part in the validation loss.
+    Parameters of a term, such as those of a projection head, are optimised, clipped and saved together with the
+    backbone's, but not exported. Terms do not contribute to the validation loss.
 
     Args:
         weight: factor of the term in the total loss.
-        start_step: optimiser step from which the term counts.
-        end_step: optimiser step from which it no longer does; None for never.
-        layers: layers of the backbone whose output the term reads, such as "blocks.3".
-        averaged: keep an exponential moving average of the term's parameters like that of the backbone's; otherwise the
-            averaged weights hold a copy of the parameters themselves.
+        start_step: first optimiser step in which the term is active.
+        end_step: first optimiser step in which it is no longer active; None to keep it active.
+        layers: layers of the backbone whose output the term uses, such as "blocks.3".
+        averaged: include the term's parameters in the exponential moving average; otherwise the averaged weights
+            contain a copy of the current parameters.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LossTerm(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if start_step < 0 or (end_step is not None and end_step <= start_step):
-            raise UserError(f"loss term: need 0 <= start_step < end_step, got {start_step} and {end_step}")
+            raise UserError(f"loss term: expected 0 <= start_step < end_step, got {start_step} and {end_step}")
         check_numbers("loss term", weight=weight)
         self.weight = weight
         self.start_step = start_step
@@ -66,9 +66,9 @@ class LossTerm(nn.Module, ABC):
         self.averaged = averaged
 
     def is_active(self, step: int) -> bool:
-        """Whether the term counts in an optimiser step."""
+        """Return whether the term is active in an optimiser step."""
         return self.start_step <= step and (self.end_step is None or step < self.end_step)
 
     @abstractmethod
     def forward(self, inputs: LossInputs) -> Tensor:
-        """Return the term of each sample, (B,)."""
+        """Return the value of the term for each sample, (B,)."""

@@ -1,4 +1,4 @@
-"""What the network predicts, at which times, and how its error is weighted (SiT, arXiv:2401.08740, Sec. 2)."""
+"""The training objective: prediction target, distribution of times, loss weighting (SiT, arXiv:2401.08740, Sec. 2)."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
@@ -17,7 +17,7 @@ from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
 Network = Callable[[Tensor, Tensor], Tensor]
 """network(x_t (B, ...), t (B,)) -> raw output in the shape of x_t."""
 
-Prediction = Literal["velocity", "score", "noise", "data"]
+PredictionType = Literal["velocity", "score", "noise", "data"]
 Weighting = Literal["uniform", "velocity", "noise", "likelihood", "min_snr"]
 TimeSampling = Literal["uniform", "logit_normal"]
 
@@ -26,12 +26,12 @@ _GOLDEN_STEP = 0x9E3779B97F4A7C15 - 2**64
 
 
 class Evaluation(NamedTuple):
-    """One call of the network in training.
+    """Result of `Objective.evaluate`: the network's output for a training batch, with its target and loss.
 
-    x_t: (B, ...) the point on the path.
-    output: (B, ...) the network's raw output, in its own dtype.
-    target: (B, ...) what the output is compared with.
-    loss: (B,) the weighted mean squared error of each sample.
+    x_t: (B, ...), the point on the path.
+    output: (B, ...), raw output of the network, in the network's dtype.
+    target: (B, ...), target of the output.
+    loss: (B,), weighted mean squared error of each sample.
     """
 
     x_t: Tensor
@@ -48,38 +48,39 @@ class _WeightPowers(NamedTuple):
     sigma: int
 
 
-# The weight of a squared error of the noise in each loss. A noise error e is a velocity error (determinant / alpha) e,
-# a score error -e / sigma and a data error -(sigma / alpha) e; likelihood weights the score's by g^2 / 2, where
-# g^2 = 2 sigma determinant / alpha. Kept as exponents, so that the ratio of two is infinite only where it truly is.
+# Weight of the squared noise error in each loss. A noise error e is a velocity error (determinant / alpha) e, a score
+# error -e / sigma and a data error -(sigma / alpha) e; the likelihood weighting multiplies the squared score error by
+# g^2 / 2, where g^2 = 2 sigma determinant / alpha. As exponents, so that factors cancel exactly in ratios of weights.
 _NOISE_ERROR_WEIGHTS = {
     "velocity": _WeightPowers(2, -2, 0),
     "noise": _WeightPowers(0, 0, 0),
     "score": _WeightPowers(0, 0, -2),
     "data": _WeightPowers(0, -2, 2),
     "likelihood": _WeightPowers(1, -1, -1),
-    "min_snr": _WeightPowers(0, 0, 0),  # where alpha^2 / sigma^2 is below gamma; see `loss_weight`
+    "min_snr": _WeightPowers(0, 0, 0),  # for alpha^2 / sigma^2 below gamma; see `loss_weight`
 }
 
 
 class Objective(Configurable):
-    """The training objective of an interpolant model, and the meaning of its network's raw output.
+    """The training objective of an interpolant model, which also defines the meaning of the network's raw output.
 
     Args:
         schedule: path from data (t = 0) to noise (t = 1): "linear", "gvp" (cosine and sine) or "vp" (diffusion).
-        prediction: what the raw output of the network is.
+        prediction: quantity that the network predicts.
         weighting: "uniform" is the plain squared error of the prediction; "velocity" and "noise" weight it so that the
-            loss equals that of a velocity or noise model; "likelihood" is half the squared diffusion coefficient times
-            the score error, which bounds the likelihood (ScoreSDE, arXiv:2011.13456; arXiv:2101.09258); "min_snr" is
-            the error of the data times min(SNR, snr_gamma), SNR = alpha^2 / sigma^2 (arXiv:2303.09556).
-        time_sampling: law of the training times; "logit_normal" is the sigmoid of a normal (arXiv:2403.03206).
-        logit_mean: mean of that normal; positive leans to noise.
-        logit_std: its standard deviation, > 0.
-        time_shift: moves the training times, of either law, to shift t / (1 + (shift - 1) t): above 1 towards noise, as
-            suits pictures of many pixels (arXiv:2403.03206); > 0.
-        snr_gamma: limit of the weight "min_snr", > 0.
-        time_margin: distance kept, in training and in sampling, from an end of [0, 1] at which the target, its weight
-            or its conversion to a velocity is infinite; in (0, 0.5). Other ends keep no distance; see `time_range`.
-            With prediction "data" and weighting "velocity" the weight at the margin m is 1 / m^2 on the linear path.
+            loss equals that of a velocity or noise model; "likelihood" multiplies the squared score error by half the
+            squared diffusion coefficient, which bounds the likelihood (ScoreSDE, arXiv:2011.13456; arXiv:2101.09258);
+            "min_snr" multiplies the squared data error by min(SNR, snr_gamma), SNR = alpha^2 / sigma^2
+            (arXiv:2303.09556).
+        time_sampling: distribution of training times; "logit_normal" is the sigmoid of a normal (arXiv:2403.03206).
+        logit_mean: mean of that normal distribution; positive values give more times near noise.
+        logit_std: standard deviation of that normal distribution, > 0.
+        time_shift: replaces training times t by shift t / (1 + (shift - 1) t), for both distributions; values above 1
+            give more times near noise, which suits large images (arXiv:2403.03206); > 0.
+        snr_gamma: maximum of the weight "min_snr", > 0.
+        time_margin: distance, in (0, 0.5), that training and sampling keep from t = 0 or t = 1 if the target, its
+            weight or its conversion to a velocity is infinite there; see `time_range`. With prediction "data" and
+            weighting "velocity", the weight at the margin m is 1 / m^2 on the linear path.
 
     Raises: UserError for an unknown option or a number out of range.
     """
@@ -87,7 +88,7 @@ class Objective(Configurable):
     def __init__(
         self,
         schedule: ScheduleName = "linear",
-        prediction: Prediction = "velocity",
+        prediction: PredictionType = "velocity",
         weighting: Weighting = "uniform",
         time_sampling: TimeSampling = "uniform",
         logit_mean: float = 0.0,
@@ -97,14 +98,14 @@ class Objective(Configurable):
         snr_gamma: float = 5.0,
     ) -> None:
         self.path = make_schedule(schedule)
-        _check_choice("prediction", prediction, get_args(Prediction))
+        _check_choice("prediction", prediction, get_args(PredictionType))
         _check_choice("weighting", weighting, get_args(Weighting))
         _check_choice("time_sampling", time_sampling, get_args(TimeSampling))
         check_numbers("objective", logit_mean=logit_mean)
         check_numbers("objective", above=0, logit_std=logit_std, time_shift=time_shift, snr_gamma=snr_gamma)
         check_numbers("objective", above=0, below=0.5, time_margin=time_margin)
         self.schedule: ScheduleName = schedule
-        self.prediction: Prediction = prediction
+        self.prediction: PredictionType = prediction
         self.weighting: Weighting = weighting
         self.time_sampling: TimeSampling = time_sampling
         self.logit_mean = logit_mean
@@ -117,9 +118,9 @@ class Objective(Configurable):
     def time_range(self) -> tuple[float, float]:
         """Lowest and highest time at which the network is trained and evaluated.
 
-        0 and 1, less the margin at t = 0 for a score or data, for anything on the VP path and for a weight that grows
-        as 1 / sigma; and at t = 1 for a score or noise (their velocity needs 1 / alpha) and for a weight that grows as
-        1 / alpha, unless the path is VP, where alpha stays positive.
+        This is [0, 1] except for margins. There is a margin at t = 0 for score and data prediction, on the VP path, and
+        for weights that grow as 1 / sigma. There is a margin at t = 1 for score and noise prediction (conversion to a
+        velocity needs 1 / alpha) and for weights that grow as 1 / alpha, but not on the VP path, where alpha > 0.
         """
         powers = self._weight_powers()
         at_data = self.prediction in ("score", "data") or self.path.sigma_rate_diverges or powers.sigma < 0
@@ -127,7 +128,7 @@ class Objective(Configurable):
         return (self.time_margin if at_data else 0.0, 1.0 - self.time_margin if at_noise else 1.0)
 
     def sample_time(self, generators: list[torch.Generator], *, device: torch.device | str = "cpu") -> Tensor:
-        """Draw (B,) float32 training times in (0, 1) and in `time_range`, element i from generator i alone."""
+        """Draw (B,) float32 training times in (0, 1) and within `time_range`, element i from generator i."""
         if self.time_sampling == "uniform":
             fraction = rand_per_sample(generators)
         else:
@@ -137,21 +138,21 @@ class Objective(Configurable):
         return to_device(self._stretch(fraction), device)
 
     def validation_times(self, sample_ids: Tensor) -> Tensor:
-        """Return (B,) float32 times for sample ids, (B,) int64: a function of each id alone, even over `time_range`.
+        """Return (B,) float32 times that depend only on the sample ids, (B,) int64, and cover `time_range` evenly.
 
-        Time i is the fractional part of 1/2 + i / golden ratio, so consecutive ids cover the range evenly whatever
-        `time_sampling` is, and validation losses of different runs compare.
+        Time i is the fractional part of 1/2 + i / golden ratio, so that consecutive ids cover the range evenly for
+        every `time_sampling`, and validation losses of different runs are comparable.
         """
-        # Exact in wrapping integers, whatever the size of the id; the signed result / 2^64 is the fraction less 1/2.
+        # Exact in wrapping integers for ids of any size; the signed result / 2^64 is the fraction minus 1/2.
         multiple = sample_ids.to("cpu", torch.int64) * _GOLDEN_STEP
         return self._stretch(multiple.double() / 2.0**64 + 0.5).to(sample_ids.device)
 
     def training_loss(self, network: Network, x_data: Tensor, x_noise: Tensor, t: Tensor) -> Tensor:
-        """Return the (B,) weighted mean squared error of each sample; see `evaluate`."""
+        """Return the weighted mean squared error of each sample, (B,); see `evaluate`."""
         return self.evaluate(network, x_data, x_noise, t).loss
 
     def evaluate(self, network: Network, x_data: Tensor, x_noise: Tensor, t: Tensor) -> Evaluation:
-        """Call the network at x_t and compare its output with the target, in float32 (float64 for float64 data).
+        """Call the network at x_t and compute the loss of its output, in float32 (float64 for float64 data).
 
         Args:
             network: network(x_t, t) -> raw output in the shape of x_t.
@@ -159,7 +160,7 @@ class Objective(Configurable):
             x_noise: (B, ...) standard normal noise.
             t: (B,) times in `time_range`.
 
-        Raises: UserError when a shape, the output's included, does not fit.
+        Raises: UserError if the shapes of the inputs or of the output do not match.
         """
         dtype = torch.promote_types(x_data.dtype, torch.float32)
         x_data, x_noise = x_data.to(dtype), x_noise.to(dtype)
@@ -172,18 +173,18 @@ class Objective(Configurable):
         return Evaluation(x_t, output, target, self.loss_weight(t).to(dtype) * squared_error)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """Return the weight, shape and dtype of `t`, that a squared error of the raw prediction carries at time t."""
+        """Return the weight of the squared error of the raw output at time t, in the shape and dtype of `t`."""
         powers = self._weight_powers()
         path = self.path.coefficients(t)
         weight = torch.ones_like(t)
         for base, power in zip((path.determinant, path.alpha, path.sigma), powers, strict=True):
             weight = weight * base**power if power else weight
-        if self.weighting == "min_snr":  # min(SNR, gamma) times the data's error, which is the noise's / SNR
+        if self.weighting == "min_snr":  # min(SNR, gamma) times the squared data error, which is the noise error / SNR
             weight = weight * (self.snr_gamma * (path.sigma / path.alpha) ** 2).clamp(max=1)
         return weight
 
     def velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Convert a raw output (B, ...) at x_t (B, ...), t (B,) to the velocity dx_t/dt, in x_t's dtype."""
+        """Convert a raw output (B, ...) at x_t (B, ...) and t (B,) to the velocity dx_t/dt, in x_t's dtype."""
         return self._convert(output, x_t, t, "velocity")
 
     def score(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ class Objective(Configurable):
         return _WeightPowers(*(a - b for a, b in zip(wanted, own, strict=True)))
 
     def _stretch(self, fraction: Tensor) -> Tensor:
-        """Map [0, 1] to `time_range`, in float32, off the exact ends 0 and 1."""
+        """Map [0, 1] to `time_range`, in float32, excluding exactly 0 and 1."""
         low, high = self.time_range
         half_ulp = torch.finfo(torch.float32).eps / 2
         return (low + (high - low) * fraction.double()).float().clamp(half_ulp, 1 - half_ulp)
@@ -224,4 +225,4 @@ class Objective(Configurable):
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"objective.{option}: {value!r} is unknown; choose one of {', '.join(choices)}")
+        raise UserError(f"objective.{option}: unknown {value!r}: choose one of {', '.join(choices)}")

@@ -1,1 +1,1 @@
-"""How a network is run: recorded in CUDA graphs, compiled, or sharded over processes."""
+"""Execution of networks: CUDA graphs, compilation, and sharding over processes."""

@@ -1,4 +1,4 @@
-"""torch.compile of a backbone region by region, which takes seconds where the whole model takes minutes."""
+"""Regional compilation of a backbone by torch.compile, which takes seconds instead of minutes for the whole model."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from torch import nn
 
 from zigma_pl.core.torch_private import allow_compiled_forms
 
-# Of one function. Blocks share theirs, for training and sampling, and for every batch size that is met.
+# Per function. All blocks share a function, which is compiled for training, for sampling and for every batch size.
 MAX_COMPILED_FORMS = 32
 
 
 def compile_regions(backbone: nn.Module, **options: Any) -> None:
-    """Compile, in place, every block of the backbone's lists, every conditioner, and each of its other parts by itself.
+    """Compile, in place and separately, every block, every conditioner and every other child of a backbone.
 
-    Blocks of one kind share their compiled code. Nothing is compiled before the first call.
+    Blocks of the same class share their compiled code. Compilation happens at the first call.
 
     Args:
-        backbone: whose direct children are lists of blocks, conditioners, embeddings and the final layer.
-        options: as of torch.compile.
+        backbone: a network whose children are lists of blocks, conditioners, embeddings and the final layer.
+        options: options of torch.compile.
     """
     allow_compiled_forms(MAX_COMPILED_FORMS)
     for region in regions(backbone):
@@ -25,9 +25,11 @@ def compile_regions(backbone: nn.Module, **options: Any) -> None:
 
 
 def regions(backbone: nn.Module) -> list[nn.Module]:
-    """Return the modules that are compiled: not PyTorch's own, such as a last norm, each of which is one kernel."""
-    held = (nn.ModuleList, nn.ModuleDict)
+    """Return the modules to compile; modules of PyTorch itself, such as a final norm, are a single kernel already."""
+    containers = (nn.ModuleList, nn.ModuleDict)
     parts = [
-        part for child in backbone.children() for part in (child.children() if isinstance(child, held) else [child])
+        part
+        for child in backbone.children()
+        for part in (child.children() if isinstance(child, containers) else [child])
     ]
     return [part for part in parts if not type(part).__module__.startswith("torch.nn.")]

@@ -1,4 +1,4 @@
-"""CUDA graphs: what a call launches on the device, recorded once, and launched again as one."""
+"""CUDA graphs: recording of the kernels that a call launches, to replay them with a single launch."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
@@ -12,11 +12,9 @@ from zigma_pl.core.batch import Condition, Conditions
 
 NUM_WARMUP_CALLS = 3
 
-Call = Callable[[], tuple[Tensor, ...]]
-
 
 class Inputs(NamedTuple):
-    """The arguments of a backbone; see Backbone.forward."""
+    """The arguments of a backbone; see `Backbone.forward`."""
 
     x_t: Tensor
     t: Tensor
@@ -27,11 +25,11 @@ class Inputs(NamedTuple):
     def of(
         cls, x_t: Tensor, t: Tensor, conditions: Conditions | None, dropped: Mapping[str, Tensor] | None
     ) -> "Inputs":
-        """Return the arguments with names in one order."""
+        """Return the arguments with conditions sorted by name."""
         return cls(x_t, t, dict(sorted((conditions or {}).items())), dict(sorted((dropped or {}).items())))
 
     def named(self) -> dict[str, Tensor]:
-        """Return all tensors by a name that tells where each belongs."""
+        """Return all tensors by unique names."""
         found = {"x_t": self.x_t, "t": self.t}
         for name, condition in self.conditions.items():
             found[f"{name}.values"] = condition.values
@@ -50,7 +48,7 @@ class Inputs(NamedTuple):
 
 
 def warm_up(call: Callable[[], Any]) -> None:
-    """Call a few times beside the main stream, so that what is only set up once is no part of a recording."""
+    """Call a function a few times on a side stream, so that one-time initialisation is not recorded."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -59,28 +57,28 @@ def warm_up(call: Callable[[], Any]) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(*calls: Call) -> list[tuple[Callable[[], None], tuple[Tensor, ...]]]:
-    """Record what each of the calls, warmed up, launches.
+def record(*calls: Callable[[], tuple[Tensor, ...]]) -> list[tuple[Callable[[], None], tuple[Tensor, ...]]]:
+    """Record the kernels that each of the calls launches, after they were warmed up.
 
-    Returns: of each what launches it again, and the results, which are then written anew. The recordings share memory:
-    they are to be replayed one after the other in this order, and each may write to what those after it have left.
+    Returns: for each call, a function that replays it, and its results, which each replay overwrites. The recordings
+        share memory: replay them one after the other in this order; each may overwrite the results of later ones.
     """
     pool = torch.cuda.graph_pool_handle()
     recordings = []
     for call in calls:
         graph = torch.cuda.CUDAGraph()
-        # Meanwhile other threads, which pin the memory of the next batch, may do what this one may not.
-        with garbage_kept(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        # Other threads, such as one that pins memory of the next batch, are not restricted during the recording.
+        with garbage_collection_paused(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = call()
         recordings.append((graph.replay, results))
     return recordings
 
 
 @contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Collect garbage now, and none meanwhile: to free another graph, say of an earlier network, would end a recording.
+def garbage_collection_paused() -> Iterator[None]:
+    """Collect garbage before the block but not within it, as freeing another CUDA graph would invalidate a recording.
 
-    PyTorch left this to its callers in version 2.9 (its pull request 161037).
+    Since version 2.9, PyTorch leaves this to its callers (pull request 161037).
     """
     was_enabled = gc.isenabled()
     gc.collect()
@@ -92,28 +90,28 @@ def garbage_kept() -> Iterator[None]:
             gc.enable()
 
 
-def fill(held: Inputs, inputs: Inputs) -> None:
-    """Write inputs of the same signature to where a recording reads them."""
+def fill(recorded: Inputs, inputs: Inputs) -> None:
+    """Copy inputs with the same signature to the tensors that a recording reads."""
     given = inputs.named()
-    for name, static in held.named().items():
-        static.copy_(given[name])
+    for name, tensor in recorded.named().items():
+        tensor.copy_(given[name])
 
 
 def signature(inputs: Inputs, dtype: torch.dtype | None) -> tuple[Any, ...]:
-    """Return what a recording is for: the dtype of autocast, and names, shapes and dtypes of the inputs."""
+    """Return the key of a recording: the dtype of autocast, and names, shapes and dtypes of the inputs."""
     return dtype, *((name, tensor.shape, tensor.dtype) for name, tensor in inputs.named().items())
 
 
 def addresses(module: nn.Module) -> list[int]:
-    """Return where parameters and buffers lie, which recordings read and write; lists differ once any has moved."""
+    """Return the addresses of parameters and buffers, to which recordings are bound."""
     return [tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())]
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """Return the dtype of the autocast that is on, None where it is off."""
+    """Return the dtype of autocast, None if autocast is disabled."""
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
-def lasting_autocast(device_type: str, dtype: torch.dtype | None) -> torch.autocast:
-    """Return an autocast that remembers no casts: a recording would go on reading them after they are freed."""
+def uncached_autocast(device_type: str, dtype: torch.dtype | None) -> torch.autocast:
+    """Return autocast without its cache of casts, which recordings would read after the cache is freed."""
     return torch.autocast(device_type, dtype, enabled=dtype is not None, cache_enabled=False)

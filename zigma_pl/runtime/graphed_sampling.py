@@ -1,4 +1,4 @@
-"""A backbone replayed as a CUDA graph: at small batches the time goes into launching kernels, and a graph saves it."""
+"""A backbone that is replayed as a CUDA graph in sampling, where launching kernels dominates at small batch sizes."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +14,12 @@ from zigma_pl.runtime.cuda_graphs import (
     Inputs,
     autocast_dtype,
     fill,
-    lasting_autocast,
     record,
     signature,
+    uncached_autocast,
     warm_up,
 )
-from zigma_pl.runtime.sampling_copy import SamplingTwin
+from zigma_pl.runtime.sampling_copy import SamplingCopy
 
 
 class _Capture(NamedTuple):
@@ -29,18 +29,19 @@ class _Capture(NamedTuple):
 
 
 class GraphedBackbone:
-    """Calls like the backbone it is given; without gradients on a CUDA device it captures once and then replays.
+    """A callable like its backbone; without gradients on a CUDA device, it replays CUDA graphs.
 
-    One graph is captured for each combination of input shapes and dtypes, anew when parameters have moved in memory.
-    Under autocast it reads 16-bit copies of the weights of matrix products (`SamplingTwin`). They are made again, and
-    the parameters looked for, in every call, but within `fixed_weights` only once, where it begins. Nothing tells
-    reliably that weights have changed: PyTorch's counters miss the fused AdamW, and whatever writes through `.data`, as
-    averaging callbacks do.
-    On other devices, and where gradients are wanted, the backbone itself is called.
+    One graph is captured for each combination of input shapes and dtypes, and again if parameters have moved in memory.
+    Under autocast, the graph reads 16-bit copies of the weights of matrix products (`SamplingCopy`). Every call updates
+    these copies and checks the addresses of the parameters; within `fixed_weights`, this is done only once at its
+    start. Changes of weights cannot be detected reliably: PyTorch's version counters miss the fused AdamW and writes
+    through `.data`, such as those of averaging callbacks.
+
+    On other devices, and if gradients are enabled, the backbone itself is called.
 
     Args:
         backbone: the network.
-        compile_backbone: capture its regions as torch.compile makes them.
+        compile_backbone: compile the regions of the captured network with torch.compile.
     """
 
     device_type = "cuda"
@@ -49,19 +50,19 @@ class GraphedBackbone:
         self.backbone = backbone
         self.compile_backbone = compile_backbone
         self.droppable_conditions = backbone.droppable_conditions
-        self._twins: dict[torch.dtype | None, SamplingTwin] = {}
+        self._copies: dict[torch.dtype | None, SamplingCopy] = {}
         self._captures: dict[tuple[Any, ...], _Capture] = {}
         self._weights_are_fixed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedBackbone":
-        """Go with the copied backbone, whose parameters lie elsewhere, and capture anew."""
+        """Copy the backbone, and capture new graphs for the copy."""
         return type(self)(copy.deepcopy(self.backbone, memo), self.compile_backbone)
 
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
-        """Promise that the weights stay as they are now for a while, such as until a batch of samples is drawn."""
-        for dtype in tuple(self._twins):
-            self._follow_weights(dtype)
+        """Skip updates of the weight copies in the block, in which the caller must not change the weights."""
+        for dtype in tuple(self._copies):
+            self._update_copy(dtype)
         self._weights_are_fixed = True
         try:
             yield
@@ -75,11 +76,11 @@ class GraphedBackbone:
         conditions: Conditions | None = None,
         dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Predict (B, C, H, W); see Backbone.forward for the arguments. The result is the caller's own."""
+        """Predict (B, C, H, W), in a new tensor; see `Backbone.forward` for the arguments."""
         inputs = Inputs.of(x_t, t, conditions, dropped)
         if x_t.device.type != self.device_type or torch.is_grad_enabled():
             return self.backbone(*inputs)
-        # What is kept may be read, and written, in inference mode and outside of it.
+        # Tensors that are created here can be used inside and outside of inference mode.
         with torch.inference_mode(False), torch.no_grad():
             capture = self._capture_for(inputs)
             fill(capture.inputs, inputs)
@@ -88,28 +89,28 @@ class GraphedBackbone:
 
     def _capture_for(self, inputs: Inputs) -> _Capture:
         dtype = autocast_dtype(self.device_type)
-        twin = self._twin(dtype)
+        sampling_copy = self._copy_for(dtype)
         key = signature(inputs, dtype)
         if key not in self._captures:
-            self._captures[key] = self._capture(twin.network, inputs, dtype)
+            self._captures[key] = self._capture(sampling_copy.network, inputs, dtype)
         return self._captures[key]
 
-    def _twin(self, dtype: torch.dtype | None) -> SamplingTwin:
+    def _copy_for(self, dtype: torch.dtype | None) -> SamplingCopy:
         if not self._weights_are_fixed:
-            self._follow_weights(dtype)
-        if dtype not in self._twins:
-            self._twins[dtype] = SamplingTwin(self.backbone, dtype, self.compile_backbone)
-        return self._twins[dtype]
+            self._update_copy(dtype)
+        if dtype not in self._copies:
+            self._copies[dtype] = SamplingCopy(self.backbone, dtype, self.compile_backbone)
+        return self._copies[dtype]
 
-    def _follow_weights(self, dtype: torch.dtype | None) -> None:
-        """Bring a twin up to date; where the weights have moved, drop all that was captured."""
-        twin = self._twins.get(dtype)
-        if twin is None:
+    def _update_copy(self, dtype: torch.dtype | None) -> None:
+        """Update the weights of a copy; if the parameters have moved in memory, discard all copies and graphs."""
+        sampling_copy = self._copies.get(dtype)
+        if sampling_copy is None:
             return
-        if twin.is_of(self.backbone):
-            twin.refresh()
+        if sampling_copy.matches(self.backbone):
+            sampling_copy.refresh()
         else:
-            self._twins.clear()
+            self._copies.clear()
             self._captures.clear()
 
     def _capture(self, network: Backbone, inputs: Inputs, dtype: torch.dtype | None) -> _Capture:
@@ -118,7 +119,7 @@ class GraphedBackbone:
         def call() -> tuple[Tensor, ...]:
             return (network(*static),)
 
-        with lasting_autocast(self.device_type, dtype):
+        with uncached_autocast(self.device_type, dtype):
             warm_up(call)
             ((replay, (output,)),) = record(call)
         return _Capture(static, output, replay)

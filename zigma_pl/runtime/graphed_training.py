@@ -1,4 +1,4 @@
-"""A backbone whose training step is replayed: the host may take longer to launch kernels than the GPU to run them."""
+"""A backbone whose passes are replayed as CUDA graphs in training, as launches may take longer than the kernels."""
 
 import copy
 from collections.abc import Mapping
@@ -16,23 +16,24 @@ from zigma_pl.runtime.cuda_graphs import (
     addresses,
     autocast_dtype,
     fill,
-    lasting_autocast,
     record,
     signature,
+    uncached_autocast,
     warm_up,
 )
 
 
 class GraphedTraining:
-    """Calls like the backbone it is given; in training on a CUDA device it replays the two passes as CUDA graphs.
+    """A callable like its backbone; in training on a CUDA device, it replays both passes as CUDA graphs.
 
-    They are recorded at the first call, for its shapes and dtypes, and anew when parameters have moved in memory. The
-    gradients are those of the parameters alone, and every call's backward pass has to come before the next call.
-    The backbone itself is called on other devices, without gradients, in evaluation, with inputs of other shapes, and
-    while something watches it through hooks, which a replay would not call.
+    The passes are recorded at the first call, for its shapes and dtypes, and again if parameters have moved in memory.
+    Only parameters receive gradients, and the backward pass of each call must run before the next call.
+
+    The backbone itself is called on other devices, without gradients, in evaluation mode, for inputs of other shapes,
+    and if it has forward hooks, which a replay would not call.
 
     Args:
-        backbone: the network. Nothing in it may wait for the device.
+        backbone: the network, which must not synchronise with the device.
     """
 
     device_type = "cuda"
@@ -42,7 +43,7 @@ class GraphedTraining:
         self._recording: _Recording | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedTraining":
-        """Go with the copied backbone, whose parameters lie elsewhere, and record anew."""
+        """Copy the backbone, and record new graphs for the copy."""
         return type(self)(copy.deepcopy(self.backbone, memo))
 
     def __call__(
@@ -52,13 +53,13 @@ class GraphedTraining:
         conditions: Conditions | None = None,
         dropped: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Predict (B, C, H, W); see Backbone.forward for the arguments."""
+        """Predict (B, C, H, W); see `Backbone.forward` for the arguments."""
         inputs = Inputs.of(x_t, t, conditions, dropped)
         if not self._is_training_on(x_t.device):
             return self.backbone(*inputs)
         dtype = autocast_dtype(self.device_type)
-        if self._recording is None or not self._recording.is_of(self.backbone):
-            self._recording = None  # its memory first
+        if self._recording is None or not self._recording.matches(self.backbone):
+            self._recording = None  # frees its memory first
             self._recording = _Recording(self.backbone, inputs, dtype, self.device_type)
         if not self._recording.takes(inputs, dtype):
             return self.backbone(*inputs)
@@ -70,7 +71,7 @@ class GraphedTraining:
 
 
 class _Recording:
-    """Both passes of a backbone at one batch size."""
+    """Recordings of both passes of a backbone for one batch size."""
 
     def __init__(self, backbone: Backbone, inputs: Inputs, dtype: torch.dtype | None, device_type: str) -> None:
         self.parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
@@ -79,7 +80,7 @@ class _Recording:
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
-            with lasting_autocast(device_type, dtype):
+            with uncached_autocast(device_type, dtype):
                 self._output = backbone(*self._inputs)
             return (self._output,)
 
@@ -95,50 +96,51 @@ class _Recording:
         del self._output
         passes = record(forward, backward)
         (self._replay_forward, (prediction,)), (self._replay_backward, self._gradients) = passes
-        # Autograd's graph is let go each time: while it lives, gradients are summed in the stream that it was made in.
+        # The autograd graph is freed, here and after the warm-up: while it exists, gradients are accumulated on the
+        # stream on which it was created.
         self._prediction = prediction.detach()
         del self._output
 
-    def is_of(self, backbone: Backbone) -> bool:
-        """Whether the backbone's parameters and buffers still lie where they lay."""
+    def matches(self, backbone: Backbone) -> bool:
+        """Return whether the backbone's parameters and buffers are at the recorded addresses."""
         return self._addresses == addresses(backbone)
 
     def takes(self, inputs: Inputs, dtype: torch.dtype | None) -> bool:
-        """Whether these are inputs of the shapes and dtypes that were recorded, under the same autocast."""
+        """Return whether inputs have the recorded shapes and dtypes, under the same autocast."""
         return self._signature == signature(inputs, dtype)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """Return the prediction, the caller's own."""
-        self._keep_gradients()
+        """Return the prediction in a new tensor."""
+        self._copy_accumulated_gradients()
         fill(self._inputs, inputs)
         self._replay_forward()
         self.num_forward_passes += 1
         return self._prediction.detach().clone()
 
     def backward(self, doutput: Tensor) -> list[Tensor]:
-        """Return the gradients of the parameters, in memory that the next forward pass may write to."""
+        """Return the gradients of the parameters, in memory that the next forward pass may overwrite."""
         self._doutput.copy_(doutput)
         self._replay_backward()
         return [gradient.detach() for gradient in self._gradients]
 
-    def _keep_gradients(self) -> None:
-        """Copy gradients of the micro-batch before, which are to be added to, where autograd took them as they were."""
+    def _copy_accumulated_gradients(self) -> None:
+        """Copy gradients of the previous micro-batch that are in recorded memory, so that they can be accumulated."""
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             if parameter.grad is not None and parameter.grad.data_ptr() == gradient.data_ptr():
                 parameter.grad = parameter.grad.clone()
 
 
 class _Replay(torch.autograd.Function):
-    """A recording as a function of the parameters."""
+    """A recording as an autograd function of the parameters."""
 
     @staticmethod
     def forward(ctx: Any, recording: _Recording, inputs: Inputs, *parameters: Tensor) -> Tensor:
         prediction = recording.forward(inputs)
-        ctx.recording, ctx.number = recording, recording.num_forward_passes
+        ctx.recording, ctx.index = recording, recording.num_forward_passes
         return prediction
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, doutput: Tensor) -> tuple[Tensor | None, ...]:
-        assert ctx.number == ctx.recording.num_forward_passes, "another forward pass came before the backward pass"
+        assert ctx.index == ctx.recording.num_forward_passes, "another forward pass ran before the backward pass"
         return None, None, *ctx.recording.backward(doutput)

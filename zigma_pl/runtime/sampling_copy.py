@@ -1,4 +1,4 @@
-"""A backbone's twin for sampling, which gives the same numbers without doing in every call what can be done once.
+"""A copy of a backbone for sampling, which computes the same output with less work per call.
 
 Axes: B batch, D width.
 """
@@ -19,41 +19,41 @@ from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.cuda_graphs import addresses
 
 
-class SamplingTwin:
-    """Computes, without gradients and under autocast, what the backbone computes, with less work.
+class SamplingCopy:
+    """A copy of a backbone that computes the same output with less work, without gradients and under autocast.
 
-    The weights of linear layers are held once more in autocast's dtype, rounded as autocast rounds them, instead of
-    being cast in every call; and the modulations of all layers, which depend on time and conditions alone, are one
-    product. Every other parameter and buffer is the backbone's own. The copies are no part of the backbone, so no
-    checkpoint has them.
+    The weights of linear layers are stored in the dtype of autocast, with the same rounding, instead of being cast in
+    every call. The modulations of all layers, which depend only on time and conditions, are computed in one matrix
+    product. All other parameters and buffers are shared with the backbone. The copied weights are not part of the
+    backbone, so they are not saved in checkpoints.
 
     Args:
         backbone: the network.
-        dtype: of autocast; None without autocast, and then the twin is a plain one.
-        compile_backbone: run the twin's regions through torch.compile.
+        dtype: dtype of autocast; None without autocast, for which the copy shares all parameters.
+        compile_backbone: compile the regions of the copy with torch.compile.
     """
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None, compile_backbone: bool = False) -> None:
         self._backbone = backbone
-        self._copies: list[tuple[Tensor, Tensor]] = []  # each with what it is a copy of
-        with torch.inference_mode(False), torch.no_grad():  # else the copies could not be written outside of it
-            self.network = self._plain_twin() if dtype is None else self._lean_twin(dtype)
+        self._copies: list[tuple[Tensor, Tensor]] = []  # each copied weight with its source
+        with torch.inference_mode(False), torch.no_grad():  # so that copies can be modified outside of inference mode
+            self.network = self._shared_network() if dtype is None else self._cast_network(dtype)
         self._addresses = addresses(backbone)
         if compile_backbone:
             compile_regions(self.network)
 
-    def _plain_twin(self) -> Backbone:
+    def _shared_network(self) -> Backbone:
         return copy.deepcopy(self._backbone, {id(tensor): tensor for tensor in _tensors(self._backbone)})
 
-    def _lean_twin(self, dtype: torch.dtype) -> Backbone:
+    def _cast_network(self, dtype: torch.dtype) -> Backbone:
         products = [_modulation_product(module) for module in modulated_modules(self._backbone)]
         replaced: dict[int, Tensor] = {id(tensor): tensor for tensor in _tensors(self._backbone)}
         for layer in self._backbone.modules():
-            # Not the biases: the scan wants that of its steps in float32.
+            # Without biases, since the scan needs the bias of its step sizes in float32.
             if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 and layer not in products:
-                held = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
-                replaced[id(layer.weight)] = held
-                self._copies.append((held, layer.weight))
+                weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
+                replaced[id(layer.weight)] = weight
+                self._copies.append((weight, layer.weight))
         network = copy.deepcopy(self._backbone, replaced)
         if products:
             assert isinstance(network, TokenBackbone)
@@ -61,7 +61,7 @@ class SamplingTwin:
         return network
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
-        """Let the network compute all modulations where it embeds the conditions, and its layers take theirs."""
+        """Make the network compute all modulations when it embeds the conditions, and its layers use the results."""
         sizes = [product.out_features for product in products]
         weight, bias = (
             torch.cat([getattr(product, name) for product in products]).to(dtype) for name in ("weight", "bias")
@@ -83,32 +83,32 @@ class SamplingTwin:
 
         network.block_conditions = embed_and_modulate  # type: ignore[method-assign]
 
-    def is_of(self, backbone: Backbone) -> bool:
-        """Whether the backbone's parameters and buffers still lie where they lay, and it is in the same mode."""
+    def matches(self, backbone: Backbone) -> bool:
+        """Return whether addresses of parameters and buffers and the training mode are unchanged."""
         return self._addresses == addresses(backbone) and self.network.training == backbone.training
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round the weights as they are now: one pass over them, a fraction of a network call."""
+        """Update the copied weights from the backbone, which takes a fraction of the time of a network call."""
         if self._copies:
-            held, weights = zip(*self._copies, strict=True)
-            copy_all(held, weights)
+            copies, sources = zip(*self._copies, strict=True)
+            copy_all(copies, sources)
 
 
 class ModulationPart(nn.Module):
-    """In the place of a layer's modulation: hands out what was computed for the layer, (B, k D)."""
+    """Replaces the modulation of a layer: returns the modulation that was computed for it, (B, k D)."""
 
     conditioning: Tensor
     modulation: Tensor
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """Return the layer's modulation by the conditioning, (B, D), which is that of all layers."""
-        assert conditioning is self.conditioning, "layers with a conditioning of their own"
+        """Return the layer's modulation for the conditioning, (B, D), which must be the same for all layers."""
+        assert conditioning is self.conditioning, "the layers have different conditionings"
         return self.modulation
 
 
 def modulated_modules(backbone: nn.Module) -> list[nn.Module]:
-    """Return the modules whose `modulation` is a SiLU and a linear layer of float32."""
+    """Return the modules whose `modulation` is a SiLU and a float32 linear layer."""
     return [
         module
         for module in backbone.modules()

@@ -1,4 +1,4 @@
-"""A backbone's parameters spread over processes, each gathered for the time of its block's call; and as a whole."""
+"""Sharding of a backbone's parameters over processes with FSDP2, and conversion from and to full tensors."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,17 +9,18 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# `torch.distributed.tensor` takes a second to import, which only those who shard should wait.
+# `torch.distributed` modules are imported in the functions that need them, since they take a second to import.
 
 
 def shard(backbone: nn.Module, mesh: "DeviceMesh") -> None:
-    """Shard, in place, every block of the backbone's lists, and what remains of it (FSDP2).
+    """Shard, in place, every block of a backbone and then the rest of it (FSDP2).
 
-    Parameters stay float32: under autocast the numbers are those of one process. A second call does nothing.
+    Parameters stay float32, so that under autocast the results are those of a single process. A second call has no
+    effect.
 
     Args:
-        backbone: whose direct children are lists of blocks, embeddings and the final layer.
-        mesh: one-dimensional, of the processes that each hold a part.
+        backbone: a network whose children are lists of blocks, embeddings and the final layer.
+        mesh: one-dimensional mesh of the processes over which parameters are sharded.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -28,14 +29,14 @@ def shard(backbone: nn.Module, mesh: "DeviceMesh") -> None:
     for child in backbone.children():
         for block in child if isinstance(child, nn.ModuleList) else ():
             fully_shard(block, mesh=mesh)
-    # By default the root keeps its own parameters whole after a call, which in validation no backward pass ends.
+    # By default the root module would keep its parameters gathered until a backward pass, which validation never runs.
     fully_shard(backbone, mesh=mesh, reshard_after_forward=True)
 
 
 def whole_state(module: nn.Module) -> dict[str, Any]:
-    """Return a module's state with its sharded tensors whole, on the CPU of process 0; elsewhere it is empty.
+    """Return a module's state dict with full tensors on the CPU of process 0; it is empty in other processes.
 
-    All processes have to call it.
+    All processes must call it.
     """
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
@@ -43,9 +44,9 @@ def whole_state(module: nn.Module) -> dict[str, Any]:
 
 
 def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load whole tensors into a module whose parameters are sharded; all processes have to call it, with equal states.
+    """Load a state dict with full tensors into a sharded module; all processes must call it with equal states.
 
-    Raises: RuntimeError for a tensor that the state does not have.
+    Raises: RuntimeError if the state lacks a tensor.
     """
     from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
@@ -53,25 +54,25 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_whole_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load an optimiser's state of one process, with whole tensors, where the module's parameters are sharded.
+    """Load the state of an unsharded optimiser, with full tensors, for a sharded module.
 
     Args:
-        module: whose parameters are optimised.
-        optimizer: in which the state is loaded.
-        state: as its `state_dict` gives it in one process: parameters by number, in the order of the groups.
+        module: the module whose parameters are optimised.
+        optimizer: the optimiser that receives the state.
+        state: a `state_dict` of the optimiser from a single process, with parameters by index in the order of groups.
     """
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
     names = {parameter: name for name, parameter in module.named_parameters()}
     name_of = {
-        number: names[parameter]
+        index: names[parameter]
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
-        for number, parameter in zip(saved["params"], own["params"], strict=True)
+        for index, parameter in zip(saved["params"], own["params"], strict=True)
     }
     named: dict[str, Any] = {
-        "state": {name_of[number]: moments for number, moments in state["state"].items()},
+        "state": {name_of[index]: moments for index, moments in state["state"].items()},
         "param_groups": [
-            group | {"params": [name_of[number] for number in group["params"]]} for group in state["param_groups"]
+            group | {"params": [name_of[index] for index in group["params"]]} for group in state["param_groups"]
         ],
     }
     set_optimizer_state_dict(module, optimizer, named, options=_whole())
@@ -84,10 +85,10 @@ def _whole() -> Any:
 
 
 def made_whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor, or the sum or norm of sharded ones, whole; all processes have to call it."""
+    """Return a sharded tensor, or a sum or norm of sharded tensors, as a full tensor; all processes must call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether the value is a tensor spread over processes."""
+    """Return whether a value is a sharded tensor."""
     return hasattr(value, "full_tensor")

@@ -1,4 +1,4 @@
-"""The contract of a sampler, and a network seen through its objective."""
+"""Base class of samplers, and the network interface that they use."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from zigma_pl.interpolant.objective import Network, Objective
 
 
 class SampleResult(NamedTuple):
-    """What a sampler returns.
+    """Result of a sampler.
 
     x_data: (B, ...) samples at t = 0, float32 (float64 for float64 noise).
-    num_network_calls: how often the network was called, counted; a doubled guidance batch inside it is one call.
+    num_network_calls: number of network calls; a call with a doubled batch for guidance counts once.
     """
 
     x_data: Tensor
@@ -23,7 +23,7 @@ class SampleResult(NamedTuple):
 
 
 class Prediction:
-    """One network output at (x_t, t), from which velocity, score and data follow exactly and without another call."""
+    """One network output at (x_t, t), with exact conversions to velocity, score and data."""
 
     def __init__(self, objective: Objective, output: Tensor, x_t: Tensor, t: Tensor) -> None:
         self._objective = objective
@@ -46,7 +46,7 @@ class Prediction:
 
 
 class Predictor:
-    """The network as a solver sees it: called with one time or one per sample, checked, and counted."""
+    """The network as samplers call it, with checks of the output and a count of calls."""
 
     def __init__(self, network: Network, objective: Objective) -> None:
         self.objective = objective
@@ -54,7 +54,7 @@ class Predictor:
         self._network = network
 
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Prediction:
-        """Call the network once. t: a number or (B,); the network gets (B,) in x_t's dtype."""
+        """Call the network once, at x_t (B, ...) and t, a number or (B,), which it receives as (B,) in x_t's dtype."""
         batch_size = x_t.shape[0]
         times = x_t.new_full((batch_size,), t) if isinstance(t, float) else t.to(x_t.dtype).expand(batch_size)
         output = self._network(x_t, times)
@@ -65,10 +65,10 @@ class Predictor:
 
 
 class Sampler(Configurable, ABC):
-    """Integrates from noise at t = 1 to data at t = 0.
+    """Integrates from noise at t = 1 to data at t = 0; subclasses implement `integrate`.
 
-    Every sampler treats the samples of a batch independently unless its documentation says otherwise: sample i is a
-    function of row i of the noise, generator i and the network alone.
+    Unless documented otherwise, the samples of a batch are independent of each other: sample i is a function of row i
+    of the noise, generator i and the network only.
     """
 
     @torch.no_grad()
@@ -80,18 +80,18 @@ class Sampler(Configurable, ABC):
         objective: Objective,
         generators: list[torch.Generator] | None = None,
     ) -> SampleResult:
-        """Turn noise into samples.
+        """Generate samples from noise.
 
         Args:
-            network: network(x_t, t) -> raw output in the shape of x_t, x_t (B, ...) and t (B,); guidance is already
-                inside. Its output may be bfloat16: the state stays float32.
+            network: network(x_t, t) -> raw output in the shape of x_t, with x_t (B, ...) and t (B,), including
+                guidance. Its output may be bfloat16; the state stays float32.
             x_noise: (B, ...) standard normal noise.
-            objective: tells what the raw output means, on which path and over which `time_range`. Where that range
-                starts below t = 1, the start is sigma_t x_noise, and the data's share alpha_t is left out.
-            generators: one CPU generator per sample, for samplers that draw noise on the way.
+            objective: defines the meaning of the raw output, the path and the `time_range`. If the range starts below
+                t = 1, sampling starts from sigma_t x_noise, without the term alpha_t x_data.
+            generators: one CPU generator per sample, for samplers that draw noise in their steps.
 
-        Raises: UserError for noise that is not a batch of floating point rows, an output of another shape, or
-            generators that are missing or too few.
+        Raises: UserError if the noise is not a floating-point batch, if the output has another shape, or if generators
+            are missing or their number is wrong.
         """
         if x_noise.ndim < 2 or not x_noise.is_floating_point():
             raise UserError(f"x_noise: expected (B, ...) floating point, got {tuple(x_noise.shape)} {x_noise.dtype}")
@@ -106,12 +106,12 @@ class Sampler(Configurable, ABC):
 
     @abstractmethod
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Take `x_t`, (B, ...), from the upper end of the objective's time range to t = 0; subclasses give this.
+        """Integrate `x_t`, (B, ...), from the upper end of the objective's time range to t = 0.
 
         Args:
-            predictor: `predictor(x_t, t)` calls the network once, at one time for all or at (B,) times, and returns a
-                prediction with `velocity`, `score` and `data`, each (B, ...); `predictor.objective.time_range` says
-                from when to when the network may be called.
-            x_t: the noise, float32 or float64, scaled as the path has it where it starts.
-            generators: one CPU generator for each sample, of samplers that draw noise; None where none were given.
+            predictor: `predictor(x_t, t)` calls the network once, at a single time or at (B,) times, and returns a
+                `Prediction` with `velocity`, `score` and `data`, each (B, ...). The network may only be called at times
+                within `predictor.objective.time_range`.
+            x_t: the noise, float32 or float64, multiplied by sigma_t of the start time.
+            generators: one CPU generator per sample, None if the caller passed none.
         """

@@ -1,9 +1,9 @@
-"""Adaptive Dormand-Prince integration with a step size for every sample.
+"""Adaptive Dormand-Prince integration with a step size per sample.
 
-A solver that sees the whole batch as one system picks one step size from the error of all samples, so a sample changes
-with its neighbours. Here each row has its own time, step and error, as a network that takes a time per sample allows;
-rows share nothing but the calls. Method: Dormand and Prince (1980); step control: Hairer, Norsett and Wanner, Solving
-Ordinary Differential Equations I, Sec. II.4.
+A solver that treats the batch as one system chooses one step size from the error of all samples, so that a sample
+depends on the others in its batch. Here each row has its own time, step and error, since the network takes one time per
+sample; rows share only the network calls. Method: Dormand and Prince (1980); step size control: Hairer, Norsett and
+Wanner, Solving Ordinary Differential Equations I, Sec. II.4.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _STAGE_WEIGHTS = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-# Fifth-order weights, which are the last stage's, less the embedded fourth-order ones.
+# Fifth-order weights, which are those of the last stage, minus the embedded fourth-order weights.
 _ERROR_WEIGHTS = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 _SAFETY, _SMALLEST_FACTOR, _LARGEST_FACTOR, _SMALLEST_STEP = 0.9, 0.2, 10.0, 1e-6
 
@@ -30,17 +30,17 @@ _SAFETY, _SMALLEST_FACTOR, _LARGEST_FACTOR, _SMALLEST_STEP = 0.9, 0.2, 10.0, 1e-
 def integrate_dopri5(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t_start: float, t_end: float, *, atol: float, rtol: float
 ) -> Tensor:
-    """Integrate dx/dt = velocity(x, t) from t_start to t_end, up or down, each sample with its own steps.
+    """Integrate dx/dt = velocity(x, t) from t_start to t_end, in either direction, with separate steps per sample.
 
     Args:
-        velocity: velocity(x (B, ...), t (B,)) -> (B, ...). Rows that have arrived are still passed, at t_end.
+        velocity: velocity(x (B, ...), t (B,)) -> (B, ...). Finished rows are still passed, at t_end.
         x: (B, ...) state at t_start.
-        t_start: where to start.
-        t_end: where to stop.
-        atol: absolute tolerance of a step, on the root mean square over a sample.
-        rtol: the same relative to the state.
+        t_start: start time.
+        t_end: end time.
+        atol: absolute tolerance of a step, for the root mean square over a sample.
+        rtol: tolerance relative to the state.
 
-    Raises: UserError when a step size vanishes, as it does when an output is not finite.
+    Raises: UserError if a step size vanishes, for example because an output is not finite.
     """
     direction = 1.0 if t_end > t_start else -1.0
     t = torch.full((x.shape[0],), t_start, dtype=x.dtype, device=x.device)
@@ -63,18 +63,18 @@ def integrate_dopri5(
 
 
 def _first_step(x: Tensor, slope: Tensor, span: float, atol: float, rtol: float) -> Tensor:
-    """A hundredth of the state's size over the slope's, both in units of the tolerance, at most a tenth of the way."""
+    """Return a hundredth of |state| / |slope|, both relative to the tolerance, at most a tenth of the span."""
     tolerance = atol + rtol * x.abs()
-    slope_size = _rms(slope / tolerance).clamp(min=1e-12)  # a state and a slope of zero are no division of 0 by 0
+    slope_size = _rms(slope / tolerance).clamp(min=1e-12)  # no division of 0 by 0 if state and slope are zero
     return (0.01 * _rms(x / tolerance) / slope_size).clamp(1e-4 * span, 0.1 * span)
 
 
 def _try_step(
     velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, step: Tensor, slope: Tensor, end: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the state a step later, the slope there, and the estimated error. The first stage is the known slope.
+    """Return the state after one step, the slope there, and the estimated error, given the slope at the start.
 
-    The step is negative where time falls; rounding takes no stage beyond the end.
+    The step is negative if time decreases. Stages do not exceed the end time, despite rounding.
     """
     slopes, step_of_rows = [slope], _rows(step, x)
     x_stage = x
@@ -94,11 +94,11 @@ def _weighted_sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 
 
 def _check_progress(step: Tensor, t: Tensor, end: Tensor) -> None:
-    stuck = (t != end) & ~(step >= _SMALLEST_STEP)  # written so that a step that is not a number counts
+    stuck = (t != end) & ~(step >= _SMALLEST_STEP)  # also True for a NaN step
     if bool(stuck.any()):
         raise UserError(
-            f"dopri5: the step size vanished at t = {t[stuck][0].item():.4g}; the network's output is not finite "
-            "there, or the tolerances are too tight: raise atol and rtol or use heun"
+            f"dopri5: the step size vanished at t = {t[stuck][0].item():.4g}, as the network's output is not finite or "
+            "the tolerances are too small: increase atol and rtol, or use heun"
         )
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv:2207.12598), limited to an interval of times if wished (arXiv:2404.07724)."""
+"""Classifier-free guidance (arXiv:2207.12598), optionally limited to an interval of times (arXiv:2404.07724)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from zigma_pl.interpolant.objective import Network
 
 
 class GuidableBackbone(Protocol):
-    """What guidance needs of a backbone; see the backbones' contract."""
+    """Interface of backbones that guidance uses; see `Backbone`."""
 
     @property
     def droppable_conditions(self) -> tuple[str, ...]:
@@ -32,14 +32,15 @@ class GuidableBackbone(Protocol):
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly to lean on the conditions, and when.
+    """Strength of classifier-free guidance and the times at which it is applied.
 
     Args:
         scale: the output is null + scale (conditional - null): 1 is plain conditional sampling, 0 ignores the
-            conditions, more than 1 exaggerates them; >= 0.
-        interval: lowest and highest time, both included, at which to guide; outside it sampling is plainly conditional.
-            t = 0 is data, t = 1 noise.
-        drop: names of the conditions that "null" is without, such as ["caption"]; None for all that have a null entry.
+            conditions, larger values strengthen them; >= 0.
+        interval: lowest and highest time, inclusive, at which guidance is applied; outside it, sampling is conditional
+            without guidance. t = 0 is data, t = 1 is noise.
+        drop: names of the conditions that are dropped in the "null" output, such as ["caption"]; None for all
+            conditions that have a null entry.
 
     Raises: UserError for a scale or interval out of range.
     """
@@ -52,25 +53,26 @@ class Guidance:
         """Check the ranges."""
         check_numbers("guidance", least=0, scale=self.scale)
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise UserError(f"guidance.interval: need 0 <= low < high <= 1, got {tuple(self.interval)}")
+            raise UserError(f"guidance.interval: expected 0 <= low < high <= 1, got {tuple(self.interval)}")
         if self.drop == []:
-            raise UserError("guidance.drop is empty: name at least one condition, or leave the option out")
+            raise UserError("guidance.drop is empty: name at least one condition, or leave out the option")
 
 
 def guided_network(
     backbone: GuidableBackbone, conditions: Conditions | None, guidance: Guidance | None = None
 ) -> Network:
-    """Close a backbone over the conditions of a batch, as the network(x_t, t) that samplers take.
+    """Return a network(x_t, t) for samplers, from a backbone, the conditions of a batch and guidance.
 
-    Velocity, score and noise are affine in one another with the same x_t, so guiding the raw output guides them all.
+    At a given x_t, velocity, score and noise are affine functions of each other, so guidance of the raw output guides
+    all of them.
 
     Args:
-        backbone: called with `dropped`, (2B,) bool for each condition that guidance drops, true on the second half,
-            where it guides.
-        conditions: by name; None or empty to sample without a condition whatever the scale.
-        guidance: None for scale 1, one conditional evaluation.
+        backbone: the network. With guidance it is called with a doubled batch and `dropped`, (2B,) bool, True on the
+            second half, for each condition that guidance drops.
+        conditions: by name; None or empty for unconditional sampling at any scale.
+        guidance: None for scale 1, which needs a single conditional evaluation.
 
-    Raises: UserError when guidance drops a condition that the backbone has no null entry for.
+    Raises: UserError if guidance drops a condition for which the backbone has no null entry.
     """
     guidance = guidance or Guidance()
     names = _dropped_names(backbone, guidance)
@@ -89,7 +91,7 @@ def guided_network(
         dropped = dict.fromkeys(names, second_half)
         doubled = backbone(torch.cat([x_t, x_t]), torch.cat([t, t]), doubled_conditions, dropped)
         conditional, null = doubled.chunk(2)
-        # In float32: a large scale would amplify the rounding of a difference taken in bfloat16.
+        # In float32, since a large scale would amplify rounding errors of a difference in bfloat16.
         conditional, null = conditional.to(x_t.dtype), null.to(x_t.dtype)
         guided = null + guidance.scale * (conditional - null)
         if inside is None:
@@ -100,16 +102,18 @@ def guided_network(
 
 
 def _dropped_names(backbone: GuidableBackbone, guidance: Guidance) -> list[str]:
-    """Return the conditions that guidance drops; none at scale 1."""
+    """Return the names of the conditions that guidance drops; none at scale 1."""
     if guidance.scale == 1:
         return []
     droppable = backbone.droppable_conditions
     if not droppable:
-        raise UserError(f"guidance.scale: {guidance.scale} needs a backbone trained with a null condition; set it to 1")
+        raise UserError(
+            f"guidance.scale: {guidance.scale} needs a backbone that was trained with a null condition: set it to 1"
+        )
     unknown = set(guidance.drop or ()) - set(droppable)
     if unknown:
         raise UserError(
-            f"guidance.drop: {sorted(unknown)[0]!r} is no condition that this backbone can drop: choose of "
+            f"guidance.drop: {sorted(unknown)[0]!r} is not a condition that this backbone can drop: choose from "
             f"{', '.join(droppable)}"
         )
     return list(droppable if guidance.drop is None else guidance.drop)
@@ -121,6 +125,6 @@ def _doubled(condition: Condition) -> Condition:
 
 
 def _inside(t: Tensor, interval: tuple[float, float]) -> Tensor | None:
-    """Return which samples are inside, (B,) bool; None where all are, without waiting for the device."""
+    """Return which times are inside, (B,) bool; None if the interval is [0, 1], which needs no synchronisation."""
     low, high = interval
     return None if low <= 0 and high >= 1 else (t >= low) & (t <= high)

@@ -19,19 +19,19 @@ ErrorControl = Literal["per_sample", "batch"]
 class ODESampler(Sampler):
     """Deterministic sampling.
 
-    Network calls: `num_steps` by Euler and 2 `num_steps` by Heun. When the objective's time range stops short of t = 0
-    (a score, or the VP path) the last step begins there and returns the expected data, which costs one call: then
-    Heun makes 2 `num_steps` - 1, and dopri5 one more than its integration.
+    Network calls: `num_steps` with Euler, 2 `num_steps` with Heun. If the objective's time range ends before t = 0
+    (score prediction, or the VP path), the last step starts there and returns the expected data with a single call.
+    Heun then needs 2 `num_steps` - 1 calls, and dopri5 one call in addition to its integration.
 
     Args:
         method: "euler" (order 1), "heun" (order 2) or "dopri5" (adaptive, order 5).
-        num_steps: steps of euler and heun, the last included; dopri5 chooses its own.
-        time_shift: 1 for even steps of euler and heun, > 1 for more of them near noise (arXiv:2403.03206).
+        num_steps: number of steps of euler and heun, including the last one; dopri5 chooses its own.
+        time_shift: 1 for uniform steps of euler and heun, > 1 for more steps near noise (arXiv:2403.03206).
         atol: absolute tolerance of dopri5.
         rtol: relative tolerance of dopri5.
-        error_control: how dopri5 chooses steps. "per_sample": every sample its own, so that it does not depend on the
-            rest of the batch. "batch": one step for all from their joint error, as torchdiffeq does and published
-            evaluations did; samples then change with their batch by about the tolerance.
+        error_control: step size control of dopri5. "per_sample": separate steps for every sample, so that samples do
+            not depend on their batch. "batch": the same steps for all samples, from their joint error, as in
+            torchdiffeq and published evaluations; samples then depend on their batch, by about the tolerance.
 
     Raises: UserError for an unknown option or a number out of range.
     """
@@ -47,10 +47,10 @@ class ODESampler(Sampler):
     ) -> None:
         check_steps("ODESampler", num_steps, time_shift)
         if method not in get_args(ODEMethod):
-            raise UserError(f"ODESampler.method: {method!r} is unknown; choose one of {', '.join(get_args(ODEMethod))}")
+            raise UserError(f"ODESampler.method: unknown {method!r}: choose one of {', '.join(get_args(ODEMethod))}")
         if error_control not in get_args(ErrorControl):
             choices = ", ".join(get_args(ErrorControl))
-            raise UserError(f"ODESampler.error_control: {error_control!r} is unknown; choose one of {choices}")
+            raise UserError(f"ODESampler.error_control: unknown {error_control!r}: choose one of {choices}")
         check_numbers("ODESampler", above=0, atol=atol, rtol=rtol)
         self.method: ODEMethod = method
         self.num_steps = num_steps
@@ -60,7 +60,7 @@ class ODESampler(Sampler):
         self.error_control: ErrorControl = error_control
 
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Integrate the velocity by the method that was chosen; no noise is drawn."""
+        """Integrate the velocity with the chosen method."""
         t_last, t_start = predictor.objective.time_range
         if self.method == "dopri5":
             x_t = self._adaptive(predictor, x_t, t_start, t_last)

@@ -1,8 +1,8 @@
 """Samplers of the reverse-time SDE (SiT, arXiv:2401.08740, Sec. 2; ScoreSDE, arXiv:2011.13456).
 
-Backwards from t = 1, dx = (velocity - w(t) / 2 score) dt + sqrt(w(t)) dW with dt < 0. Seen forwards in 1 - t that is
-the ODE plus Langevin dynamics on p_t at rate w / 2, which leaves p_t as it is; so the marginals are those of the ODE
-for every diffusion w >= 0.
+From t = 1 to t = 0, dx = (velocity - w(t) / 2 score) dt + sqrt(w(t)) dW with dt < 0. As a function of 1 - t this is the
+ODE plus Langevin dynamics on p_t with rate w / 2, which leave p_t unchanged. The marginals are therefore those of the
+ODE for every diffusion w >= 0.
 """
 
 import math
@@ -26,7 +26,7 @@ LastStep = Literal["mean", "tweedie", "euler"]
 
 
 def diffusion_coefficient(diffusion: Diffusion, t: float, path: Schedule) -> float:
-    """Return w(t) at scale 1: the variance of the noise per unit time. See `SDESampler`."""
+    """Return w(t) at scale 1, the variance of the noise per unit of time; see `SDESampler`."""
     if diffusion in ("sigma", "sbdm"):
         c = path.coefficients(torch.tensor(t, dtype=torch.float64))
         return (c.sigma if diffusion == "sigma" else 2 * c.sigma * c.determinant / c.alpha).item()
@@ -38,26 +38,26 @@ def diffusion_coefficient(diffusion: Diffusion, t: float, path: Schedule) -> flo
 
 
 class SDESampler(Sampler):
-    """Stochastic sampling, with noise drawn per step from each sample's own generator.
+    """Stochastic sampling, with noise drawn in every step from each sample's own generator.
 
-    The score is infinite at t = 0, so the last step, from `last_step_size` to 0, draws no noise. Network calls:
-    `num_steps` by Euler-Maruyama, 2 `num_steps` - 1 by Heun (whose last step is a single call).
+    The score is infinite at t = 0, so the last step, from `last_step_size` to 0, adds no noise. Network calls:
+    `num_steps` with Euler-Maruyama, 2 `num_steps` - 1 with Heun (whose last step is a single call).
 
-    Where the data is concentrated, steps are stable only below about 4 sigma^2 / w: near t = 0 "constant" needs many
-    of them, "sigma" few.
+    If the data is concentrated, steps are stable only below about 4 sigma^2 / w: near t = 0, "constant" needs many
+    small steps, "sigma" does not.
 
     Args:
         method: "euler_maruyama" (weak order 1) or "heun" (weak order 2).
-        num_steps: steps, the last included.
+        num_steps: number of steps, including the last one.
         diffusion: w(t) at scale 1: "sigma" sigma_t, "linear" t, "constant" 1, "decreasing" sin(pi t / 2)^4 (from 1 at
             noise to 0 at data), "increasing_decreasing" sin(pi t)^2, "sbdm" 2 sigma (sigma' - sigma alpha' / alpha),
             which is beta(t) of the VP diffusion and infinite at t = 1 on the other paths.
-        diffusion_scale: factor on w, >= 0; 0 is the ODE. SiT's released code gives these forms to w / 2, so that its
-            norm 1 is scale 2 here ("sbdm", twice its form already, stays at scale 1).
-        last_step: "mean" takes the SDE step without its noise, "euler" the step of the ODE, "tweedie" returns the
-            expected data.
-        last_step_size: time at which the last step begins, in (0, 1); 0.04 is SiT's.
-        time_shift: 1 for even steps, > 1 for more of them near noise.
+        diffusion_scale: factor of w, >= 0; 0 is the ODE. SiT's released code uses these forms for w / 2, so that its
+            norm 1 corresponds to scale 2 here (except "sbdm", which already includes the factor 2).
+        last_step: "mean" is the SDE step without its noise, "euler" the step of the ODE, "tweedie" returns the expected
+            data.
+        last_step_size: start time of the last step, in (0, 1); SiT uses 0.04.
+        time_shift: 1 for uniform steps, > 1 for more steps near noise.
 
     Raises: UserError for an unknown option or a number out of range.
     """
@@ -89,18 +89,18 @@ class SDESampler(Sampler):
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
         """Integrate the reverse-time SDE.
 
-        Raises: UserError without generators, for "sbdm" on a path that reaches pure noise, and for a last step that is
-            larger than the time there is.
+        Raises: UserError without generators, for "sbdm" on a path that reaches pure noise, or if the last step is
+            longer than the time range.
         """
         if generators is None:
-            raise UserError("SDESampler: needs one generator per sample to draw noise from; pass generators=")
+            raise UserError("SDESampler: needs one random generator per sample: pass generators")
         if self.diffusion == "sbdm" and predictor.objective.path.reaches_pure_noise:
             schedule = predictor.objective.schedule
-            raise UserError(f"SDESampler.diffusion: 'sbdm' is infinite at t = 1 on the {schedule} path; use 'sigma'")
+            raise UserError(f"SDESampler.diffusion: 'sbdm' is infinite at t = 1 on the {schedule} path: use 'sigma'")
         t_min, t_start = predictor.objective.time_range
         t_last = max(self.last_step_size, t_min)
         if t_last >= t_start:
-            raise UserError(f"SDESampler.last_step_size: {t_last} leaves no time before {t_start}; lower it")
+            raise UserError(f"SDESampler.last_step_size: {t_last} must be less than the start time {t_start}: lower it")
         grid = time_grid(self.num_steps, start=t_start, last=t_last, shift=self.time_shift)
         for t, t_next in pairwise(grid[:-1]):
             x_t = self._step(predictor, x_t, t, t_next, generators)
@@ -114,7 +114,7 @@ class SDESampler(Sampler):
         drift = self._drift(predictor, x_t, t, w)
         if self.method == "euler_maruyama":
             return x_t + (t_next - t) * drift + math.sqrt(w * (t - t_next)) * noise
-        # The trapezoid of w is what makes the variance added in a step right to second order.
+        # With the trapezoidal rule for w, the variance added in a step is correct to second order.
         kick = math.sqrt((w + w_next) / 2 * (t - t_next)) * noise
         drift_next = self._drift(predictor, x_t + (t_next - t) * drift + kick, t_next, w_next)
         return x_t + (t_next - t) / 2 * (drift + drift_next) + kick
@@ -135,4 +135,4 @@ class SDESampler(Sampler):
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"SDESampler.{option}: {value!r} is unknown; choose one of {', '.join(choices)}")
+        raise UserError(f"SDESampler.{option}: unknown {value!r}: choose one of {', '.join(choices)}")
