@@ -76,7 +76,7 @@ def test_vp_keeps_its_digits_in_float32_near_data() -> None:
 
 
 def test_errors_name_the_option() -> None:
-    with pytest.raises(UserError, match="schedule: .*'cosine'"):
+    with pytest.raises(UserError, match=r"schedule: .*'cosine'"):
         make_schedule("cosine")
     with pytest.raises(UserError, match="beta_min"):
         VPSchedule(beta_min=2.0, beta_max=1.0)
