@@ -1,4 +1,4 @@
-"""Text under the pictures of a grid, wrapped and shortened to their width."""
+"""Labels below the images of a grid, wrapped and shortened to their width."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -7,18 +7,18 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 MAX_LINES = 4
-MAX_CHARACTERS = 200  # of a label; more never fit in MAX_LINES
+MAX_CHARACTERS = 200  # per label; longer texts never fit into MAX_LINES
 LEAST_FONT_PX = 11
-SIZES_PER_WIDTH = 9  # picture's width over font size, which gives about 15 characters per line at any width
+SIZES_PER_WIDTH = 9  # image width divided by font size, for about 15 characters per line at any width
 COLOUR = (40, 40, 40)
 
 
 class LabelStrip:
-    """Labels of pictures of one width, as tall as the longest label needs.
+    """Labels for images of equal width, with the height of the longest label.
 
     Args:
-        labels: one for each picture; all may be empty.
-        width_px: width of the pictures.
+        labels: one label per image; all may be empty.
+        width_px: width of the images.
 
     Attributes:
         height_px: height of the labels, 0 if all are empty.
@@ -36,14 +36,14 @@ class LabelStrip:
             self.height_px = max(map(len, self._wrapped)) * self._line_px
 
     def draw(self, index: int, canvas: Image.Image, left_px: int, top_px: int) -> None:
-        """Draw a label, centred, in the rectangle whose upper left corner is given."""
+        """Draw a label, horizontally centred, with its rectangle's upper left corner at (left_px, top_px)."""
         for number, line in enumerate(self._wrapped[index] if self._wrapped else ()):
             position = (left_px + self._width_px / 2, top_px + number * self._line_px)
             ImageDraw.Draw(canvas).text(position, line, COLOUR, self._font, anchor="ma")
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str]:
-    """Return the lines of a text that fit the width: at most MAX_LINES, the last with an ellipsis if text is left out.
+    """Wrap a text to at most MAX_LINES lines of a width, ending with an ellipsis if the text is shortened.
 
     Words that are longer than a line are broken.
     """
@@ -68,5 +68,5 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str]
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
     from matplotlib import get_data_path  # slow to import
 
-    # Matplotlib's font has letters of more alphabets than Pillow's.
+    # Matplotlib's font supports more alphabets than Pillow's default font.
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size_px)

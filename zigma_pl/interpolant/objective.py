@@ -21,7 +21,7 @@ PredictionType = Literal["velocity", "score", "noise", "data"]
 Weighting = Literal["uniform", "velocity", "noise", "likelihood", "min_snr"]
 TimeSampling = Literal["uniform", "logit_normal"]
 
-# 2^64 divided by the golden ratio, as a signed 64-bit number: multiples of it, modulo 2^64, are evenly spread.
+# 2^64 divided by the golden ratio, as a signed 64-bit number; its multiples modulo 2^64 are evenly distributed.
 _GOLDEN_STEP = 0x9E3779B97F4A7C15 - 2**64
 
 

@@ -41,8 +41,8 @@ class TokenBackbone(Backbone):
 
     Args:
         width: D.
-        config: the constructor's options by name, of which in_channels, latent_height, latent_width, patch_size,
-            latent_frames, position_embedding, num_classes, caption_dim and gradient_checkpointing are used.
+        config: the constructor's options by name. Uses in_channels, latent_height, latent_width, patch_size,
+            latent_frames, position_embedding, num_classes, caption_dim and gradient_checkpointing.
         conditioners: by name of the condition; see `all_conditioners`.
     """
 
@@ -178,7 +178,7 @@ def all_conditioners(
     """Return the conditioners of a backbone: for class and caption if the data have them, and those given.
 
     Args:
-        config: options of the backbone, of which num_classes, caption_dim and null_condition are used.
+        config: options of the backbone. Uses num_classes, caption_dim and null_condition.
         given: by name of the condition; "class" and "caption" replace the default conditioners.
 
     Raises: UserError for a name that a module cannot have.

@@ -129,7 +129,7 @@ def pieces_for(num_blocks: int, chunk_tiles: int, num_chunks: int, num_multiproc
     Args:
         num_blocks: number of blocks per piece.
         chunk_tiles: number of tiles per chunk.
-        num_chunks: number of chunks, for one of which no result is needed.
+        num_chunks: number of chunks; one of them needs no pieces, since no other chunk depends on it.
         num_multiprocessors: number of multiprocessors of the GPU.
     """
     room = 2 * CHUNK_BLOCKS * num_multiprocessors

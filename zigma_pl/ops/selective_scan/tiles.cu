@@ -71,7 +71,7 @@ struct Tiles {
     uint4* raw;           // [2][arrays][QUADS][PASSES][THREADS]: 8 channels of a row each, as in global memory
     uint4* raw_terms;     // [2][RAW_UNITS]
     float* terms;         // [TILE][TERMS]
-    int* order;           // [4][TILE], three of which are in use: raster rows of this tile and the next two; -1 past the end
+    int* order;           // [4][TILE], three in use: raster rows of this tile and the next two; -1 past the end
     float *skip, *bias;   // [CHANNELS]
 };
 
