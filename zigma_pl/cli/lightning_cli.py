@@ -1,6 +1,6 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI over one module, one data module and YAML layers.
 
-Later layers win: constructor defaults, configs/base.yaml, each --config in turn, flags.
+Later layers win: constructor defaults, configs/base.yaml, each --config in turn, command-line options.
 """
 
 import sys
@@ -155,7 +155,7 @@ class ZigmaCLI(LightningCLI):
             raise UserError(f"invalid options: {refusal}") from error
 
     def _name_run(self) -> None:
-        """Name the run after the experiment, where its logger has no name of its own."""
+        """Name the run after the experiment, unless its logger has a name."""
         options = self.config[self.config["subcommand"]]
         for logger in filter(has_folder, _as_list(options.trainer.logger)):
             if logger.init_args.get("name") is None:
@@ -245,7 +245,7 @@ class ZigmaCLI(LightningCLI):
             self._log_to_run_of(Path(self.config[command].ckpt_path), command)
 
     def _log_to_run_of(self, checkpoint: Path, command: str) -> None:
-        """Log what a checkpoint scores beside the curves of its run, if it lies in one; `predict` logs nothing."""
+        """Log the scores of a checkpoint in the folder of its run, if it belongs to one; `predict` logs nothing."""
         trainer = self.config[command].trainer
         folder = checkpoint.absolute().parents[1]
         if command == "predict":

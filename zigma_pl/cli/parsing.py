@@ -1,4 +1,4 @@
-"""Reading the options of a command: YAML layers, flags, and one-line errors."""
+"""Parsing the options of a command: YAML configs, command-line options, and one-line errors."""
 
 import logging
 import sys
@@ -55,11 +55,11 @@ def quieten() -> None:
 def with_shipped_configs(argv: list[str]) -> list[str]:
     """Return the arguments, with the full path of each `--config FILE` that exists only among the shipped files."""
     found = list(argv)
-    for place, argument in enumerate(argv):
+    for index, argument in enumerate(argv):
         if argument.startswith("--config="):
-            found[place] = f"--config={find_config(argument.removeprefix('--config='))}"
-        elif argument == "--config" and place + 1 < len(argv):
-            found[place + 1] = str(find_config(argv[place + 1]))
+            found[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+        elif argument == "--config" and index + 1 < len(argv):
+            found[index + 1] = str(find_config(argv[index + 1]))
     return found
 
 

@@ -23,17 +23,17 @@ SHOWN_OPTIONS = (
 
 
 class SaveConfigOnFit(SaveConfigCallback):
-    """Save the whole configuration beside the checkpoints of a training run, and only there."""
+    """Save the whole config in the folder of a training run; other commands save none."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save when training starts, in the folder of the run whatever its logger."""
+        """Save when training starts, in the folder of the run, with any logger."""
         folder = run_folder(trainer)
         if stage == "fit" and trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, folder / CONFIG_FILE, skip_unset=False, overwrite=True, multifile=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the options in TensorBoard, once the run has something else to show."""
+        """Show the options in TensorBoard, once training has started."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoard):
                 logger.log_options(shown_options(self.config))

@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 @contextmanager
 def options_as_spelled_here(names: set[str]) -> Iterator[None]:
-    """In errors, replace the names that options have in configs, such as data.root, by those they have here: --root."""
+    """Replace the names of options in configs, such as data.root, by those of this command, --root, in errors."""
     try:
         yield
     except UserError as error:
