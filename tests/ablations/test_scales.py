@@ -8,7 +8,7 @@ import pytest
 
 from zigma_pl.suite.runs.composed import compose, differences
 from zigma_pl.suite.runs.experiment_files import find_experiments
-from zigma_pl.suite.runs.plan import OutputFolders, plan
+from zigma_pl.suite.runs.plan import OutputFolders, plan, without_copies
 
 REPOSITORY = Path(__file__).parents[2]
 SCALES = REPOSITORY / "configs" / "scale"
@@ -32,6 +32,17 @@ def test_a_scale_changes_no_class_and_names_itself(runs):
         classes = [change for change in changes if "class_path" in change and " absent -> " not in change]
         assert classes == []
         assert run.config["scorer"]["scale"] == run.scale
+
+
+def test_experiments_that_a_scale_makes_equal_run_once(runs):
+    distinct, copies = without_copies(runs)
+    assert len(distinct) + len(copies) == len(runs)
+    at_512 = {run.name for run in runs if run.name.endswith("_512")}
+    skipped = {copy.name: original.name for copy, original in copies}
+    if runs[0].scale == "paper":
+        assert skipped == {}
+    else:
+        assert {name: skipped[name] for name in at_512} == {name: name.removesuffix("_512") for name in at_512}
 
 
 def test_experiments_of_a_table_see_the_same_number_of_samples(runs):

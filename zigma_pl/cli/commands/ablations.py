@@ -108,9 +108,9 @@ def main(argv: list[str]) -> int:
 
 def _runs(options: argparse.Namespace) -> "list[Run]":
     from zigma_pl.suite.runs.experiment_files import find_experiments
-    from zigma_pl.suite.runs.plan import OutputFolders, plan
+    from zigma_pl.suite.runs.plan import OutputFolders, plan, without_copies
 
-    return plan(
+    planned = plan(
         find_experiments(_seen_from_here(options.experiments), options.table, options.names),
         options.scale,
         list(dict.fromkeys(options.seeds)),
@@ -118,6 +118,10 @@ def _runs(options: argparse.Namespace) -> "list[Run]":
         folders=OutputFolders(options.logs / options.scale, options.results / options.scale),
         extra_files=options.config,
     )
+    runs, copies = without_copies(planned)
+    for run, original in copies:
+        print(f"{run.name}: equals {original.name} at scale {options.scale}, not run")
+    return runs
 
 
 def _seen_from_here(path: Path) -> Path:

@@ -210,3 +210,19 @@ def plan(
         if run.num_steps < 1:
             raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} never ends: set it in {run.files[1]}")
     return runs
+
+
+def without_copies(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Split runs into those to do, and copies: runs whose config equals an earlier one's of the same table.
+
+    A scale can make experiments equal: one that sets the size of the images has no use for a table's larger images.
+
+    Returns: the runs to do, and each copy with the run that it equals.
+    """
+    first: dict[tuple[str | None, str], Run] = {}
+    copies = []
+    for run in runs:
+        original = first.setdefault((run.experiment.prefix, fingerprint(run.config)), run)
+        if original is not run:
+            copies.append((run, original))
+    return list(first.values()), copies
