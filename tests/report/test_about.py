@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import yaml
 from fuzzing import bounded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,8 +112,6 @@ def test_the_shipped_experiments_have_the_block_and_are_in_the_order_of_the_pape
     assert tables["table 1"][0].published == {"fid": "158.1", "fdd": "75.9", "kid": "0.169"}
     assert [experiment.name for experiment in tables[None]] == ["digits", "portraits"]
     for experiment in experiments:
-        name = yaml.safe_load(experiment.file.read_text())["trainer"]["logger"]["init_args"]["name"]
-        assert name == experiment.name  # the record of a run takes its name from the logger
         table = experiment.about.table
         if table is not None:
             assert experiment.name.startswith(f"{table.replace(' ', '')}_")
