@@ -13,7 +13,7 @@ from zigma_pl.core.shipped import find_config, shipped_file
 def installed(in_tmp, monkeypatch):
     """A folder of shipped files that is not the working directory."""
     folder = in_tmp / "share"
-    for name in ("experiments/digits.yaml", "configs/slurm/row.sbatch"):
+    for name in ("experiments/digits.yaml", "configs/slurm/experiment.sbatch"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text("model: {}\n")
     monkeypatch.setattr(shipped, "folders", lambda: (in_tmp / "nowhere", folder))

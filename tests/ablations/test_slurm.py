@@ -11,7 +11,7 @@ import pytest
 
 from zigma_pl.core.errors import UserError
 
-TEMPLATE = Path(__file__).parents[2] / "configs" / "slurm" / "row.sbatch"
+TEMPLATE = Path(__file__).parents[2] / "configs" / "slurm" / "experiment.sbatch"
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--template",
         type=Path,
-        default=_seen_from_here(shipped_file("configs/slurm/row.sbatch")),
+        default=_seen_from_here(shipped_file("configs/slurm/experiment.sbatch")),
         metavar="FILE",
         help="batch script of the jobs (default: %(default)s)",
     )

@@ -20,7 +20,7 @@ from zigma_pl.suite.runs.plan import Run
 
 _LINES_SHOWN = 6  # lines of output of a failed run
 _SECONDS_TO_STOP = 30.0
-_SECONDS_TO_SAVE = 110.0  # less than the 120 of configs/slurm/row.sbatch
+_SECONDS_TO_SAVE = 110.0  # less than the 120 of configs/slurm/experiment.sbatch
 _POLL_SECONDS = 0.5
 
 

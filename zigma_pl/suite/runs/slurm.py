@@ -39,7 +39,7 @@ def submit(runs: Sequence[Run], template: Path, arguments: Sequence[str], *, dry
         UserError: the template does not exist, or SLURM is not installed.
     """
     if not template.is_file():
-        raise UserError(f"--template {template} does not exist: start from configs/slurm/row.sbatch")
+        raise UserError(f"--template {template} does not exist: start from configs/slurm/experiment.sbatch")
     rejected = []
     for run in runs:
         command = sbatch_command(run, template, arguments)
