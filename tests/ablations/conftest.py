@@ -16,8 +16,8 @@ class Fakes:
 
     def __init__(self):
         self.behave()
-        for experiment in ("table1_a", "table1_b", "table1x_a", "toy"):
-            self.write(f"experiments/{experiment}.yaml", EXPERIMENT)
+        for index, experiment in enumerate(("table1_a", "table1_b", "table1x_a", "toy")):
+            self.write(f"experiments/{experiment}.yaml", f"{EXPERIMENT}preview: {{num_samples: {index}}}\n")
         self.write("scales/smoke.yaml", "scorer: {num_samples: 16, metrics: [fid_lite]}\n")
         torch.save({"global_step": 1}, "middle.pt")
         torch.save({"global_step": 2}, "end.pt")
