@@ -191,7 +191,7 @@ def test_checkpoint_is_plain_and_loads_without_the_command_line(tmp_path):
 
 def test_checkpoint_of_another_model_is_refused_in_one_line(tmp_path):
     torch.save({"state_dict": {"backbone.extra": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match=r"does not match this model \(\d+ parameters"):
         build().on_load_checkpoint(torch.load(tmp_path / "other.ckpt", weights_only=True))
 
 

@@ -79,10 +79,10 @@ def test_folders_that_are_no_weights_of_ours_are_looked_for_too(needs):
     [
         (("Digitz", {}, None), "Digitz"),
         (("Digits", {"batch_sizes": 3}, None), "batch_sizes"),
-        (("Digits", {}, ["fvd"]), "fvd is no score of pictures"),
+        (("Digits", {}, ["fvd"]), "fvd does not apply to images"),
         (
             ("FacesHQ", TINY_SYNTHETIC, ["kid_lite"]),
-            "kid_lite: subsets of 5 need as many samples, but there are 2 real",
+            "kid_lite needs at least 5 samples for its subsets, got 2 real",
         ),
     ],
 )

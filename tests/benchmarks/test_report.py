@@ -5,7 +5,15 @@ import json
 import pytest
 
 from zigma_pl.benchmarks import plots
-from zigma_pl.benchmarks.report import Result, figure_cell, measured, memory_cell, percent_cell, ratio_cell, time_cell
+from zigma_pl.benchmarks.report import (
+    BenchmarkResult,
+    figure_cell,
+    measured,
+    memory_cell,
+    percent_cell,
+    ratio_cell,
+    time_cell,
+)
 from zigma_pl.benchmarks.timing import Measurement, Spread
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.machine import choose_device, describe_machine
@@ -51,7 +59,7 @@ def test_cells_of_a_measurement():
 def test_ratios_are_given_with_their_spread():
     assert ratio_cell(Spread(0.99812, 0.995, 1.001, 9)) == "0.998 ±0.003"
     assert ratio_cell(None) == "-"
-    result = Result("forward", MACHINE, [], ("ratio", "ms"), plots.draw_forward)
+    result = BenchmarkResult("forward", MACHINE, [], ("ratio", "ms"), plots.plot_forward)
     result.rows += [("12.998 ±0.003", "1"), ("-", "10")]
     assert result.table().splitlines()[-1] == f"{'-':>13}  10"  # figures stand to the right
 
@@ -63,15 +71,15 @@ def test_a_batch_size_of_one_grid_is_left_to_the_table_when_another_has_a_line()
             | measured(Measurement(Spread.of([0.1]), 1), batch_size)
             for grid, batch_size in settings
         ]
-        result = Result("forward", MACHINE, ["a note"], (), plots.draw_forward, records=records)
-        return [line.get_label() for line in result.draw(result).axes[0].lines]
+        result = BenchmarkResult("forward", MACHINE, ["a note"], (), plots.plot_forward, records=records)
+        return [line.get_label() for line in result.plot(result).axes[0].lines]
 
     assert drawn((8, 1), (16, 1), (8, 16)) == ["DiT"]
     assert drawn((8, 1), (8, 16)) == ["DiT, batch 1", "DiT, batch 16"]
 
 
 def test_table_and_json(tmp_path):
-    result = Result("forward", MACHINE, ["a note"], ("backbone", "ms"), plots.draw_forward)
+    result = BenchmarkResult("forward", MACHINE, ["a note"], ("backbone", "ms"), plots.plot_forward)
     result.rows += [("ZigMa", "1.23"), ("DiT", "out of memory"), ("U-ViT", "12.3")]
     result.records += [{"label": "ZigMa"}]
     assert result.table().splitlines() == [
@@ -91,7 +99,7 @@ def test_table_and_json(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    result = Result("forward", MACHINE, [], ("ms",), plots.draw_forward)
+    result = BenchmarkResult("forward", MACHINE, [], ("ms",), plots.plot_forward)
     with pytest.raises(UserError, match=r"--json .*cannot be written"):
         result.write_json(tmp_path, complete=True)
 
@@ -114,7 +122,9 @@ def test_figure_4_a_b_has_speed_and_memory_over_the_grid():
         model_record("DiT", "DiT", "eager", 32, 0.02, 3e9),
         model_record("DiT", "DiT", "eager", 64, None, None),
     ]
-    figure = plots.draw_forward(Result("forward", MACHINE, ["what: and how"], (), plots.draw_forward, [], records))
+    figure = plots.plot_forward(
+        BenchmarkResult("forward", MACHINE, ["what: and how"], (), plots.plot_forward, [], records)
+    )
     speed, memory = figure.axes
     assert lines_of(speed) == {"ZigMa, CUDA graph": [[32, 200], [64, 100]], "DiT (out of memory at 64)": [[32, 50]]}
     assert lines_of(memory) == {"ZigMa, CUDA graph": [[32, 1], [64, 2]], "DiT (out of memory at 64)": [[32, 3]]}
@@ -125,7 +135,7 @@ def test_figure_4_a_b_has_speed_and_memory_over_the_grid():
 
 def test_figure_4_c_d_is_over_the_orders_and_leaves_out_memory_that_was_not_counted():
     records = [model_record("", "parallel Mamba", "eager", 16, 0.01 * k, None) | {"num_orders": k} for k in range(1, 4)]
-    figure = plots.draw_order(Result("order", MACHINE, ["a note"], (), plots.draw_order, [], records))
+    figure = plots.plot_order(BenchmarkResult("order", MACHINE, ["a note"], (), plots.plot_order, [], records))
     (speed,) = figure.axes
     assert speed.get_xlabel() == "number of scan orders"
     assert lines_of(speed)["parallel Mamba"] == [[k, pytest.approx(100 / k)] for k in range(1, 4)]
@@ -136,14 +146,14 @@ def test_bars_of_training_and_of_the_scan():
         model_record("ZigMa", "ZigMa zigzag-8", "compiled", 32, 0.5, 8e9),
         model_record("DiT", "DiT", "eager", 32, None, None),
     ]
-    figure = plots.draw_train(Result("train", MACHINE, ["a note"], (), plots.draw_train, [], records))
+    figure = plots.plot_train(BenchmarkResult("train", MACHINE, ["a note"], (), plots.plot_train, [], records))
     speed, memory = figure.axes
     assert [bar.get_width() for bar in speed.patches] == [2, 0]
     assert [text.get_text() for text in speed.texts] == ["2.00", "out of memory"]
     assert [text.get_text() for text in memory.texts] == ["8.00", "out of memory"]
     time = measured(Measurement(Spread(0.001, 0.001, 0.001, 1), None)) | {"limit_seconds": 0.0005}
     record = {"shape": [1, 2, 3, 4], "contestant": "cuda", "forward": time, "backward": time, "both": time}
-    figure = plots.draw_scan(Result("scan", MACHINE, ["a note"], (), plots.draw_scan, [], [record]))
+    figure = plots.plot_scan(BenchmarkResult("scan", MACHINE, ["a note"], (), plots.plot_scan, [], [record]))
     assert [bar.get_width() for bar in figure.axes[0].patches] == [1, 1]
     assert figure.axes[0].texts[0].get_text() == "2.00"
 

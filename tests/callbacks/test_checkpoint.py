@@ -117,7 +117,7 @@ def test_another_number_of_processes_is_said_once(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(tmp_path, 4)
-    said = [warning for warning in caught if "is of 2 processes and this run has 1" in str(warning.message)]
+    said = [warning for warning in caught if "2 processes and this run has 1" in str(warning.message)]
     assert len(said) == 1
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
 

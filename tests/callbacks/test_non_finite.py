@@ -56,7 +56,7 @@ def test_optimiser_that_is_not_fused_is_guarded_too(tmp_path):
 def test_resumed_run_goes_on_counting(tmp_path):
     train(tmp_path / "first", spoiled(1, 2), [NonFiniteGuard()], max_steps=3)
     guard = NonFiniteGuard(max_in_a_row=3, check_every_n_steps=1)
-    with pytest.raises(UserError, match="not finite in 3 steps in a row, up to step 4"):
+    with pytest.raises(UserError, match=r"not finite in 3 steps in a row, .* step 4"):
         train(tmp_path / "second", spoiled(3), [guard], ckpt_path=tmp_path / "first" / "last.ckpt")
 
 

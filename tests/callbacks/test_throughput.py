@@ -168,11 +168,11 @@ def clock_of_queue(loading):
     queue = Event.queue = Queue()
     clock = DataClock(torch.device("cuda"))
     for _ in range(10):
-        clock.asked()
+        clock.batch_requested()
         queue.host += loading
-        clock.answered()
+        clock.batch_loaded()
         queue.order(0.25)
-        clock.encoded()
+        clock.batch_encoded()
         queue.order(1.0)
     return queue, clock
 
@@ -239,7 +239,7 @@ def test_warning_names_the_cause_once_and_again_when_it_changes(monkeypatch, cap
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"num_workers": 0}, ["training process itself", "num_workers (now 0)"]),
+        ({"num_workers": 0}, ["in the training process", "num_workers (now 0)"]),
         ({"num_workers": 2}, ["num_workers (now 2)", "zigma_pl prepare"]),
         ({"num_workers": 2, "cache": "prepared"}, ["num_workers (now 2)", "faster disk"]),
     ],

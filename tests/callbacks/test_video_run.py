@@ -139,5 +139,5 @@ def generators(sample_ids):
 
 @pytest.mark.parametrize("latent_frames", [None, 4])
 def test_other_numbers_of_frames_are_refused(latent_frames, tmp_path):
-    with pytest.raises(UserError, match="gives latent_frames=3, but the backbone is built for latent_frames="):
+    with pytest.raises(UserError, match="has latent_frames=3, but the backbone has latent_frames="):
         trainer_for(tmp_path, []).fit(build(latent_frames), datamodule=MovingBars())

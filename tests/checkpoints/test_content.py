@@ -204,7 +204,7 @@ def test_integers_are_no_weights(load, tmp_path):
     for part in ("state_dict", "current_model_state"):
         content[part] = {name: weight.long() for name, weight in content[part].items()}
     torch.save(content, tmp_path / "a.ckpt")
-    assert "another model" in refused(fit, tmp_path, tmp_path / "a.ckpt", STEPS + 1)
+    assert "does not match this model" in refused(fit, tmp_path, tmp_path / "a.ckpt", STEPS + 1)
 
 
 # --- numbers that are not finite --------------------------------------------------------------------------------------

@@ -72,9 +72,10 @@ def test_a_damaged_newest_one_is_told_and_the_run_stays_the_same(in_tmp):
     cut = save("logs/row/version_1/checkpoints", 2, age=1, whole=False)
     found = last_run(runs(logger()), None)
     assert found.checkpoint == older
-    assert found.passed_over == (f"checkpoint {cut} is truncated: the one saved before it is used",)
+    (message,) = found.passed_over
+    assert message.startswith(f"checkpoint {cut} is truncated")
     older.unlink()
-    with pytest.raises(UserError, match=r"no checkpoint in logs/row/version_1/checkpoints is whole .step_2\.ckpt"):
+    with pytest.raises(UserError, match=r"logs/row/version_1/checkpoints .*step_2\.ckpt"):
         last_run(runs(logger()), None)
 
 
@@ -85,7 +86,7 @@ def test_without_a_checkpoint_there_is_one_line(in_tmp):
         (logger(), "elsewhere", "elsewhere"),
         ({"logger": False, "default_root_dir": "root"}, None, r"root/experiment/version_\*/checkpoints"),
     ):
-        with pytest.raises(UserError, match=f"no checkpoint in {where}: leave the option out"):
+        with pytest.raises(UserError, match=f"no checkpoint in {where}: "):
             last_run(runs(trainer), dirpath)
 
 

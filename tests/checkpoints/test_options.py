@@ -66,7 +66,7 @@ def test_the_same_options_say_nothing_and_an_old_checkpoint_is_said(saved, tmp_p
     content = torch.load(saved, weights_only=True)
     del content["zigma_options"]
     torch.save(content, tmp_path / "old.ckpt")
-    with pytest.warns(UserWarning, match="does not say which options"):
+    with pytest.warns(UserWarning, match=r"old\.ckpt does not contain the options"):
         validate(tmp_path / "old.ckpt", tmp_path, build())
 
 

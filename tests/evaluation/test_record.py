@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.records import parse_record
-from zigma_pl.evaluation.record import ResultRecord, Score, read_record, write_record
+from zigma_pl.evaluation.record import ResultRecord, ScoreValue, read_record, write_record
 
 REPOSITORY = Path(__file__).parents[2]
 RECORDS = [path for path in sorted((REPOSITORY / "results").rglob("*.json")) if '"scores"' in path.read_text()]
@@ -21,8 +21,8 @@ RECORDS = [path for path in sorted((REPOSITORY / "results").rglob("*.json")) if 
 
 def make(**changes):
     scores = {
-        "validation_loss": Score(value=0.1, by_time=[0.1, None]),
-        "kid_lite": Score(value=0.25, comparable=False, std=0.01),
+        "validation_loss": ScoreValue(value=0.1, by_time=[0.1, None]),
+        "kid_lite": ScoreValue(value=0.25, comparable=False, std=0.01),
     }
     parts = {"scores": scores, "protocol": {"seed": 0}, "training": {"steps": 4}, "machine": {"commit": None}}
     return ResultRecord(**{"row": "row", "scale": "smoke", **parts, "pictures": {"grid": "g.png"}, **changes})
@@ -42,7 +42,7 @@ def test_written_record_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_score_that_is_not_finite_is_still_json(value, tmp_path):
-    path = write_record(make(scores={"fid": Score(value=value)}, protocol={"odd": value}), tmp_path)
+    path = write_record(make(scores={"fid": ScoreValue(value=value)}, protocol={"odd": value}), tmp_path)
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert plain["scores"]["fid"]["value"] is None
     assert math.isnan(read_record(path).scores["fid"].value)

@@ -57,7 +57,7 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     with Image.open(record.pictures["grid"]) as grid:
         assert grid.size == (8 * 50 + 2, 3 * 50 + 2)
     printed = capsys.readouterr().out
-    assert "24 samples of the average weights, 2 network calls each, against 179 real ones (test)" in printed
+    assert "24 samples of the average weights, 2 network calls each, 179 real samples (test split)" in printed
     assert "lite, not comparable with published FID" in printed
     assert printed.rstrip().endswith("record: results/row.json")
 

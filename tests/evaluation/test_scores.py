@@ -52,13 +52,13 @@ def test_scores_on_extractors_of_ones_own():
     assert list(choose_scores(None, known, of_clips=False, has_captions=False))[4:] == names
     assert list(choose_scores(None, known, of_clips=True, has_captions=False))[1:] == ["frame_fid_mine", "fvd_moving"]
     assert choose_scores(["kid_mine"], known, of_clips=False, has_captions=False)["kid_mine"].distance == "kernel"
-    with pytest.raises(UserError, match="fvd_moving is no score of pictures"):
+    with pytest.raises(UserError, match="fvd_moving does not apply to images"):
         choose_scores(["fvd_moving"], known, of_clips=False, has_captions=False)
 
 
 @pytest.mark.parametrize("name", ["lite", "clip_score", "a.b", "../up", ""])
 def test_names_that_an_extractor_cannot_have(name):
-    with pytest.raises(UserError, match="cannot be the name"):
+    with pytest.raises(UserError, match="is not a valid name"):
         known_scores({name: FakeExtractor()})
 
 
@@ -66,8 +66,8 @@ def test_names_that_an_extractor_cannot_have(name):
     ("name", "of_clips", "message"),
     [
         ("fidd", False, "unknown score 'fidd'"),
-        ("fvd", False, "fvd is no score of pictures"),
-        ("fid", True, "fid is no score of clips"),
+        ("fvd", False, "fvd does not apply to images"),
+        ("fid", True, "fid does not apply to clips"),
         ("clip_score", False, "without captions"),
     ],
 )

@@ -65,9 +65,9 @@ def test_misuse_is_told_in_one_line(lite):
         lite(pictures)
     with pytest.raises(UserError, match="height, width"):
         lite(torch.zeros(2, 4, 64, 64, dtype=torch.uint8))
-    with pytest.raises(UserError, match="takes images"):
+    with pytest.raises(UserError, match="needs images"):
         lite(torch.zeros(2, 16, 3, 64, 64, dtype=torch.uint8))
-    with pytest.raises(UserError, match="multiply by 255"):
+    with pytest.raises(UserError, match="by 255"):
         lite(torch.ones(2, 3, 64, 64, dtype=torch.uint8))
     assert lite(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 1280)  # one black picture is possible
 
@@ -79,7 +79,7 @@ def test_fingerprint_says_what_it_is_and_that_it_is_not_comparable(lite):
 
 
 def test_unknown_name_and_broken_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match="unknown 'light', choose one of inception"):
+    with pytest.raises(UserError, match="'light': choose one of inception"):
         build_extractor("light")
     (tmp_path / "other.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"lite: cannot load .*other\.pth") as error:

@@ -49,12 +49,12 @@ def test_losses_of_two_processes_are_those_of_one(results, share):
 def test_every_process_raises_for_a_wrong_number_and_for_a_sample_that_two_have(results):
     for rank in range(2):
         twice, number = results[rank]["errors"]
-        assert "sample 0 and 0 more are there twice" in twice
-        assert number == "there are 2 samples, but 4 are to be scored"
+        assert "sample 0 and 0 more occur twice" in twice
+        assert "expected 4 samples to score, got 2" in number
 
 
 def test_one_process_checks_too():
-    for ids, message in (([1, 2, 1, 2, 5], "sample 1 and 1 more are there twice"), ([1, 2], "2 samples, but 5")):
+    for ids, message in (([1, 2, 1, 2, 5], "sample 1 and 1 more occur twice"), ([1, 2], "expected 5 .* got 2")):
         gathered = ExtractedFeatures(1, 5, keep=False)
         gathered.update(torch.zeros(len(ids), 1), torch.tensor(ids))
         with pytest.raises(UserError, match=message):

@@ -34,10 +34,10 @@ def test_statistics_survive_a_file_and_a_broken_one_is_named(tmp_path):
     assert torch.equal(again.covariance, statistics.covariance)
     assert [file.name for file in tmp_path.iterdir()] == ["reference.npz"]
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"reference\.npz holds no statistics"):
+    with pytest.raises(UserError, match=r"reference\.npz is not a file of feature statistics"):
         FeatureStatistics.load(path)
     np.savez(path, mean=np.zeros(3))
-    with pytest.raises(UserError, match=r"reference\.npz holds no statistics"):
+    with pytest.raises(UserError, match=r"reference\.npz is not a file of feature statistics"):
         FeatureStatistics.load(path)
     with pytest.raises(UserError, match=r"nowhere\.npz"):
         FeatureStatistics.load(tmp_path / "nowhere.npz")
@@ -85,7 +85,7 @@ def test_hostile_statistics_are_one_line_and_nothing_is_allocated(name, tmp_path
     zipped(path, **HOSTILE[name])
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match=r"reference\.npz holds no statistics") as caught:
+        with pytest.raises(UserError, match=r"reference\.npz is not a file of feature statistics") as caught:
             FeatureStatistics.load(path)
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:

@@ -86,7 +86,7 @@ def test_a_sample_that_is_there_twice_and_features_without_a_value_are_errors(na
     with pytest.raises(UserError, match="sample_ids"):
         metric.update(torch.zeros(2, 8), real=False, sample_ids=torch.arange(3))
     metric.update(torch.zeros(2, 8), real=False, sample_ids=torch.tensor([50, 49]))
-    with pytest.raises(UserError, match="sample 49 and 0 more are there twice"):
+    with pytest.raises(UserError, match="sample 49 and 0 more occur twice"):
         metric.compute()
 
 
@@ -108,7 +108,7 @@ def test_the_loss_by_time_works_in_a_collection():
     assert metric.compute().value == (2.0**24 + 1) / 2
     with pytest.raises(UserError, match=r"in \[0, 1\]"):
         metric.update(losses, times + 1)
-    with pytest.raises(UserError, match="one shape"):
+    with pytest.raises(UserError, match="shape"):
         metric.update(losses, times[:2])
 
 

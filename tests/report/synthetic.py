@@ -10,7 +10,7 @@ from PIL import Image
 
 from zigma_pl.core.clips import can_write_mp4, save_gif, save_mp4
 from zigma_pl.core.grid import save_png
-from zigma_pl.evaluation.record import ResultRecord, Score, write_record
+from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_record
 
 STEPS, BATCH_SIZE = 40, 16
 BETTER = {"sweep": 1.0, "zigzag1": 0.9, "zigzag2": 0.8, "zigzag8": 0.6}
@@ -49,10 +49,10 @@ def write_run(folder: Path, row: str, seed: int, loss: float, clips: bool = Fals
 
 def make_record(row: str, seed: int, loss: float, pictures: Path, clips: bool, log: Path) -> ResultRecord:
     by_time = [loss * (0.05 + 0.1 * math.exp(-t)) for t in range(10)]
-    scores = {"validation_loss": Score(value=loss * 0.1, by_time=by_time)}
-    scores |= {"fid_lite": Score(value=loss * 800, comparable=False)}
-    scores |= {"kid_lite": Score(value=loss * 0.2, comparable=False, std=0.01)}
-    scores |= {"recall_lite": Score(value=1 - loss, comparable=False)}
+    scores = {"validation_loss": ScoreValue(value=loss * 0.1, by_time=by_time)}
+    scores |= {"fid_lite": ScoreValue(value=loss * 800, comparable=False)}
+    scores |= {"kid_lite": ScoreValue(value=loss * 0.2, comparable=False, std=0.01)}
+    scores |= {"recall_lite": ScoreValue(value=1 - loss, comparable=False)}
     protocol = {
         "data": {"dataset": "UCF101" if clips else "MMCelebAHQ", "standin": True},
         "sampler": {"class": "ODESampler", "method": "heun", "num_steps": 10},

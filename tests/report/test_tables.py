@@ -7,7 +7,7 @@ from report.synthetic import make_record, write_run
 
 from zigma_pl.cli.commands import tables as command
 from zigma_pl.core.errors import UserError
-from zigma_pl.evaluation.record import Score, write_record
+from zigma_pl.evaluation.record import ScoreValue, write_record
 from zigma_pl.suite.report.experiments import by_table, load_experiments
 from zigma_pl.suite.report.results import RecordCollection, RecordFile, load_results
 from zigma_pl.suite.report.scores import figure, in_order, mean_and_spread, score_label
@@ -101,7 +101,7 @@ def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):
     first = result("table1_sweep")
     other = {**first.record.protocol, "num_fake": 63, "data": {"dataset": "MMCelebAHQ", "standin": False}}
     second = result("table1_zigzag1", protocol=other, training={"samples_seen": 5, "steps": 1})
-    odd = result("table1_zigzag8", scores={"fid": Score(value=3.0, comparable=False)})
+    odd = result("table1_zigzag8", scores={"fid": ScoreValue(value=3.0, comparable=False)})
     (view,) = views(table1, RecordCollection([first, second, odd]))
     assert "63 samples and 64 samples" in view.title
     assert "synthetic MMCelebAHQ and MMCelebAHQ, real data" in view.title

@@ -213,9 +213,9 @@ def profile_forward(grid, batch_size, folder):
     backbone = build(FAMILIES["zigzag8"], (grid, grid), options)
     network = execute(backbone, "compiled-graph", "blocks")
     run, _ = forward.prepare(options, backbone, network, Setting(grid, batch_size))
-    ms = median_ms_of(run, forward.CALLS_A_SAMPLE["cuda"], repeats=20)
+    ms = median_ms_of(run, forward.CALLS_PER_SAMPLE["cuda"], repeats=20)
     print(f"forward pass, grid {grid}, batch {batch_size}: {ms:.2f} ms", flush=True)
-    profile(run, forward.CALLS_A_SAMPLE["cuda"], folder / f"profile_forward_{grid}_{batch_size}.txt")
+    profile(run, forward.CALLS_PER_SAMPLE["cuda"], folder / f"profile_forward_{grid}_{batch_size}.txt")
     return ms
 
 

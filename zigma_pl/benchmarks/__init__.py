@@ -1,1 +1,1 @@
-"""Speed and memory on this machine: each subject checks its contestants against float64, then times them in turns."""
+"""Benchmarks of speed and memory: contestants are checked against float64, then timed in interleaved rounds."""

@@ -1,4 +1,4 @@
-"""What is checked before anything is timed: a fast wrong contestant is no contestant."""
+"""Correctness checks that run before anything is timed."""
 
 from collections.abc import Iterable
 
@@ -9,23 +9,21 @@ FLOOR = 0.01
 
 
 class WrongNumbersError(Exception):
-    """A contestant computes something else than the reference; the message has one line for each finding."""
+    """A contestant's results differ from the reference; the message has one line per finding."""
 
 
 def raise_if_any(subject: str, findings: Iterable[str]) -> None:
-    """Raise WrongNumbersError when there are findings.
-
-    Raises: WrongNumbersError.
-    """
+    """Raise a WrongNumbersError if there are findings."""
     lines = [f"bench {subject}: {finding}; nothing was timed" for finding in findings]
     if lines:
         raise WrongNumbersError("\n".join(lines))
 
 
 def relative_error(tested: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
-    """Return the largest |tested - exact| / |exact| of all tensors, in float64 on the CPU; NaN where one holds NaN.
+    """Return the largest |tested - exact| / |exact| of all tensors, in float64 on the CPU; NaN if any contains NaN.
 
-    A tensor's norm counts as FLOOR of the norm of all at least, as rounding elsewhere reaches what is nearly zero.
+    The denominator is at least FLOOR times the norm of all tensors, since tensors that should be almost zero have
+    rounding errors from larger ones.
     """
     references = [tensor.detach().double().cpu() for tensor in exact]
     norms = torch.stack([reference.norm() for reference in references])
@@ -34,5 +32,5 @@ def relative_error(tested: Iterable[Tensor], exact: Iterable[Tensor]) -> float:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return bfloat16 for torch.bfloat16."""
+    """Return the name of a dtype, such as "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

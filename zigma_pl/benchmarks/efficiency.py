@@ -1,4 +1,4 @@
-"""bench efficiency: what training and sampling cost with each backbone at matched size (ZigMa, table 6)."""
+"""bench efficiency: operations, speed and memory of training and sampling, at equal parameters (ZigMa, table 6)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,10 +10,10 @@ from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.flops import COUNTED, GIGA, describe, ratios
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, Setting, Workload, compile_notes, dit_among, match_parameters
 from zigma_pl.benchmarks.models import Contestant, ModelOptions, findings, outline
-from zigma_pl.benchmarks.plots import draw_efficiency
+from zigma_pl.benchmarks.plots import plot_efficiency
 from zigma_pl.benchmarks.report import (
     OUT_OF_MEMORY,
-    Result,
+    BenchmarkResult,
     figure_cell,
     measured,
     memory_cell,
@@ -43,7 +43,7 @@ PASSES = ("train", "forward")
 
 @dataclass(frozen=True)
 class Costs:
-    """What was found of a contestant: its number of parameters, operations, and the measurement of each of PASSES."""
+    """Costs of a contestant: number of parameters, operations, and a measurement for each of PASSES."""
 
     num_parameters: int
     flops: Flops
@@ -55,24 +55,24 @@ def run(
     contestants: Mapping[str, Contestant],
     settings: Iterable[Setting],
     machine: Machine,
-    save: Callable[[Result], None],
-) -> Result:
-    """Check outputs and gradients, then count and time setting by setting; `save` gets the result after each.
+    save: Callable[[BenchmarkResult], None],
+) -> BenchmarkResult:
+    """Check outputs and gradients, then count and time each setting; `save` is called with the result after each.
 
-    Raises: WrongNumbersError, before anything is timed or when numbers are not finite.
+    Raises: WrongNumbersError, before anything is timed, or if values are not finite.
     """
     raise_if_any("efficiency", findings(contestants, options, training=True))
     entrants = {name: (one, match_parameters(one, options)) for name, one in contestants.items()}
     notes = [
-        f"training steps and forward passes of the same batch, parameters matched: {options.describe(matched=True)}",
+        f"training steps and forward passes of one batch, equal parameters: {options.describe(matched=True)}",
         f"GFLOPs: {COUNTED}; GB: peak memory",
         RATIO_NOTE,
         *compile_notes(contestants, options),
     ]
-    result = Result("efficiency", machine, notes, COLUMNS, draw_efficiency)
-    calls = forward.CALLS_A_SAMPLE[options.device.type]
+    result = BenchmarkResult("efficiency", machine, notes, COLUMNS, plot_efficiency)
+    calls = forward.CALLS_PER_SAMPLE[options.device.type]
     workloads = (
-        Workload("efficiency, training", partial(train.prepare, options), train.STEPS_A_SAMPLE),
+        Workload("efficiency, training", partial(train.prepare, options), train.STEPS_PER_SAMPLE),
         Workload("efficiency, forward pass", partial(forward.prepare, options), calls),
     )
     for setting in settings:
@@ -90,13 +90,13 @@ def run(
     return result
 
 
-def _add(result: Result, record: dict[str, Any], costs: Costs, rival: Costs | None) -> None:
+def _add(result: BenchmarkResult, record: dict[str, Any], costs: Costs, rival: Costs | None) -> None:
     to_dit = ratios(costs.flops, None if rival is None else rival.flops)
     record |= {"num_parameters": costs.num_parameters, "flops": {**describe(costs.flops), "ratios": to_dit}}
     cells = [str(record["grid"]), str(record["batch_size"]), record["label"], figure_cell(costs.num_parameters / 1e6)]
     cells += [figure_cell(costs.flops.total / GIGA), figure_cell(to_dit["total"])]
-    for place, (which, measurement) in enumerate(zip(PASSES, costs.measurements, strict=True)):
-        spread = None if rival is None else measurement.speed_ratio(rival.measurements[place])
+    for index, (which, measurement) in enumerate(zip(PASSES, costs.measurements, strict=True)):
+        spread = None if rival is None else measurement.speed_ratio(rival.measurements[index])
         record[which] = {**measured(measurement, record["batch_size"]), "ratio": spread and asdict(spread)}
         rate = per_second(measurement, record["batch_size"])
         speed = OUT_OF_MEMORY if measurement.out_of_memory else figure_cell(rate)

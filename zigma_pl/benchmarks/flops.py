@@ -1,23 +1,23 @@
-"""bench flops: operations of one call of the network by kind, counted and not timed (ZigMa, table 6)."""
+"""bench flops: operations of one network call by kind, counted without timing (ZigMa, table 6)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 
 from zigma_pl.benchmarks.model_table import Setting, dit_among, match_parameters
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, outline
-from zigma_pl.benchmarks.plots import draw_flops
-from zigma_pl.benchmarks.report import Result, figure_cell
+from zigma_pl.benchmarks.plots import plot_flops
+from zigma_pl.benchmarks.report import BenchmarkResult, figure_cell
 from zigma_pl.core.machine import Machine
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.flops import count_flops
 from zigma_pl.ops.operations import Flops
 
-# How a network is executed changes nothing.
+# The execution does not change the number of operations.
 CONTESTANTS = {name: contestant for name, contestant in FAMILIES.items() if contestant.execution == "eager"}
 DEFAULT_CONTESTANTS = {"cpu": ["zigzag8", "vision_mamba", "parallel8", "dit", "uvit"]}
 DEFAULT_SETTINGS = {"cpu": [Setting(32, 1), Setting(64, 1)]}
 GIGA = 1e9
-COUNTED = "every operation of one call for one picture, a multiply-add as two"
+COUNTED = "all operations of one call for one image, a multiply-add counted as two"
 COLUMNS = (
     *("grid", "backbone", "M parameters", "GFLOPs", "to DiT"),
     *("linear", "attention", "convolution", "scan", "elementwise", "G multiply-adds", "to DiT"),
@@ -29,16 +29,16 @@ def run(
     contestants: Mapping[str, Contestant],
     settings: Iterable[Setting],
     machine: Machine,
-    save: Callable[[Result], None],
-) -> Result:
-    """Count setting by setting; `save` gets the result after each."""
+    save: Callable[[BenchmarkResult], None],
+) -> BenchmarkResult:
+    """Count each setting; `save` is called with the result after each."""
     sizes = {name: match_parameters(contestant, options) for name, contestant in contestants.items()}
     notes = [
-        f"GFLOPs are {COUNTED}: {options.describe_size(matched=True)}",
-        "elementwise: norms, softmax, activations, sums; multiply-adds: those of linear, attention and convolution",
+        f"GFLOPs: {COUNTED}: {options.describe_size(matched=True)}",
+        "elementwise: norms, softmax, activations, sums; multiply-adds: of linear, attention and convolution",
     ]
     anywhere = {key: value for key, value in machine.items() if key not in ("device", "threads")}
-    result = Result("flops", anywhere, notes, COLUMNS, draw_flops)
+    result = BenchmarkResult("flops", anywhere, notes, COLUMNS, plot_flops)
     for setting in settings:
         grid = (setting.grid, setting.grid)
         backbones = {name: outline(contestant, grid, sizes[name]) for name, contestant in contestants.items()}
@@ -52,7 +52,7 @@ def run(
 
 
 def ratios(flops: Flops, rival: Flops | None) -> dict[str, float | None]:
-    """Return how many times the rival's operations and multiply-adds these are."""
+    """Return the operations and multiply-adds relative to those of the rival."""
     return {
         "total": None if rival is None else flops.total / rival.total,
         "multiply_adds": None if rival is None else flops.multiply_adds / rival.multiply_adds,
@@ -60,7 +60,7 @@ def ratios(flops: Flops, rival: Flops | None) -> dict[str, float | None]:
 
 
 def _add(
-    result: Result,
+    result: BenchmarkResult,
     setting: Setting,
     contestant: dict[str, object],
     backbone: Backbone,
@@ -88,5 +88,5 @@ def _add(
 
 
 def describe(flops: Flops) -> dict[str, int]:
-    """Return what a JSON record says of a count."""
+    """Return a count as plain values for the JSON record."""
     return {"total": flops.total, "multiply_adds": flops.multiply_adds, **asdict(flops)}

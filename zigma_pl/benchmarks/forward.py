@@ -1,4 +1,4 @@
-"""bench forward: frames per second and memory of one network call, by the size of the grid (ZigMa, Figure 4 a, b)."""
+"""bench forward: frames per second and memory of one network call, by grid size (ZigMa, Figure 4 a, b)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -10,8 +10,8 @@ from torch import Tensor
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
-from zigma_pl.benchmarks.plots import draw_forward
-from zigma_pl.benchmarks.report import Result
+from zigma_pl.benchmarks.plots import plot_forward
+from zigma_pl.benchmarks.report import BenchmarkResult
 from zigma_pl.core.machine import Machine
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.runtime.graphed_sampling import GraphedBackbone
@@ -34,8 +34,8 @@ DEFAULT_SETTINGS = {
     "cuda": [Setting(32, 1), Setting(64, 1), Setting(128, 1), Setting(32, 16), Setting(196, 1)],
     "cpu": [Setting(8, 1), Setting(16, 1), Setting(24, 1), Setting(32, 1)],
 }
-# Fewer than a sampler makes of a picture. What it does once, such as casting the weights, is spread over them.
-CALLS_A_SAMPLE = {"cuda": 10, "cpu": 1}
+# Fewer than a sampler's calls per image. One-time work, such as casting the weights, is averaged over them.
+CALLS_PER_SAMPLE = {"cuda": 10, "cpu": 1}
 
 
 def run(
@@ -43,22 +43,22 @@ def run(
     contestants: Mapping[str, Contestant],
     settings: Iterable[Setting],
     machine: Machine,
-    save: Callable[[Result], None],
-) -> Result:
-    """Check the contestants, then time them setting by setting; `save` gets the result after each.
+    save: Callable[[BenchmarkResult], None],
+) -> BenchmarkResult:
+    """Check the contestants, then time each setting; `save` is called with the result after each.
 
-    Raises: WrongNumbersError, before anything is timed or when an output is not finite.
+    Raises: WrongNumbersError, before anything is timed, or if an output is not finite.
     """
     raise_if_any("forward", findings(contestants, options, training=False))
     rivals = rivals_among(contestants)
-    calls = CALLS_A_SAMPLE[options.device.type]
-    in_a_row = f", of {calls} in a row or more" if calls > 1 else ""
+    calls = CALLS_PER_SAMPLE[options.device.type]
+    in_a_row = f", averaged over {calls} or more successive calls" if calls > 1 else ""
     notes = [
-        f"one call of the network without gradients{in_a_row}: {options.describe()}",
+        f"one network call without gradients{in_a_row}: {options.describe()}",
         RATIO_NOTE,
         *compile_notes(contestants, options),
     ]
-    result = Result("forward", machine, notes, columns("frames/s", rivals), draw_forward)
+    result = BenchmarkResult("forward", machine, notes, columns("frames/s", rivals), plot_forward)
     table = ModelTable(result, options, contestants, partial(prepare, options), rivals, calls)
     return table.fill(settings, save)
 
@@ -71,7 +71,7 @@ def prepare(
     x_t, t, _ = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
 
     def run(num_calls: int) -> None:
-        # Around all calls, as around a sampler's loop: the weights are cast once.
+        # Entered once for all calls, as in a sampler's loop, so that the weights are cast once.
         fixed = network.fixed_weights() if isinstance(network, GraphedBackbone) else nullcontext()
         with torch.no_grad(), autocast(options.device, options.dtype), fixed:
             for _ in range(num_calls):

@@ -1,4 +1,4 @@
-"""A cheap mixer without kernels of its own: what its rows' visit order costs shows in the time of a step."""
+"""A cheap mixer without custom kernels, for measuring the cost of reordering its rows."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +13,7 @@ class GatedConvolutionMixer(Mixer):
 
     Args:
         width: D.
-        kernel_size: tokens that the convolution reads.
+        kernel_size: number of tokens in the convolution's window.
     """
 
     takes_rows_in_visit_order: ClassVar[bool] = True
@@ -38,5 +38,5 @@ class GatedConvolution(MixerOptions):
     kernel_size: int = 4
 
     def build(self, width: int) -> GatedConvolutionMixer:
-        """Make one layer."""
+        """Build one layer."""
         return GatedConvolutionMixer(width, self.kernel_size)

@@ -1,4 +1,4 @@
-"""Memory of the device and of compiled code: what is allocated, what was the peak, and how to give it back."""
+"""Device memory and compiled code: current and peak allocation, and releasing both."""
 
 import gc
 import sys
@@ -7,24 +7,24 @@ import torch
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """Return what is allocated on a CUDA device now; 0 on others."""
+    """Return the bytes allocated on a CUDA device; 0 for other devices."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def num_device_allocations() -> int:
-    """Return how often memory was asked of the CUDA device, not found among what PyTorch keeps."""
+    """Return how often PyTorch's caching allocator has allocated memory from the CUDA device."""
     return torch.cuda.memory_stats().get("num_device_alloc", 0)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak of a CUDA device's memory begin anew."""
+    """Reset the peak memory of a CUDA device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Return the most that was allocated on a CUDA device since reset_peak; None on others."""
+    """Return the peak bytes allocated on a CUDA device since reset_peak; None for other devices."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -32,13 +32,13 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more."""
+    """Free unreferenced objects and cached memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def forget_compiled_code() -> None:
-    """Make room for the next contestants: PyTorch keeps few compiled forms of one function."""
-    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it takes seconds
+    """Remove compiled code, as PyTorch limits the number of compiled variants of a function."""
+    if "torch._dynamo" in sys.modules:  # otherwise nothing was compiled, and the import takes seconds
         torch.compiler.reset()

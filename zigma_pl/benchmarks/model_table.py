@@ -1,4 +1,4 @@
-"""What the model benchmarks share: time contestants setting by setting, and make rows and records of it."""
+"""Common parts of the model benchmarks: timing contestants for each setting, and making table rows and records."""
 
 import re
 from bisect import bisect_left
@@ -11,7 +11,7 @@ from torch import Tensor
 from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, build, execute, outline
 from zigma_pl.benchmarks.report import (
-    Result,
+    BenchmarkResult,
     figure_cell,
     measured,
     memory_cell,
@@ -22,30 +22,30 @@ from zigma_pl.benchmarks.report import (
 from zigma_pl.benchmarks.timing import Measurement, Prepared, clock_for, measure, progress
 from zigma_pl.models.backbones.base import Backbone
 
-RATIO_NOTE = "medians of samples taken in turns; ratios of speeds turn by turn, ± half the distance of their quartiles"
-MATCHED_GRID = (8, 8)  # of no influence on the layers, and little on the parameters
+RATIO_NOTE = "medians of interleaved samples; speed ratios are computed per round, ± half their interquartile range"
+MATCHED_GRID = (8, 8)  # does not affect the layers, and hardly the number of parameters
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants are timed on: `batch_size` pictures of grid x grid tokens."""
+    """Input size of all contestants: `batch_size` images of grid x grid tokens."""
 
     grid: int
     batch_size: int
 
 
-# (backbone, network, setting) -> what is timed and the number that must come out finite.
+# (backbone, network, setting) -> function to time, and a result that must be finite
 Prepare = Callable[[Backbone, Network, Setting], tuple[Callable[[int], None], Tensor]]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What contestants are timed at.
+    """The work that is timed.
 
     Args:
-        subject: name of the benchmark, and what part of it.
-        prepare: gets a contestant ready.
-        min_calls: calls of a sample at least; see `Prepared`.
+        subject: name of the benchmark and its part.
+        prepare: prepares a contestant.
+        min_calls: minimum number of calls per sample; see `Prepared`.
     """
 
     subject: str
@@ -55,9 +55,9 @@ class Workload:
     def measure(
         self, entrants: Mapping[str, tuple[Contestant, ModelOptions]], setting: Setting
     ) -> dict[str, Measurement]:
-        """Time the contestants in turns, each built with its own options, all of one device and number of repeats.
+        """Time the contestants in interleaved rounds; their options must have the same device and number of repeats.
 
-        Raises: WrongNumbersError when a contestant's numbers are not finite.
+        Raises: WrongNumbersError if a contestant's result is not finite.
         """
         progress(f"{self.subject}, grid {setting.grid}, batch {setting.batch_size}")
         makers = {name: partial(self._make, *entrant, setting) for name, entrant in entrants.items()}
@@ -78,25 +78,25 @@ class ModelTable:
     """A benchmark of backbones.
 
     Args:
-        result: to be filled; its columns come from `columns`.
-        options: device, dtype, size.
-        contestants: by name.
-        prepare: gets a contestant ready.
+        result: result to fill, with columns from `columns`.
+        options: device, dtype and size.
+        contestants: contestants by name.
+        prepare: prepares a contestant.
         rivals: column of ratios -> {name of a contestant: name of the one it is compared with}.
-        min_calls: calls of a sample at least; see `Prepared`.
+        min_calls: minimum number of calls per sample; see `Prepared`.
     """
 
-    result: Result
+    result: BenchmarkResult
     options: ModelOptions
     contestants: Mapping[str, Contestant]
     prepare: Prepare
     rivals: Mapping[str, Mapping[str, str]]
     min_calls: int = 1
 
-    def fill(self, settings: Iterable[Setting], save: Callable[[Result], None]) -> Result:
-        """Time all settings; `save` gets the result after each.
+    def fill(self, settings: Iterable[Setting], save: Callable[[BenchmarkResult], None]) -> BenchmarkResult:
+        """Time all settings; `save` is called with the result after each.
 
-        Raises: WrongNumbersError when a contestant's numbers are not finite.
+        Raises: WrongNumbersError if a contestant's result is not finite.
         """
         entrants = {name: (contestant, self.options) for name, contestant in self.contestants.items()}
         workload = Workload(self.result.subject, self.prepare, self.min_calls)
@@ -131,7 +131,7 @@ class ModelTable:
 
 
 def match_parameters(contestant: Contestant, options: ModelOptions) -> ModelOptions:
-    """Return the options with the depth that gives a contestant ZigMa's number of parameters, as presets have it."""
+    """Return options whose depth gives a contestant about as many parameters as ZigMa; presets are unchanged."""
     if options.depth is None:
         return options
     goal = outline(FAMILIES["zigzag8"], MATCHED_GRID, options).num_parameters()
@@ -140,18 +140,18 @@ def match_parameters(contestant: Contestant, options: ModelOptions) -> ModelOpti
         return outline(contestant, MATCHED_GRID, replace(options, depth=depth)).num_parameters()
 
     depths = range(1, 2 * options.depth + 1)
-    place = bisect_left(depths, goal, key=num_parameters)
-    nearest = min(depths[max(0, place - 1) : place + 1], key=lambda depth: abs(num_parameters(depth) - goal))
+    index = bisect_left(depths, goal, key=num_parameters)
+    nearest = min(depths[max(0, index - 1) : index + 1], key=lambda depth: abs(num_parameters(depth) - goal))
     return replace(options, depth=nearest)
 
 
 def columns(rate: str, rivals: Iterable[str]) -> tuple[str, ...]:
-    """Return the heads of the table's columns; `rate` names what is counted, such as frames/s."""
+    """Return the column headings of the table; `rate` is the heading of the speed, such as frames/s."""
     return ("grid", "batch", "backbone", "M parameters", "ms", rate, *rivals, "peak GB")
 
 
 def rivals_among(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return what contestants are compared with: all with the fastest DiT; ZigMa's with sweep in the same execution."""
+    """Return the comparisons: all with the fastest DiT, and ZigMa's with sweep in the same execution."""
     names = list(names)
     dit = "dit-compiled-graph" if "dit-compiled-graph" in names else "dit-compiled"
     to_dit = dict.fromkeys(names, dit)
@@ -160,18 +160,18 @@ def rivals_among(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def dit_among(names: Collection[str]) -> str | None:
-    """Return the DiT that others are compared with, the compiled one if both are there; None without any."""
+    """Return the name of the DiT for comparisons, preferably compiled; None if there is none."""
     return next((name for name in ("dit-compiled", "dit") if name in names), None)
 
 
 def compile_notes(contestants: Mapping[str, Contestant], options: ModelOptions) -> list[str]:
-    """Return what the header says about torch.compile, nothing where no contestant is compiled."""
+    """Return the table's note on torch.compile, empty if no contestant is compiled."""
     if not any("compiled" in contestant.execution for contestant in contestants.values()):
         return []
-    scope = "the whole model" if options.compile_scope == "model" else "each block and every other part by itself"
-    return [f"compiled: torch.compile of {scope}; under CUDA graphs always part by part"]
+    scope = "the whole model" if options.compile_scope == "model" else "each block and other part separately"
+    return [f"compiled: torch.compile of {scope}; with CUDA graphs always separately"]
 
 
 def _sweep_of(name: str) -> str:
-    """Return the name of the contestant that differs by its order alone, a sweep."""
+    """Return the name of the contestant with the same mixer and execution, but sweep order."""
     return re.sub("zigzag8|(?<=conv-)[a-z]+", "sweep", name)

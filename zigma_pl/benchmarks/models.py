@@ -1,4 +1,4 @@
-"""The backbones that are timed, how each is executed, and the check against the eager one in float64."""
+"""The backbones to time, their executions, and the check against eager execution in float64."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,12 +26,12 @@ Execution = Literal["eager", "compiled", "graph", "compiled-graph"]
 CompileScope = Literal["model", "blocks"]
 Network = Callable[[Tensor, Tensor], Tensor]
 
-NUM_CHANNELS = 4  # of the latents; every token is one latent, patch 1
-CHECKED_GRID = (6, 10)  # no multiple of a kernel's tile
-CHECKED_WIDTH, CHECKED_DEPTH = 128, 5  # transformers have 3 layers then: with a long skip in U-ViT
-# Added to all weights that are checked: then a missing visit order changes the output by 8 %, not by rounding errors.
+NUM_CHANNELS = 4  # channels of the latents; patch size 1
+CHECKED_GRID = (6, 10)  # not a multiple of a kernel's tile
+CHECKED_WIDTH, CHECKED_DEPTH = 128, 5  # transformers then have 3 layers, with one long skip connection in U-ViT
+# Noise added to all weights in the check, so that a missing visit order changes the output by 8 %.
 CHECKED_NOISE = 0.07
-SMALLEST_WIDTH = 384  # of the presets
+SMALLEST_WIDTH = 384  # smallest width of the presets
 TOLERANCE = {
     torch.float32: {"output": 1e-3, "gradients": 1e-3},
     torch.bfloat16: {"output": 5e-2, "gradients": 1e-1},
@@ -58,12 +58,12 @@ class Contestant:
     """A backbone and how it is executed.
 
     Args:
-        architecture: name of the backbone's class.
-        family: what it is called in tables.
-        execution: as it is, with torch.compile, replayed as a CUDA graph, or both.
-        scan: its visit orders, None for transformers.
-        counts_orders: whether its name says how many orders there are.
-        mixers: plan of the backbone; its own where there is none.
+        architecture: class name of the backbone.
+        family: name in tables.
+        execution: eager, with torch.compile, replayed as a CUDA graph, or both.
+        scan: visit orders, None for transformers.
+        counts_orders: whether its label includes the number of orders.
+        mixers: plan of mixers; empty for the backbone's default.
     """
 
     architecture: Architecture
@@ -75,31 +75,31 @@ class Contestant:
 
     @property
     def label(self) -> str:
-        """Name in tables and pictures."""
+        """Label in tables and charts."""
         label = self.family
         if self.counts_orders and self.scan is not None:
             label += f", {self.scan.num_orders} order{'' if self.scan.num_orders == 1 else 's'}"
         return label + EXECUTION_LABELS[self.execution]
 
     def describe(self) -> dict[str, Any]:
-        """Return what a JSON record says of it."""
+        """Return plain values for the JSON record."""
         num_orders = None if self.scan is None else self.scan.num_orders
         return {"label": self.label, "family": self.family, "execution": self.execution, "num_orders": num_orders}
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What all model benchmarks need to know.
+    """Options of all model benchmarks.
 
     Args:
-        device: where they run.
-        dtype: of autocast; float32 for none.
-        repeats: samples of each contestant.
+        device: device to run on.
+        dtype: dtype of autocast; float32 for no autocast.
+        repeats: samples per contestant.
         size: preset of the backbones, or None with width and depth.
         width: D.
-        depth: layers of the Mamba backbones; transformers get half as many, rounded up, as in the presets.
-        compile_scope: torch.compile the whole model, or its blocks and other parts one by one, which takes seconds
-            instead of minutes. Of what is replayed as a CUDA graph, the parts are always compiled one by one.
+        depth: layers of the Mamba backbones; transformers have half as many, rounded up, as in the presets.
+        compile_scope: compile the whole model, or its blocks and other parts separately, which takes seconds instead of
+            minutes. With CUDA graphs, parts are always compiled separately.
     """
 
     device: torch.device
@@ -111,19 +111,19 @@ class ModelOptions:
     compile_scope: CompileScope = "blocks"
 
     def describe(self, matched: bool = False) -> str:
-        """Return the size and precision in words; see `describe_size`."""
+        """Return a description of size and precision; see `describe_size`."""
         precision = "float32" if self.dtype == torch.float32 else f"{dtype_name(self.dtype)} autocast"
         return f"{self.describe_size(matched)}, {precision}"
 
     def describe_size(self, matched: bool = False) -> str:
-        """Return the size in words, and that a model is tiny where it is smaller than every preset.
+        """Return a description of the size, with a warning if models are smaller than every preset.
 
-        matched: whether depths are those of `model_table.match_parameters`.
+        matched: whether depths are from `model_table.match_parameters`.
         """
         sizes = {"size": self.size, "width": self.width, "depth": self.depth}
         size = ", ".join(f"{name} {value}" for name, value in sizes.items() if value is not None)
         if self.depth is not None:
-            size += " (ZigMa's, the others' as its parameters want it)" if matched else " (transformers half of it)"
+            size += " (of ZigMa; others have equal parameters)" if matched else " (transformers: half of it)"
         tiny = "TINY MODELS, not the paper's: " if self.width is not None and self.width < SMALLEST_WIDTH else ""
         return f"{tiny}{size}, {NUM_CHANNELS} channels, patch 1, unconditional"
 
@@ -131,23 +131,25 @@ class ModelOptions:
 def contestants_named(
     contestants: Mapping[str, Contestant], chosen: Iterable[str], device: torch.device
 ) -> dict[str, Contestant]:
-    """Return the chosen contestants.
+    """Return the contestants with these names.
 
-    Raises: UserError when one does not exist or needs another device.
+    Raises: UserError if one does not exist or needs another device.
     """
     chosen = list(chosen)
     for name in chosen:
         if name not in contestants:
-            raise UserError(f"--contestants {name}: does not exist; choose from {', '.join(contestants)}")
+            raise UserError(f"--contestants {name} does not exist: choose from {', '.join(contestants)}")
         if "graph" in contestants[name].execution and device.type != "cuda":
-            raise UserError(f"--contestants {name}: a CUDA graph needs --device cuda, this run is on {device.type}")
+            raise UserError(
+                f"--contestants {name} uses a CUDA graph, but the device is {device.type}: use --device cuda"
+            )
     return {name: contestants[name] for name in chosen}
 
 
 def executions_of(
     prefix: str, architecture: Architecture, family: str, scan: ScanConfig | None = None, *mixers: MixerOptions
 ) -> dict[str, Contestant]:
-    """Return name -> contestant for every execution: prefix, prefix-compiled, prefix-graph, prefix-compiled-graph."""
+    """Return contestants by name for all executions: prefix, prefix-compiled, prefix-graph, prefix-compiled-graph."""
     return {
         prefix if execution == "eager" else f"{prefix}-{execution}": Contestant(
             architecture, family, execution, scan, mixers=mixers
@@ -178,7 +180,7 @@ FAMILIES: dict[str, Contestant] = {
 
 # ------------------------------------------------------------------------------------------------------- building
 def build(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, **more: Any) -> Backbone:
-    """Build a backbone on the device with fixed random weights, none of them zero, as nothing is timed on zeros."""
+    """Build a backbone on the device with fixed random weights, without all-zero parameters."""
     torch.manual_seed(0)
     with options.device:
         backbone = _construct(contestant, grid, options, **more)
@@ -187,7 +189,7 @@ def build(contestant: Contestant, grid: tuple[int, int], options: ModelOptions, 
 
 
 def outline(contestant: Contestant, grid: tuple[int, int], options: ModelOptions) -> Backbone:
-    """Build a backbone without memory, to count its parameters and operations."""
+    """Build a backbone on the meta device, to count its parameters and operations."""
     with torch.device("meta"):
         return _construct(contestant, grid, options)
 
@@ -207,7 +209,7 @@ def _construct(contestant: Contestant, grid: tuple[int, int], options: ModelOpti
 
 
 def fill_zeros(backbone: nn.Module, std: float = 0.2) -> None:
-    """Draw the parameters that start at zero, such as the gates that would hide a whole layer from the output."""
+    """Initialise all-zero parameters randomly, such as gates that would disable a whole layer."""
     with torch.no_grad():
         for parameter in backbone.parameters():
             if not parameter.any():
@@ -215,7 +217,7 @@ def fill_zeros(backbone: nn.Module, std: float = 0.2) -> None:
 
 
 def execute(backbone: Backbone, execution: Execution, scope: CompileScope) -> Network:
-    """Return the backbone as something to call in the given way; compiling changes the backbone in place."""
+    """Return a callable that runs the backbone with this execution; compiles the backbone in place."""
     if "graph" in execution:
         return GraphedBackbone(backbone, compile_backbone="compiled" in execution)
     if execution == "compiled" and scope == "model":
@@ -226,7 +228,7 @@ def execute(backbone: Backbone, execution: Execution, scope: CompileScope) -> Ne
 
 
 def in_training(network: Network) -> Network:
-    """Return what trains in the way that the network is executed; compiling changes the backbone in place."""
+    """Return a callable for training with the network's execution; compiles the backbone in place."""
     if not isinstance(network, GraphedBackbone):
         return network
     if network.compile_backbone:
@@ -235,12 +237,12 @@ def in_training(network: Network) -> Network:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Return autocast to dtype; nothing for float32."""
+    """Return an autocast context for dtype; a null context for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def make_inputs(batch_size: int, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random x_t (B, C, H, W), t (B,) in [0, 1], and a target like x_t."""
+    """Return random x_t (B, C, H, W), t (B,) in [0, 1], and a target of the shape of x_t."""
     generator = torch.Generator().manual_seed(1)
     x_t, target = torch.randn(2, batch_size, NUM_CHANNELS, *grid, generator=generator).to(device)
     return x_t, torch.rand(batch_size, generator=generator).to(device), target
@@ -248,10 +250,10 @@ def make_inputs(batch_size: int, grid: tuple[int, int], device: torch.device) ->
 
 # ------------------------------------------------------------------------------------------------------- checking
 def findings(contestants: Mapping[str, Contestant], options: ModelOptions, training: bool) -> Iterator[str]:
-    """Yield a line for each contestant that differs from the eager float64 reference on a small case.
+    """Yield a line for each contestant that differs from the eager float64 reference in a small case.
 
     Args:
-        contestants: what to check. Eager ones are checked in float32 as well, where small errors show.
+        contestants: contestants to check. Eager ones are also checked in float32, where small errors are visible.
         options: device, dtype and compile scope.
         training: whether gradients are compared too.
     """
@@ -288,7 +290,7 @@ def _add_noise(backbone: nn.Module) -> None:
 
 
 def _reference(contestant: Contestant, small: ModelOptions, like: Backbone) -> Backbone:
-    """Return the backbone with the same weights in float64 on the CPU, its scan by the definition of the op."""
+    """Return the backbone with the same weights in float64 on the CPU, using the reference scan."""
     on_cpu = ModelOptions(torch.device("cpu"), torch.float32, 1, None, small.width, small.depth)
     reference = build(contestant, CHECKED_GRID, on_cpu)
     for module in reference.modules():

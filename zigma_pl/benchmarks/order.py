@@ -1,6 +1,6 @@
-"""bench order: frames per second and memory by the number of scan orders (ZigMa, Figure 4 c, d).
+"""bench order: frames per second and memory by number of scan orders (ZigMa, Figure 4 c, d).
 
-ZigMa spreads its orders over the layers; parallel Mamba scans along all of them in every layer.
+ZigMa distributes its orders over the layers; parallel Mamba scans along all orders in every layer.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +11,8 @@ from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.forward import prepare
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns
 from zigma_pl.benchmarks.models import Contestant, Execution, ModelOptions, findings
-from zigma_pl.benchmarks.plots import draw_order
-from zigma_pl.benchmarks.report import Result
+from zigma_pl.benchmarks.plots import plot_order
+from zigma_pl.benchmarks.report import BenchmarkResult
 from zigma_pl.core.machine import Machine
 from zigma_pl.models.backbones.base import resolve_size
 from zigma_pl.models.backbones.mixer_backbone import SIZES
@@ -47,22 +47,22 @@ def run(
     contestants: Mapping[str, Contestant],
     settings: Iterable[Setting],
     machine: Machine,
-    save: Callable[[Result], None],
-) -> Result:
-    """Check each contestant with all its orders, then time it with 1 to MAX_ORDERS; `save` gets the result.
+    save: Callable[[BenchmarkResult], None],
+) -> BenchmarkResult:
+    """Check each contestant with MAX_ORDERS orders, then time it with 1 to MAX_ORDERS; calls `save` with the result.
 
-    Raises: WrongNumbersError, before anything is timed or when an output is not finite.
+    Raises: WrongNumbersError, before anything is timed, or if an output is not finite.
     """
     all_orders = with_orders(contestants)
     most = {name: contestant for name, contestant in all_orders.items() if name.endswith(f" {MAX_ORDERS}")}
     raise_if_any("order", findings(most, options, training=False))
-    # A preset of parallel Mamba has fewer layers the more directions there are; here depth stays, as in the figure.
+    # Presets of parallel Mamba have fewer layers for more directions; here the depth is fixed, as in the figure.
     width, depth = resolve_size(SIZES, options.size, options.width, options.depth)
     fixed = replace(options, size=None, width=width, depth=depth)
     notes = [
-        f"one call of the network without gradients: {fixed.describe()}, whatever the number of orders",
+        f"one network call without gradients: {fixed.describe()}, for any number of orders",
         RATIO_NOTE,
     ]
-    result = Result("order", machine, notes, columns("frames/s", [RATIO]), draw_order)
+    result = BenchmarkResult("order", machine, notes, columns("frames/s", [RATIO]), plot_order)
     rivals = {RATIO: {name: f"{name.rpartition(' ')[0]} 1" for name in all_orders}}
     return ModelTable(result, fixed, all_orders, partial(prepare, fixed), rivals).fill(settings, save)

@@ -1,4 +1,4 @@
-"""Pictures of the benchmarks: lines over the grid (Figure 4 a, b) and over the orders (c, d), bars for the others."""
+"""Charts of the benchmarks: lines by grid size (Figure 4 a, b) and by number of orders (c, d), bars for the others."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from zigma_pl.benchmarks.report import Result
+    from zigma_pl.benchmarks.report import BenchmarkResult
 
 Record = dict[str, Any]
 Value = Callable[[Record], float | None]
@@ -29,7 +29,7 @@ FAMILY_COLOURS = {
     "U-ViT": "#7f8c1f",
     "parallel Mamba": "#d9772b",
 }
-BACKGROUND_FAMILY = "ZigMa sweep"  # drawn wide and pale behind zigzag, on which it lies when zigzag costs nothing
+BACKGROUND_FAMILY = "ZigMa sweep"  # plotted wide and pale behind zigzag, as both lines nearly coincide
 EXECUTION_STYLES: dict[str, dict[str, Any]] = {
     "eager": {"linestyle": "-", "marker": "o", "markerfacecolor": "white", "linewidth": 1.2},
     "compiled": {"linestyle": "--", "marker": "s", "markerfacecolor": "white", "linewidth": 1.6},
@@ -47,10 +47,10 @@ KIND_COLOURS = {
 }
 
 
-def draw_forward(result: "Result") -> "Figure":
-    """Draw frames per second and peak memory over the side of the grid (ZigMa, Figure 4 a, b).
+def plot_forward(result: "BenchmarkResult") -> "Figure":
+    """Plot frames per second and peak memory by grid size (ZigMa, Figure 4 a, b).
 
-    A batch size that was timed at one grid, while another was at several, is left to the table.
+    Batch sizes with only one grid are left out if another batch size has several.
     """
     grids: dict[int, set[int]] = {}
     for record in result.records:
@@ -63,48 +63,48 @@ def draw_forward(result: "Result") -> "Figure":
         return record["label"] + (f", batch {record['batch_size']}" if len(batches) > 1 else "")
 
     heading = "Forward pass" + (f" of batch {batches.pop()}" if len(batches) == 1 else "")
-    return _draw_lines(result, heading, lambda record: record["grid"], "side of the grid (tokens)", series)
+    return _plot_lines(result, heading, lambda record: record["grid"], "grid size (tokens per side)", series)
 
 
-def draw_order(result: "Result") -> "Figure":
-    """Draw frames per second and peak memory over the number of orders (ZigMa, Figure 4 c, d)."""
+def plot_order(result: "BenchmarkResult") -> "Figure":
+    """Plot frames per second and peak memory by number of orders (ZigMa, Figure 4 c, d)."""
     settings = sorted({(record["grid"], record["batch_size"]) for record in result.records})
 
     def series(record: Record) -> str:
         name = record["family"] + EXECUTION_LABELS[record["execution"]]
         return name + (f", grid {record['grid']}, batch {record['batch_size']}" if len(settings) > 1 else "")
 
-    one = "" if len(settings) > 1 else " of a {0} x {0} grid, batch {1},".format(*settings[0])
-    return _draw_lines(
+    one = "" if len(settings) > 1 else ", {0} x {0} grid, batch {1},".format(*settings[0])
+    return _plot_lines(
         result, f"Scan orders{one}", lambda record: record["num_orders"], "number of scan orders", series
     )
 
 
-def draw_train(result: "Result") -> "Figure":
-    """Draw images per second and peak memory of training steps as bars, a column for each setting."""
-    return _draw_bars(
+def plot_train(result: "BenchmarkResult") -> "Figure":
+    """Plot images per second and peak memory of training steps as bars, with a column for each setting."""
+    return _plot_bars(
         result,
         "Training step",
         {"images/s": lambda record: record["per_second"], "peak memory (GB)": _gigabytes},
     )
 
 
-def draw_efficiency(result: "Result") -> "Figure":
-    """Draw speed and memory of training, speed of the forward pass, and operations as bars, a column for a setting."""
-    return _draw_bars(
+def plot_efficiency(result: "BenchmarkResult") -> "Figure":
+    """Plot speed and memory of training, speed of the forward pass, and operations as bars, by setting."""
+    return _plot_bars(
         result,
         "Efficiency",
         {
             "training images/s": lambda record: record["train"]["per_second"],
-            "peak memory of training (GB)": lambda record: _gigabytes(record["train"]),
+            "peak training memory (GB)": lambda record: _gigabytes(record["train"]),
             "forward frames/s": lambda record: record["forward"]["per_second"],
-            "GFLOPs of a frame": lambda record: record["flops"]["total"] / 1e9,
+            "GFLOPs per frame": lambda record: record["flops"]["total"] / 1e9,
         },
     )
 
 
-def draw_flops(result: "Result") -> "Figure":
-    """Draw the operations of a call as stacked bars, a part for each kind and a column for each grid."""
+def plot_flops(result: "BenchmarkResult") -> "Figure":
+    """Plot the operations of a call as stacked bars by kind, with a column for each grid."""
     grids = sorted({record["grid"] for record in result.records})
     figure, (panels,) = _figure(result, "Operations", 1, len(grids), 0.4 * _most_bars(result, grids) + 1.2)
     for axes, grid in zip(panels, grids, strict=True):
@@ -126,8 +126,8 @@ def draw_flops(result: "Result") -> "Figure":
     return figure
 
 
-def draw_scan(result: "Result") -> "Figure":
-    """Draw the times of forward and backward as stacked bars, a panel for each shape, with the limit of the device."""
+def plot_scan(result: "BenchmarkResult") -> "Figure":
+    """Plot forward and backward times as stacked bars, with a panel for each shape and the device limit."""
     shapes = list(dict.fromkeys(tuple(record["shape"]) for record in result.records))
     figure, panels = _figure(result, "Selective scan", 1, len(shapes), 0.45 * _most_bars(result, shapes) + 1.3)
     for axes, shape in zip(panels[0], shapes, strict=True):
@@ -142,13 +142,15 @@ def draw_scan(result: "Result") -> "Figure":
         axes.set_xlim(0, axes.get_xlim()[1] * 1.3)
         axes.invert_yaxis()
     handles = [*panels[0][0].patches[:2], panels[0][0].lines[0]]
-    _legend(figure, handles, ["forward", "backward", "limit of the device, both"])
+    _legend(figure, handles, ["forward", "backward", "device limit (forward + backward)"])
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ pieces
-def _figure(result: "Result", heading: str, num_rows: int, num_columns: int, row_inch: float) -> tuple["Figure", list]:
-    """Return a figure that says what, where and when, and its panels by row and column."""
+# ----------------------------------------------------------------------------------------------------------- elements
+def _figure(
+    result: "BenchmarkResult", heading: str, num_rows: int, num_columns: int, row_inch: float
+) -> tuple["Figure", list]:
+    """Return a figure with title (subject, device and date), and its panels by row and column."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -169,10 +171,10 @@ def _figure(result: "Result", heading: str, num_rows: int, num_columns: int, row
     return figure, panels
 
 
-def _draw_bars(result: "Result", heading: str, values: dict[str, Value]) -> "Figure":
-    """Draw a row of panels for each label and value, a column for each setting; a value that is missing did not fit.
+def _plot_bars(result: "BenchmarkResult", heading: str, values: dict[str, Value]) -> "Figure":
+    """Plot a row of panels for each label and value, with a column for each setting; None means out of memory.
 
-    A value that all records lack, as that of memory on a CPU, is left out.
+    Values that are missing in all records, such as memory on a CPU, are left out.
     """
     settings = sorted({(record["grid"], record["batch_size"]) for record in result.records})
     drawn = [row for row in values.items() if any(row[1](record) is not None for record in result.records)]
@@ -190,10 +192,14 @@ def _draw_bars(result: "Result", heading: str, values: dict[str, Value]) -> "Fig
     return figure
 
 
-def _draw_lines(
-    result: "Result", heading: str, position: Callable[[Record], int], x_label: str, series: Callable[[Record], str]
+def _plot_lines(
+    result: "BenchmarkResult",
+    heading: str,
+    position: Callable[[Record], int],
+    x_label: str,
+    series: Callable[[Record], str],
 ) -> "Figure":
-    """Draw a line for each series: frames per second, and peak memory where it was counted."""
+    """Plot a line for each series: frames per second, and peak memory if measured."""
     counted = any(record["peak_memory_bytes"] is not None for record in result.records)
     figure, (panels,) = _figure(result, heading, 1, 1 + counted, 4.0)
     groups: dict[str, list[Record]] = {}
@@ -233,7 +239,7 @@ def _line(
 
 
 def _scale_speed(axes: "Axes") -> None:
-    """Use a logarithmic axis, with plain numbers, where the slowest and the fastest are more than 5 apart."""
+    """Use a logarithmic axis, with plain numbers, if the values differ by more than a factor of 5."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     values = [float(value) for line in axes.lines for value in np.asarray(line.get_ydata())]
@@ -255,7 +261,7 @@ def _legend(figure: "Figure", handles: Iterable[Any], labels: Iterable[str]) -> 
 def _bars(
     axes: "Axes", labels: list[str], values: list[float | None], colours: list[tuple[str, float]], x_label: str
 ) -> None:
-    """Draw horizontal bars, the first on top, each with its value."""
+    """Plot horizontal bars, the first on top, each with its value."""
     from zigma_pl.benchmarks.report import OUT_OF_MEMORY, figure_cell
 
     bars = axes.barh(range(len(labels)), [value or 0.0 for value in values], color=colours, height=0.7)
@@ -280,7 +286,7 @@ def _stacked_bar(axes: "Axes", row: int, record: Record) -> None:
     axes.annotate(text, (start, row), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
 
 
-def _most_bars(result: "Result", panels: list) -> int:
+def _most_bars(result: "BenchmarkResult", panels: list) -> int:
     return -(-len(result.records) // max(1, len(panels)))
 
 

@@ -1,4 +1,4 @@
-"""The result of a benchmark as a table, a JSON file and a picture."""
+"""The result of a benchmark as a table, a JSON file and a chart."""
 
 import json
 from collections.abc import Callable
@@ -19,34 +19,34 @@ PLUS_MINUS = " ±"
 
 
 @dataclass
-class Result:
-    """The figures of one subject; rows and records grow while it runs.
+class BenchmarkResult:
+    """The result of one benchmark; rows and records are added while it runs.
 
     Args:
-        subject: scan, forward, train or order.
+        subject: name of the benchmark, such as scan, forward or train.
         machine: date, device, versions, commit.
-        notes: what was timed and how, a sentence each.
-        columns: heads of the table.
-        draw: makes the picture.
-        rows: the table.
-        records: the same and more for the JSON file.
+        notes: what was timed and how, one sentence each.
+        columns: column headings of the table.
+        plot: creates the chart.
+        rows: rows of the table.
+        records: values of the table and more, for the JSON file.
     """
 
     subject: str
     machine: Machine
     notes: list[str]
     columns: tuple[str, ...]
-    draw: Callable[["Result"], "Figure"]
+    plot: Callable[["BenchmarkResult"], "Figure"]
     rows: list[tuple[str, ...]] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def table(self) -> str:
-        """Return the header, the notes and the table."""
+        """Return header, notes and table as text."""
         lines = [", ".join(f"{key} {value}" for key, value in self.machine.items()), *self.notes, ""]
         return "\n".join([*lines, *_aligned([self.columns, *self.rows])])
 
     def write_json(self, path: Path, complete: bool) -> None:
-        """Write all figures; `complete` is False while there are more to come."""
+        """Write the JSON file; `complete` is False while the benchmark is running."""
         content = {
             "subject": self.subject,
             "complete": complete,
@@ -57,8 +57,8 @@ class Result:
         _write(path, "--json", lambda: path.write_text(json.dumps(content, indent=2) + "\n"))
 
     def write_plot(self, path: Path) -> None:
-        """Write the picture in the format that the name ends in."""
-        figure = self.draw(self)
+        """Write the chart, in the format given by the file name's suffix."""
+        figure = self.plot(self)
         _write(path, "--plot", lambda: figure.savefig(path))
 
 
@@ -67,11 +67,11 @@ def _write(path: Path, option: str, write: Callable[[], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write()
     except OSError as error:
-        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); choose another path") from error
+        raise UserError(f"{option} {path} cannot be written ({error.strerror}): choose another path") from error
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the rows with their columns aligned: text to the left, figures to the right."""
+    """Return the rows with aligned columns: text to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     right = [all(_is_figure(row[i]) for row in rows[1:]) for i in range(len(rows[0]))]
     pad = [str.rjust if figures else str.ljust for figures in right]
@@ -85,7 +85,7 @@ def _is_figure(cell: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------ cells
 def measured(measurement: Measurement, num_items: int | None = None) -> dict[str, Any]:
-    """Return a measurement for the JSON file, with items per second where a call does num_items of them."""
+    """Return a measurement for the JSON file, with items per second if a call processes num_items items."""
     record: dict[str, Any] = {"out_of_memory": measurement.out_of_memory, **asdict(measurement)}
     if num_items is not None:
         record["per_second"] = per_second(measurement, num_items)
@@ -93,12 +93,12 @@ def measured(measurement: Measurement, num_items: int | None = None) -> dict[str
 
 
 def per_second(measurement: Measurement, num_items: int) -> float | None:
-    """Return num_items a call as items per second, by the median; None when it did not fit."""
+    """Return the median items per second at num_items per call; None if out of memory."""
     return None if measurement.seconds is None else num_items / measurement.seconds.median
 
 
 def figure_cell(value: float | None, digits: int = 3) -> str:
-    """Return a figure with so many digits that count, without an exponent; a dash for None."""
+    """Format a number with this many significant digits, without exponent; a dash for None."""
     if value is None:
         return NOTHING
     decimals = max(0, digits - len(str(int(abs(value)))) + (abs(value) < 1))
@@ -106,28 +106,28 @@ def figure_cell(value: float | None, digits: int = 3) -> str:
 
 
 def time_cell(measurement: Measurement) -> str:
-    """Return the median in milliseconds, or that it did not fit."""
+    """Format the median in milliseconds, or "out of memory"."""
     return OUT_OF_MEMORY if measurement.seconds is None else figure_cell(1000 * measurement.seconds.median)
 
 
 def memory_cell(measurement: Measurement) -> str:
-    """Return the peak memory in GB (1e9 bytes), or a dash where it is not counted."""
+    """Format the peak memory in GB (1e9 bytes), or a dash if not measured."""
     peak = measurement.peak_memory_bytes
     return NOTHING if peak is None else figure_cell(peak / GIGABYTE)
 
 
 def ratio(value: float | None, other: float | None) -> float | None:
-    """Return value / other, None where one of them is missing."""
+    """Return value / other, None if one of them is None."""
     return None if value is None or other is None else value / other
 
 
 def ratio_cell(spread: Spread | None) -> str:
-    """Return the median of ratios and half the distance of their quartiles; a dash for None."""
+    """Format the median of ratios and half their interquartile range; a dash for None."""
     if spread is None:
         return NOTHING
     return f"{spread.median:.3f}{PLUS_MINUS}{(spread.upper_quartile - spread.lower_quartile) / 2:.3f}"
 
 
-def percent_cell(share: float | None) -> str:
-    """Return a share as percent, or a dash."""
-    return NOTHING if share is None else f"{100 * share:.0f} %"
+def percent_cell(fraction: float | None) -> str:
+    """Format a fraction in percent; a dash for None."""
+    return NOTHING if fraction is None else f"{100 * fraction:.0f} %"

@@ -1,4 +1,4 @@
-"""The least time that a scan can take on a device: bytes, exponentials and multiply-adds over the rates of the device.
+"""The minimum time of a scan on a device, from its bytes, exponentials and multiply-adds and the device's peak rates.
 
 Axes: B batch, L tokens, E inner width, N state.
 """
@@ -12,18 +12,18 @@ from zigma_pl.ops.selective_scan.operations import STATE_UPDATE, STATE_UPDATE_BA
 
 Pass = Literal["forward", "backward", "both"]
 
-EXPONENTIALS_PER_CLOCK = 16  # special-function results of one multiprocessor, compute capability 7.0 to 10.0
-MULTIPLY_ADDS_PER_CLOCK = 128  # float32 lanes of one multiprocessor
+EXPONENTIALS_PER_CLOCK = 16  # special function results per multiprocessor, compute capability 7.0 to 10.0
+MULTIPLY_ADDS_PER_CLOCK = 128  # float32 lanes per multiprocessor
 MULTIPLY_ADDS_PER_CLOCK_OF = {(7, 0): 64, (7, 5): 64, (8, 0): 64}
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second.
+    """Peak rates of a device.
 
     Args:
-        bytes_per_second: read and written, as a copy reaches it.
-        exponentials_per_second, multiply_adds_per_second: None where unknown.
+        bytes_per_second: bytes read and written, as measured with a copy.
+        exponentials_per_second, multiply_adds_per_second: None if unknown.
     """
 
     bytes_per_second: float
@@ -32,7 +32,7 @@ class Rates:
 
     @classmethod
     def of(cls, device: torch.device, bytes_per_second: float) -> "Rates":
-        """Return the rates of a device: on CUDA the arithmetic ones from its multiprocessors and its clock."""
+        """Return the rates of a device; on CUDA, arithmetic rates follow from multiprocessors and clock rate."""
         if device.type != "cuda":
             return cls(bytes_per_second)
         properties = torch.cuda.get_device_properties(device)
@@ -46,7 +46,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What one pass cannot do without."""
+    """Minimum work of one pass."""
 
     num_bytes: int
     exponentials: int
@@ -60,7 +60,7 @@ class Work:
         )
 
     def least_seconds(self, rates: Rates) -> float:
-        """Return the longest of the times for bytes, exponentials and multiply-adds: no form is faster."""
+        """Return the maximum of the times for bytes, exponentials and multiply-adds, a lower bound."""
         times = [self.num_bytes / rates.bytes_per_second]
         if rates.exponentials_per_second is not None:
             times.append(self.exponentials / rates.exponentials_per_second)
@@ -70,15 +70,15 @@ class Work:
 
 
 def scan_work(shape: tuple[int, int, int, int], bytes_per_element: int, gated: bool) -> dict[Pass, Work]:
-    """Count the scan of (B, L, E, N): every input read once, every output written once, no recomputation but exp.
+    """Count a scan of shape (B, L, E, N): inputs read once, outputs written once, only exponentials recomputed.
 
-    Of the arithmetic only that of the state updates counts, as `zigma_pl.ops.selective_scan.operations` has it.
+    Only the arithmetic of the state updates is counted, see `zigma_pl.ops.selective_scan.operations`.
     """
     num_rows, num_tokens, num_channels, num_states = shape
     rows = num_rows * num_tokens * num_channels * bytes_per_element
     matrices = 2 * num_rows * num_tokens * num_states * bytes_per_element
     num_updates = num_rows * num_tokens * num_channels * num_states
-    # u, delta, out and the gate; backward u, delta, dout, du, ddelta, the gate and its gradient.
+    # Forward: u, delta, out, gate. Backward: u, delta, dout, du, ddelta, gate and its gradient.
     forward = _work((3 + gated) * rows + matrices, num_updates, STATE_UPDATE)
     backward = _work((5 + 2 * gated) * rows + 2 * matrices, num_updates, STATE_UPDATE_BACKWARD)
     return {"forward": forward, "backward": backward, "both": forward + backward}

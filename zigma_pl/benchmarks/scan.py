@@ -1,4 +1,4 @@
-"""bench scan: the selective scan beside its peers, and how near it comes to what the device can do.
+"""bench scan: the selective scan, compared with other packages and with the limit of the device.
 
 Axes: B batch, L tokens, E inner width, N state.
 """
@@ -11,9 +11,9 @@ from typing import Any, get_args
 import torch
 
 from zigma_pl.benchmarks.checks import dtype_name, raise_if_any
-from zigma_pl.benchmarks.plots import draw_scan
+from zigma_pl.benchmarks.plots import plot_scan
 from zigma_pl.benchmarks.report import (
-    Result,
+    BenchmarkResult,
     figure_cell,
     measured,
     percent_cell,
@@ -55,13 +55,13 @@ DEFAULT_SHAPES: dict[str, list[Shape]] = {
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What the benchmark needs to know.
+    """Options of the benchmark.
 
     Args:
-        device: where it runs; on CUDA the inputs have gate and dt bias.
-        dtype: of the rows.
-        repeats: samples of each contestant and pass.
-        bytes_per_second: of the device's memory; None to measure it by a copy.
+        device: device to run on; on CUDA, the inputs include gate and dt bias.
+        dtype: dtype of the rows.
+        repeats: samples per contestant and pass.
+        bytes_per_second: memory bandwidth of the device; None to measure it with a copy.
     """
 
     device: torch.device
@@ -71,7 +71,7 @@ class ScanOptions:
 
     @property
     def fused(self) -> bool:
-        """Whether gate and dt bias are part of the scan."""
+        """Whether the scan includes gate and dt bias."""
         return self.device.type == "cuda"
 
 
@@ -80,18 +80,18 @@ def run(
     contestants: Mapping[str, ScanContestant],
     shapes: Iterable[Shape],
     machine: Machine,
-    save: Callable[[Result], None],
-) -> Result:
-    """Check outputs and gradients, then time shape by shape; `save` gets the result after each.
+    save: Callable[[BenchmarkResult], None],
+) -> BenchmarkResult:
+    """Check outputs and gradients, then time each shape; `save` is called with the result after each.
 
-    Raises: WrongNumbersError before anything is timed.
+    Raises: WrongNumbersError, before anything is timed.
     """
     shapes = list(shapes)
     raise_if_any("scan", findings(options, contestants, sorted({shape[3] for shape in shapes})))
     rates = Rates.of(options.device, options.bytes_per_second or copy_bandwidth(options.device))
     rival = next((name for name in (MAMBA_SSM, MAMBAPY) if name in contestants), None)
     clock = KernelClock() if options.device.type == "cuda" else HostClock()
-    result = Result("scan", machine, _notes(options, contestants, rates, rival), _columns(rival), draw_scan)
+    result = BenchmarkResult("scan", machine, _notes(options, contestants, rates, rival), _columns(rival), plot_scan)
     for shape in shapes:
         progress(f"scan, shape {shape}")
         measurements = _measure_shape(options, contestants, shape, clock)
@@ -104,14 +104,14 @@ def run(
 def findings(
     options: ScanOptions, contestants: Mapping[str, ScanContestant], state_sizes: Iterable[int]
 ) -> Iterator[str]:
-    """Yield a line for each contestant, dtype and state size that is off the float64 reference on a small case."""
+    """Yield a line for each contestant, dtype and state size that differs from float64 in a small case."""
     for num_states in state_sizes:
         for dtype in sorted({options.dtype, torch.float32}, key=str):
             arguments = make_arguments((2, 67, 40, num_states), dtype, options.device, options.fused)
             for contestant in contestants.values():
                 order = make_order(67, options.device) if contestant.follows_order else None
                 errors = relative_errors(contestant, reference.run, arguments, visit_order=order)
-                worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # NaN is the worst
+                worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # NaN sorts last
                 if not errors[worst] <= TOLERANCE[dtype]:
                     yield (
                         f"{contestant.name} is wrong with N = {num_states} in {dtype_name(dtype)}: relative error "
@@ -135,7 +135,7 @@ def _measure_shape(
 
 
 def _leaves(contestant: ScanContestant, arguments: Arguments, order: torch.Tensor | None) -> tuple[Arguments, list]:
-    """Return the arranged arguments, ready for autograd, and those that get a gradient."""
+    """Return the arranged arguments as leaves for autograd, and those that require gradients."""
     arranged = contestant.arrange(arguments, order)
     leaves = {n: t.detach().requires_grad_() if t.is_floating_point() else t for n, t in arranged.items()}
     return leaves, [tensor for tensor in leaves.values() if tensor.requires_grad]
@@ -170,12 +170,12 @@ def _notes(
 ) -> list[str]:
     order = "zigzag order" if options.fused else "random order"
     raster = ", ".join(name for name, contestant in contestants.items() if not contestant.follows_order)
-    origin = "as given" if options.bytes_per_second else "as a copy reaches"
+    origin = "(as given)" if options.bytes_per_second else "(measured with a copy)"
     limit = f"limit: bytes at {rates.bytes_per_second / 1e9:.3g} GB/s {origin}"
     if rates.exponentials_per_second is not None and rates.multiply_adds_per_second is not None:
         limit += (
             f", {rates.exponentials_per_second / 1e12:.3g} T exponentials/s, "
-            f"{rates.multiply_adds_per_second / 1e12:.3g} T multiply-adds/s, whichever takes longest"
+            f"{rates.multiply_adds_per_second / 1e12:.3g} T multiply-adds/s, the longest of the three times"
         )
     notes = [
         f"{dtype_name(options.dtype)} rows, {'skip, gate and dt bias' if options.fused else 'skip'}, all gradients; "
@@ -183,7 +183,7 @@ def _notes(
         limit,
     ]
     if rival is None:
-        notes.append(f"neither {MAMBA_SSM} nor {MAMBAPY} takes part, so there is no ratio: pip install {MAMBAPY}")
+        notes.append(f"no ratios, as neither {MAMBA_SSM} nor {MAMBAPY} is timed: pip install {MAMBAPY}")
     return notes
 
 
@@ -193,7 +193,7 @@ def _columns(rival: str | None) -> tuple[str, ...]:
 
 
 def _add(
-    result: Result,
+    result: BenchmarkResult,
     options: ScanOptions,
     shape: Shape,
     name: str,
@@ -204,17 +204,17 @@ def _add(
     work = scan_work(shape, options.dtype.itemsize, options.fused)
     own = {which: measurements[name, which] for which in PASSES}
     limit = {which: work[which].least_seconds(rates) for which in PASSES}
-    shares = {which: ratio(limit[which], _median(own[which])) for which in PASSES}
+    fractions = {which: ratio(limit[which], _median(own[which])) for which in PASSES}
     to_rival = ratio(_median(own["both"]), None if rival is None else _median(measurements[rival, "both"]))
     record: dict[str, Any] = {"shape": list(shape), "contestant": name, "ratio_to": rival, "ratio": to_rival}
     for which in PASSES:
-        figures = {"work": asdict(work[which]), "limit_seconds": limit[which], "share_of_limit": shares[which]}
+        figures = {"work": asdict(work[which]), "limit_seconds": limit[which], "share_of_limit": fractions[which]}
         record[which] = measured(own[which]) | figures
     result.records.append(record)
     cells = [figure_cell(work["both"].num_bytes / 1e9), figure_cell(1000 * limit["both"])]
     times = [time_cell(own[which]) for which in PASSES]
     result.rows.append(
-        (str(shape), name, *times, figure_cell(to_rival), *cells, *(percent_cell(shares[which]) for which in PASSES))
+        (str(shape), name, *times, figure_cell(to_rival), *cells, *(percent_cell(fractions[which]) for which in PASSES))
     )
 
 

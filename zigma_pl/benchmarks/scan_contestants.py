@@ -1,4 +1,4 @@
-"""The scans that are timed, each given its inputs in the layout that it has them in inside of a network.
+"""The scans to time; each gets its inputs in the memory layout that it has inside a network.
 
 Axes: B batch, L tokens, E inner width, N state.
 """
@@ -28,11 +28,11 @@ OURS: tuple[str, ...] = tuple(name for name in get_args(ScanBackend) if name not
 NAMES = (*OURS, MAMBA_SSM, MAMBA_SSM_GATHERS, MAMBAPY)
 
 
-def _as_it_is(arguments: Arguments, visit_order: Tensor | None) -> Arguments:
+def _unchanged(arguments: Arguments, visit_order: Tensor | None) -> Arguments:
     return arguments
 
 
-def _the_same(output: Tensor) -> Tensor:
+def _identity(output: Tensor) -> Tensor:
     return output
 
 
@@ -41,26 +41,26 @@ class ScanContestant:
     """A scan.
 
     Args:
-        name: as an option.
+        name: name in options.
         run: (arranged arguments, visit order) -> output; this is timed.
-        follows_order: False when it knows the raster order only.
-        arrange: puts (B, L, E) arguments into the layout that run takes; not timed.
-        restore: puts the output back into (B, L, E).
+        follows_order: False if it only supports raster order.
+        arrange: converts (B, L, E) arguments to the layout of `run`; not timed.
+        restore: converts the output back to (B, L, E).
     """
 
     name: str
     run: Callable[[Arguments, Tensor | None], Tensor]
     follows_order: bool = True
-    arrange: Callable[[Arguments, Tensor | None], Arguments] = _as_it_is
-    restore: Callable[[Tensor], Tensor] = _the_same
+    arrange: Callable[[Arguments, Tensor | None], Arguments] = _unchanged
+    restore: Callable[[Tensor], Tensor] = _identity
 
     def __call__(self, visit_order: Tensor | None = None, **arguments: Tensor) -> Tensor:
-        """Scan (B, L, E) arguments, whatever the layout that this contestant prefers."""
+        """Scan (B, L, E) arguments, converting them to the contestant's layout."""
         return self.restore(self.run(self.arrange(arguments, visit_order), visit_order))
 
 
 def default_names(device: torch.device) -> list[str]:
-    """Return who takes part where nobody is named: ours for the device, and the peers that are installed."""
+    """Return the default contestants: the fastest backend of this package, and installed peers."""
     if device.type == "cpu":
         return ["cpu"] + ([MAMBAPY] if _mambapy_is_installed() else [])
     fastest = BACKENDS.choose("auto", device.type).name
@@ -69,22 +69,22 @@ def default_names(device: torch.device) -> list[str]:
 
 
 def make_contestant(name: str, device: torch.device) -> ScanContestant:
-    """Return the contestant of this name.
+    """Return the contestant with this name.
 
     Raises:
-        UserError: it does not exist, or is not made for the device.
-        BackendUnavailable: it cannot run here.
+        UserError: it does not exist, or does not support the device.
+        BackendUnavailable: it cannot run on this machine.
     """
     if name == MAMBAPY:
         if device.type != "cpu" or not _mambapy_is_installed():
-            raise UserError(f"--contestants {name}: runs on --device cpu with the package: pip install mambapy")
+            raise UserError(f"--contestants {name} needs --device cpu and the package mambapy: pip install mambapy")
         return ScanContestant(name, _run_mambapy, follows_order=False)
     if name in (MAMBA_SSM, MAMBA_SSM_GATHERS):
         BACKENDS.choose(MAMBA_SSM, device.type)
         gathers = name == MAMBA_SSM_GATHERS
         return ScanContestant(name, _run_mamba_ssm, gathers, _channel_first, partial(torch.transpose, dim0=1, dim1=2))
     if name not in OURS:
-        raise UserError(f"--contestants {name}: does not exist; choose from {', '.join(NAMES)}")
+        raise UserError(f"--contestants {name} does not exist: choose from {', '.join(NAMES)}")
     BACKENDS.choose(name, device.type)
     scan: Callable[..., Tensor] = partial(selective_scan, backend=cast("ScanBackend", name))
     return ScanContestant(name, lambda arguments, visit_order: scan(**arguments, visit_order=visit_order))
@@ -100,7 +100,7 @@ def _mambapy_is_installed() -> bool:
 
 
 def _run_mambapy(arguments: Arguments, visit_order: Tensor | None) -> Tensor:
-    """mambapy's parallel scan with the work around it that its Mamba block does."""
+    """Run mambapy's parallel scan with the surrounding work of its Mamba block."""
     pscan = importlib.import_module("mambapy.pscan").pscan
     u, delta, A, B, C, skip = (arguments[name] for name in ("u", "delta", "A", "B", "C", "skip"))
     decay = torch.exp(delta.unsqueeze(-1) * A)
@@ -109,7 +109,7 @@ def _run_mambapy(arguments: Arguments, visit_order: Tensor | None) -> Tensor:
 
 
 def _channel_first(arguments: Arguments, visit_order: Tensor | None) -> Arguments:
-    """mamba-ssm has rows as (B, E, L); what is computed from permuted rows, delta, B and C, comes permuted already."""
+    """Convert to mamba-ssm's layout (B, E, L); delta, B and C are permuted here, as they are in a network."""
 
     def arrange(name: str, rows: Tensor) -> Tensor:
         if name in ("A", "skip", "delta_bias"):
@@ -122,7 +122,7 @@ def _channel_first(arguments: Arguments, visit_order: Tensor | None) -> Argument
 
 
 def _run_mamba_ssm(arguments: Arguments, visit_order: Tensor | None) -> Tensor:
-    """mamba-ssm's kernel; along a visit order u and gate are gathered before it and the output scattered after it."""
+    """Run mamba-ssm's kernel; with a visit order, u and gate are gathered before it and the output scattered after."""
     u, gate = arguments["u"], arguments.get("gate")
     if visit_order is not None:
         u = u.index_select(2, visit_order)
@@ -140,13 +140,14 @@ def _run_mamba_ssm(arguments: Arguments, visit_order: Tensor | None) -> Tensor:
 
 # ----------------------------------------------------------------------------------------------------------- inputs
 def make_arguments(shape: Shape, dtype: torch.dtype, device: torch.device, fused: bool) -> Arguments:
-    """Draw inputs of the sizes that a freshly initialised Mamba block has.
+    """Return random inputs with the magnitudes of a freshly initialised Mamba block.
 
     Args:
         shape: (B, L, E, N).
-        dtype: of u, delta, B, C and gate; A, skip and delta_bias are float32.
-        device: where they lie.
-        fused: with gate and delta_bias, and B, C and gate as slices, as projections leave them; without, delta > 0.
+        dtype: dtype of u, delta, B, C and gate; A, skip and delta_bias are float32.
+        device: device of the inputs.
+        fused: include gate and delta_bias, with B, C and gate as slices of larger tensors, as in a network; otherwise
+            delta > 0.
     """
     num_rows, num_tokens, num_channels, num_states = shape
     generator = torch.Generator(device).manual_seed(0)
@@ -168,14 +169,14 @@ def make_arguments(shape: Shape, dtype: torch.dtype, device: torch.device, fused
         arguments
         | {
             "delta": 0.1 * normal(num_rows, num_tokens, num_channels),
-            "delta_bias": delta + torch.log(-torch.expm1(-delta)),  # softplus of it is delta
+            "delta_bias": delta + torch.log(-torch.expm1(-delta)),  # inverse softplus of delta
             "gate": normal(num_rows, num_tokens, 2 * num_channels)[..., num_channels:],
         }
     )
 
 
 def make_order(num_tokens: int, device: torch.device) -> Tensor:
-    """Return the first zigzag on a GPU where the tokens make a square grid, else a random order."""
+    """Return the first zigzag order on a GPU if the tokens form a square grid, else a random order."""
     side = math.isqrt(num_tokens)
     if device.type == "cuda" and side**2 == num_tokens:
         return torch.as_tensor(zigzag_order("zigzag", side, side), dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""Timing of several contestants in turns: warm-up, medians with quartiles, peak memory, and what does not fit."""
+"""Timing several contestants in interleaved rounds: warm-up, medians and quartiles, peak memory, out of memory."""
 
 import math
 import statistics
@@ -19,21 +19,21 @@ from zigma_pl.benchmarks.memory import (
     reset_peak,
 )
 
-# A sample is at least this long, so that the ticks of a clock and the start of a queue do not count.
+# Minimum duration of a sample, so that clock resolution and launch latency are negligible.
 MIN_SAMPLE_SECONDS = 0.05
-MAX_CALLS_A_SAMPLE = 100
-# A slow contestant takes fewer samples: no more once it was timed for so long and has so many.
+MAX_CALLS_PER_SAMPLE = 100
+# Slow contestants have fewer samples: no more once both limits are reached.
 MAX_TIMED_SECONDS = 1.5
 MIN_SAMPLES = 5
 GIGABYTE = 1e9
 
-Run = Callable[[int], None]  # does the work that many times
+Run = Callable[[int], None]  # repeats the work this many times
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of samples, such as seconds for each call."""
+    """Median and quartiles of samples, such as seconds per call."""
 
     median: float
     lower_quartile: float
@@ -42,7 +42,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: list[float]) -> "Spread":
-        """Return the spread of one sample or more."""
+        """Return the spread of one or more samples."""
         if len(samples) == 1:
             return cls(samples[0], samples[0], samples[0], 1)
         lower, median, upper = statistics.quantiles(samples, n=4, method="inclusive")
@@ -51,13 +51,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out for one contestant.
+    """The measurement of one contestant.
 
     Args:
-        seconds: time of one call; None when it did not fit into memory.
-        peak_memory_bytes: most memory that the contestant held at a time, its weights included; None on a CPU, where
-            PyTorch does not count, and when it did not fit.
-        samples: seconds of one call, turn by turn.
+        seconds: time of one call; None if out of memory.
+        peak_memory_bytes: peak memory of the contestant, including weights; None on a CPU, where PyTorch does not track
+            it, and if out of memory.
+        samples: seconds of one call in each round.
     """
 
     seconds: Spread | None
@@ -66,11 +66,11 @@ class Measurement:
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether it did not fit."""
+        """Whether the contestant ran out of memory."""
         return self.seconds is None
 
     def speed_ratio(self, rival: "Measurement") -> Spread | None:
-        """Return how many times as fast as its rival it is, by the samples of the same turn, which share the noise."""
+        """Return the speed relative to a rival, from samples of the same rounds, which have similar noise."""
         ratios = [other / own for own, other in zip(self.samples, rival.samples, strict=False)]
         return Spread.of(ratios) if ratios else None
 
@@ -80,11 +80,11 @@ class Prepared:
     """A contestant that is ready to be timed.
 
     Args:
-        run: does the work the given number of times.
-        keeps_first_memory: True when the first call holds on to what it allocates, as a captured CUDA graph does, so
-            that the peak of the first call is the peak.
-        min_calls: calls of a sample at least. On an idle device a single training step would also count the time until
-            the host has queued its first kernels, which in training passes while the step before is computed.
+        run: repeats the work the given number of times.
+        keeps_first_memory: True if the first call keeps its memory, like a captured CUDA graph, so that the peak of the
+            first call counts.
+        min_calls: minimum number of calls per sample. A single training step on an idle device includes the time until
+            the CPU has queued the first kernels; in real training this overlaps with the previous step.
     """
 
     run: Run
@@ -96,36 +96,36 @@ class Clock(Protocol):
     """Takes one sample."""
 
     def seconds_per_call(self, run: Run, num_calls: int) -> float:
-        """Return the time of one call, of num_calls that follow each other."""
+        """Return the mean time of num_calls successive calls."""
 
     def num_calls(self, seconds_per_call: float) -> int:
-        """Return how many calls make a good sample."""
+        """Return the number of calls for one sample."""
 
 
 class HostClock:
-    """The processor's clock, for work that is done when the call returns."""
+    """The CPU clock, for synchronous work."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
 
     def seconds_per_call(self, run: Run, num_calls: int) -> float:
-        """Return the time of one call, of num_calls that follow each other."""
+        """Return the mean time of num_calls successive calls."""
         start = self._now()
         run(num_calls)
         return (self._now() - start) / num_calls
 
     def num_calls(self, seconds_per_call: float) -> int:
-        """Return how many calls last MIN_SAMPLE_SECONDS, MAX_CALLS_A_SAMPLE at most."""
+        """Return how many calls take MIN_SAMPLE_SECONDS, at most MAX_CALLS_PER_SAMPLE."""
         return calls_that_last(MIN_SAMPLE_SECONDS, seconds_per_call)
 
 
 class CudaClock:
-    """Events of a CUDA device, launching the work included: what a user waits for."""
+    """CUDA events around several calls, including the time to launch kernels."""
 
     def seconds_per_call(self, run: Run, num_calls: int) -> float:
-        """Return the time of one call, of num_calls that follow each other on an idle device.
+        """Return the mean time of num_calls successive calls, starting on an idle device.
 
-        Once more where memory had to be asked of the device, which PyTorch may have given back for another contestant.
+        Repeated if device memory had to be allocated, which happens if PyTorch released it for another contestant.
         """
         num_allocations = num_device_allocations()
         seconds = self._sample(run, num_calls)
@@ -142,7 +142,7 @@ class CudaClock:
         return start.elapsed_time(end) / 1000 / num_calls
 
     def num_calls(self, seconds_per_call: float) -> int:
-        """Return how many calls last MIN_SAMPLE_SECONDS, MAX_CALLS_A_SAMPLE at most."""
+        """Return how many calls take MIN_SAMPLE_SECONDS, at most MAX_CALLS_PER_SAMPLE."""
         return calls_that_last(MIN_SAMPLE_SECONDS, seconds_per_call)
 
     def _before(self) -> None:
@@ -150,19 +150,19 @@ class CudaClock:
 
 
 class KernelClock(CudaClock):
-    """Events of a CUDA device around one call, the time to launch it left out, with nothing of its inputs in the cache.
+    """CUDA events around one call, without launch time and with a cold cache.
 
-    Memory is overwritten first, which empties the cache and keeps the device busy while the host queues the call.
+    Memory is overwritten first, which flushes the cache and keeps the device busy while the CPU queues the call.
     """
 
     OVERWRITTEN_BYTES = 1 << 28
-    NUM_PASSES = 24  # about 2 ms at 3 TB/s: longer than the host needs to queue a forward and a backward pass
+    NUM_PASSES = 24  # about 2 ms at 3 TB/s, longer than the CPU needs to queue a forward and a backward pass
 
     def __init__(self) -> None:
         self._memory = torch.empty(self.OVERWRITTEN_BYTES, dtype=torch.uint8, device="cuda")
 
     def num_calls(self, seconds_per_call: float) -> int:
-        """Return 1: the cache is empty, and the queue full, for one call only."""
+        """Return 1, as the cache is cold for one call only."""
         return 1
 
     def _before(self) -> None:
@@ -171,12 +171,12 @@ class KernelClock(CudaClock):
 
 
 def calls_that_last(seconds: float, seconds_per_call: float) -> int:
-    """Return how many calls last this long, from 1 to MAX_CALLS_A_SAMPLE."""
-    return max(1, min(MAX_CALLS_A_SAMPLE, math.ceil(seconds / max(seconds_per_call, 1e-9))))
+    """Return how many calls take this long, from 1 to MAX_CALLS_PER_SAMPLE."""
+    return max(1, min(MAX_CALLS_PER_SAMPLE, math.ceil(seconds / max(seconds_per_call, 1e-9))))
 
 
 def repeated(call: Callable[[], object]) -> Run:
-    """Return a Run that makes the call again and again."""
+    """Return a `Run` that repeats the call."""
 
     def run(num_calls: int) -> None:
         for _ in range(num_calls):
@@ -186,22 +186,22 @@ def repeated(call: Callable[[], object]) -> Run:
 
 
 def clock_for(device: torch.device) -> Clock:
-    """Return the clock of whole calls on this device."""
+    """Return the clock for whole calls on this device."""
     return CudaClock() if device.type == "cuda" else HostClock()
 
 
 def measure(
     makers: Mapping[Key, Callable[[], Prepared]], *, repeats: int, clock: Clock, device: torch.device
 ) -> dict[Key, Measurement]:
-    """Time the contestants in turns, so that a noisy moment hits all of them alike; every other turn goes backwards.
+    """Time the contestants in interleaved rounds, so that noise affects all of them; every other round is reversed.
 
-    All are in memory together. One that does not fit beside the others is measured after them, by itself.
+    All contestants are in memory at the same time. Those that do not fit are timed afterwards, one at a time.
 
     Args:
-        makers: build a contestant; what they allocate counts as its memory.
-        repeats: samples of each; fewer of slow ones (MAX_TIMED_SECONDS).
+        makers: functions that build a contestant; memory they allocate counts as its memory.
+        repeats: samples per contestant; fewer for slow ones (MAX_TIMED_SECONDS).
         clock: takes the samples.
-        device: whose memory is counted.
+        device: device whose memory is measured.
     """
     measurements, left_over = _measure_together(makers, repeats, clock, device)
     for key in left_over:
@@ -230,14 +230,14 @@ class _Entrant:
 def _measure_together(
     makers: Mapping[Key, Callable[[], Prepared]], repeats: int, clock: Clock, device: torch.device
 ) -> tuple[dict[Key, Measurement], list[Key]]:
-    """Return the measurements of those that fit together, and the keys of the rest."""
+    """Return the measurements of the contestants that fit into memory together, and the keys of the others."""
     entrants: dict[Key, _Entrant] = {}
     for key, make in makers.items():
         progress(f"  {key if isinstance(key, str) else ', '.join(map(str, cast('tuple', key)))}")
         if not _fits(lambda key=key, make=make: entrants.update({key: _warm_up(make, clock, device)})):  # type: ignore[misc]
             release_memory(device)
-    for turn in range(repeats):
-        for key in reversed(list(entrants)) if turn % 2 else list(entrants):
+    for round_index in range(repeats):
+        for key in reversed(list(entrants)) if round_index % 2 else list(entrants):
             if not _fits(lambda key=key: entrants[key].take_sample(clock)):  # type: ignore[misc]
                 del entrants[key]
                 release_memory(device)
@@ -249,7 +249,7 @@ def _measure_together(
 
 
 def _fits(step: Callable[[], None]) -> bool:
-    """Take a step; False when it runs out of memory. On return nothing of it is held any more."""
+    """Run a step; returns False if it runs out of memory. The exception's references are released on return."""
     try:
         step()
     except torch.OutOfMemoryError:
@@ -258,7 +258,7 @@ def _fits(step: Callable[[], None]) -> bool:
 
 
 def _warm_up(make: Callable[[], Prepared], clock: Clock, device: torch.device) -> _Entrant:
-    """Build a contestant, call it until it is compiled and its memory is allocated, and note the peak of a call."""
+    """Build a contestant, run it until it is compiled and its memory is allocated, and measure its peak memory."""
     before = allocated_bytes(device)
     reset_peak(device)
     prepared = make()
@@ -272,7 +272,7 @@ def _warm_up(make: Callable[[], Prepared], clock: Clock, device: torch.device) -
 
 
 def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
-    """Measure bytes per second, read and written, of a copy much larger than the caches."""
+    """Measure the bytes per second, read plus written, of a copy that is much larger than the caches."""
     num_bytes = 1 << (30 if device.type == "cuda" else 27)
     source = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -282,5 +282,5 @@ def copy_bandwidth(device: torch.device, repeats: int = 10) -> float:
 
 
 def progress(line: str) -> None:
-    """Tell the user what is going on, apart from the results."""
+    """Print a progress message to stderr."""
     print(line, file=sys.stderr, flush=True)

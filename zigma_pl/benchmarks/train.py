@@ -1,4 +1,4 @@
-"""bench train: images per second and memory of whole training steps: forward, backward, AdamW."""
+"""bench train: images per second and memory of training steps: forward, backward, AdamW."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -19,8 +19,8 @@ from zigma_pl.benchmarks.models import (
     in_training,
     make_inputs,
 )
-from zigma_pl.benchmarks.plots import draw_train
-from zigma_pl.benchmarks.report import Result
+from zigma_pl.benchmarks.plots import plot_train
+from zigma_pl.benchmarks.report import BenchmarkResult
 from zigma_pl.core.machine import Machine
 from zigma_pl.models.backbones.base import Backbone
 
@@ -29,7 +29,7 @@ DEFAULT_CONTESTANTS = {
     "cuda": ["zigzag8", "sweep", "zigzag8-fast", "sweep-fast", "dit-compiled", "dit", "uvit", "zigzag8-compiled"],
     "cpu": ["zigzag8", "sweep", "dit", "uvit"],
 }
-STEPS_A_SAMPLE = 4
+STEPS_PER_SAMPLE = 4
 DEFAULT_SETTINGS = {
     "cuda": [Setting(32, 32), Setting(64, 8), Setting(128, 2)],
     "cpu": [Setting(8, 8), Setting(16, 2)],
@@ -41,22 +41,22 @@ def run(
     contestants: Mapping[str, Contestant],
     settings: Iterable[Setting],
     machine: Machine,
-    save: Callable[[Result], None],
-) -> Result:
-    """Check outputs and gradients, then time setting by setting; `save` gets the result after each.
+    save: Callable[[BenchmarkResult], None],
+) -> BenchmarkResult:
+    """Check outputs and gradients, then time each setting; `save` is called with the result after each.
 
-    Raises: WrongNumbersError, before anything is timed or when a loss is not finite.
+    Raises: WrongNumbersError, before anything is timed, or if a loss is not finite.
     """
     raise_if_any("train", findings(contestants, options, training=True))
     rivals = rivals_among(contestants)
     notes = [
         f"forward, backward and AdamW: {options.describe()}",
-        'fast: activation_memory="fast", which keeps more for the backward pass instead of computing it again',
+        'fast: activation_memory="fast", which stores more for the backward pass instead of recomputing it',
         RATIO_NOTE,
         *compile_notes(contestants, options),
     ]
-    result = Result("train", machine, notes, columns("images/s", rivals), draw_train)
-    table = ModelTable(result, options, contestants, partial(prepare, options), rivals, STEPS_A_SAMPLE)
+    result = BenchmarkResult("train", machine, notes, columns("images/s", rivals), plot_train)
+    table = ModelTable(result, options, contestants, partial(prepare, options), rivals, STEPS_PER_SAMPLE)
     return table.fill(settings, save)
 
 

@@ -32,7 +32,7 @@ from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.training.callbacks.preemption import Preempted, Preemption
 from zigma_pl.training.callbacks.preview import PreviewGrid
-from zigma_pl.training.callbacks.progress import Progress
+from zigma_pl.training.callbacks.progress import StepProgressBar
 from zigma_pl.training.callbacks.sample_writer import SampleWriter
 from zigma_pl.training.callbacks.scorer import Scorer
 from zigma_pl.training.callbacks.throughput import Throughput
@@ -139,7 +139,7 @@ class ZigmaCLI(LightningCLI):
         compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
         self.trainer_defaults["callbacks"] = [Agreement(compared)]
         if self._get(self.config, "trainer").enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"].append(Progress())
+            self.trainer_defaults["callbacks"].append(StepProgressBar())
 
     def instantiate_classes(self) -> None:
         """Build module, data module and Trainer.

@@ -1,1 +1,1 @@
-"""What `test` does after the loss: samples kept in a store, references, scores, and the record of them all."""
+"""Evaluation: stored samples, reference features of real images, scores, and result records."""

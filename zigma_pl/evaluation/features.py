@@ -1,4 +1,4 @@
-"""Features of many pictures or clips, extracted by all processes together.
+"""Feature extraction from many images or clips, on all processes.
 
 Axes: B batch, n samples, d features, F frames.
 """
@@ -18,12 +18,12 @@ from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 PICTURES_PER_CALL = 32
 
 
-class Pictures(Protocol):
-    """Pictures, or clips, and their ids."""
+class PictureChunk(Protocol):
+    """Images or clips, and their ids."""
 
     @property
     def pictures(self) -> Tensor:
-        """(n, 3 or 1, height, width) uint8, of clips (n, F, 3, height, width)."""
+        """(n, 3 or 1, height, width) uint8, for clips (n, F, 3, height, width)."""
 
     @property
     def sample_ids(self) -> Tensor:
@@ -31,7 +31,7 @@ class Pictures(Protocol):
 
 
 class FeatureSet(NamedTuple):
-    """Statistics of the features, and the features (n, d) themselves in order of ids where they were asked for."""
+    """Statistics of features and, if requested, the features (n, d) themselves, sorted by id."""
 
     statistics: FeatureStatistics
     features: Tensor | None
@@ -41,9 +41,9 @@ class ExtractedFeatures(FeatureSets):
     """One set of features, gathered from all processes as a `torchmetrics.Metric`.
 
     Args:
-        dim: d.
-        num_samples: expected over all processes.
-        keep: whether the features themselves are kept beside their statistics.
+        dim: number of features, d.
+        num_samples: expected number of samples over all processes.
+        keep: store the features themselves in addition to their statistics.
     """
 
     all_statistics: Tensor
@@ -53,14 +53,14 @@ class ExtractedFeatures(FeatureSets):
         self.num_samples = num_samples
 
     def update(self, features: Tensor, sample_ids: Tensor) -> None:
-        """Add features, (B, d), of samples with the given ids, (B,)."""
+        """Add features (B, d) of samples with ids (B,)."""
         self.add("all", features, sample_ids)
 
     def compute(self) -> FeatureSet:
         """Return statistics and features on the CPU.
 
         Raises:
-            UserError: a sample is there twice, or the number is another.
+            UserError: a sample occurs twice, or the number of samples is not the expected one.
         """
         require_each_once(self.joined("all_ids"), self.num_samples)
         features = self.features("all").cpu() if "features" in self.kept else None
@@ -69,25 +69,25 @@ class ExtractedFeatures(FeatureSets):
 
 def extract(
     extractor: FeatureExtractor,
-    chunks: Iterable[Pictures],
+    chunks: Iterable[PictureChunk],
     num_samples: int,
     *,
     num_frames: int | None,
     keep: bool,
     shown_as: str | None = None,
 ) -> FeatureSet:
-    """Extract the features of this process's chunks, and join them with those of the others.
+    """Extract the features of this process's chunks, and gather those of all processes.
 
     Args:
-        extractor: already on its device.
-        chunks: this process's share.
-        num_samples: pictures, or clips, over all processes.
-        num_frames: of each clip, which are taken as pictures; None to take pictures or clips as they are.
-        keep: return the features too.
-        shown_as: what a progress bar of this process's share is called; None for no bar.
+        extractor: feature extractor, already on its device.
+        chunks: chunks of this process.
+        num_samples: number of images or clips over all processes.
+        num_frames: frames per clip, to extract features of single frames; None for features of images or whole clips.
+        keep: return the features themselves too.
+        shown_as: label of the progress bar; None for no bar.
 
     Raises:
-        UserError: a sample is there twice, or the number is another.
+        UserError: a sample occurs twice, or the number of samples is not `num_samples`.
     """
     gathered = ExtractedFeatures(extractor.dim, num_samples * (num_frames or 1), keep=keep).to(extractor.device)
     for chunk in tqdm(chunks, desc=shown_as, unit="chunks", disable=shown_as is None):

@@ -1,4 +1,4 @@
-"""What scores need of the held-out real items: their pictures, and their classes and captions as conditions."""
+"""The held-out real images or clips that samples are compared with."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,20 @@ from zigma_pl.data.picture_files import evenly_spaced
 from zigma_pl.encoders.autoencoder import IdentityAutoencoder
 
 CHUNK_SIZE = 32
-NUM_PROBED = 16  # items that tell one data set from another, without reading all of it
+NUM_PROBED = 16  # number of items whose hash identifies a data set without reading all of it
 
 
 class RealPictures(Dataset[Tensor]):
-    """The real pictures of a split, uint8 (3 or 1, height, width), or clips (F, 3, height, width), in its order.
+    """The real images of a split in order, uint8 (3 or 1, height, width), or clips (F, 3, height, width).
 
-    They are never an autoencoder's reconstructions: of a prepared set that holds latents alone, the data set itself is
-    read.
+    These are never reconstructions of an autoencoder: if the cache has only latents, the data set itself is read.
 
     Args:
-        datamodule: whose data.
-        split: which split.
+        datamodule: data module of the images.
+        split: name of the split.
 
     Raises:
-        UserError: the real pictures are not there.
+        UserError: the real images are missing.
     """
 
     def __init__(self, datamodule: ImageDataModule, split: Split) -> None:
@@ -41,55 +40,54 @@ class RealPictures(Dataset[Tensor]):
         if manifest is not None and isinstance(datamodule.frozen_autoencoder, IdentityAutoencoder):
             samples = datamodule.samples(split)
             assert isinstance(samples, PreparedSamples)
-            self._prepared, self._places = samples, range(len(samples))
+            self._prepared, self._indices = samples, range(len(samples))
         elif manifest is not None:
-            self._items = _items_behind(datamodule, split)
-            self._places = _places(manifest, split)
+            self._items = _original_items(datamodule, split)
+            self._indices = _prepared_items(manifest, split)
         else:
             self._items = datamodule.pixel_items(split)
-            self._places = range(len(self._items))
+            self._indices = range(len(self._items))
 
-    _places: Sequence[int]
+    _indices: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Tensor:
-        place = self._places[index]
+        item = self._indices[index]
         if self._items is not None:
-            return self._items[place].pixels
+            return self._items[item].pixels
         assert self._prepared is not None
-        pixels = self._prepared.records([place])[0].pixels
+        pixels = self._prepared.records([item])[0].pixels
         assert pixels is not None
         return torch.tensor(pixels)
 
 
-def _items_behind(datamodule: ImageDataModule, split: Split) -> PixelDataset:
+def _original_items(datamodule: ImageDataModule, split: Split) -> PixelDataset:
     try:
         return datamodule.pixel_items(split)
     except UserError as error:
         raise UserError(
-            f"data.cache {datamodule.cache}: holds latents alone, and scores compare samples with real pictures, which "
-            f"are not there either: {error}"
+            f"data.cache {datamodule.cache} has only latents, so scoring needs the real images of the data set: {error}"
         ) from error
 
 
-def _places(manifest: Manifest, split: Split) -> list[int]:
+def _prepared_items(manifest: Manifest, split: Split) -> list[int]:
     return [item for shard in manifest.splits[split] for item in shard.items]
 
 
 class RealChunk(NamedTuple):
-    """Real pictures (n, ...) and their places in the split, (n,)."""
+    """Real images (n, ...) and their indices in the split, (n,)."""
 
     pictures: Tensor
     sample_ids: Tensor
 
 
 def real_chunks(pictures: RealPictures, num_workers: int, rank: int = 0, world_size: int = 1) -> Iterator[RealChunk]:
-    """Yield a process's share of the pictures, in the same chunks whatever the number of processes."""
+    """Yield a process's chunks of the images; chunks do not depend on the number of processes."""
     starts = range(rank * CHUNK_SIZE, len(pictures), world_size * CHUNK_SIZE)
     batches = [list(range(start, min(start + CHUNK_SIZE, len(pictures)))) for start in starts]
-    # A generator of its own leaves the process's random state alone.
+    # With its own generator: otherwise the loader advances the global random state.
     loader: DataLoader[Any] = DataLoader(
         pictures, batch_sampler=batches, num_workers=num_workers, collate_fn=torch.stack, generator=torch.Generator()
     )
@@ -98,7 +96,7 @@ def real_chunks(pictures: RealPictures, num_workers: int, rank: int = 0, world_s
 
 
 def describe_real_pictures(datamodule: ImageDataModule, split: Split, pictures: RealPictures) -> dict[str, Any]:
-    """Return as plain values what the pictures are; of other ones it differs, wherever the files are."""
+    """Return plain values that identify the images, independent of the location of the files."""
     digest = hashlib.sha256()
     for index in evenly_spaced(len(pictures), NUM_PROBED):
         picture = pictures[index]

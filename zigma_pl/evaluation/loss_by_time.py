@@ -1,4 +1,4 @@
-"""The fixed validation loss, as a whole and by time."""
+"""The fixed validation loss, overall and by time."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ NUM_BINS = 10
 
 
 class LossByTime(NamedTuple):
-    """A mean loss, the mean in each of `NUM_BINS` equal parts of [0, 1] (None where no time fell), and of how many."""
+    """Mean loss, mean in each of `NUM_BINS` equal parts of [0, 1] (None without samples), and number of samples."""
 
     value: float
     by_time: list[float | None]
@@ -21,12 +21,12 @@ class LossByTime(NamedTuple):
 
 
 class MeanByTime(ScoreMetric):
-    """Means of losses by time, as a `torchmetrics.Metric` with sums in float64.
+    """Mean losses by time as a `torchmetrics.Metric`, accumulated in float64.
 
-    Every sample counts once, so the result depends neither on the batch size nor on the number of processes.
+    Every sample counts once, so the result does not depend on the batch size or the number of processes.
 
     Args:
-        options: those of `torchmetrics.Metric`.
+        options: options of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -43,10 +43,10 @@ class MeanByTime(ScoreMetric):
         """Add losses (B,) at times (B,) in [0, 1]; B may be 0.
 
         Raises:
-            UserError: the shapes differ, or a time is not in [0, 1].
+            UserError: the shapes differ, or a time is outside [0, 1].
         """
         if losses.ndim != 1 or losses.shape != times.shape:
-            raise UserError(f"losses and times must have one shape (B,), got {(*losses.shape,)} and {(*times.shape,)}")
+            raise UserError(f"losses and times must both have shape (B,), got {(*losses.shape,)}, {(*times.shape,)}")
         times = times.to(self.device)
         if not ((times >= 0) & (times <= 1)).all():
             raise UserError(f"times must be in [0, 1], got {times.min():.3g} to {times.max():.3g}")
@@ -55,12 +55,12 @@ class MeanByTime(ScoreMetric):
         self.counts = self.counts.index_add(0, bins, torch.ones_like(bins))
 
     def compute(self) -> LossByTime:
-        """Return the means over all processes; NaN where there was no sample at all."""
+        """Return the means over all processes; NaN if there are no samples."""
         sums, counts = self.sums.tolist(), self.counts.tolist()
         by_time = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
         return LossByTime(sum(sums) / sum(counts) if sum(counts) else math.nan, by_time, sum(counts))
 
 
-def bin_name(number: int) -> str:
-    """Return the times of a bin in words, such as "0.1_to_0.2"."""
-    return f"{number / NUM_BINS:.1f}_to_{(number + 1) / NUM_BINS:.1f}"
+def bin_name(index: int) -> str:
+    """Return the time range of a bin as text, such as "0.1_to_0.2"."""
+    return f"{index / NUM_BINS:.1f}_to_{(index + 1) / NUM_BINS:.1f}"

@@ -1,4 +1,4 @@
-"""The pictures that go with a record: a grid of fixed sample ids, and a moving one of clips."""
+"""The images of a record: a grid of the first samples, and an animated grid for clips."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from zigma_pl.core.clips import clip_suffix, save_clip, stills, tile_clips, to_c
 from zigma_pl.core.grid import save_png, tile, to_pil
 from zigma_pl.evaluation.store import SampleStore
 
-NUM_STILL_CLIPS = 8  # a row of the still picture each
+NUM_STILL_CLIPS = 8  # clips in the still image, one per row
 
 
 def write_pictures(
     store: SampleStore, folder: Path, num_pictures: int, num_columns: int, frames_per_second: int
 ) -> dict[str, Any]:
-    """Write grid.png of samples 0 to num_pictures - 1, of clips also one that moves; returns their paths."""
-    chunks = [store.read_first(number, num_pictures).pictures for number in store.numbers(num_pictures)]
+    """Write grid.png of samples 0 to num_pictures - 1, for clips also an animated grid; returns their paths."""
+    chunks = [store.read_first(index, num_pictures).pictures for index in store.chunk_indices(num_pictures)]
     pictures = torch.cat(chunks).movedim(-3, -1)
     grid = folder / "grid.png"
     if pictures.ndim == 4:

@@ -1,4 +1,4 @@
-"""The record of a scored run, results/<name>.json: what `test` writes, and tables, report and ablations read."""
+"""The record of a scored run, results/<name>.json: written by `test`, read by tables, report and ablations."""
 
 import math
 from pathlib import Path
@@ -15,32 +15,31 @@ from typing_extensions import TypedDict
 from zigma_pl.core import records
 from zigma_pl.core.records import Name, Part, Record
 
-_MAX_NAME_BYTES = 255  # of each part of a path, on the usual file systems
-_OPEN = ConfigDict(extra="allow", strict=True)  # typed where tables and report read it, free elsewhere
+_MAX_NAME_BYTES = 255  # limit of common file systems for each part of a path
+_OPEN = ConfigDict(extra="allow", strict=True)  # only fields that tables and report read are typed
 
 
 def _checked_path(path: str) -> str:
     if not path.isprintable() or any(len(part.encode()) > _MAX_NAME_BYTES for part in path.split("/")):
-        raise ValueError("must be a path of one line")
+        raise ValueError("must be a path without line breaks or overlong names")
     return path
 
 
-# Says nothing of where it leads: `Result` in report/results.py looks for pictures beside the record only.
+# May point anywhere: `Result` in report/results.py only reads images next to the record.
 OneLinePath = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_checked_path)]
 Count = Annotated[int, Field(ge=0, le=2**63)]
 # JSON has no NaN or infinity: a score that is not finite is written as null.
 Value = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-class Score(Part):
-    """One number.
+class ScoreValue(Part):
+    """A score or loss.
 
     Attributes:
-        value: the score; NaN after reading where it was not finite.
-        comparable: whether published scores of this name can be compared with it; None for the loss, where the
-            question does not arise.
-        std: standard deviation over subsets, of KID; None elsewhere.
-        by_time: of the loss, its mean in ten equal parts of [0, 1], None where there is no sample; None elsewhere.
+        value: the value; NaN after reading if it was not finite.
+        comparable: whether it can be compared with published scores of this name; None for the loss.
+        std: standard deviation over subsets, for KID; None for others.
+        by_time: mean loss in ten equal parts of [0, 1], None for parts without samples; None for scores.
     """
 
     value: Value
@@ -57,7 +56,7 @@ class Score(Part):
 
 
 class Data(TypedDict):
-    """Which pictures training and scoring used."""
+    """The data set of training and scoring; `standin` is True for synthetic data."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -67,7 +66,7 @@ class Data(TypedDict):
 
 
 class Conditions(TypedDict, total=False):
-    """Where classes or captions came from; of records that say nothing else of their data."""
+    """The source of classes or captions; identifies the data in records without `Data`."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -89,7 +88,7 @@ class Protocol(TypedDict, total=False):
 
 
 class Training(TypedDict, total=False):
-    """Which checkpoint, and what went into it."""
+    """The checkpoint and its training."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -101,30 +100,30 @@ class Training(TypedDict, total=False):
 
 
 class Pictures(TypedDict, total=False):
-    """Paths of the grid and of clips, as seen from where `test` ran."""
+    """Paths of the grid and the clips, relative to the working directory of `test`."""
 
     grid: OneLinePath | None
     clips: list[OneLinePath]
 
 
 class ResultRecord(Record):
-    """All that is known of a scored run; the dictionaries hold plain values only.
+    """The record of a scored run; dictionaries contain only plain values.
 
     Attributes:
-        row: name of the run, and of its files.
-        scale: "smoke", "h100", "paper" or "as given".
-        scores: by name, "validation_loss" among them.
-        protocol: how it was sampled and scored.
-        training: which checkpoint, and what went into it.
+        row: name of the run and of its files.
+        scale: scale of the run, such as "smoke", "h100", "paper" or "as given".
+        scores: scores by name, including "validation_loss".
+        protocol: how samples were generated and scored.
+        training: the checkpoint and its training.
         machine: device, versions, commit, date.
-        pictures: paths of the grid and of clips.
+        pictures: paths of the grid and the clips.
     """
 
     remedy: ClassVar[str] = "remove it and score again with `test`"
 
     row: Name
     scale: Name
-    scores: dict[Name, Score]
+    scores: dict[Name, ScoreValue]
     protocol: Protocol
     training: Training
     machine: dict[str, Any]
@@ -132,12 +131,12 @@ class ResultRecord(Record):
 
 
 def record_path(results_dir: str | Path, row: str) -> Path:
-    """Return where the record of a run is."""
+    """Return the path of a run's record."""
     return Path(results_dir) / f"{row}.json"
 
 
 def write_record(record: ResultRecord, results_dir: str | Path) -> Path:
-    """Write a record, whole or not at all; returns its path."""
+    """Write a record atomically; returns its path."""
     path = record_path(results_dir, record.row)
     path.parent.mkdir(parents=True, exist_ok=True)
     records.write_record(record, path)
@@ -148,6 +147,6 @@ def read_record(path: str | Path) -> ResultRecord:
     """Read a record.
 
     Raises:
-        UserError: the file is missing, damaged or of a newer format.
+        UserError: the file is missing, damaged or has a newer format.
     """
     return records.read_record(ResultRecord, Path(path))

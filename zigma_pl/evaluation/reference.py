@@ -1,8 +1,8 @@
-"""Features of the held-out real pictures, extracted once for each (data set, split, size, extractor) and kept.
+"""Features of the held-out real images, extracted once for each (data set, split, size, extractor) and cached.
 
-<stem>.json             what they are of, how they were made, and the SHA-256 of the two other files
+<stem>.json             description of images and extractor, and the SHA-256 of the two other files
 <stem>.statistics.npz   mean and covariance, as sums
-<stem>.features.npy     the features themselves, where a score needs them
+<stem>.features.npy     the features themselves, if a score needs them
 """
 
 import hashlib
@@ -28,15 +28,15 @@ from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 
 class Description(Record):
-    """<stem>.json.
+    """The file <stem>.json.
 
-    data: what the pictures are, as `describe_real_pictures` says.
-    extractor: its fingerprint.
-    made_by: versions, for people to read.
+    data: result of `describe_real_pictures`.
+    extractor: fingerprint of the extractor.
+    made_by: versions, for information only.
     files: SHA-256 of the other files, by name.
     """
 
-    remedy = "remove it, and score again"
+    remedy = "remove it and score again"
 
     data: dict[str, Any]
     extractor: dict[str, Any]
@@ -45,18 +45,18 @@ class Description(Record):
 
 
 def default_reference_folder() -> Path:
-    """Return where references are kept if nothing else is said: in the user's cache folder."""
+    """Return the default folder of references, in the user's cache folder."""
     return cache_folder() / "reference"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """The features that samples are compared with.
 
-    statistics: of the real features.
-    features: (n, d) float32 in the split's order, or None where no score needs them.
-    num_real: pictures, or clips.
-    sha256: of the file of statistics.
+    statistics: statistics of the real features.
+    features: (n, d) float32 in the split's order, None if no score needs them.
+    num_real: number of real images or clips.
+    sha256: hash of the statistics file.
     """
 
     statistics: FeatureStatistics
@@ -66,15 +66,15 @@ class Reference:
 
 
 class ReferenceFiles:
-    """Where the features of one extractor on one set of real pictures are.
+    """The files with the features of one extractor on one set of real images.
 
     Args:
-        folder: of all references.
-        data: what the pictures are, as `describe_real_pictures` says.
-        extractor: the extractor's fingerprint.
-        name: the extractor's name, and whether it sees frames.
-        keeps_versions: keep the features of each version of the extractor, for one that is still being written; else
-            another version than that of the kept features is an error.
+        folder: folder of all references.
+        data: result of `describe_real_pictures`.
+        extractor: fingerprint of the extractor.
+        name: name of the extractor, including whether it gets single frames.
+        keeps_versions: store the features of each version of the extractor separately, for extractors under
+            development; otherwise it is an error if the stored features are from another version.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ReferenceFiles:
         *,
         keeps_versions: bool = False,
     ) -> None:
-        # As JSON has them: tuples become lists.
+        # As in the JSON file, where tuples become lists.
         self.data, self.extractor = json.loads(json.dumps(data)), json.loads(json.dumps(extractor))
         self.folder = folder
         stem = f"{data['dataset']}-{data['split']}-{data['items']['image_size_px']}px-{_key(self.data)}-{name}"
@@ -96,10 +96,10 @@ class ReferenceFiles:
         self.features = folder / f"{stem}.features.npy"
 
     def load(self, *, with_features: bool) -> Reference | None:
-        """Return what is kept, or None when there is nothing yet, or no features although they are asked for.
+        """Return the stored reference; None if there is none, or if it has no features but they are requested.
 
         Raises:
-            UserError: it is of another extractor, or a file is damaged.
+            UserError: it is from another version of the extractor, or a file is damaged.
         """
         if not self.description.is_file():
             return None
@@ -111,7 +111,7 @@ class ReferenceFiles:
         for path in wanted:
             found = sha256(path) if path.is_file() else "nothing"
             if found != described.files[path.name]:
-                raise UserError(f"{path}: is not what {self.description.name} says; remove both, and score again")
+                raise UserError(f"{path} does not match {self.description.name}: remove both files and score again")
         statistics = FeatureStatistics.load(self.statistics)
         features = self._load_features(statistics) if with_features else None
         return Reference(statistics, features, self.data["num_pictures"], described.files[self.statistics.name])
@@ -120,17 +120,19 @@ class ReferenceFiles:
         try:
             features = map_npy(self.features)
             if features.dtype != np.float32 or features.shape != (statistics.count, statistics.dim):
-                raise ValueError(f"{features.dtype} {features.shape}, not those of {self.statistics.name}")
+                raise ValueError(f"{features.dtype} {features.shape} do not match {self.statistics.name}")
             if not np.isfinite(features).all():
                 raise ValueError("not finite")
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.features} holds no features ({error}): remove it, then score again") from error
+            raise UserError(
+                f"{self.features} is not a file of features ({error}): remove it and score again"
+            ) from error
         return torch.from_numpy(features)
 
     def save(self, made: FeatureSet) -> None:
-        """Keep features; the description is written last, so that what it does not name does not count."""
+        """Store features; the description is written last, so incomplete files are ignored."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # Under a name of this process's own: rows that are scored side by side may all lack the same reference.
+        # With the process id in the name, as several runs may extract the same reference at the same time.
         unfinished = self.statistics.with_name(f"{UNFINISHED}{os.getpid()}-{self.statistics.name}")
         made.statistics.save(unfinished)
         unfinished.replace(self.statistics)
@@ -147,9 +149,9 @@ class ReferenceFiles:
         for name in dict.fromkeys([*kept, *self.extractor]):
             if kept.get(name) != self.extractor.get(name):
                 raise UserError(
-                    f"{self.description}: the real features are of an extractor with {name} {kept.get(name)!r}, this "
-                    f"one has {self.extractor.get(name)!r}; use the weights of that time, or remove the file to "
-                    "extract them again"
+                    f"{self.description}: the stored features were extracted with {name} {kept.get(name)!r}, but this "
+                    f"extractor has {self.extractor.get(name)!r}: use the same weights, or remove the file to extract "
+                    "them again"
                 )
 
 
@@ -158,11 +160,11 @@ def _key(values: dict[str, Any]) -> str:
 
 
 def load_or_make(files: ReferenceFiles, make: Callable[[], FeatureSet], *, with_features: bool) -> Reference:
-    """Return a reference, extracted first where it is not kept yet; every process has to call it.
+    """Return a reference, extracting it first if it is not stored; must be called on every process.
 
     Args:
-        files: where it is kept.
-        make: extracts it, on all processes together.
+        files: files of the reference.
+        make: extracts the features, on all processes together.
         with_features: whether the features themselves are needed.
     """
     found = files.load(with_features=with_features)
@@ -170,11 +172,11 @@ def load_or_make(files: ReferenceFiles, make: Callable[[], FeatureSet], *, with_
         assert found is not None
         return found
     if rank() == 0:
-        print(f"extracting the features of {files.data['num_pictures']} real ones, once: {files.description}")
+        print(f"extracting features of {files.data['num_pictures']} real images or clips, once: {files.description}")
     made = make()
     if rank() == 0:
         files.save(made)
-    wait_for_all()  # the files are there from here on
+    wait_for_all()  # the files exist now
     found = files.load(with_features=with_features)
     assert found is not None
     return found

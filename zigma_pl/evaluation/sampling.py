@@ -1,10 +1,10 @@
-"""Sampling what a store lacks, with every process taking its share.
+"""Generating the samples that are missing in a store, distributed over all processes.
 
-The pictures of a sample id are the same byte for byte on a CPU, whatever the number of processes and however often a
-run was cut off: rounding in matrix products depends on how many rows are multiplied and by how many threads, so ids go
-through the network in groups that are always the same and always full, on one thread of each process. On a GPU groups
-are the same too, but libraries may choose other kernels on another model of GPU or in another version; pictures then
-differ by rounding, as they do between a CPU and a GPU, which have stores of their own.
+On a CPU, the image of a sample id is the same byte for byte, whatever the number of processes and interruptions.
+Rounding in matrix products depends on the number of rows and threads, so sample ids are always processed in the same
+full batches, with one thread per process. On a GPU the batches are the same too, but libraries may choose other kernels
+on another GPU model or in another version. Images then differ by rounding, as they do between CPU and GPU, which have
+separate stores.
 
 Axes: B batch, F frames.
 """
@@ -34,15 +34,15 @@ from zigma_pl.models.backbones.base import Backbone
 
 CPU_GROUP_SIZE = 16
 
-_SAMPLES_NAMED = 5  # in an error
+_SAMPLES_NAMED = 5  # samples listed in an error message
 
 
 class Sampled(Protocol):
-    """What a model has sampled."""
+    """A batch of generated samples."""
 
     @property
     def latents(self) -> Tensor:
-        """(B, C, H, W), of clips (B, F, C, H, W)."""
+        """(B, C, H, W), for clips (B, F, C, H, W)."""
 
     @property
     def sample_ids(self) -> Tensor:
@@ -50,11 +50,11 @@ class Sampled(Protocol):
 
     @property
     def num_network_calls(self) -> int:
-        """How often the network was called for them all."""
+        """Number of network calls for the batch."""
 
 
 class SamplingModel(Protocol):
-    """What is scored: it samples, and says how; a `GenerativeModule` is one."""
+    """A model that can be scored, such as a `GenerativeModule`."""
 
     @property
     def backbone(self) -> Backbone:
@@ -62,34 +62,34 @@ class SamplingModel(Protocol):
 
     @property
     def objective(self) -> Objective:
-        """What the network was trained on."""
+        """The training objective."""
 
     @property
     def sampler(self) -> Sampler:
-        """How samples are integrated."""
+        """The sampler."""
 
     @property
     def guidance(self) -> Guidance:
-        """How far the condition is followed."""
+        """Classifier-free guidance."""
 
     @property
     def seed(self) -> int:
-        """Root of the noise."""
+        """Seed of the noise."""
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the model."""
 
     def sample(self, batch: Batch) -> Sampled:
-        """Return one sample for each id of the batch, under its condition."""
+        """Generate one sample for each id of the batch, with its conditions."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """In which precision a model samples.
+    """Precision of sampling.
 
-    name: as Lightning calls it, for the record.
-    context: called around each sampling, such as for `torch.autocast`.
+    name: Lightning's name, for the record.
+    context: returns a context manager for sampling, such as `torch.autocast`.
     """
 
     name: str = "32-true"
@@ -99,7 +99,7 @@ class Precision:
 def describe_sampling(
     module: SamplingModel, datamodule: ImageDataModule, split: Split, precision: str
 ) -> dict[str, Any]:
-    """Return as plain values all that samples depend on, but for the weights."""
+    """Return, as plain values, everything that samples depend on, except the weights."""
     backbone, objective, sampler = module.backbone, module.objective, module.sampler
     description = {
         "backbone": summary(backbone),
@@ -113,7 +113,7 @@ def describe_sampling(
         "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
         "conditions": _describe_conditions(module, datamodule, split),
     }
-    check_recordable(description, "scoring")  # what cannot be written down could not tell two models apart
+    check_recordable(description, "scoring")  # the description must identify the model
     return description
 
 
@@ -139,7 +139,7 @@ def _describe_conditions(module: SamplingModel, datamodule: ImageDataModule, spl
 
 
 def is_conditional(module: SamplingModel) -> bool:
-    """Whether the backbone takes any condition."""
+    """Whether the backbone has any conditioner."""
     return len(module.backbone.conditioners) > 0
 
 
@@ -154,34 +154,34 @@ def sample_missing(
     shows_progress: bool,
     on_sampled: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Sample the chunks of this process's share that the store lacks; returns when all processes are done.
+    """Generate the missing chunks of this process; returns when all processes are done.
 
     Args:
-        module: what samples.
-        datamodule: gives the conditions, and decodes.
-        split: of which the conditions are.
-        store: where samples are kept.
-        num_samples: over all processes.
-        precision: to sample in.
+        module: the model.
+        datamodule: provides conditions and decodes latents.
+        split: split of the conditions.
+        store: store of the samples.
+        num_samples: total number over all processes.
+        precision: precision of sampling.
         shows_progress: whether this process shows a progress bar.
-        on_sampled: called after each chunk with how many samples are there, and how many there will be.
+        on_sampled: called after each chunk with the number of samples done and the total number.
 
     Raises:
-        UserError: sampling has failed: values that are not finite, or a picture of one colour.
+        UserError: sampling failed: values are not finite, or an image has a single colour.
     """
     if rank() == 0:
         store.open()
     wait_for_all()
-    share = store.numbers(num_samples, rank(), world_size())
-    missing = [number for number in share if not store.has(number)]
-    size = store.chunk_size * world_size()  # the others are as far as this process, or nearly so
-    done, total = (len(share) - len(missing)) * size, len(share) * size
+    own = store.chunk_indices(num_samples, rank(), world_size())
+    missing = [index for index in own if not store.has(index)]
+    size = store.chunk_size * world_size()  # assumes that all processes are about equally far
+    done, total = (len(own) - len(missing)) * size, len(own) * size
     with (
         one_thread_on_a_cpu(module.device),
         tqdm(total=total, initial=done, unit="images", desc="sampling", disable=not shows_progress) as bar,
     ):
-        for number in missing:
-            store.write(number, _sample(module, datamodule, split, store.sample_ids(number), precision))
+        for index in missing:
+            store.write(index, _sample(module, datamodule, split, store.sample_ids(index), precision))
             bar.update(size)
             done += size
             if on_sampled is not None:
@@ -191,7 +191,7 @@ def sample_missing(
 
 @contextmanager
 def one_thread_on_a_cpu(device: torch.device) -> Iterator[None]:
-    """Compute on one thread where the model is on a CPU; several processes make use of several cores."""
+    """Use one thread if the model is on a CPU; use several processes for several cores."""
     num_threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -208,16 +208,16 @@ def _sample(
     with precision.context():
         sampled = module.sample(batch)
     latents, ids = sampled.latents, sampled.sample_ids
-    _require_finite(latents, ids, "use trainer.precision=32-true, or an earlier checkpoint if training has diverged")
+    _require_finite(latents, ids, "use --trainer.precision 32-true, or an earlier checkpoint if training diverged")
     decoded = datamodule.decode(latents)
-    _require_finite(decoded, ids, "their latents are, so look at the scale and weights of the autoencoder")
+    _require_finite(decoded, ids, "their latents are finite, so check the scale and weights of the autoencoder")
     pictures = to_uint8(decoded).movedim(-1, -3).contiguous()
     flat = pictures.flatten(1)
     constant = flat.amin(1) == flat.amax(1)
     if constant.any():
         raise UserError(
-            f"sampling has failed: samples {_named(ids[constant])} are pictures of one colour; look at the previews of "
-            "the training run, and take a checkpoint that was trained for longer, or before it diverged"
+            f"sampling failed, as samples {_named(ids[constant])} have a single colour: check the previews of the "
+            "training run, and use a checkpoint with more training, or from before it diverged"
         )
     return Chunk(pictures, ids, sampled.num_network_calls)
 
@@ -225,7 +225,7 @@ def _sample(
 def _require_finite(values: Tensor, ids: Tensor, remedy: str) -> None:
     finite = values.isfinite().flatten(1).all(1).cpu()
     if not finite.all():
-        raise UserError(f"sampling has failed: samples {_named(ids[~finite])} are not finite; {remedy}")
+        raise UserError(f"sampling failed, as samples {_named(ids[~finite])} are not finite: {remedy}")
 
 
 def _batch(module: SamplingModel, datamodule: ImageDataModule, split: Split, sample_ids: Sequence[int]) -> Batch:

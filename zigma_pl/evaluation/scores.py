@@ -1,4 +1,4 @@
-"""The scores by name: on which features each is, and how it is computed from them."""
+"""The available scores, their features, and their computation."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from zigma_pl.evaluation.metrics.extractors import EXTRACTORS, FeatureExtractor
 from zigma_pl.evaluation.metrics.frechet import frechet_distance
 from zigma_pl.evaluation.metrics.kernel_distance import kernel_distance
 from zigma_pl.evaluation.metrics.precision_recall import precision_recall
-from zigma_pl.evaluation.record import Score
+from zigma_pl.evaluation.record import ScoreValue
 from zigma_pl.evaluation.reference import Reference
 
 Distance = Literal["frechet", "kernel", "precision", "recall", "captions"]
@@ -24,27 +24,27 @@ _NEED_DOWNLOADS = {CLIP_SCORE, *EXTRACTORS} - {"lite"}
 
 @dataclass(frozen=True)
 class Features:
-    """Features that a score is on: which extractor, and what it is shown."""
+    """The features of a score: the extractor, and the kind of its input."""
 
     extractor: str
     of: SeenAs = "pictures"
 
     @property
     def name(self) -> str:
-        """Name for files and records."""
+        """Name in files and records."""
         return f"{self.extractor}-frames" if self.of == "frames" else self.extractor
 
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """A score: its features, and what is computed from them."""
+    """The definition of a score: its features, and the distance computed from them."""
 
     features: Features
     distance: Distance
 
     @property
     def needs_each_sample(self) -> bool:
-        """Whether the statistics of the features are not enough."""
+        """Whether the score needs all features, not only their statistics."""
         return self.distance != "frechet"
 
 
@@ -53,7 +53,7 @@ Scores = dict[str, ScoreKind]
 
 
 def scores_on(extractor: str, takes: Literal["images", "clips"] = "images") -> Scores:
-    """Return the scores on the features of an extractor whose name they end with."""
+    """Return the scores on an extractor's features; their names end with the extractor's name."""
     if takes == "clips":
         return {f"fvd_{extractor}": ScoreKind(Features(extractor, "clips"), "frechet")}
     return {
@@ -81,7 +81,7 @@ SCORES: Scores = {
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Numbers that KID, precision and recall depend on."""
+    """Options of KID, precision and recall."""
 
     kid_num_subsets: int
     kid_subset_size: int
@@ -89,33 +89,33 @@ class ScoreOptions:
 
 
 def known_scores(extractors: Mapping[str, FeatureExtractor]) -> Scores:
-    """Return all scores by name, those on the features of further extractors too.
+    """Return all scores by name, including those on additional extractors.
 
     Raises:
-        UserError: an extractor has a name that is taken, or that cannot be part of a file's name.
+        UserError: the name of an extractor is already used, or is not an identifier.
     """
     known = dict(SCORES)
     for name, extractor in extractors.items():
         if name in EXTRACTORS or name == CLIP_SCORE or not name.isidentifier():
             raise UserError(
-                f"scorer.extractors: {name!r} cannot be the name of an extractor of your own: use letters, digits and "
-                f"_, and none of {', '.join(EXTRACTORS)}, {CLIP_SCORE}"
+                f"scorer.extractors: {name!r} is not a valid name: use letters, digits and _, but none of "
+                f"{', '.join(EXTRACTORS)}, {CLIP_SCORE}"
             )
         known |= scores_on(name, extractor.takes)
     return known
 
 
 def choose_scores(names: Sequence[str] | None, known: Scores, *, of_clips: bool, has_captions: bool) -> Scores:
-    """Return the scores to compute; for None those that need no downloads: on `lite` and on further extractors.
+    """Return the scores to compute.
 
     Args:
-        names: of the scores.
-        known: what `known_scores` returned.
+        names: names of the scores; None for those without downloads, on `lite` and on additional extractors.
+        known: result of `known_scores`.
         of_clips: whether the data are clips.
-        has_captions: whether they have captions.
+        has_captions: whether the data have captions.
 
     Raises:
-        UserError: a name is unknown, or its score does not suit the data.
+        UserError: a name is unknown, or its score does not apply to the data.
     """
     suited = {name: kind for name, kind in known.items() if (kind.features.of != "pictures") == of_clips}
     if not has_captions:
@@ -125,42 +125,42 @@ def choose_scores(names: Sequence[str] | None, known: Scores, *, of_clips: bool,
     check_names(names, known)
     for name in names:
         if name not in suited:
-            what = "clips" if of_clips else "pictures"
+            what = "clips" if of_clips else "images"
             captions = "" if has_captions else " without captions"
             raise UserError(
-                f"scorer.metrics: {name} is no score of {what}{captions}; choose of {', '.join(sorted(suited))}"
+                f"scorer.metrics: {name} does not apply to {what}{captions}: choose from {', '.join(sorted(suited))}"
             )
     return {name: suited[name] for name in names}
 
 
 def check_names(names: Iterable[str], known: Scores) -> None:
-    """Raise UserError for a score that there is none of."""
+    """Raise a UserError for an unknown score."""
     for name in names:
         if name not in known:
-            raise UserError(f"scorer.metrics: unknown score '{name}', choose of {', '.join(known)}")
+            raise UserError(f"scorer.metrics: unknown score '{name}': choose from {', '.join(known)}")
 
 
 def check_counts(scores: Scores, options: ScoreOptions, num_real: int, num_fake: int) -> None:
-    """Raise UserError, before anything is sampled, when there are too few samples for a score."""
+    """Raise a UserError, before sampling, if there are too few samples for a score."""
     fewest = min(num_real, num_fake)
     for name, kind in scores.items():
         distance = kind.distance
         if distance == "frechet" and fewest < 2:
-            raise UserError(f"{name}: needs at least 2 real and 2 generated samples, got {num_real} and {num_fake}")
+            raise UserError(f"{name} needs at least 2 real and 2 generated samples, got {num_real} and {num_fake}")
         if distance == "kernel" and options.kid_subset_size > fewest:
             raise UserError(
-                f"{name}: subsets of {options.kid_subset_size} need as many samples, but there are {num_real} real and "
-                f"{num_fake} generated ones: set scorer.kid_subset_size to at most {fewest}"
+                f"{name} needs at least {options.kid_subset_size} samples for its subsets, got {num_real} real and "
+                f"{num_fake} generated: set scorer.kid_subset_size to at most {fewest}"
             )
         if distance in ("precision", "recall") and fewest <= options.num_neighbours:
             raise UserError(
-                f"{name}: needs more than {options.num_neighbours} samples, but there are {num_real} real and "
-                f"{num_fake} generated ones: raise scorer.num_samples, or leave {name} out of scorer.metrics"
+                f"{name} needs more than {options.num_neighbours} samples, got {num_real} real and {num_fake} "
+                f"generated: raise scorer.num_samples, or remove {name} from scorer.metrics"
             )
 
 
 def by_features(scores: Scores) -> dict[Features, Scores]:
-    """Return the scores on each kind of features."""
+    """Group the scores by their features."""
     groups: dict[Features, Scores] = {}
     for name, kind in scores.items():
         groups.setdefault(kind.features, {})[name] = kind
@@ -175,17 +175,17 @@ def compute(
     *,
     comparable: bool,
     device: torch.device | str = "cpu",
-) -> dict[str, Score]:
-    """Return the scores of one kind of features.
+) -> dict[str, ScoreValue]:
+    """Compute the scores on one kind of features.
 
     Args:
         wanted: the scores.
-        real, fake: the features.
-        options: what KID, precision and recall depend on.
+        real, fake: features of real and generated samples.
+        options: options of KID, precision and recall.
         comparable: whether the features are those of published scores.
-        device: where samples are compared one by one, in float64: 5,000 with 6,000 take a minute on two cores.
+        device: device for pairwise comparisons in float64; 5,000 with 6,000 samples take a minute on two cores.
     """
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoreValue] = {}
     manifold: Mapping[str, float] | None = None
     pair = (real.features, fake.features)
     each_real, each_fake = (None if features is None else features.to(device) for features in pair)
@@ -201,5 +201,5 @@ def compute(
             else:
                 manifold = manifold or precision_recall(each_real, each_fake, options.num_neighbours)._asdict()
                 value = manifold[distance]
-        scores[name] = Score(value=value, comparable=comparable, std=std)
+        scores[name] = ScoreValue(value=value, comparable=comparable, std=std)
     return scores

@@ -1,4 +1,4 @@
-"""Scores of a model's samples against held-out real pictures. Needs no Trainer."""
+"""Scoring a model's samples against held-out real images, with or without a Trainer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from zigma_pl.core.records import check_name
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.images import CROP
 from zigma_pl.encoders.weights import hash_of_weights
-from zigma_pl.evaluation.features import FeatureSet, Pictures, extract
+from zigma_pl.evaluation.features import FeatureSet, PictureChunk, extract
 from zigma_pl.evaluation.held_out import RealPictures, describe_real_pictures, real_chunks
 from zigma_pl.evaluation.metrics.clip_score import ClipScore
 from zigma_pl.evaluation.metrics.extractors import FeatureExtractor, build_extractor
-from zigma_pl.evaluation.record import Score
+from zigma_pl.evaluation.record import ScoreValue
 from zigma_pl.evaluation.reference import Reference, ReferenceFiles, default_reference_folder, load_or_make
 from zigma_pl.evaluation.sampling import CPU_GROUP_SIZE, Precision, SamplingModel, describe_sampling, sample_missing
 from zigma_pl.evaluation.scores import (
@@ -37,25 +37,25 @@ from zigma_pl.evaluation.store import Chunk, SampleStore
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How samples are made and compared.
+    """Options of scoring.
 
     Attributes:
-        num_samples: pictures or clips to sample; 0 for no scores at all.
+        num_samples: number of images or clips to generate; 0 for no scores.
         metrics: names of scores (`zigma_pl.evaluation.scores.SCORES`, and those on `extractors`); None for those that
             need no downloads.
-        extractors: feature extractors of your own by name; scores on the features of "mine" are called fid_mine,
-            kid_mine, precision_mine, recall_mine, of clips frame_fid_mine, or fvd_mine where it takes clips.
-        split: of the real pictures, and of the classes and captions to sample under.
-        batch_size: samples made at once on a GPU; on a CPU it is always 16.
-        extractor_weights: files of feature extractors by name, where they are not in the usual folder.
-        kid_num_subsets: subsets that KID is the mean of.
-        kid_subset_size: samples in each.
-        num_neighbours: neighbours that span the manifolds of precision and recall.
-        samples_dir: where samples are kept.
-        reference_folder: where features of real pictures are kept; None for a folder in the user's cache folder.
+        extractors: your own feature extractors by name. The scores on "mine" are fid_mine, kid_mine, precision_mine and
+            recall_mine; for clips frame_fid_mine, or fvd_mine if the extractor takes clips.
+        split: split of the real images, and of the classes and captions used as conditions.
+        batch_size: samples per batch on a GPU; always 16 on a CPU.
+        extractor_weights: weight files of feature extractors by name, if they are not in the default folder.
+        kid_num_subsets: number of subsets that KID is averaged over.
+        kid_subset_size: samples per subset.
+        num_neighbours: number of nearest neighbours that define the manifolds of precision and recall.
+        samples_dir: folder of the samples.
+        reference_folder: folder for features of real images; None for a folder in the user's cache folder.
 
     Raises:
-        UserError: an option is out of its range, or there is no such score.
+        UserError: an option is out of range, or a score is unknown.
     """
 
     num_samples: int = 5000
@@ -79,14 +79,14 @@ class ScoringOptions:
 
     @property
     def distances(self) -> ScoreOptions:
-        """What KID, precision and recall depend on."""
+        """Options of KID, precision and recall."""
         return ScoreOptions(self.kid_num_subsets, self.kid_subset_size, self.num_neighbours)
 
     def scores_of(self, datamodule: ImageDataModule) -> Scores:
-        """Return the scores that are computed on these data, none where nothing is sampled.
+        """Return the scores to compute on these data, none without samples.
 
         Raises:
-            UserError: a score does not suit the data, or there are too few real or generated samples for it.
+            UserError: a score does not apply to the data, or there are too few real or generated samples for it.
         """
         if not self.num_samples:
             return {}
@@ -98,14 +98,14 @@ class ScoringOptions:
 
 
 class Scored(NamedTuple):
-    """What scoring gives.
+    """The result of scoring.
 
-    scores: by name; of several processes the first has them all.
-    protocol: how the samples were made and compared, as plain values: a part of the record; of the first process.
-    store: the samples; None where there are none.
+    scores: scores by name; with several processes, complete only on process 0.
+    protocol: how samples were generated and compared, as plain values, for the record; only on process 0.
+    store: the samples; None if there are none.
     """
 
-    scores: dict[str, Score]
+    scores: dict[str, ScoreValue]
     protocol: dict[str, Any]
     store: SampleStore | None
 
@@ -118,20 +118,20 @@ def score(
     name: str = "samples",
     precision: Precision = Precision(),  # noqa: B008  frozen
 ) -> Scored:
-    """Sample from a model, and compare the samples with the real pictures of a data set.
+    """Generate samples with a model, and compare them with the real images of a data set.
 
-    Samples and features of real pictures are kept: to score again, or with more samples, computes only what is new.
+    Samples and features of real images are stored, so scoring again, or with more samples, only computes what is new.
 
     Args:
-        model: what samples, on its device and in evaluation mode, such as the `GenerativeModule` that
-            `from_pretrained` gives.
-        datamodule: the real pictures, and the encoders that the model was trained with.
-        options: which scores, on how many samples.
-        name: of the folder below `options.samples_dir`.
-        precision: in which the model samples.
+        model: the model, on its device and in evaluation mode, such as the `GenerativeModule` returned by
+            `from_pretrained`.
+        datamodule: provides the real images, and the encoders that the model was trained with.
+        options: options of scoring.
+        name: name of the subfolder of `options.samples_dir`.
+        precision: precision of sampling.
 
     Raises:
-        UserError: weights or pictures are missing, options do not suit the data, or sampling has failed.
+        UserError: weights or images are missing, options do not fit the data, or sampling failed.
     """
     check_name(name, "name")
     weights = {"weights_sha256": hash_of_weights(model.backbone)}
@@ -139,15 +139,15 @@ def score(
 
 
 class Scoring:
-    """Scores samples in steps; all processes take each step together.
+    """Scores samples in several steps; every step must be called on all processes.
 
     Args:
-        datamodule: the real pictures, and the encoders that the model was trained with.
-        options: which scores, on how many samples.
+        datamodule: provides the real images, and the encoders that the model was trained with.
+        options: options of scoring.
         shows_progress: whether this process shows progress bars.
 
     Raises:
-        UserError: weights of extractors or real pictures are missing, or a score does not suit the data.
+        UserError: weights of extractors or real images are missing, or a score does not apply to the data.
     """
 
     def __init__(self, datamodule: ImageDataModule, options: ScoringOptions, *, shows_progress: bool = False) -> None:
@@ -164,10 +164,10 @@ class Scoring:
         weights = self.options.extractor_weights.get(name)
         return ClipScore(weights) if name == CLIP_SCORE else build_extractor(name, weights)
 
-    # --- the real pictures --------------------------------------------------------------------------------------------
+    # --- real images --------------------------------------------------------------------------------------------------
 
     def load_references(self, device: torch.device) -> dict[Features, Reference]:
-        """Load the features of the real pictures, or extract them on a device; `score` does it where it is not done."""
+        """Load the features of the real images, or extract them on a device; called by `score` if needed."""
         if self._references is None:
             for extractor in self._extractors.values():
                 extractor.to(device)
@@ -190,13 +190,18 @@ class Scoring:
         )
 
         def make() -> FeatureSet:
-            share = real_chunks(pictures, self.datamodule.num_workers, rank(), world_size())
-            return self._extract(features, extractor, share, len(pictures), "real")
+            chunks = real_chunks(pictures, self.datamodule.num_workers, rank(), world_size())
+            return self._extract(features, extractor, chunks, len(pictures), "real")
 
         return load_or_make(files, make, with_features=self._needs_each_sample(features))
 
     def _extract(
-        self, features: Features, extractor: FeatureExtractor, chunks: Iterable[Pictures], num_samples: int, whose: str
+        self,
+        features: Features,
+        extractor: FeatureExtractor,
+        chunks: Iterable[PictureChunk],
+        num_samples: int,
+        whose: str,
     ) -> FeatureSet:
         return extract(
             extractor,
@@ -210,7 +215,7 @@ class Scoring:
     def _needs_each_sample(self, features: Features) -> bool:
         return any(kind.needs_each_sample for kind in self._by_features[features].values())
 
-    # --- the samples --------------------------------------------------------------------------------------------------
+    # --- samples ------------------------------------------------------------------------------------------------------
 
     def score(
         self,
@@ -220,17 +225,17 @@ class Scoring:
         precision: Precision = Precision(),  # noqa: B008  frozen
         on_sampled: Callable[[int, int], None] | None = None,
     ) -> Scored:
-        """Sample what is missing, and score all samples.
+        """Generate missing samples, and score all samples.
 
         Args:
-            model: what samples.
-            weights: plain values that tell its weights from others; samples of other weights are kept apart.
-            name: of the folder below `samples_dir`.
-            precision: in which it samples.
-            on_sampled: called with how many samples are there, and how many there will be.
+            model: the model.
+            weights: plain values that identify its weights; samples of different weights are stored separately.
+            name: name of the subfolder of `samples_dir`.
+            precision: precision of sampling.
+            on_sampled: called with the number of samples done and the total number.
 
         Raises:
-            UserError: sampling has failed.
+            UserError: sampling failed.
         """
         options = self.options
         if not options.num_samples:
@@ -249,7 +254,7 @@ class Scoring:
             shows_progress=self.shows_progress,
             on_sampled=on_sampled,
         )
-        scores: dict[str, Score] = {}
+        scores: dict[str, ScoreValue] = {}
         for features, wanted in self._by_features.items():
             scores |= self._scores(features, wanted, store, references, model.device)
         protocol = self._protocol(store, references, identity) if rank() == 0 else {}
@@ -262,9 +267,9 @@ class Scoring:
         store: SampleStore,
         references: Mapping[Features, Reference],
         device: torch.device,
-    ) -> dict[str, Score]:
+    ) -> dict[str, ScoreValue]:
         extractor = self._extractors[features]
-        chunks = self._share(store)
+        chunks = self._own_chunks(store)
         if isinstance(extractor, ClipScore):
             return {CLIP_SCORE: self._clip_score(extractor, chunks)}
         fake = self._extract(features, extractor, chunks, self.options.num_samples, "sampled")
@@ -276,21 +281,21 @@ class Scoring:
             fake,
             self.options.distances,
             comparable=extractor.comparable,
-            device=device if device.type == "cuda" else "cpu",  # others may lack float64
+            device=device if device.type == "cuda" else "cpu",  # other devices may not support float64
         )
 
-    def _share(self, store: SampleStore) -> Iterator[Chunk]:
-        for number in store.numbers(self.options.num_samples, rank(), world_size()):
-            yield store.read_first(number, self.options.num_samples)
+    def _own_chunks(self, store: SampleStore) -> Iterator[Chunk]:
+        for index in store.chunk_indices(self.options.num_samples, rank(), world_size()):
+            yield store.read_first(index, self.options.num_samples)
 
-    def _clip_score(self, extractor: ClipScore, chunks: Iterator[Chunk]) -> Score:
+    def _clip_score(self, extractor: ClipScore, chunks: Iterator[Chunk]) -> ScoreValue:
         extractor.reset()
         for chunk in chunks:
             ids = chunk.sample_ids.tolist()
             captions = self.datamodule.held_out_conditions(self.options.split, ids).captions
             assert captions is not None
             extractor.update(chunk.pictures, captions, chunk.sample_ids)
-        return Score(value=float(extractor.compute()), comparable=extractor.comparable)
+        return ScoreValue(value=float(extractor.compute()), comparable=extractor.comparable)
 
     def _protocol(
         self, store: SampleStore, references: Mapping[Features, Reference], identity: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What `test` prints at its end."""
+"""The table that `test` prints at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ LITE = "lite, not comparable with published FID"
 
 
 def score_table(record: ResultRecord, path: Path) -> str:
-    """Return what is printed at the end: the scores, and where the record is."""
+    """Return a table of the scores, with the path of the record."""
     lines = [f"\n{record.row}, scale {record.scale}, {_summary(dict(record.protocol))}"]
     for name, score in record.scores.items():
         spread = "" if score.std is None else f" ± {score.std:.2g}"
@@ -22,7 +22,7 @@ def score_table(record: ResultRecord, path: Path) -> str:
 def _summary(protocol: dict[str, Any]) -> str:
     weights = f"{protocol['weights']} weights"
     if "num_fake" not in protocol:
-        return f"{weights}, the loss alone"
+        return f"{weights}, loss only"
     calls = f"{protocol['num_network_calls']:.4g} network calls each"
-    real = "" if protocol["num_real"] is None else f", against {protocol['num_real']} real ones ({protocol['split']})"
+    real = "" if protocol["num_real"] is None else f", {protocol['num_real']} real samples ({protocol['split']} split)"
     return f"{protocol['num_fake']} samples of the {weights}, {calls}{real}"

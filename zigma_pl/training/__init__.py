@@ -1,1 +1,1 @@
-"""Training: the LightningModule, its optimisers, callbacks and checkpoints."""
+"""Training: the LightningModule, optimisers, callbacks and checkpoints."""

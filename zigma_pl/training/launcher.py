@@ -1,4 +1,4 @@
-"""Several processes of one run: if one fails, all end within seconds, and one of them says why."""
+"""Launching several processes of one run: if one fails, all exit within seconds, and one of them reports the error."""
 
 import os
 import signal
@@ -15,26 +15,26 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.training.callbacks.preemption import Preempted
 from zigma_pl.training.lightning_private import ScriptLauncher
 
-# Most errors come up in all processes together, or in one, whose end the others then notice by an error of their own.
-SECONDS_TO_WAIT_FOR_THE_FIRST = 2.0  # before another process than the first raises: the first ends it till then
-SECONDS_TO_FIND_THE_CAUSE = 5.0  # before the first raises what a lost connection may have caused: another's end
+# Most errors occur in all processes at once, or in one process, whose exit then causes errors in the others.
+SECONDS_TO_WAIT_FOR_THE_FIRST = 2.0  # delay before other processes raise an error; process 0 kills them before that
+SECONDS_TO_FIND_THE_CAUSE = 5.0  # delay before process 0 raises an error that another process's exit may have caused
 
-_SECONDS_BETWEEN_LOOKS = 0.1
+_POLL_SECONDS = 0.1
 
 
 class Launcher(ScriptLauncher):
-    """Starts the processes of a node, in the place of Lightning's own, which leaves them alone when the first fails.
+    """Starts the processes of a node; unlike Lightning's launcher, it also ends them when process 0 fails.
 
-    Where something else has started them (torchrun, SLURM), that has to end them; of what they say only the first's
-    error is not delayed.
+    If the processes were started externally (torchrun, SLURM), the external launcher has to end them; then errors of
+    all processes except process 0 are only delayed.
     """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: L.Trainer | None = None, **kwargs: Any) -> Any:
         """Start the other processes, and call the function.
 
         Raises:
-            UserError: the processes do not find each other.
-            SystemExit: another process has failed, and has said why; with its status.
+            UserError: the processes cannot connect to each other.
+            SystemExit: another process has failed and reported its error; has that process's exit status.
         """
         environment = self.cluster_environment
         environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
@@ -43,7 +43,7 @@ class Launcher(ScriptLauncher):
         threading.Thread(target=self._end_with_children, args=(ended,), daemon=True).start()
         try:
             return function(*args, **kwargs)
-        except Preempted:  # as the others are
+        except Preempted:  # all processes are preempted together
             raise
         except BaseException as error:
             if isinstance(error, Exception):
@@ -51,9 +51,8 @@ class Launcher(ScriptLauncher):
             self.kill(signal.SIGKILL)
             if isinstance(error, DistNetworkError):
                 raise UserError(
-                    f"the processes of this run do not find each other at {environment.main_address}:"
-                    f"{environment.main_port} ({str(error).split('. ', 1)[0]}): set the environment variable "
-                    "MASTER_PORT to a port that is free"
+                    f"the processes of this run cannot connect at {environment.main_address}:{environment.main_port} "
+                    f"({str(error).split('. ', 1)[0]}): set the environment variable MASTER_PORT to a free port"
                 ) from error
             raise
         finally:
@@ -69,10 +68,10 @@ class Launcher(ScriptLauncher):
                 sys.exit(status)
 
     def _failure_within(self, seconds: float) -> int:
-        """Return the status of a process that failed, 0 if none has after so many seconds."""
+        """Return the exit status of a process that fails within this time, 0 if none does."""
         until = time.monotonic() + seconds
         while not (status := self._failure()) and time.monotonic() < until:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
         return status
 
     def _failure(self) -> int:
@@ -80,8 +79,8 @@ class Launcher(ScriptLauncher):
         return next((status if status > 0 else 128 - status for status in statuses if status), 0)
 
     def _end_with_children(self, ended: threading.Event) -> None:
-        """End this process, which may wait in vain for one that has failed."""
-        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+        """Exit this process if a child has failed, as it may be waiting for the child."""
+        while not ended.wait(_POLL_SECONDS):
             status = self._failure()
             if status and not ended.wait(SECONDS_TO_WAIT_FOR_THE_FIRST):
                 self.kill(signal.SIGKILL)

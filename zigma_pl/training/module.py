@@ -1,4 +1,4 @@
-"""The one LightningModule: a backbone, the interpolant objective it is trained on, and the sampler that draws from it.
+"""The LightningModule: a backbone, its training objective, and the sampler that generates from it.
 
 Axes: B batch, C channels, H W latent grid.
 """
@@ -37,16 +37,16 @@ from zigma_pl.training.trainer_options import schedule_validation
 
 log = logging.getLogger(__name__)
 
-# Constructor arguments that are objects when the module is built from Python, and so are not saved with it.
+# Constructor arguments that are objects if the module is built in Python, and are not saved as hyperparameters then.
 _OBJECTS = ["backbone", "objective", "sampler", "guidance", "optimizer", "lr_schedule", "loss_terms"]
-OWN_TERM = "interpolant"  # name of the objective's own term in logs
-EVALUATION_SEED = 0  # not a run's own: losses of different rows and seeds are of the same noise
+OWN_TERM = "interpolant"  # name of the objective's term in logs
+EVALUATION_SEED = 0  # independent of the run's seed, so that losses of different runs use the same noise
 
 
 class Samples(NamedTuple):
-    """What the module draws: float32 latents, their ids (B,), and how often the network was called.
+    """Generated samples: float32 latents, their ids (B,), and the number of network calls per sample.
 
-    Latents are (B, C, H, W), of clips (B, F, C, H, W).
+    Latents are (B, C, H, W), for clips (B, F, C, H, W).
     """
 
     latents: Tensor
@@ -55,31 +55,31 @@ class Samples(NamedTuple):
 
 
 class GenerativeModule(L.LightningModule):
-    """Train a backbone on the stochastic-interpolant objective, and sample from it.
+    """Trains a backbone on the stochastic-interpolant objective, and samples from it.
 
-    All randomness of a sample (noise, time, dropped condition) is a function of (seed, sample id) alone, so neither the
-    batch size nor the number of processes changes what is computed.
+    All random numbers of a sample (noise, time, dropped conditions) are a function of (seed, sample id), so results do
+    not depend on the batch size or the number of processes.
 
     Args:
         backbone: the network.
-        objective: interpolant path, what the network predicts, loss weighting and time sampling.
-        sampler: how samples are drawn, from noise at t = 1 to data at t = 0.
-        guidance: classifier-free guidance used when sampling.
-        optimizer: a torch optimiser by class path, given groups of parameters with a "role" each
-            (`zigma_pl.optimizers`). Weight decay is applied to linear maps only.
-        lr_schedule: how the learning rate changes over the run.
+        objective: interpolant path, prediction type, loss weighting and time sampling.
+        sampler: integrates from noise at t = 1 to data at t = 0.
+        guidance: classifier-free guidance for sampling.
+        optimizer: a torch optimiser by class path. It gets parameter groups with a "role" each (`zigma_pl.optimizers`).
+            Weight decay is applied to linear maps only.
+        lr_schedule: schedule of the learning rate.
         loss_terms: terms added to the objective's loss in training, by name.
-        condition_dropout: share of training samples whose conditions are all replaced by their null entries. Each
-            conditioner can have a rate of its own besides.
-        compile_backbone: run the backbone's blocks and other parts through torch.compile, in training and in sampling.
+        condition_dropout: fraction of training samples whose conditions are all replaced by their null entries. Each
+            conditioner can have its own dropout rate in addition.
+        compile_backbone: compile the backbone's blocks and other parts with torch.compile, for training and sampling.
         graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
-        graph_training: on a CUDA device, replay the backbone's two passes as CUDA graphs in training: for networks and
-            batches so small that the GPU waits for the host. Not with sharded parameters.
-        seed: root of all random draws; the command line sets it to seed_everything.
+        graph_training: on a CUDA device, replay forward and backward pass of the backbone as CUDA graphs in training.
+            Useful if network and batch are so small that the GPU waits for the CPU. Not used with sharded parameters.
+        seed: seed of all random numbers; the command line sets it to seed_everything.
 
     Attributes:
-        trained_on: what is known of the data, plain values: `class_names`, in the order of their numbers, and `data`,
-            the class of the data set and its frozen encoders. Taken from the data module when training starts.
+        trained_on: plain values that describe the training data: `class_names` in the order of class ids, and `data`,
+            the class of the data set and its frozen encoders. Set from the data module when training starts.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GenerativeModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # From the command line: plain options, all that `load_from_checkpoint` needs. From Python: objects, not stored.
+        # On the command line these are plain options, which `load_from_checkpoint` needs. In Python they are objects.
         self.save_hyperparameters(ignore=[] if is_made_from_options() else _OBJECTS)
         check_numbers("model", least=0, most=1, condition_dropout=condition_dropout)
         check_whole_numbers("model", least=0, most=LARGEST_SEED, seed=seed)
@@ -106,7 +106,7 @@ class GenerativeModule(L.LightningModule):
         self.objective = objective or Objective()
         self.sampler = sampler or ODESampler()
         self.guidance = guidance
-        # Behind a function, which the copy for the average shares: what the command line gives refers to the trainer.
+        # Wrapped in a function, which the EMA's deep copy shares: the command line's callable refers to the trainer.
         self.optimizer: OptimizerCallable = _shared(optimizer)
         self.lr_schedule = lr_schedule or Constant()
         self.loss_terms = nn.ModuleDict(loss_terms or {})
@@ -120,14 +120,14 @@ class GenerativeModule(L.LightningModule):
         self.trained_on: dict[str, Any] = {}
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
-        self._losses: list[Tensor] = []  # of the micro-batches of this optimiser step
-        self._terms: list[dict[str, Tensor]] = []  # of the same micro-batches, where there is more than one term
-        self._gradient_norm: Tensor | None = None  # of this optimiser step, once it is known
+        self._losses: list[Tensor] = []  # losses of the micro-batches of this optimiser step
+        self._terms: list[dict[str, Tensor]] = []  # their terms, if there is more than one
+        self._gradient_norm: Tensor | None = None  # gradient norm of this optimiser step, once computed
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check that the data fit the backbone before anything is computed, and compile it when asked to."""
+        """Check that the data fit the backbone, and compile the backbone if enabled."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             check_data_fit_backbone(datamodule, self.backbone)
@@ -135,23 +135,23 @@ class GenerativeModule(L.LightningModule):
             self.trained_on = {**self.trained_on, **datamodule.kept_with_model()}
         if self.compile_backbone:
             compile_regions(self.backbone)
-        # Buffers are constants of the configuration. To broadcast them at every call, as DDP would, is of no use, and
-        # in evaluation would wait for ever where one process has a batch more than another.
+        # Buffers are constants. DDP would broadcast them in every call, which is useless, and deadlocks in evaluation
+        # if one process has more batches than another.
         keep_from_ddp(self, (name for name, _ in self.named_buffers()))
 
     def configure_model(self) -> None:
-        """Spread the backbone over the processes of the strategy's mesh, if it has one."""
+        """Shard the backbone over the processes of the strategy's device mesh, if it has one."""
         if self.device_mesh is not None:
             shard(self.backbone, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build the optimiser over groups of parameters by role, and its learning-rate schedule in optimiser steps."""
+        """Build the optimiser with parameter groups by role, and the learning rate schedule in optimiser steps."""
         try:
             optimizer = self.optimizer(parameter_groups([self.backbone, self.loss_terms]))
         except ValueError as error:  # torch's optimisers check their own options
             raise UserError(f"model.optimizer: {error}: correct its options") from error
-        # One kernel for all parameters, which a flag on the device can tell to skip a step (`callbacks/non_finite.py`).
-        # Not with float16's loss scaling: it would undo the scaling itself, after the gradients have been clipped.
+        # Fused kernels can skip a step by a flag on the device (`callbacks/non_finite.py`). Not used with float16's
+        # loss scaling, where they would unscale gradients themselves, after clipping.
         if trainer_of(self) is None or self.trainer.precision != "16-mixed":
             for group in optimizer.param_groups:
                 if "fused" in group and group["fused"] is None:
@@ -163,17 +163,16 @@ class GenerativeModule(L.LightningModule):
     # --- training and validation --------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean loss of a batch; one that is not finite makes all gradients NaN.
+        """Return the mean loss of a batch; a non-finite loss makes all gradients NaN.
 
-        There are losses that are not finite and have finite gradients. So the gradients alone, once they are reduced,
-        tell every process of it.
+        A non-finite loss can have finite gradients. With NaN gradients, every process detects it after the reduction.
         """
         loss = self.training_loss(batch)
         self._losses.append(loss.detach())
         return loss * (1 + 0 * loss.detach())  # loss * 1, or loss * NaN
 
     def training_loss(self, batch: Batch) -> Tensor:
-        """Return the mean loss of a batch, with time, noise and dropped conditions drawn for each sample id."""
+        """Return the mean loss of a batch; time, noise and dropped conditions depend on (seed, sample id)."""
         generators = sample_generators(self.seed, "train", batch.sample_ids)
         t = self.objective.sample_time(generators, device=self.device)
         terms = self._active_terms()
@@ -196,7 +195,7 @@ class GenerativeModule(L.LightningModule):
         return {name: term for name, term in terms.items() if term.is_active(step)}
 
     def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Return the objective of each sample, (B,), at times t, (B,)."""
+        """Return the objective's loss of each sample, (B,), at times t, (B,)."""
         return self._evaluate(batch, t, generators).loss
 
     def _evaluate(
@@ -207,13 +206,13 @@ class GenerativeModule(L.LightningModule):
         if missing:
             given = ", ".join(batch.conditions) or "none"
             raise UserError(
-                f"the backbone is conditioned on {missing[0]!r}, but the conditions of the data are: {given}; give it "
-                "in the data module's encode_conditions, or build the backbone without it"
+                f"the backbone is conditioned on {missing[0]!r}, but the data module provides: {given}: add it in the "
+                "data module's encode_conditions, or build the backbone without it"
             )
         x_noise = randn_per_sample(generators, tuple(batch.latents.shape[1:]), device=self.device)
         dropped = None
         if self.training and self.backbone.droppable_conditions:
-            dropped = self._dropped(generators)  # also at a rate of 0: null entries get a gradient of zero, not none
+            dropped = self._dropped(generators)  # also with rate 0, so that null entries get a zero gradient, not None
 
         replayed = replayed and self.graph_training and self.device_mesh is None
         backbone = self._graphed_training if replayed else self.backbone
@@ -224,7 +223,7 @@ class GenerativeModule(L.LightningModule):
         return self.objective.evaluate(network, batch.latents, x_noise, t)
 
     def _dropped(self, generators: list[torch.Generator]) -> dict[str, Tensor]:
-        """Return of which samples each condition is dropped, (B,) bool by name: with all others, or by itself."""
+        """Return for each condition the samples in which it is dropped, (B,) bool by name: jointly or individually."""
         everything = rand_per_sample(generators, device=self.device) < self.condition_dropout
         dropped = {}
         for name, rate in self.backbone.dropout_rates.items():
@@ -234,15 +233,15 @@ class GenerativeModule(L.LightningModule):
         return dropped
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a held-out batch to the fixed validation loss: noise and times are functions of the sample ids alone."""
+        """Add a held-out batch to the fixed validation loss, whose noise and times are functions of the sample ids."""
         generators = sample_generators(EVALUATION_SEED, "validation", batch.sample_ids)
         t = to_device(self.objective.validation_times(batch.sample_ids), self.device)
-        losses = self.loss_per_sample(batch, t, generators)  # of a filler batch too, for sharded weights are gathered
+        losses = self.loss_per_sample(batch, t, generators)  # also for filler batches, as sharded weights are gathered
         if not batch.is_filler:
             self.evaluation_loss.update(losses, t)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss, as a whole and by time."""
+        """Log the loss, overall and by time."""
         self._log_evaluation_loss("validation", prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -250,35 +249,35 @@ class GenerativeModule(L.LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log the loss, as a whole and by time, and keep it as `test_loss`."""
+        """Log the loss, overall and by time, and store it as `test_loss`."""
         self.test_loss = self._log_evaluation_loss("test")
 
     def _log_evaluation_loss(self, stage: str, prog_bar: bool = False) -> LossByTime:
         loss = self.evaluation_loss.compute()
         self.evaluation_loss.reset()
-        # The same on every process already; without `sync_dist` Lightning would warn that it may not be.
+        # Already equal on all processes; `sync_dist` only avoids Lightning's warning.
         self.log(f"{stage}/loss", loss.value, prog_bar=prog_bar, sync_dist=True)
-        for number, value in enumerate(loss.by_time):
+        for index, value in enumerate(loss.by_time):
             if value is not None:
-                self.log(f"{stage}/loss_by_time/{bin_name(number)}", value, sync_dist=True)
+                self.log(f"{stage}/loss_by_time/{bin_name(index)}", value, sync_dist=True)
         return loss
 
     def on_train_start(self) -> None:
-        """Forget what a run that was interrupted has left."""
+        """Reset the state of a step that was interrupted."""
         self._losses, self._terms, self._gradient_norm = [], [], None
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Validate next if it is time to."""
+        """Schedule the next validation."""
         schedule_validation(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log, on the steps that are logged: mean loss of the whole batch, its gradient norm before clipping, and rate.
+        """In logging steps, log the mean loss, the gradient norm before clipping, and the learning rate.
 
-        The whole batch is that of all processes and accumulated micro-batches, however it is split among them.
+        The mean is over all processes and accumulated micro-batches.
         """
         if self.logs_this_step():
             loss = torch.stack(self._losses).mean()
-            # What the progress bar shows is read by Lightning in each step that follows: off the device, at once.
+            # Moved to the CPU here: Lightning reads values of the progress bar in each step, which would synchronise.
             self.log("train/loss", self.trainer.strategy.reduce(loss, reduce_op="mean").cpu(), prog_bar=True)
             for name in self._terms[0] if self._terms else ():
                 value = torch.stack([terms[name] for terms in self._terms]).mean()
@@ -288,15 +287,15 @@ class GenerativeModule(L.LightningModule):
         self._losses, self._terms = [], []
 
     def logs_this_step(self) -> bool:
-        """Whether what is logged in the optimiser step that is under way will be written."""
+        """Whether values logged in the current optimiser step will be written."""
         every_n_steps: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every_n_steps > 0 and (self.trainer.global_step + 1) % every_n_steps == 0
 
     def gradient_norm(self) -> Tensor:
-        """Return the norm of the whole gradient, before clipping, on the device; computed once in a step.
+        """Return the norm of the gradient before clipping, on the device; computed once per step.
 
-        To be asked for between the end of the backward pass and clipping. Gradients that are spread over processes are
-        seen whole.
+        Must be called between the end of the backward pass and clipping. For sharded gradients, the norm of the full
+        gradient is returned.
         """
         if self._gradient_norm is None:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
@@ -309,7 +308,7 @@ class GenerativeModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by value, or by the norm that is known already; Lightning's own does neither fused nor sharded AdamW."""
+        """Clip by value, or by the known norm; Lightning's clipping supports neither fused nor sharded AdamW."""
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
         if gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -321,7 +320,7 @@ class GenerativeModule(L.LightningModule):
 
     @torch.no_grad()
     def sample(self, batch: Batch, guidance: Guidance | None = None) -> Samples:
-        """Draw one latent for each sample id of `batch` under its condition; its `latents` are not looked at."""
+        """Generate one latent for each sample id of `batch` under its conditions; `batch.latents` is ignored."""
         generators = sample_generators(self.seed, "sample", batch.sample_ids)
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
         backbone: GraphedBackbone | Backbone = self._graphed_backbone if self.graph_sampling else self.backbone
@@ -331,32 +330,32 @@ class GenerativeModule(L.LightningModule):
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
 
     def _conditions(self, batch: Batch) -> Conditions:
-        """Return the conditions of a batch that the backbone takes: it may be trained on data that have more."""
+        """Return those conditions of a batch that the backbone uses; the data may have more."""
         return {name: batch.conditions[name] for name in self.backbone.conditioners if name in batch.conditions}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Samples:
-        """Draw the samples that a batch of ids and conditions asks for; none for a filler batch."""
+        """Generate samples for a batch of ids and conditions; none for a filler batch."""
         if batch.is_filler:
             return Samples(torch.empty(0, *self.backbone.latent_shape), batch.sample_ids[:0], 0)
         return self.sample(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the model is trained on."""
+        """Store the description of the training data."""
         checkpoint[TRAINED_ON] = self.trained_on
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose parameters are not this backbone's, in one line that names them."""
+        """Raise a UserError if the checkpoint's parameters do not match this model's."""
         self.trained_on = dict(checkpoint.get(TRAINED_ON, {}))
         wrong = mismatch(self.state_dict(), checkpoint["state_dict"])
         if wrong is not None:
             raise UserError(
-                f"the checkpoint is of another model: {wrong}: give the --config files and options that it was trained "
-                "with"
+                f"the checkpoint does not match this model ({wrong}): use the --config files and options that it was "
+                "trained with"
             )
 
 
 def _shared(optimizer: OptimizerCallable) -> OptimizerCallable:
-    """Return a function that calls `optimizer`; copies of an object that holds it do not copy what it refers to."""
+    """Return a function that calls `optimizer`; deep copies of objects that refer to it share what it captures."""
 
     def build(parameters: Any) -> torch.optim.Optimizer:
         return optimizer(parameters)
@@ -365,7 +364,7 @@ def _shared(optimizer: OptimizerCallable) -> OptimizerCallable:
 
 
 def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Return in words how many weights do not fit a network's, and the first of them by name; None where all fit."""
+    """Return a description of the weights that do not match a network's, None if all match."""
 
     def differ(a: Tensor, b: Tensor) -> bool:
         return a.shape != b.shape or a.is_floating_point() != b.is_floating_point()
@@ -374,4 +373,4 @@ def mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     wrong = sorted(expected.keys() ^ found.keys() | differing)
     if not wrong:
         return None
-    return f"{len(wrong)} parameters are missing, unknown or of other shape or type, such as {', '.join(wrong[:3])}"
+    return f"{len(wrong)} parameters are missing, unexpected or differ in shape or type, such as {', '.join(wrong[:3])}"

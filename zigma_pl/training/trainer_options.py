@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer: which values go with training that is counted in optimiser steps and has no end."""
+"""Checks of the options of Lightning's Trainer: training is counted in optimiser steps and has no epochs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,41 +10,41 @@ from zigma_pl.core.ranges import LARGEST_COUNT, check_numbers, check_whole_numbe
 from zigma_pl.data.order import check_length
 from zigma_pl.training.lightning_private import accumulates
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are other names of them
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are aliases
 _NEVER = 2**62  # batches between validations
 
-# option -> (what it does not go with, or what to set instead)
-_REFUSED = {
-    "min_epochs": "training has no epochs: set trainer.min_steps",
-    "check_val_every_n_epoch": "training has no epochs: set trainer.val_check_interval, in steps",
-    "reload_dataloaders_every_n_epochs": "training has no epochs: leave it out",
-    "use_distributed_sampler": "data modules share samples among processes themselves: leave it out",
-    "barebones": "it leaves out checkpoints and logs: leave it out",
-    "limit_predict_batches": "set data.init_args.num_predict_samples",
+# option -> end of the error message
+_UNSUPPORTED = {
+    "min_epochs": ", as training has no epochs: set trainer.min_steps",
+    "check_val_every_n_epoch": ", as training has no epochs: set trainer.val_check_interval, in steps",
+    "reload_dataloaders_every_n_epochs": ", as training has no epochs: remove it",
+    "use_distributed_sampler": ", as data modules distribute samples among processes themselves: remove it",
+    "barebones": ", as it disables checkpoints and logs: remove it",
+    "limit_predict_batches": ": set data.init_args.num_predict_samples instead",
 }
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Refuse values of the Trainer's options that are nonsense, or that Lightning would ignore or get wrong here.
+    """Reject Trainer options that are invalid, have no effect, or do not work with this package.
 
     Args:
-        options: the options by name; those that are left out are not checked.
+        options: options by name; missing ones are not checked.
 
     Raises: UserError that names the option and the remedy.
     """
-    for option, remedy in _REFUSED.items():
+    for option, reason in _UNSUPPORTED.items():
         value = options.get(option)
         if value or (option == "check_val_every_n_epoch" and value is not None):
-            raise UserError(f"trainer.{option} {value} cannot be used: {remedy}")
+            raise UserError(f"trainer.{option} {value} is not supported{reason}")
     if options.get("enable_checkpointing") is False:
         raise UserError(
-            "trainer.enable_checkpointing false cannot be used: runs always save their last step; raise "
+            "trainer.enable_checkpointing false is not supported, as runs always save their last step: raise "
             "checkpoint.every_n_train_steps to save less often"
         )
     if options.get("precision") is not None and options["precision"] not in PRECISIONS:
         raise UserError(
-            f"trainer.precision {options['precision']} cannot be used: parameters, state and average stay float32; "
-            "choose 32-true, bf16-mixed or 16-mixed"
+            f"trainer.precision {options['precision']} is not supported, as parameters, optimiser state and EMA are "
+            "float32: choose 32-true, bf16-mixed or 16-mixed"
         )
     check_numbers("trainer", least=0, gradient_clip_val=options.get("gradient_clip_val"))
     check_whole_numbers("trainer", least=-1, num_sanity_val_steps=options.get("num_sanity_val_steps"))
@@ -68,20 +68,20 @@ def _check_validation_interval(options: Mapping[str, Any]) -> None:
     interval = options.get("val_check_interval")
     if isinstance(interval, float):
         raise UserError(
-            f"trainer.val_check_interval {interval} is a share of an epoch, and training has none: give a number of "
-            "steps or a time such as '00:00:30:00'"
+            f"trainer.val_check_interval {interval} is a fraction of an epoch, but training has no epochs: give a "
+            "number of steps or a time such as '00:00:30:00'"
         )
     if isinstance(interval, int):
         check_whole_numbers("trainer", val_check_interval=interval)
 
 
 def schedule_validation(trainer: L.Trainer) -> None:
-    """Have the trainer validate after the batch that is ending only if `val_check_interval` optimiser steps are done.
+    """Make the trainer validate after the current batch only if it ends a multiple of `val_check_interval` steps.
 
-    Lightning counts batches, and would validate in the middle of an accumulated step. An interval given as a time, and
-    validation once every epoch, stay as they are.
+    Lightning counts batches instead of optimiser steps, and would validate between accumulated micro-batches. Intervals
+    given as a time, and validation by epoch, are not changed.
     """
-    interval = getattr(trainer, "val_check_interval", None)  # absent where it is a time
+    interval = getattr(trainer, "val_check_interval", None)  # missing if the interval is a time
     if trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):
         return
     is_due = trainer.global_step % interval == 0 and not accumulates(trainer)

@@ -15,7 +15,7 @@ from zigma_pl.core.ranges import check_numbers
 if TYPE_CHECKING:
     import torch
 
-    from zigma_pl.benchmarks.report import Result
+    from zigma_pl.benchmarks.report import BenchmarkResult
 
 MODEL_SUBJECTS = {
     "forward": "frames per second and memory of one network call, by grid size",
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{path}: folder {path.parent} does not exist: create it first")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    kept: list[Result] = []
+    kept: list[BenchmarkResult] = []
     try:
         result = (_run_scan if options.subject == "scan" else _run_models)(options, partial(_keep, kept, options.json))
     except WrongNumbersError as error:
@@ -65,14 +65,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _keep(kept: "list[Result]", path: Path | None, result: "Result") -> None:
+def _keep(kept: "list[BenchmarkResult]", path: Path | None, result: "BenchmarkResult") -> None:
     """Keep the result so far, also on disk, in case the run is interrupted."""
     kept[:] = [result]
     if path is not None:
         result.write_json(path, complete=False)
 
 
-def _publish(result: "Result", options: argparse.Namespace, complete: bool) -> None:
+def _publish(result: "BenchmarkResult", options: argparse.Namespace, complete: bool) -> None:
     print(result.table() + ("" if complete else "\n(interrupted: the other contestants were not timed)"))
     if options.json is not None:
         result.write_json(options.json, complete)
@@ -80,7 +80,7 @@ def _publish(result: "Result", options: argparse.Namespace, complete: bool) -> N
         result.write_plot(options.plot)
 
 
-def _run_scan(options: argparse.Namespace, save: "Callable[[Result], None]") -> "Result":
+def _run_scan(options: argparse.Namespace, save: "Callable[[BenchmarkResult], None]") -> "BenchmarkResult":
     from zigma_pl.benchmarks import scan
     from zigma_pl.benchmarks.scan_contestants import default_names, make_contestant
     from zigma_pl.core.machine import choose_device, describe_machine
@@ -99,7 +99,7 @@ def _run_scan(options: argparse.Namespace, save: "Callable[[Result], None]") -> 
     )
 
 
-def _run_models(options: argparse.Namespace, save: "Callable[[Result], None]") -> "Result":
+def _run_models(options: argparse.Namespace, save: "Callable[[BenchmarkResult], None]") -> "BenchmarkResult":
     from zigma_pl.benchmarks.models import ModelOptions, contestants_named
     from zigma_pl.core.machine import choose_device, describe_machine
 

@@ -1,4 +1,4 @@
-"""Scores of generated pictures and clips: features of frozen networks, and `torchmetrics.Metric`s on them."""
+"""Metrics of generated images and clips, as `torchmetrics.Metric`s on features of frozen networks."""
 
 from zigma_pl.evaluation.metrics.clip_score import ClipScore
 from zigma_pl.evaluation.metrics.extractors import FeatureExtractor, build_extractor

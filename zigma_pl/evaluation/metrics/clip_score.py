@@ -1,4 +1,4 @@
-"""The CLIP score of pictures and their captions (arXiv:2104.08718)."""
+"""The CLIP score of images and their captions (arXiv:2104.08718)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +18,18 @@ MAX_TOKENS = 77
 
 
 class ClipScore(ScoreMetric):
-    """100 max(cos(picture, caption), 0) on CLIP ViT-L/14 as a `torchmetrics.Metric`: the mean over all samples.
+    """Mean of 100 max(cos(image, caption), 0) over all samples, with CLIP ViT-L/14, as a `torchmetrics.Metric`.
 
-    That is equation 1 of arXiv:2104.08718 with two changes that papers on text-to-image models make: weight 100 instead
-    of 2.5, and captions as they are, without "A photo depicts". Other CLIP weights give other scores.
+    This is equation 1 of arXiv:2104.08718 with two changes that are common for text-to-image models: a weight of 100
+    instead of 2.5, and captions without the prefix "A photo depicts". Other CLIP weights give other scores.
 
     Args:
-        weights: folder of a CLIPModel with its tokenizer; None for where `python -m zigma_pl weights` puts it. The
-            networks are moved to the metric's device, and are not part of its `state_dict`.
-        options: those of `torchmetrics.Metric`.
+        weights: folder of a CLIPModel with its tokenizer; None for the default folder of `python -m zigma_pl weights`.
+            The networks are moved to the metric's device, and are not part of its `state_dict`.
+        options: options of `torchmetrics.Metric`.
 
     Raises:
-        UserError: the weights are missing or broken.
+        UserError: the weights are missing or invalid.
     """
 
     is_differentiable = False
@@ -52,9 +52,9 @@ class ClipScore(ScoreMetric):
 
         self.pictures = CLIPImage(weights)
         folder = self.pictures.path.parent
-        # Without these files transformers makes a tokenizer that knows no words, and says nothing.
+        # Without these files transformers silently creates a tokenizer with an empty vocabulary.
         if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-            raise UserError(f"clip_score: {folder} must hold the tokenizer too, vocab.json and merges.txt")
+            raise UserError(f"clip_score: {folder} has no tokenizer: add vocab.json and merges.txt")
         with loading("clip_score", folder, "give the folder of a CLIPModel with its tokenizer"):
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.comparable = self.pictures.comparable
@@ -64,43 +64,49 @@ class ClipScore(ScoreMetric):
 
         Args:
             pictures: (B, 3 or 1, height, width) uint8.
-            captions: B strings; what is longer than 77 tokens is cut off.
-            sample_ids: (B,) int64, different for all samples of all processes; with them a sample that is there twice
-                is an error.
+            captions: B strings; truncated to 77 tokens.
+            sample_ids: (B,) int64, unique over all processes; if given, duplicate samples raise an error.
 
         Raises:
-            UserError: there are not as many captions or ids as pictures, or a score is not finite.
+            UserError: the numbers of images, captions and ids differ, or a score is not finite.
         """
         scores = self.scores(pictures, captions)
         self.total = self.total + scores.to(self.device).double().sum()
         self.count = self.count + len(scores)
         if sample_ids is not None:
             if sample_ids.shape != scores.shape:
-                raise UserError(f"clip_score: {len(scores)} pictures but sample_ids of shape {tuple(sample_ids.shape)}")
+                raise UserError(
+                    f"clip_score: got sample_ids of shape {tuple(sample_ids.shape)} for {len(scores)} images: give one "
+                    "id per image"
+                )
             self.ids.append(sample_ids.to(self.device))
 
     def compute(self) -> Tensor:
         """Return the mean over the samples of all processes, a float64 scalar.
 
         Raises:
-            UserError: there are no samples, or one is there twice.
+            UserError: there are no samples, or one occurs twice.
         """
         require_each_once(self.joined("ids"))
         if not self.count:
-            raise UserError("clip_score: there are no samples")
+            raise UserError("clip_score: there are no samples: call update before compute")
         return self.total / self.count
 
     @torch.no_grad()
     def scores(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
-        """Return the score of each picture with its caption, (B,) float32; arguments and errors as in `update`."""
+        """Return the score of each image with its caption, (B,) float32; arguments and errors as in `update`."""
         if len(pictures) != len(captions):
-            raise UserError(f"clip_score: {len(pictures)} pictures but {len(captions)} captions")
+            raise UserError(
+                f"clip_score: got {len(pictures)} images but {len(captions)} captions: give one caption per image"
+            )
         self.pictures.to(self.device)
         if not len(pictures):
             return torch.empty(0)
         cosines = F.cosine_similarity(self.pictures(pictures), self.caption_features(captions))
         if not cosines.isfinite().all():
-            raise UserError(f"clip_score: scores are not finite: the weights in {self.pictures.path} are broken")
+            raise UserError(
+                f"clip_score: scores are not finite, so the weights in {self.pictures.path} are invalid: replace them"
+            )
         return SCALE * cosines.clamp(min=0)
 
     @torch.no_grad()
@@ -115,5 +121,5 @@ class ClipScore(ScoreMetric):
             return network.text_projection(states.pooler_output)  # type: ignore[operator]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this score from others."""
+        """Return plain values that identify this score."""
         return {**self.pictures.fingerprint(), "name": "clip_score", "scale": SCALE, "max_tokens": MAX_TOKENS}

@@ -12,9 +12,10 @@ from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 
 class FrechetDistance(FeatureMetric):
-    """The Frechet distance between real and generated samples as a `torchmetrics.Metric`; with Inception features, FID.
+    """The Frechet distance between real and generated samples as a `torchmetrics.Metric`; FID with Inception features.
 
-    States are sums in float64, so its memory does not grow with the number of samples. Arguments: see `FeatureMetric`.
+    The states are sums in float64, so memory does not grow with the number of samples. For arguments see
+    `FeatureMetric`.
     """
 
     keeps = "statistics"
@@ -23,7 +24,7 @@ class FrechetDistance(FeatureMetric):
         """Return the distance over the samples of all processes, a float64 scalar.
 
         Raises:
-            UserError: there are fewer than 2 real or 2 generated samples, or a sample is there twice.
+            UserError: there are fewer than 2 real or 2 generated samples, or a sample occurs twice.
         """
         self.check_ids()
         value = frechet_distance(self.statistics("real"), self.statistics("fake"))
@@ -31,18 +32,18 @@ class FrechetDistance(FeatureMetric):
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
-    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the means and unbiased covariances.
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) with means m and unbiased covariances C.
 
     With C1 = F1 F1^T and C2 = F2 F2^T, the trace of (C1 C2)^(1/2) is the sum of the singular values of F1^T F2: their
-    squares are the eigenvalues of the symmetric F1^T C2 F1, and those of C1 C2 that are not zero. So the result is
-    real. It is exact to rounding also where there are fewer samples than features, while square roots of eigenvalues
-    that are zero but for rounding would not be.
+    squares are the eigenvalues of the symmetric matrix F1^T C2 F1, which are also the nonzero eigenvalues of C1 C2. So
+    the result is real, and accurate even if there are fewer samples than features, unlike square roots of eigenvalues
+    that should be zero.
 
     Raises:
-        UserError: there are fewer than 2 samples, or the features have another size.
+        UserError: there are fewer than 2 samples, or the numbers of features differ.
     """
     if one.dim != other.dim:
-        raise UserError(f"the Frechet distance needs features of one size, got {one.dim} and {other.dim}")
+        raise UserError(f"the Frechet distance needs equal numbers of features, got {one.dim} and {other.dim}")
     difference = one.mean - other.mean
     trace_of_root = torch.linalg.svdvals(factor(one.covariance).T @ factor(other.covariance)).sum()
     traces = one.covariance.trace() + other.covariance.trace()
@@ -50,9 +51,9 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
 
 
 def factor(matrix: Tensor) -> Tensor:
-    """Return F of (d, rank) with F F^T = matrix, which is symmetric positive semi-definite, (d, d).
+    """Return F (d, rank) with F F^T = matrix for a symmetric positive semi-definite matrix (d, d).
 
-    Eigenvalues that are no larger than rounding errors are taken as zero.
+    Eigenvalues within rounding errors are treated as zero.
     """
     eigenvalues, vectors = torch.linalg.eigh(matrix)
     kept = eigenvalues > eigenvalues[-1] * len(matrix) * torch.finfo(matrix.dtype).eps

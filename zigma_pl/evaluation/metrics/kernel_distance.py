@@ -1,6 +1,6 @@
 """The kernel inception distance, KID (arXiv:1801.01401, section 4): squared maximum mean discrepancy over subsets.
 
-Axes: n real samples, m generated ones, d features.
+Axes: n real samples, m generated samples, d features.
 """
 
 from typing import Any, NamedTuple
@@ -14,21 +14,21 @@ from zigma_pl.evaluation.metrics.feature_sets import Extractor, FeatureMetric
 
 
 class SubsetValues(NamedTuple):
-    """Mean over the subsets, and their standard deviation."""
+    """Mean and standard deviation over the subsets."""
 
     mean: float
     std: float
 
 
 class KernelDistance(FeatureMetric):
-    """The kernel distance between real and generated samples as a `torchmetrics.Metric`; with Inception features, KID.
+    """The kernel distance between real and generated samples as a `torchmetrics.Metric`; KID with Inception features.
 
-    States are the features of all samples.
+    The states are the features of all samples.
 
     Args:
         extractor: see `FeatureMetric`.
         num_subsets, subset_size, seed: see `kernel_distance`.
-        options: those of `FeatureMetric`.
+        options: options of `FeatureMetric`.
     """
 
     keeps = "features"
@@ -48,7 +48,7 @@ class KernelDistance(FeatureMetric):
         """Return `kid` and `kid_std` over the samples of all processes, float64 scalars.
 
         Raises:
-            UserError: there are fewer samples than a subset needs, or a sample is there twice.
+            UserError: there are fewer samples than a subset needs, or a sample occurs twice.
         """
         self.check_ids()
         real, fake = self.features("real"), self.features("fake")
@@ -62,23 +62,23 @@ class KernelDistance(FeatureMetric):
 def kernel_distance(
     real: Tensor, fake: Tensor, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> SubsetValues:
-    """Return KID with the kernel k(x, y) = (x . y / d + 1)^3, unbiased within each subset.
+    """Return KID with the kernel k(x, y) = (x . y / d + 1)^3 and the unbiased estimator in each subset.
 
     Args:
         real: (n, d) features.
         fake: (m, d) features.
-        num_subsets: pairs of subsets drawn without replacement, each anew.
-        subset_size: samples of each kind in a subset.
-        seed: of the subsets.
+        num_subsets: number of independent pairs of subsets, each drawn without replacement.
+        subset_size: number of real and of generated samples in a subset.
+        seed: seed of the subsets.
 
     Raises:
-        UserError: there are fewer samples than a subset needs, or no subsets.
+        UserError: there are fewer samples than a subset needs, or num_subsets is less than 1.
     """
     if num_subsets < 1:
         raise UserError(f"KID: num_subsets must be at least 1, got {num_subsets}")
     fewest = min(len(real), len(fake))
     if not 2 <= subset_size <= fewest:
-        raise UserError(f"KID: subset_size must be 2 to {fewest}, the number of samples there are, got {subset_size}")
+        raise UserError(f"KID: subset_size must be from 2 to the number of samples, {fewest}, got {subset_size}")
     generator = torch.Generator().manual_seed(seed)
     values = torch.empty(num_subsets, dtype=torch.float64)
     for subset in range(num_subsets):
@@ -89,7 +89,7 @@ def kernel_distance(
 
 
 def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """Return the unbiased estimate of the squared MMD of (n, d) and (n, d) under the polynomial kernel."""
+    """Return the unbiased estimate of the squared MMD of x (n, d) and y (n, d) with the polynomial kernel."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         return (a @ b.T / a.shape[1] + 1) ** 3

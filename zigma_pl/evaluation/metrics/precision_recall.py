@@ -1,6 +1,6 @@
-"""Improved precision and recall (arXiv:1904.06991): how many samples lie in the other set's manifold.
+"""Improved precision and recall (arXiv:1904.06991): the fraction of samples in the other set's manifold.
 
-Axes: n real samples, m generated ones, d features.
+Axes: n real samples, m generated samples, d features.
 """
 
 from typing import Any, NamedTuple
@@ -12,23 +12,25 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.evaluation.metrics.feature_sets import Extractor, FeatureMetric
 
-_ROWS_PER_PASS = 1024  # bounds the memory of a pass to this many rows of distances
+_ROWS_PER_PASS = 1024  # rows of the distance matrix that are in memory at a time
 
 
-class Shares(NamedTuple):
-    """Shares in [0, 1]."""
+class PrecisionRecallValues(NamedTuple):
+    """Precision and recall, in [0, 1]."""
 
     precision: float
     recall: float
 
 
 class PrecisionRecall(FeatureMetric):
-    """Precision and recall of generated samples as a `torchmetrics.Metric`. States are the features of all samples.
+    """Precision and recall of generated samples as a `torchmetrics.Metric`.
+
+    The states are the features of all samples.
 
     Args:
         extractor: see `FeatureMetric`.
         num_neighbours: see `precision_recall`.
-        options: those of `FeatureMetric`.
+        options: options of `FeatureMetric`.
     """
 
     keeps = "features"
@@ -43,57 +45,57 @@ class PrecisionRecall(FeatureMetric):
         """Return `precision` and `recall` over the samples of all processes, float64 scalars.
 
         Raises:
-            UserError: there are too few samples, or a sample is there twice.
+            UserError: there are too few samples, or a sample occurs twice.
         """
         self.check_ids()
-        shares = precision_recall(self.features("real"), self.features("fake"), self.num_neighbours)
+        values = precision_recall(self.features("real"), self.features("fake"), self.num_neighbours)
         return {
             name: torch.tensor(value, dtype=torch.float64, device=self.device)
-            for name, value in shares._asdict().items()
+            for name, value in values._asdict().items()
         }
 
 
-def precision_recall(real: Tensor, fake: Tensor, num_neighbours: int = 3) -> Shares:
-    """Return the share of generated samples in the real manifold, and of real samples in the generated one.
+def precision_recall(real: Tensor, fake: Tensor, num_neighbours: int = 3) -> PrecisionRecallValues:
+    """Return the fractions of generated samples in the real manifold, and of real samples in the generated manifold.
 
-    A set's manifold is the union of balls around its members that reach to their `num_neighbours`-th nearest neighbour
-    in the set, the member itself not counted.
+    The manifold of a set is the union of balls around its members. The radius of a ball is the distance to the
+    `num_neighbours`-th nearest other member of the set.
 
     Args:
         real: (n, d) features.
         fake: (m, d) features.
-        num_neighbours: k.
+        num_neighbours: number of nearest neighbours, k.
 
     Raises:
-        UserError: a set has no more members than neighbours are asked for, or none are asked for.
+        UserError: num_neighbours is less than 1, or not less than the number of samples in a set.
     """
     if num_neighbours < 1:
         raise UserError(f"precision and recall: num_neighbours must be at least 1, got {num_neighbours}")
     if min(len(real), len(fake)) <= num_neighbours:
         raise UserError(
-            f"precision and recall with {num_neighbours} neighbours need more than that many samples, "
-            f"got {len(real)} real and {len(fake)} generated ones"
+            f"precision and recall with {num_neighbours} neighbours need more than {num_neighbours} samples, "
+            f"got {len(real)} real and {len(fake)} generated samples"
         )
     real, fake = real.double(), fake.double()
-    return Shares(
-        precision=share_inside(fake, real, radii(real, num_neighbours)),
-        recall=share_inside(real, fake, radii(fake, num_neighbours)),
+    return PrecisionRecallValues(
+        precision=fraction_inside(fake, real, radii(real, num_neighbours)),
+        recall=fraction_inside(real, fake, radii(fake, num_neighbours)),
     )
 
 
 def radii(members: Tensor, num_neighbours: int) -> Tensor:
     """Return the distance of each of (n, d) members to its k-th nearest other member, (n,)."""
-    # The nearest of all is the member itself.
+    # k + 1, as the nearest member is the member itself.
     parts = [distances(rows, members).kthvalue(num_neighbours + 1).values for rows in members.split(_ROWS_PER_PASS)]
     return torch.cat(parts)
 
 
-def share_inside(samples: Tensor, members: Tensor, radius: Tensor) -> float:
-    """Return the share of samples (m, d) that lie in a ball of `radius`, (n,), around one of members (n, d)."""
+def fraction_inside(samples: Tensor, members: Tensor, radius: Tensor) -> float:
+    """Return the fraction of samples (m, d) that are within `radius` (n,) of any of the members (n, d)."""
     inside = [(distances(rows, members) <= radius).any(dim=1) for rows in samples.split(_ROWS_PER_PASS)]
     return float(torch.cat(inside).double().mean())
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return Euclidean distances (n, m), exact also where they are small beside the features' size."""
+    """Return Euclidean distances (n, m), accurate even if they are small relative to the features."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, streamed in float64.
+"""Mean and covariance of features, accumulated in float64.
 
 Axes: n samples, d features.
 """
@@ -16,13 +16,13 @@ from zigma_pl.data.npy import read_npz
 
 
 class FeatureStatistics:
-    """Sums over features from which mean and covariance follow.
+    """Sums over features that give mean and covariance.
 
-    All sums are of differences to `origin`, a rough mean fixed by the first batch of a stream: the covariance then does
-    not suffer from cancellation where features lie far from zero.
+    The sums are of differences to `origin`, the mean of the first batch, to avoid cancellation in the covariance if
+    features are far from zero.
 
     Args:
-        dim: d.
+        dim: number of features, d.
     """
 
     def __init__(self, dim: int) -> None:
@@ -33,7 +33,7 @@ class FeatureStatistics:
         self.products = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, features: Tensor) -> Self:
-        """Add a batch of features, (n, d) of any float type, on any device."""
+        """Add a batch of features (n, d), of any floating-point dtype and on any device."""
         check_features(features, self.dim)
         features = features.detach().to(self.origin.device).double()
         if self.count == 0 and len(features):
@@ -45,7 +45,7 @@ class FeatureStatistics:
         return self
 
     def move_origin(self, origin: Tensor) -> None:
-        """Express the sums about another origin, (d,) float64."""
+        """Convert the sums to another origin, (d,) float64."""
         shift = self.origin - origin
         moved = torch.outer(self.sum, shift) + torch.outer(shift, self.sum) + self.count * torch.outer(shift, shift)
         self.products = self.products + moved
@@ -53,7 +53,7 @@ class FeatureStatistics:
         self.origin = origin
 
     def merge(self, other: "FeatureStatistics") -> Self:
-        """Add what another stream has seen."""
+        """Add the statistics of another set of samples."""
         assert other.dim == self.dim
         if self.count == 0:
             self.move_origin(other.origin)
@@ -65,20 +65,20 @@ class FeatureStatistics:
         return self
 
     def packed(self) -> Tensor:
-        """Return everything as one tensor, (d + 3, d) float64: rows of count, origin and sum, then the products."""
+        """Return all sums as one tensor, (d + 3, d) float64: rows with count, origin and sum, then the products."""
         rows = torch.stack([torch.full_like(self.sum, self.count), self.origin, self.sum])
         return torch.cat([rows, self.products])
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> Self:
-        """Return what `packed` was called on."""
+        """Return the statistics from a packed tensor."""
         statistics = cls(packed.shape[1])
         statistics.count, statistics.origin, statistics.sum = int(packed[0, 0]), packed[1], packed[2]
         statistics.products = packed[3:]
         return statistics
 
     def save(self, path: Path) -> None:
-        """Write everything to an .npz file, which is there whole or not at all."""
+        """Write all sums to an .npz file, atomically."""
         with written_whole(path) as file:
             np.savez(
                 file,
@@ -90,10 +90,10 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            UserError: the file is missing, truncated or another.
+            UserError: the file is missing, truncated or invalid.
         """
         try:
             count, origin, sums, products = read_npz(path, "count", "origin", "sum", "products")
@@ -106,7 +106,9 @@ class FeatureStatistics:
             if dim < 1 or count < 0:
                 raise ValueError(f"of {count} samples with {dim} features")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} holds no statistics of features ({error}): remove it, then score again") from error
+            raise UserError(
+                f"{path} is not a file of feature statistics ({error}): remove it and score again"
+            ) from error
         statistics = cls(dim)
         statistics.count = int(count)
         statistics.origin, statistics.sum, statistics.products = map(torch.from_numpy, (origin, sums, products))
@@ -126,11 +128,11 @@ class FeatureStatistics:
 
     def _require(self, least: int) -> None:
         if self.count < least:
-            raise UserError(f"statistics of {self.count} samples: at least {least} are needed")
+            raise UserError(f"the statistics need at least {least} samples, got {self.count}: use more samples")
 
 
 def merge_packed(parts: Tensor) -> Tensor:
-    """Return the statistics of all parts, (number of parts, d + 3, d), packed as each of them."""
+    """Merge packed statistics, (number of parts, d + 3, d), into one packed tensor (d + 3, d)."""
     merged = FeatureStatistics.unpacked(parts[0])
     for part in parts[1:]:
         merged.merge(FeatureStatistics.unpacked(part))
@@ -138,8 +140,8 @@ def merge_packed(parts: Tensor) -> Tensor:
 
 
 def check_features(features: Tensor, dim: int) -> None:
-    """Raise UserError unless features have shape (n, dim) and are finite."""
+    """Raise a UserError unless features have shape (n, dim) and are finite."""
     if features.ndim != 2 or features.shape[1] != dim:
         raise UserError(f"expected features of shape (n, {dim}), got {tuple(features.shape)}")
     if not features.isfinite().all():
-        raise UserError("features are not finite: the pictures or the feature extractor are broken")
+        raise UserError("features are not finite: check the images and the feature extractor's weights")

@@ -1,1 +1,1 @@
-"""Lightning callbacks: averaged weights, preview grids, written samples, throughput."""
+"""Lightning callbacks: weight averaging, checkpoints, previews, scoring, throughput and progress."""

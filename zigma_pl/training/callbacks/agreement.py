@@ -1,4 +1,4 @@
-"""Processes of one run that differ in data, options or versions, found before anything is computed."""
+"""Check, before anything is computed, that all processes of a run have the same data, options and versions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,20 @@ from zigma_pl.data.base import SPLITS_OF_STAGE, ImageDataModule
 
 
 class Agreement(L.Callback):
-    """Refuse to run where processes have different data, options or versions: each would compute something else.
+    """Raise a UserError if processes have different data, options or versions, since their results would differ.
 
     Args:
-        options: of the run, by name.
+        options: options of the run, by name.
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         self.options = dict(options or {})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare.
+        """Compare all processes.
 
         Raises:
-            UserError: something differs; on every process.
+            UserError: something differs; raised on every process.
         """
         if trainer.world_size == 1:
             return
@@ -37,7 +37,7 @@ class Agreement(L.Callback):
             ours |= {f"{split} split": data.split_fingerprint(split) for split in SPLITS_OF_STAGE[stage]}
         first, *others = gather_objects(ours)
         for rank, other in enumerate(others, start=1):
-            for name in {**first, **other}:  # in one order on every process
+            for name in {**first, **other}:  # in the same order on every process
                 if first.get(name) != other.get(name):
                     raise UserError(
                         f"{name}: process 0 has {first.get(name)}, process {rank} has {other.get(name)}: start all "

@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, which ones are kept, and what in them makes a resumed run exact."""
+"""The checkpoint callback: when checkpoints are saved, which ones are kept, and the state for exact resuming."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from zigma_pl.training.checkpoints.newest import (
     remove_unfinished,
 )
 from zigma_pl.training.checkpoints.resume import (
-    State,
+    RngState,
     check_random_state,
     random_states,
     set_random_state,
@@ -29,24 +29,24 @@ from zigma_pl.training.checkpoints.resume import (
 )
 from zigma_pl.training.checkpoints.run_folder import run_folder
 
-RESUME = "resume from the checkpoint saved before it, with a lower model.learning_rate"
+RESUME = "resume from the previous checkpoint, with a lower learning rate"
 
 
 class Checkpoint(ModelCheckpoint):
-    """Save every so many steps and after the last one; keep the newest few, and some for ever.
+    """Save every n steps and after the last one; keep the newest checkpoints, and optionally every n-th permanently.
 
-    `last.ckpt` points to the newest. An old checkpoint is removed only when a new one is on disk and `last.ckpt` points
-    to it, so a run that is killed at any moment can go on: `fit --ckpt_path last`.
+    `last.ckpt` links to the newest checkpoint. An old one is removed only after a new one is on disk and `last.ckpt`
+    links to it, so a run can be resumed with `fit --ckpt_path last` whenever it is killed.
 
     Args:
         dirpath: folder of the checkpoints; None for <log folder>/checkpoints.
-        filename: name without its ending, with {step}.
+        filename: file name without suffix; must contain {step}.
         every_n_train_steps: optimiser steps between checkpoints.
-        keep_last: how many of the newest to keep; two, so that one may be damaged.
-        keep_every_n_steps: checkpoints of the multiples of so many steps are kept for ever; None for none of them.
+        keep_last: number of newest checkpoints to keep; two by default, in case one is damaged.
+        keep_every_n_steps: permanently keep the checkpoints whose step is a multiple of this; None for none.
 
     Attributes:
-        allow_changed: groups of options that may differ from those of the checkpoint that is loaded.
+        allow_changed: groups of options that may differ from those of the loaded checkpoint.
     """
 
     def __init__(
@@ -65,52 +65,57 @@ class Checkpoint(ModelCheckpoint):
             filename=filename,
             auto_insert_metric_name=False,
             every_n_train_steps=every_n_train_steps,
-            save_top_k=-1,  # what is removed, and when, is decided here
+            save_top_k=-1,  # this class removes old checkpoints itself
             save_last="link",
             enable_version_counter=False,
         )
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
-        self._random_states: list[State] = []  # of the checkpoint that training goes on from
+        self._random_states: list[RngState] = []  # of the checkpoint that training resumes from
         self._began_at = 0
-        self._options: Options | None = None  # of this run
+        self._options: Options | None = None  # options of this run
         self.allow_changed: tuple[Group, ...] = ()
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     @property
     def state_key(self) -> str:
-        """The same whatever the options: what there is to know is on the disk."""
+        """A constant key, independent of the options, as there is no state to store."""
         return "Checkpoint"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing."""
+        """Do nothing, as the state is empty."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state of every process's random numbers, and the options that decide the numbers.
+        """Add the random states of all processes, and the options that determine the results.
 
-        Raises: UserError, on all processes, where a weight or the average is not finite: nothing is saved then.
+        Raises: UserError, on all processes, if a weight or the average is not finite; nothing is saved then.
         """
         parts = [checkpoint["state_dict"], checkpoint.get(RAW_WEIGHTS, {})]
         finite = not any(not_finite(part.values()) for part in parts)
         if not trainer.strategy.reduce_boolean_decision(finite):
             for part in parts:
-                check_finite(part, f"weights of step {trainer.global_step} are not saved", RESUME)
-            raise UserError(f"weights of step {trainer.global_step} are not saved: another process's are NaN: {RESUME}")
+                check_finite(part, f"the weights of step {trainer.global_step} were not saved", RESUME)
+            raise UserError(
+                f"the weights of step {trainer.global_step} were not saved, as they are not finite on another process: "
+                f"{RESUME}"
+            )
         if self._options is None:
             self._options = options_of(trainer, pl_module)
         checkpoint[OPTIONS] = self._options
         checkpoint[RANDOM_STATES] = random_states()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare the options, and keep what `on_train_start` puts in place."""
+        """Compare the options, and keep the random states for `on_train_start`."""
         found = str(trainer.ckpt_path)
         if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(found) == found):
-            raise UserError(f"processes have found different checkpoints, one of them {found}: name one by --ckpt_path")
+            raise UserError(
+                f"processes found different checkpoints, one of them {found}: give the path of one with --ckpt_path"
+            )
         self._compare_options(trainer, pl_module, checkpoint)
         if trainer.state.fn == "fit":
             self._random_states = checkpoint.get(RANDOM_STATES, [])
@@ -121,13 +126,13 @@ class Checkpoint(ModelCheckpoint):
     def _compare_options(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if OPTIONS not in checkpoint:
             rank_zero_warn(
-                f"checkpoint {trainer.ckpt_path} does not say which options it was trained with, such as scan and "
+                f"checkpoint {trainer.ckpt_path} does not contain the options it was trained with, such as scan and "
                 "objective: they are not compared with those of this run"
             )
             return
         self._options = options_of(trainer, module)
         changes = check_same(checkpoint[OPTIONS], self._options, self.allow_changed, trainer.ckpt_path)
-        if trainer.state.fn != "fit":  # learning rate, batch size and the like then decide nothing
+        if trainer.state.fn != "fit":  # learning rate, batch size and so on only matter in training
             changes = [change for change in changes if change.startswith(tuple(f"{group}." for group in GROUPS))]
         if changes:
             rank_zero_warn(warning_of(changes, trainer.ckpt_path))
@@ -135,7 +140,7 @@ class Checkpoint(ModelCheckpoint):
     # --- when to save -------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the folder; before training, remove what a killed run has left in it half written."""
+        """Determine the folder; before training, remove incomplete files of a killed run."""
         folder = run_folder(trainer) / CHECKPOINT_FOLDER
         if self.dirpath is None:
             self.dirpath = str(folder)
@@ -145,12 +150,12 @@ class Checkpoint(ModelCheckpoint):
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoints of this run are."""
+        """Folder of this run's checkpoints."""
         assert self.dirpath is not None
         return Path(self.dirpath)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on with the checkpoint's random numbers, where every process has its own, and with its validation."""
+        """Restore the checkpoint's random states, and run a validation that was interrupted."""
         super().on_train_start(trainer, pl_module)
         self._began_at = trainer.global_step
         states, self._random_states = self._random_states, []
@@ -158,8 +163,8 @@ class Checkpoint(ModelCheckpoint):
             set_random_state(states[trainer.global_rank])
         elif states:
             rank_zero_warn(
-                f"the checkpoint is of {len(states)} processes and this run has {trainer.world_size}: random numbers "
-                "that are not those of a sample start anew"
+                f"the checkpoint was saved by {len(states)} processes and this run has {trainer.world_size}: global "
+                "random states are not restored (random numbers of samples do not depend on them)"
             )
         if self._began_at:
             validate_if_interrupted_before(trainer)
@@ -167,23 +172,23 @@ class Checkpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time to, and after the last step."""
+        """Save every n steps, and after the last step."""
         if trainer.global_step % self._every_n_train_steps == 0 or trainer.global_step == trainer.max_steps:
             self.save_now(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do nothing: training is counted in steps."""
+        """Do nothing, as training has no epochs."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do nothing: what precedes a validation has been saved before it."""
+        """Do nothing, as checkpoints are saved before validation."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step of a run that ended by something else than trainer.max_steps."""
+        """Save the last step of a run that was stopped before trainer.max_steps."""
         if trainer.global_step > self._began_at:
             self.save_now(trainer)
 
     def save_now(self, trainer: L.Trainer) -> None:
-        """Save this step, point `last.ckpt` to it, and remove what need not be kept; nothing if it is saved already."""
+        """Save this step unless it is saved already, link `last.ckpt` to it, and remove old checkpoints."""
         if self._should_skip_saving_checkpoint(trainer):
             return
         name = self.format_checkpoint_name(self._monitor_candidates(trainer))
@@ -194,7 +199,7 @@ class Checkpoint(ModelCheckpoint):
         trainer.strategy.barrier()
 
     def has_saved(self, trainer: L.Trainer) -> bool:
-        """Whether the step that training has come to is saved, in this run or the one that it goes on from."""
+        """Whether the current step has been saved, by this run or by the run that it resumes."""
         return self._last_global_step_saved == trainer.global_step
 
     # --- what to keep -------------------------------------------------------------------------------------------------
@@ -203,7 +208,7 @@ class Checkpoint(ModelCheckpoint):
         point_last_to(newest)
         names = {path: self._name.fullmatch(path.stem) for path in files_in(self.folder)}
         steps = {path: int(name["step"]) for path, name in names.items() if name is not None}
-        # The step decides and not the clock; a checkpoint of a higher step, from another run, is left alone.
+        # Sorted by step, not by time. Checkpoints of higher steps, from another run, are kept.
         older = sorted((path for path in steps if steps[path] < steps[newest]), key=steps.__getitem__, reverse=True)
         for path in older[self.keep_last - 1 :]:
             if self.keep_every_n_steps is None or steps[path] % self.keep_every_n_steps:
@@ -211,12 +216,12 @@ class Checkpoint(ModelCheckpoint):
 
 
 def _pattern_of(filename: str) -> re.Pattern[str]:
-    """Return a pattern for names that a template gives: what it does not match is none of ours to remove."""
+    """Return a pattern that matches names made from a template; other files are never removed."""
     parts = list(Formatter().parse(filename))
     if sum(field == "step" for _, field, _, _ in parts) != 1 or f"{filename}.ckpt" == LAST_LINK or "/" in filename:
         raise UserError(
-            f"checkpoint.filename: {filename!r} must be the name of a file that has {{step}} in it once, such as "
-            "'step_{step:08d}'"
+            f"checkpoint.filename {filename!r} is invalid: give a file name that contains {{step}} exactly once, such "
+            "as 'step_{step:08d}'"
         )
     pattern = ""
     for literal, field, _, _ in parts:

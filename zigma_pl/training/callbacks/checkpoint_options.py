@@ -1,7 +1,7 @@
-"""The options that decide a model's numbers, kept in its checkpoints and compared when one is loaded.
+"""The options that determine a model's results, stored in its checkpoints and compared when one is loaded.
 
-Weights of one scan order fit a network of another: without this, another order, objective or encoder would give other
-numbers without a word.
+Weights trained with one scan order can be loaded into a network with another one. Without this check, another scan
+order, objective or encoder would silently give different results.
 """
 
 import json
@@ -13,6 +13,7 @@ import lightning as L
 
 from zigma_pl.core import class_paths
 from zigma_pl.core.errors import UserError
+from zigma_pl.data.cache.manifest import CURRENT_NAMES
 from zigma_pl.data.specification import Specification
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.checkpoints.content import OPTIONS
@@ -20,21 +21,21 @@ from zigma_pl.training.checkpoints.io import read_checkpoint
 from zigma_pl.training.module import GenerativeModule
 
 Group = Literal["scan", "objective", "conditions", "encoders", "backbone"]
-GROUPS: tuple[Group, ...] = get_args(Group)  # refused where they differ; the others are told
+GROUPS: tuple[Group, ...] = get_args(Group)  # differences are errors; in other options they are reported
 TRAINING = "training"
-# Of the backbone: how it computes, not what.
+# Backbone options that do not change its results.
 _ONLY_HOW = {"gradient_checkpointing", "scan_backend", "activation_memory"}
-# Of the module: parts that have a group of their own, how it computes, and how it samples.
+# Module options that have a group of their own, do not change results, or only affect sampling.
 _NOT_TRAINING = {"backbone", "objective", "sampler", "guidance", "_instantiator"}
 _NOT_TRAINING |= {"compile_backbone", "graph_sampling", "graph_training"}
 _CONDITIONS = ("num_classes", "caption_dim", "null_condition", "conditioners")
-_CUT = ("image_size_px", "crop", "num_frames")  # what the encoders see of a picture
+_CUT = ("image_size_px", "crop", "num_frames")  # options that determine the encoders' input
 
 Options = dict[str, dict[str, Any]]
 
 
 def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
-    """Return the options of a run as plain values by group: GROUPS, where it has them, and TRAINING."""
+    """Return the options of a run as plain values, by group: those of GROUPS that it has, and TRAINING."""
     options: Options = {}
     if isinstance(module, GenerativeModule):
         backbone = dict(module.backbone.config)
@@ -54,7 +55,7 @@ def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
         options["encoders"]["text_encoder"] = None if data.text_encoder is None else data.text_encoder.fingerprint()
     options[TRAINING] = {
         **{name: value for name, value in module.hparams.items() if name not in _NOT_TRAINING},
-        **{f"data.{name}": value for name, value in described.items()},
+        **{f"data.{CURRENT_NAMES.get(name, name)}": value for name, value in described.items()},
         "data": type(data).__name__,
         "data.batch_size": getattr(data, "batch_size", None),
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -62,12 +63,12 @@ def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
         "trainer.precision": str(trainer.precision),
         "ema.decay": next((one.decay for one in trainer.callbacks if isinstance(one, EMA)), None),  # type: ignore[attr-defined]
     }
-    plain: Options = json.loads(json.dumps(options, default=str))  # tuples become lists, whoever wrote them
+    plain: Options = json.loads(json.dumps(options, default=str))  # tuples become lists
     return plain
 
 
 def stored_specification(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint's backbone was built for, by the names of `Specification`; its weights are not read."""
+    """Return the `Specification` fields of a checkpoint's backbone, by name; the weights are not read."""
     options = read_checkpoint(path, "meta").get(OPTIONS, {})
     stored = {**options.get("backbone", {}), **options.get("conditions", {})}
     return {name: stored.get(name) for name in Specification._fields}
@@ -77,17 +78,17 @@ def check_same(found: Mapping[str, Mapping[str, Any]], own: Options, allowed: Co
     """Compare a checkpoint's options with those of this run.
 
     Args:
-        found: what `options_of` gave when the checkpoint was saved.
-        own: what it gives now.
+        found: `options_of` when the checkpoint was saved.
+        own: `options_of` this run.
         allowed: groups that may differ.
-        where: the checkpoint, for the error.
+        where: path of the checkpoint, for the error message.
 
-    Returns: what else differs, and what differs and is allowed to, as "learning_rate 0.1 -> 0.2".
+    Returns: all differences that are not errors, each like "learning_rate 0.1 -> 0.2".
 
     Raises:
         UserError: a group differs that is not allowed to.
     """
-    told: list[str] = []
+    reported: list[str] = []
     for group in (*GROUPS, TRAINING):
         if not found.get(group) or not own.get(group):
             continue
@@ -95,20 +96,20 @@ def check_same(found: Mapping[str, Mapping[str, Any]], own: Options, allowed: Co
         changes = list(_changes(prefix, found[group], own[group]))
         if changes and group in GROUPS and group not in allowed:
             raise UserError(
-                f"checkpoint {where} was trained with other options ({_listed(changes)}): set them as they were, or "
-                f"allow it by --allow_changed {group}"
+                f"checkpoint {where} was trained with other options ({_listed(changes)}): use the same options, or "
+                f"allow the change with --allow_changed {group}"
             )
-        told += changes
-    return told
+        reported += changes
+    return reported
 
 
 def _changes(prefix: str, found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     weights = found.get("weights_sha256")
     same_weights = weights is not None and weights == own.get("weights_sha256")
     for name in dict.fromkeys([*own, *found]):
-        if name in _ONLY_HOW or (name == "name" and same_weights):  # the same network under another path
+        if name in _ONLY_HOW or (name == "name" and same_weights):  # the same weights under another path
             continue
-        if name not in found or name not in own:  # unknown to the release that wrote the checkpoint, or to this one
+        if name not in found or name not in own:  # the option exists in only one of the two releases
             continue
         before, now = found[name], own[name]
         if isinstance(before, Mapping) and isinstance(now, Mapping):
@@ -128,5 +129,5 @@ def _listed(changes: list[str]) -> str:
 
 
 def warning_of(changes: list[str], where: Any) -> str:
-    """Return the line that lists what changed since a checkpoint."""
+    """Return a warning that lists the options that changed since a checkpoint."""
     return f"options changed since checkpoint {where}: {_listed(changes)}"

@@ -1,4 +1,4 @@
-"""How long the training step waits for its data, and what to do about it."""
+"""Measure how long training steps wait for data, and suggest how to speed loading up."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from zigma_pl.training.lightning_private import FETCH
 
 
 class Waits(NamedTuple):
-    """Seconds of waiting for the loader, and of the frozen encoders with the copy to the device."""
+    """Seconds spent waiting for the loader, and in the frozen encoders including the copy to the device."""
 
     loading: float
     encoding: float
@@ -22,13 +22,13 @@ class Waits(NamedTuple):
 class DataClock:
     """Adds up how long the device waits for the loader, and how long the frozen encoders take.
 
-    Marks are set before the loader is asked, when it has answered, and when the batch is encoded. On the CPU they are
-    times of the clock. On a GPU they are events in its queue: while the GPU is still busy with the step before, the
-    first two pass one right after the other, and nothing was lost; where it has run dry, the time between them is what
-    it waited. Encoders run on the GPU, so theirs is the time that they take there. Reading never waits for the GPU:
-    steps that it has not come to yet are counted the next time.
+    Timestamps are taken before a batch is requested, after it has been loaded, and after it has been encoded. On the
+    CPU they are wall-clock times. On a GPU they are CUDA events: while the GPU is still busy with the previous step,
+    the first two events complete together, so no waiting is counted; if the GPU is idle, the time between them is the
+    waiting time. The encoders run on the GPU, so their time there is measured. Reading the times never synchronises:
+    steps that the GPU has not finished are counted the next time.
 
-    Not seen: a GPU that runs dry while the loader is not being asked, for want of orders from a busy main process.
+    Idle time of the GPU outside of loading, such as when the main process launches kernels too slowly, is not measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,27 +36,27 @@ class DataClock:
         self._marks: list[Any] = []
         self._steps: deque[list[Any]] = deque()
 
-    def asked(self) -> None:
-        """Note that the loader is asked for a batch."""
+    def batch_requested(self) -> None:
+        """Record that a batch is requested from the loader."""
         self._marks = [self._now()]
 
-    def answered(self) -> None:
-        """Note that it has answered."""
+    def batch_loaded(self) -> None:
+        """Record that the loader has returned the batch."""
         self._marks.append(self._now())
 
-    def encoded(self) -> None:
-        """Note that the batch is encoded, and the step can begin."""
-        if len(self._marks) == 2:  # not for a batch that was fetched before the clock was set
+    def batch_encoded(self) -> None:
+        """Record that the batch is encoded and the step starts."""
+        if len(self._marks) == 2:  # skips a batch that was loaded before this clock was created
             self._steps.append([*self._marks, self._now()])
         self._marks = []
 
     def take(self) -> Waits:
-        """Return the seconds of the steps that the device has come to, and forget them."""
+        """Return and remove the seconds of all steps that the device has reached."""
         loading = encoding = 0.0
         while self._steps and (not self._on_gpu or self._steps[0][-1].query()):
-            asked, answered, encoded = self._steps.popleft()
-            loading += self._seconds(asked, answered)
-            encoding += self._seconds(answered, encoded)
+            requested, loaded, encoded = self._steps.popleft()
+            loading += self._seconds(requested, loaded)
+            encoding += self._seconds(loaded, encoded)
         return Waits(loading, encoding)
 
     def _now(self) -> Any:
@@ -71,48 +71,48 @@ class DataClock:
 
 
 class FetchWatch(Profiler):
-    """Tells when the loader is asked and when it has answered; the trainer's own profiler goes on as it is.
+    """A profiler that calls functions before and after a training batch is loaded, and forwards to another profiler.
 
     Args:
-        profiler: the trainer's.
-        asked: called before the loader is asked for a training batch.
-        answered: called when it has answered.
+        profiler: the trainer's profiler.
+        on_requested: called before a training batch is requested from the loader.
+        on_loaded: called after the loader has returned it.
     """
 
-    def __init__(self, profiler: Profiler, asked: Callable[[], None], answered: Callable[[], None]) -> None:
+    def __init__(self, profiler: Profiler, on_requested: Callable[[], None], on_loaded: Callable[[], None]) -> None:
         super().__init__()
         self._profiler = profiler
-        self._asked = asked
-        self._answered = answered
+        self._on_requested = on_requested
+        self._on_loaded = on_loaded
 
     def start(self, action_name: str) -> None:
-        """Tell, where the action is to ask the loader."""
+        """Forward; call `on_requested` if the action is loading a batch."""
         self._profiler.start(action_name)
         if action_name == FETCH:
-            self._asked()
+            self._on_requested()
 
     def stop(self, action_name: str) -> None:
-        """Tell, where the action was to ask the loader."""
+        """Forward; call `on_loaded` if the action was loading a batch."""
         if action_name == FETCH:
-            self._answered()
+            self._on_loaded()
         self._profiler.stop(action_name)
 
 
 def advice_on_loading(data: ImageDataModule) -> str:
-    """Say why a step waits for its batches, and which option is likely to help."""
+    """Return why training waits for batches, and the option that is likely to help."""
     if data.num_workers == 0:
-        return "batches are loaded by the training process itself: raise data.init_args.num_workers (now 0)"
+        return "batches are loaded in the training process: raise data.init_args.num_workers (now 0)"
     workers = f"raise data.init_args.num_workers (now {data.num_workers})"
     if data.cache is None:
         return (
-            f"the workers decode too slowly: {workers}, or prepare the data once (python -m zigma_pl prepare) and "
-            "train with data.init_args.cache"
+            f"decoding is too slow: {workers}, or prepare the data once (python -m zigma_pl prepare) and train with "
+            "data.init_args.cache"
         )
-    return f"the workers read too slowly: {workers}, or move the prepared folder to a faster disk"
+    return f"reading is too slow: {workers}, or move the prepared folder to a faster disk"
 
 
 def advice_on_encoding(data: ImageDataModule) -> str | None:
-    """Say how to be rid of the frozen encoders' time; None where there is nothing to prepare."""
+    """Return how to avoid running the frozen encoders in training; None if there is nothing to prepare."""
     if data.cache is not None or (data.autoencoder == "identity" and data.text_encoder is None):
         return None
     return "prepare the data once (python -m zigma_pl prepare) and train with data.init_args.cache"

@@ -1,4 +1,4 @@
-"""What training on one image costs, and what a GPU can do in a second."""
+"""Operations of training on one image, and the peak performance of GPUs."""
 
 import logging
 import math
@@ -13,9 +13,9 @@ from zigma_pl.models.backbones.token_backbone import TokenBackbone
 
 log = logging.getLogger(__name__)
 
-# Dense matrix products of bfloat16 with float32 sums, in 10^12 operations a second, from the makers' data sheets, of
-# cards that Lightning's table lacks, or gives the rate of sparse products or of plain lanes.
-# A name is looked for, as whole words, in the one that the device gives itself; the first that is found counts.
+# Peak of dense bfloat16 matrix products with float32 accumulation, in 10^12 operations per second, from the vendors'
+# data sheets, for GPUs that are missing from Lightning's table or have its peak for sparse products or for CUDA cores.
+# Names are matched as whole words in the device name; the first match is used.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "GH200": 989.4,
@@ -34,11 +34,11 @@ PEAK_TFLOPS = {
     "RTX 3090": 71.0,
 }
 _IN_LIGHTNINGS_TABLE = re.compile(r"\b(H100|A100|L4)\b")
-_OTHER_CHIP = re.compile(r"\b(Laptop|MIG|Ti|D)\b")  # behind a known name: less or more than the whole of that chip
+_OTHER_CHIP = re.compile(r"\b(Laptop|MIG|Ti|D)\b")  # variants of a known GPU with another peak
 
 
 def peak_flops_per_second(device: torch.device) -> float | None:
-    """Return the dense bfloat16 peak of a GPU that is known by name, None for any other device."""
+    """Return the dense bfloat16 peak of a GPU whose name is known, None for other devices."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -51,24 +51,24 @@ def peak_flops_per_second(device: torch.device) -> float | None:
 
 
 def training_flops_per_image(backbone: Backbone, num_caption_tokens: int | None = None) -> float | None:
-    """Return three times the forward pass, the usual count of a training step; None where an op is not known.
+    """Return three times the operations of a forward pass, the usual estimate; None if an op is unknown.
 
     Args:
-        backbone: counted from its configuration.
-        num_caption_tokens: T of the captions it is trained on; None for as many as CLIP's.
+        backbone: the network; its operations are counted from its configuration.
+        num_caption_tokens: T of the training captions; None for CLIP's.
     """
-    # It builds tables of ops, which only those who count should wait for.
+    # Imported here, as it builds tables of ops.
     from zigma_pl.models.flops import NUM_CAPTION_TOKENS, count_flops
 
     try:
         return 3 * count_flops(backbone, num_caption_tokens=num_caption_tokens or NUM_CAPTION_TOKENS).total
-    except UserError as error:  # of somebody else's backbone; it can train without this number
+    except UserError as error:  # a custom backbone, which can be trained without this number
         log.warning(f"no train/model_flops_utilization: {error}")
         return None
 
 
 def tokens_per_image(backbone: Backbone) -> int | None:
-    """Return the patches of an image, of a clip those of all frames; None for a backbone that does not cut patches."""
+    """Return the number of patches of an image, or of all frames of a clip; None for a backbone without patches."""
     if not isinstance(backbone, TokenBackbone):
         return None
     return math.prod(backbone.grid) * (backbone.num_frames or 1)

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the step is skipped, counted, and after too many in a row the run stops with a dump."""
+"""Skip and count steps with a non-finite loss or gradient; after too many in a row, stop and dump the last one."""
 
 import math
 from typing import Any
@@ -15,24 +15,24 @@ from zigma_pl.training.callbacks.step_dump import dump_step
 from zigma_pl.training.checkpoints.content import largest
 from zigma_pl.training.module import GenerativeModule
 
-# What float16's loss scaling may need to find its scale: it starts at 2^16 and is halved in each step that it skips.
+# Steps that float16's loss scaling may skip to find its scale: it starts at 2^16 and is halved in each skipped step.
 SKIPPED_BY_LOSS_SCALING = 16
 
 
 class NonFiniteGuard(L.Callback):
     """Skip, on all processes together, an optimiser step whose loss or gradient is NaN or infinite.
 
-    Such a step leaves weights, average and AdamW's moments as they are; learning rate and data go on. It is counted in
-    `train/skipped_steps`. The flag is made on the device, from the norm of the gradients after their reduction over all
-    processes, and AdamW's fused kernel reads it there: nothing waits for the device but the look at the counter and
-    the average of the weights. The run stops at once when the average holds NaN or infinity.
+    A skipped step does not change weights, average or AdamW's moments; learning rate and data advance. It is counted in
+    `train/skipped_steps`. Whether to skip is computed on the device, from the norm of the gradients after reduction
+    over all processes, and AdamW's fused kernel reads the flag there. Only the check every `check_every_n_steps` steps
+    synchronises with the device. The run stops immediately if the average of the weights contains NaN or infinity.
 
     Args:
-        max_in_a_row: stop the run when as many steps have been skipped one after the other, and write a folder with
-            all that reproduces the last of them (`callbacks/step_dump.py`) beside the run's logs. With float16's loss
-            scaling, which skips steps until it has found its scale, 16 more.
-        check_every_n_steps: optimiser steps between two looks at counter and average. A row of skipped steps that has
-            ended by then does not stop the run.
+        max_in_a_row: stop the run after this many skipped steps in a row, and write a folder that reproduces the last
+            of them (`callbacks/step_dump.py`) into the log folder. With float16's loss scaling, which skips steps until
+            it has found its scale, 16 more are allowed.
+        check_every_n_steps: optimiser steps between checks of the counter and the average. Skipped steps that are
+            followed by a successful one before the next check do not stop the run.
     """
 
     def __init__(self, max_in_a_row: int = 10, check_every_n_steps: int = 10) -> None:
@@ -41,11 +41,11 @@ class NonFiniteGuard(L.Callback):
         self.check_every_n_steps = check_every_n_steps
         self._in_a_row = torch.zeros(())
         self._total = torch.zeros((), dtype=torch.int64)
-        self._micro_batches: list[Batch] = []  # of the optimiser step that is under way
+        self._micro_batches: list[Batch] = []  # of the current optimiser step
         self._stepped = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count on the device."""
+        """Move the counters to the device."""
         self._in_a_row, self._total = self._in_a_row.to(pl_module.device), self._total.to(pl_module.device)
         self._micro_batches, self._stepped = [], False
 
@@ -58,7 +58,7 @@ class NonFiniteGuard(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Tell the optimiser whether to skip the step, and count."""
+        """Set the optimiser's flag to skip the step, and count."""
         assert isinstance(pl_module, GenerativeModule)
         skipped = ~torch.isfinite(pl_module.gradient_norm())
         skip_step(optimizer, skipped)
@@ -71,30 +71,31 @@ class NonFiniteGuard(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Stop the run if too many steps have been skipped; all processes count the same and stop together."""
+        """Stop the run if too many steps have been skipped; all processes have the same counts and stop together."""
         if not self._stepped:
             return
         if trainer.global_step % self.check_every_n_steps == 0:
-            self._look(trainer, pl_module)
+            self._check(trainer, pl_module)
         self._micro_batches, self._stepped = [], False
 
-    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         averages = [average for one in trainer.callbacks if isinstance(one, EMA) for average in one.averages]  # type: ignore[attr-defined]
-        # One number, so that the device is waited for once.
+        # One tensor, to synchronise only once.
         watched = torch.stack([self._in_a_row, largest(averages)]) if averages else self._in_a_row.unsqueeze(0)
         in_a_row, *average = (float(number) for number in watched.cpu())
         if in_a_row >= self._limit(trainer):
             assert isinstance(pl_module, GenerativeModule)
             folder, suspect = dump_step(trainer, pl_module, self._micro_batches)
             raise UserError(
-                f"loss or gradient was not finite in {int(in_a_row)} steps in a row, up to step "
-                f"{trainer.global_step}{suspect}: {folder} has what reproduces that step; if the data are right, lower "
-                "the learning rate or raise model.lr_schedule.warmup_steps, and resume from the last checkpoint"
+                f"loss or gradient was not finite in {int(in_a_row)} steps in a row, the last is step "
+                f"{trainer.global_step}{suspect}: check the data (see README.txt in {folder}, which reproduces that "
+                "step), lower the learning rate or raise model.lr_schedule.warmup_steps, and resume from the last "
+                "checkpoint"
             )
         if not all(map(math.isfinite, average)):
             raise UserError(
-                f"the average of the weights holds NaN or infinity after step {trainer.global_step}: resume from the "
-                "last checkpoint, which is from before it"
+                f"the average of the weights contains NaN or infinity after step {trainer.global_step}: resume from "
+                "the last checkpoint, which was saved before that"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +103,7 @@ class NonFiniteGuard(L.Callback):
         return {"in_a_row": int(self._in_a_row), "total": int(self._total)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from a checkpoint."""
+        """Restore the counts."""
         self._in_a_row = torch.tensor(float(state_dict["in_a_row"]))
         self._total = torch.tensor(state_dict["total"])
 
@@ -111,9 +112,9 @@ class NonFiniteGuard(L.Callback):
 
 
 def skip_step(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
-    """Have the optimiser leave weights and moments alone in this step if `skipped`, a bool on the device, is True."""
+    """Make the optimiser skip this step if `skipped`, a bool tensor on the device, is True."""
     if _takes_flag(optimizer):
-        # The kernels take it as that of a gradient scaler: float32, 1 to skip.
+        # Such optimisers read the flag of a gradient scaler: float32, 1 to skip.
         optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
     elif bool(skipped):
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""What a training run does when its machine is wanted back: save, and end with a status that asks to be run again."""
+"""Preemption: on a signal, save a checkpoint and exit with a status that asks the scheduler to run the job again."""
 
 import os
 import signal
@@ -17,11 +17,11 @@ from zigma_pl.core.signals import Repeats, listen
 from zigma_pl.training.callbacks.checkpoint import Checkpoint
 from zigma_pl.training.lightning_private import accumulates, register_no_signal_handlers
 
-_ASK_TO_BE_RUN_AGAIN = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send
+_ASK_TO_BE_RUN_AGAIN = (signal.SIGTERM, signal.SIGUSR1)  # sent by schedulers
 
 
 class Preempted(Exception):
-    """Training has ended because it was asked to by a signal; the checkpoint is saved.
+    """Training was ended by a signal, after saving a checkpoint.
 
     Args:
         by: the signal.
@@ -35,44 +35,44 @@ class Preempted(Exception):
 
     @property
     def status(self) -> int:
-        """The exit status: 75, which asks to be run again, or 128 + number of a signal that a user sends."""
+        """Exit status: 75 to request another run, or 128 + signal number for signals sent by users."""
         return PREEMPTED_STATUS if self.by in _ASK_TO_BE_RUN_AGAIN else 128 + self.by
 
 
-# A checkpoint callback to Lightning, so that it is called after those that checkpoints have the state of.
+# Lightning calls subclasses of its Checkpoint last, after all callbacks whose state a checkpoint contains.
 class Preemption(callbacks.Checkpoint):
-    """Save and end training after SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP; a second signal ends it at once.
+    """Save and exit on SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP; exit immediately on a second signal.
 
-    The step that is under way is finished first, and a validation for which no checkpoint has been saved yet. SLURM
-    sends a signal before the time is up where a job asks for it: `#SBATCH --signal=USR1@120`. Other commands than
-    `fit` end at once.
+    The current step is finished first, and so is a validation if its step has not been saved yet. SLURM sends a signal
+    before the time limit if the job requests it: `#SBATCH --signal=USR1@120`. Commands other than `fit` exit
+    immediately.
 
     Args:
-        check_every_n_steps: several processes ask each other every so many steps whether one had a signal.
+        check_every_n_steps: with several processes, steps between checks whether any of them received a signal.
     """
 
     def __init__(self, check_every_n_steps: int = 10) -> None:
         check_whole_numbers("preemption", check_every_n_steps=check_every_n_steps)
         self.check_every_n_steps = check_every_n_steps
         self._signals = Repeats()
-        self._trainer: L.Trainer | None = None  # whose run listens
+        self._trainer: L.Trainer | None = None  # while signals are handled
         self._restore_handlers: Callable[[], None] | None = None
 
     # --- signals ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen from here on, in training; workers that load data inherit that they do not end by these signals."""
+        """Install the signal handlers for training; data loader workers inherit them and do not exit on signals."""
         register_no_signal_handlers(trainer)
         if stage == "fit":
             self._signals, self._trainer = Repeats(), trainer
             self._restore_handlers = listen(self._on_signal)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Listen no longer."""
+        """Restore the previous signal handlers."""
         self._stop_listening()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen no longer."""
+        """Restore the previous signal handlers."""
         self._stop_listening()
 
     def _stop_listening(self) -> None:
@@ -87,8 +87,8 @@ class Preemption(callbacks.Checkpoint):
             self._end_at_once(number)
         if is_first and self._trainer.is_global_zero:
             name = signal.Signals(number).name
-            # Not by print, which may be what the signal interrupts.
-            os.write(2, f"\n{name}: saves after this step and ends; a second signal ends it at once\n".encode())
+            # Not with print, which is not reentrant.
+            os.write(2, f"\n{name}: saving after this step, then exiting; send it again to exit immediately\n".encode())
 
     def _end_at_once(self, number: int) -> None:
         launcher = None if self._trainer is None else self._trainer.strategy.launcher
@@ -103,9 +103,9 @@ class Preemption(callbacks.Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End after a step, but for the last, after which training ends anyhow."""
+        """Exit after a step, except the last, after which training ends anyway."""
         is_last = trainer.global_step == trainer.max_steps
-        # Between the micro-batches of a step, gradients would be lost.
+        # Accumulated gradients would be lost between the micro-batches of a step.
         if is_last or accumulates(trainer):
             return
         if trainer.world_size == 1 or trainer.global_step % self.check_every_n_steps == 0:
@@ -120,13 +120,13 @@ class Preemption(callbacks.Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End within a validation whose step is saved; a resumed run validates again."""
-        asks = trainer.world_size == 1 or (batch_idx + 1) % self.check_every_n_steps == 0
-        if asks and trainer.state.fn == "fit" and _checkpoint_of(trainer).has_saved(trainer):
+        """Exit during a validation if its step has been saved; a resumed run validates again."""
+        is_due = trainer.world_size == 1 or (batch_idx + 1) % self.check_every_n_steps == 0
+        if is_due and trainer.state.fn == "fit" and _checkpoint_of(trainer).has_saved(trainer):
             self._end_if_agreed(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End after a validation."""
+        """Exit after a validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.global_step != trainer.max_steps:
             self._end_if_agreed(trainer)
 
@@ -143,5 +143,5 @@ class Preemption(callbacks.Checkpoint):
 def _checkpoint_of(trainer: L.Trainer) -> Checkpoint:
     found: list[Any] = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
     if not found:
-        raise UserError("preemption needs a Checkpoint among the callbacks, which saves")
+        raise UserError("the Preemption callback needs a Checkpoint callback: add one to the trainer")
     return found[0]

@@ -1,4 +1,4 @@
-"""A grid of samples now and then while training, from the averaged weights."""
+"""Preview grids of samples during training, generated with the averaged weights."""
 
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,18 @@ from zigma_pl.training.module import GenerativeModule
 
 
 class PreviewGrid(L.Callback):
-    """Sample a grid during validation, when the averaged weights are in place, for TensorBoard and as a file.
+    """Generate a grid of samples during validation, for TensorBoard and as a file.
 
-    The samples have the same noise and conditions each time, so that grids of different steps can be compared. The
-    pictures are in <log folder>/previews/step_<step>.png and under "samples" in TensorBoard. A grid of videos moves: it
-    is a .gif and, where PyAV is installed, also an .mp4 file, and under "clips" in TensorBoard; "samples" shows all its
-    frames there, a video in each row.
+    Uses the averaged weights, which are swapped in during validation. Noise and conditions are the same each time, so
+    that grids of different steps can be compared. Grids are written to <log folder>/previews/step_<step>.png and to
+    "samples" in TensorBoard. Grids of videos are animated: a .gif and, if PyAV is installed, also an .mp4 file, and
+    "clips" in TensorBoard; "samples" then shows the frames of each video in a row.
 
     Args:
-        num_samples: pictures in the grid; 0 turns previews off.
-        num_columns: pictures in a row.
-        every_n_validations: draw at every n-th validation run.
-        frames_per_second: at which videos are played, 1 to 50.
+        num_samples: samples in the grid; 0 disables previews.
+        num_columns: samples per row.
+        every_n_validations: generate a grid in every n-th validation.
+        frames_per_second: frame rate of videos, 1 to 50.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class PreviewGrid(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Draw before the first validation batch of a fit: the average is swapped in for the whole validation."""
+        """Generate a grid before the first validation batch of `fit`, when the average is swapped in."""
         if batch_idx > 0 or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._num_validations += 1
         folder = run_folder(trainer)
         if self.num_samples and trainer.is_global_zero and self._num_validations % self.every_n_validations == 0:
             assert isinstance(pl_module, GenerativeModule)
-            self.draw(trainer, pl_module, folder / "previews")
+            self.save_grid(trainer, pl_module, folder / "previews")
 
-    def draw(self, trainer: L.Trainer, module: GenerativeModule, folder: Path) -> Path:
-        """Sample one grid and save it in `folder`; returns the path of the PNG, or of the GIF."""
+    def save_grid(self, trainer: L.Trainer, module: GenerativeModule, folder: Path) -> Path:
+        """Generate one grid and save it in `folder`; returns the path of the PNG, or of the GIF for videos."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = datamodule.conditions(range(self.num_samples), module.device)
         samples = to_uint8(datamodule.decode(module.sample(batch).latents))
@@ -88,7 +88,7 @@ class PreviewGrid(L.Callback):
         return path
 
     def _save_clips(self, samples: Tensor, path: Path) -> Image.Image:
-        """Write the moving grid of (B, F, H, W, C) uint8; returns the stills."""
+        """Write the animated grid of (B, F, H, W, C) uint8; returns the still frames as one image."""
         clips = [to_clip(frames) for frames in samples]
         grid = tile_clips(clips, self.num_columns)
         save_gif(grid, path, self.frames_per_second)

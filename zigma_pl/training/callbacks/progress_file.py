@@ -1,4 +1,4 @@
-"""How far a run has come, in a small file that another process can look at while it goes on."""
+"""A small file with the progress of a run, which other processes can read while it is running."""
 
 import time
 from pathlib import Path
@@ -15,12 +15,12 @@ Phase = Literal["training", "validation loss", "sampling"]
 
 
 class Progress(Record):
-    """What the file holds.
+    """Content of the progress file.
 
-    phase: what is being done.
-    done, total: steps, or images where the phase is sampling; total is None where it is not known.
-    images_per_second: over all processes, None until it is known.
-    seconds_left: of the phase, None until it is known.
+    phase: current phase.
+    done, total: steps, or images in the sampling phase; total is None if unknown.
+    images_per_second: speed over all processes, None until known.
+    seconds_left: estimated time left in the phase, None until known.
     """
 
     remedy: ClassVar[str] = "remove it"
@@ -33,11 +33,11 @@ class Progress(Record):
 
 
 class ProgressFile(L.Callback):
-    """Write how far the run has come as JSON, whole or not at all.
+    """Write the progress of a run to a JSON file, atomically.
 
     Args:
         path: the file.
-        seconds_between: least time between two writes; the first and the last of a phase are always written.
+        seconds_between: minimum time between two writes; the first and the last of a phase are always written.
     """
 
     def __init__(self, path: str, seconds_between: float = 1.0) -> None:
@@ -45,11 +45,11 @@ class ProgressFile(L.Callback):
         self.path = Path(path)
         self.seconds_between = seconds_between
         self._phase: Phase | None = None
-        self._began = (0.0, 0)  # time and count when this run began the phase
+        self._began = (0.0, 0)  # time and count at the start of the phase in this run
         self._written = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where training starts, which is not at 0 in a resumed run."""
+        """Write the first step, which is not 0 in a resumed run."""
         self._report(trainer, "training", trainer.global_step, trainer.max_steps)
 
     def on_train_batch_end(
@@ -69,12 +69,12 @@ class ProgressFile(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch of the loss on held-out images."""
+        """Count a batch of the held-out loss."""
         (num_batches,) = trainer.num_test_batches
         self._report(trainer, "validation loss", batch_idx + 1, int(num_batches))
 
     def on_images_sampled(self, trainer: L.Trainer, done: int, total: int) -> None:
-        """Count the images that have been sampled; what samples them calls this."""
+        """Count sampled images; called by the scorer."""
         self._report(trainer, "sampling", done, total)
 
     def _report(
@@ -97,13 +97,13 @@ class ProgressFile(L.Callback):
 
 
 def read_progress(path: Path) -> Progress | None:
-    """Read the file; None where there is none.
+    """Read a progress file; None if it does not exist.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the file is not a valid progress file.
     """
     try:
         content = read_regular(path)
-    except FileNotFoundError:  # also one that is removed meanwhile
+    except FileNotFoundError:  # also if it is removed at this moment
         return None
     return parse_record(Progress, content, path)

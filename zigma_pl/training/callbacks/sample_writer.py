@@ -1,4 +1,4 @@
-"""Write what `predict` samples: a PNG or a video for each sample id, a table of what they are, and one grid."""
+"""Write the samples of `predict`: a PNG or a video for each sample id, a table of them in JSON, and a grid."""
 
 import json
 from pathlib import Path
@@ -18,15 +18,15 @@ from zigma_pl.training.module import Samples
 
 
 class SampleWriter(L.Callback):
-    """Write samples to a folder as they are drawn: 00000000.png, 00000001.png, ..., samples.json and grid.png.
+    """Write samples to a folder as they are generated: 00000000.png, 00000001.png, ..., samples.json and grid.png.
 
-    Of videos these are .mp4 files, or .gif where PyAV is not installed.
+    Videos are written as .mp4 files, or as .gif if PyAV is not installed.
 
     Args:
-        folder: where to write; files of the same name are replaced.
-        num_grid: how many of the samples, from id 0, the grid shows.
-        num_columns: pictures in a row of the grid.
-        frames_per_second: at which videos are played, 1 to 50.
+        folder: output folder; existing files of the same name are replaced.
+        num_grid: number of samples in the grid, from id 0.
+        num_columns: samples per row of the grid.
+        frames_per_second: frame rate of videos, 1 to 50.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class SampleWriter(L.Callback):
         self._suffix = ".png"
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the folder before anything is sampled, so that a wrong one is found at once."""
+        """Create the folder before sampling, so that an invalid one raises immediately."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"samples.folder {self.folder} cannot be made ({error.strerror}): choose another"
+                f"samples.folder {self.folder} cannot be created ({error.strerror}): choose another folder"
             ) from error
         if trainer.datamodule.num_frames is not None:  # type: ignore[attr-defined]
             self._suffix = clip_suffix()
@@ -61,7 +61,7 @@ class SampleWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the pictures or videos of one batch."""
+        """Write the images or videos of one batch."""
         assert isinstance(outputs, Samples)
         if not len(outputs.sample_ids):
             return
@@ -74,7 +74,7 @@ class SampleWriter(L.Callback):
                 save_png(to_pil(picture), self.path(sample_id))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the table and the grid, once every process has written its pictures."""
+        """Write the table and the grid, after all processes have written their samples."""
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
@@ -94,11 +94,11 @@ class SampleWriter(L.Callback):
             save_clip(tile_clips(clips, self.num_columns), grid, self.frames_per_second)
 
     def path(self, sample_id: int) -> Path:
-        """Where the picture or video of a sample id is."""
+        """Return the path of a sample's image or video."""
         return self.folder / f"{sample_id:08d}{self._suffix}"
 
     def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
-        """What samples.json holds: how the samples were drawn, and the class or caption of each."""
+        """Return the content of samples.json: how the samples were generated, and the class or caption of each."""
         rows, module = [], cast(Any, pl_module)
         names = module.trained_on.get("class_names", ())
         for sample_id in range(datamodule.num_predict_samples):

@@ -1,4 +1,4 @@
-"""The progress bar of a user who waits for a few pictures."""
+"""The progress bar of interactive sampling."""
 
 from typing import Any
 
@@ -9,51 +9,51 @@ from tqdm import tqdm
 from zigma_pl.training.module import GenerativeModule, Samples
 
 FORMAT = "{l_bar}{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
-DELAY_SECONDS = 1e-3  # more than 0, so that nothing is shown before the first call: an error until then stands alone
+DELAY_SECONDS = 1e-3  # positive, so that the bar is not shown if an error occurs before the first call
 
 
 class SamplingBar(L.Callback):
-    """Counts samples drawn, and on a CPU, where a batch may take minutes, how far the present one is.
+    """Counts generated samples; on a CPU, where a batch may take minutes, also the progress within a batch.
 
-    That is told by the time that the network is called at: every sampler goes from t = 1 to t = 0. On a GPU nothing
-    should wait for this number, and a replayed graph does not call the network.
+    The progress within a batch follows from the time t of the network calls, as every sampler integrates from t = 1 to
+    t = 0. It is not shown on a GPU, where reading t would synchronise and replayed CUDA graphs do not call the network.
 
     Args:
-        num_samples: how many will be drawn.
+        num_samples: total number of samples.
     """
 
     def __init__(self, num_samples: int) -> None:
         self._bar = tqdm(total=num_samples, desc="sampling", bar_format=FORMAT, delay=DELAY_SECONDS)
-        self._num_drawn = 0
+        self._num_done = 0
         self._batch_size = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Watch the network, on a CPU."""
+        """On a CPU, observe the network calls."""
         assert isinstance(pl_module, GenerativeModule)
         if pl_module.device.type == "cpu":
             pl_module.backbone.register_forward_pre_hook(self._show)
 
     def on_predict_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *_: Any) -> None:
-        """Note the size of the batch."""
+        """Store the size of the batch."""
         self._batch_size = len(batch.sample_ids)
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         """Count the batch."""
         assert isinstance(outputs, Samples)
-        self._num_drawn += len(outputs.sample_ids)
-        self._move_to(self._num_drawn)
+        self._num_done += len(outputs.sample_ids)
+        self._move_to(self._num_done)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the bar's line."""
+        """Close the bar."""
         self._bar.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """End the bar's line, so that the error gets one of its own."""
+        """Close the bar, so that the error starts on a new line."""
         self._bar.close()
 
     def _show(self, backbone: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         _, t, *_ = arguments
-        self._move_to(self._num_drawn + self._batch_size * (1 - t.mean().item()))
+        self._move_to(self._num_done + self._batch_size * (1 - t.mean().item()))
 
-    def _move_to(self, place: float) -> None:
-        self._bar.update(place - self._bar.n)
+    def _move_to(self, position: float) -> None:
+        self._bar.update(position - self._bar.n)

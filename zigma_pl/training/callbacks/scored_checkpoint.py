@@ -1,4 +1,4 @@
-"""What a checkpoint that is scored says of itself and of its training."""
+"""Loading the checkpoint to score, and describing its training for the record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ Found = TypeVar("Found", bound=L.Callback)
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """What a checkpoint says of itself.
+    """The loaded checkpoint.
 
-    path: as given.
-    sha256: of the file.
+    path: path as passed.
+    sha256: hash of the file.
     steps: optimiser steps.
     """
 
@@ -35,20 +35,20 @@ class LoadedCheckpoint:
 def take_weights(
     trainer: L.Trainer, module: GenerativeModule, checkpoint: dict[str, Any], weights: Weights
 ) -> LoadedCheckpoint:
-    """Put the weights that are asked for in the module; a checkpoint's `state_dict`, the average, is there already.
+    """Load the selected weights into the module; the checkpoint's `state_dict`, the average, is already loaded.
 
     Raises:
         UserError: the checkpoint has no average.
     """
     path = str(trainer.ckpt_path)
-    stored = weights_of(checkpoint, weights, path, "score the weights themselves: --scorer.weights raw")
+    stored = weights_of(checkpoint, weights, path, "score the raw weights with --scorer.weights raw")
     if stored is not checkpoint["state_dict"]:
         module.load_state_dict(stored)
     return LoadedCheckpoint(path, sha256(Path(path)), int(checkpoint["global_step"]))
 
 
 def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: LoadedCheckpoint) -> dict[str, Any]:
-    """Return what is known of the training; None for what the checkpoint does not tell."""
+    """Return what is known about the training; None for values that the checkpoint does not contain."""
     log_folder = log_folder_of(Path(checkpoint.path))
     config = None if log_folder is None else log_folder / "config.yaml"
     totals, throughput = callback_of(trainer, TrainingTotals), callback_of(trainer, Throughput)
@@ -69,6 +69,6 @@ def describe_training(trainer: L.Trainer, module: GenerativeModule, checkpoint: 
 
 
 def callback_of(trainer: L.Trainer, kind: type[Found]) -> Found | None:
-    """Return the first of a trainer's callbacks of a class, None where there is none."""
+    """Return a trainer's first callback of a class, None if there is none."""
     callbacks: Sequence[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)

@@ -1,4 +1,4 @@
-"""Scores of `test`: samples of the averaged weights, compared with held-out real pictures, in a record."""
+"""The scores of `test`: compare samples of the averaged weights with held-out real images, and write a record."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from zigma_pl.evaluation.loss_by_time import LossByTime
 from zigma_pl.evaluation.metrics.extractors import FeatureExtractor
 from zigma_pl.evaluation.pictures import write_pictures
 from zigma_pl.evaluation.protocol import describe_data, describe_machine_and_versions
-from zigma_pl.evaluation.record import ResultRecord, Score, write_record
+from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_record
 from zigma_pl.evaluation.sampling import Precision
 from zigma_pl.evaluation.scoring import Scored, Scoring, ScoringOptions
 from zigma_pl.evaluation.summary import score_table
@@ -25,42 +25,42 @@ from zigma_pl.training.callbacks.scored_checkpoint import LoadedCheckpoint, call
 from zigma_pl.training.checkpoints.io import Weights
 from zigma_pl.training.module import GenerativeModule
 
-NO_CHECKPOINT = "test scores a checkpoint: give --ckpt_path (see logs/*/*/checkpoints)"
+NO_CHECKPOINT = "test needs a checkpoint: give its path with --ckpt_path (see logs/*/*/checkpoints)"
 
 
 class Scorer(L.Callback):
-    """Score a checkpoint: the fixed loss of the test split, then samples against held-out real pictures.
+    """Score a checkpoint: compute the fixed loss of the test split, then compare samples with held-out real images.
 
-    Samples are kept in <samples_dir>/<row>/<hash of all they depend on>/, so that a run that was cut off goes on, and
-    one that asks for more samples draws only those. Sample i has the noise of (seed, i) and the class or caption of
-    item i of the split. What the scores are, and how they came about, is in <results_dir>/<row>.json.
+    Samples are stored in <samples_dir>/<row>/<hash of everything they depend on>/, so that an interrupted run is
+    resumed, and a run with more samples only generates the missing ones. Sample i has the noise of (seed, i) and the
+    class or caption of item i of the split. Scores and protocol are written to <results_dir>/<row>.json.
 
     Args:
-        num_samples: pictures or clips to draw; 0 computes nothing but the loss.
-        metrics: scores to compute, of fid, sfid, kid, precision, recall, fdd, clip_score, of clips fvd and frame_fid,
-            and without downloads fid_lite, kid_lite, precision_lite, recall_lite, of clips frame_fid_lite. By default
+        num_samples: number of images or clips to generate; 0 only computes the loss.
+        metrics: scores to compute: fid, sfid, kid, precision, recall, fdd, clip_score; for clips fvd and frame_fid.
+            Without downloads: fid_lite, kid_lite, precision_lite, recall_lite; for clips frame_fid_lite. By default
             those without downloads, which are not comparable with published ones, and those on `extractors`.
-        extractors: feature extractors of your own by name, each by class_path. Scores on the features of one that is
-            named mine are called fid_mine, kid_mine, precision_mine, recall_mine, of clips frame_fid_mine, or fvd_mine
-            where it takes clips.
-        split: real pictures to compare with, and classes and captions to draw under.
-        weights: average takes the averaged weights, raw those that training goes on from.
-        batch_size: samples drawn at once on a GPU, always as many, also at the end. With another number they differ by
-            rounding, and are drawn anew. On a CPU it is always 16, and samples do not depend on it.
-        extractor_weights: files of feature extractors by name (inception, inception_spatial, dinov2, i3d, lite,
-            clip_score), where they are not in the folder that `python -m zigma_pl weights` fills.
-        kid_num_subsets: subsets that KID is the mean of.
-        kid_subset_size: samples in each.
-        num_neighbours: neighbours that span the manifolds of precision and recall.
-        results_dir: where the record goes, and its pictures.
-        row: name of the record; by default that of the logger.
-        scale: what the record says of the scale of the run; configs/scale/*.yaml set it.
-        data_note: what the pictures are, where they are not the real set in spite of its layout; for titles of tables.
-        samples_dir: where samples are kept.
-        reference_folder: where features of real pictures are kept; by default below the user's cache folder.
-        num_grid: how many of the samples, from id 0, the grid shows.
-        num_columns: pictures in a row of the grid.
-        frames_per_second: at which clips are played, 1 to 50.
+        extractors: your own feature extractors by name, each given by class_path. The scores on an extractor named
+            mine are fid_mine, kid_mine, precision_mine and recall_mine; for clips frame_fid_mine, or fvd_mine if it
+            takes clips.
+        split: split of the real images, and of the classes and captions used as conditions.
+        weights: "average" for the averaged weights, "raw" for those that training resumes from.
+        batch_size: samples per batch on a GPU; the last batch is always full, too. Another batch size changes samples
+            by rounding, so they are generated again. On a CPU it is always 16, and samples do not depend on it.
+        extractor_weights: weight files of feature extractors by name (inception, inception_spatial, dinov2, i3d, lite,
+            clip_score), if they are not in the default folder of `python -m zigma_pl weights`.
+        kid_num_subsets: number of subsets that KID is averaged over.
+        kid_subset_size: samples per subset.
+        num_neighbours: number of nearest neighbours that define the manifolds of precision and recall.
+        results_dir: folder of the record and its images.
+        row: name of the record; the logger's name by default.
+        scale: scale of the run in the record; set by configs/scale/*.yaml.
+        data_note: description of the images for titles of tables, if they are not the real data set.
+        samples_dir: folder of the samples.
+        reference_folder: folder for features of real images; by default in the user's cache folder.
+        num_grid: number of samples in the grid, from id 0.
+        num_columns: samples per row of the grid.
+        frames_per_second: frame rate of clips, 1 to 50.
     """
 
     def __init__(
@@ -116,44 +116,44 @@ class Scorer(L.Callback):
     # --- before anything is computed ----------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find whatever is missing at once: weights of extractors, real pictures, a folder that can be written to."""
+        """Check immediately that extractor weights and real images exist, and that the folder is writable."""
         if stage != "test":
             return
-        trainer.test_loop.verbose = False  # our own table is printed at the end
+        trainer.test_loop.verbose = False  # `teardown` prints a table instead
         self._row_name(trainer)
         try:
             self.results_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"scorer.results_dir {self.results_dir} cannot be made ({error.strerror}): choose another"
+                f"scorer.results_dir {self.results_dir} cannot be created ({error.strerror}): choose another folder"
             ) from error
         shows_progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
         self._scoring = Scoring(_datamodule(trainer), self.options, shows_progress=shows_progress)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the weights that are asked for, and note which checkpoint it is."""
+        """Load the selected weights, and remember the checkpoint."""
         if trainer.state.fn == "test":
             assert isinstance(pl_module, GenerativeModule)
             self._checkpoint = take_weights(trainer, pl_module, checkpoint, self.weights)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load the features of the real pictures, or extract them."""
+        """Load the features of the real images, or extract them."""
         if self._checkpoint is None:
             raise UserError(NO_CHECKPOINT)
-        self._row_name(trainer)  # a name that cannot be used is refused before hours of sampling
+        self._row_name(trainer)  # raises for an invalid name before sampling
         assert self._scoring is not None
         self._scoring.load_references(pl_module.device)
 
     # --- after the loss -----------------------------------------------------------------------------------------------
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample, score the samples, and write the record."""
+        """Generate samples, score them, and write the record."""
         assert isinstance(pl_module, GenerativeModule)
         assert pl_module.test_loss is not None
         loss = pl_module.test_loss
         if not math.isfinite(loss.value):
             raise UserError(
-                f"the loss is {loss.value}: use trainer.precision=32-true, or an earlier checkpoint if training has "
+                f"the loss is {loss.value}: use --trainer.precision 32-true, or an earlier checkpoint if training "
                 "diverged"
             )
         scored = self._score(trainer, pl_module)
@@ -163,7 +163,7 @@ class Scorer(L.Callback):
         trainer.strategy.barrier()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Print the scores, now that the progress bars are gone."""
+        """Print the scores, after the progress bars are closed."""
         if self._report is not None:
             print(self._report)
             self._report = None
@@ -198,7 +198,7 @@ class Scorer(L.Callback):
         parts = {
             "row": row,
             "scale": self.scale,
-            "scores": {"validation_loss": Score(value=loss.value, by_time=loss.by_time), **scored.scores},
+            "scores": {"validation_loss": ScoreValue(value=loss.value, by_time=loss.by_time), **scored.scores},
             "protocol": protocol,
             "training": describe_training(trainer, module, self._checkpoint),
             "machine": describe_machine_and_versions(module.device),
@@ -209,7 +209,7 @@ class Scorer(L.Callback):
     def _row_name(self, trainer: L.Trainer) -> str:
         name = self.row or (trainer.logger.name if trainer.logger is not None else None)
         if not name:
-            raise UserError("scorer.row: there is no logger to take the name of the row from; give one")
+            raise UserError("scorer.row is needed, as there is no logger whose name could be used: set it")
         check_name(name, "scorer.row (by default the logger's name)")
         return name
 

@@ -1,4 +1,4 @@
-"""A training step written down: its batches, the weights, and what each layer gave; and the same step run again."""
+"""Dump a training step to files (its batches, the weights, and statistics of each layer's output), and replay it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 README = """\
 A training step whose loss or gradient was not finite.
-weights.ckpt   the weights before and after it (it was skipped), and the options of the model
-rank_N.pt      the batches that process N had in it
-rank_N.json    step, seed, sample ids, losses; of each layer's output, in the order of the calls, least and largest
-               number and the share that was not finite; the parameters whose gradients were not finite
+weights.ckpt   the weights of this step (it was skipped, so they did not change), and the model's options
+rank_N.pt      the batches of process N
+rank_N.json    step, seed, sample ids, losses; minimum, maximum and fraction of non-finite values of each layer's
+               output, in the order of the calls; parameters with non-finite gradients
 
-To run it again, as process 0 did:
+To run the step of process 0 again:
 
 python -c "from zigma_pl.training.callbacks.step_dump import replay; print(replay('.')['first_non_finite_output'])"
 """
 
 
 def dump_step(trainer: L.Trainer, module: GenerativeModule, batches: Sequence[Batch]) -> tuple[Path, str]:
-    """Write the step that was last done on these batches and skipped, into a folder beside the run's logs.
+    """Write the last, skipped step, which used these batches, into a subfolder of the log folder.
 
-    All processes have to call it. Each runs its own batches again, which leaves other gradients in the module.
+    Must be called by all processes. Each runs its own batches again, which overwrites the gradients of the module.
 
-    Returns: the folder, and in words where a number that was not finite first came up.
+    Returns: the folder, and a text that names the first layer with non-finite output.
     """
     folder = run_folder(trainer) / f"non_finite_step_{trainer.global_step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,15 @@ def _suspect(folder: Path) -> str:
 
 
 def examine(module: GenerativeModule, batches: Sequence[Batch], precision: str) -> dict[str, Any]:
-    """Run forward and backward pass of the batches, and tell what came out of each layer.
+    """Run the forward and backward passes of the batches, and return statistics of each layer's output.
 
     Args:
-        module: in training mode. Its gradients are replaced by those of the batches, of this process alone under DDP.
+        module: module in training mode. Its gradients are overwritten, under DDP with those of this process only.
         batches: micro-batches of one optimiser step, on the module's device.
-        precision: the trainer's.
+        precision: the trainer's precision.
 
-    Returns: plain values. Each of `outputs`, which begin with the data, has the layer's name, the least and largest
-        finite number, and the share of those that are not finite.
+    Returns: plain values. `outputs` starts with the data; each entry has the layer's name, the smallest and largest
+        finite value, and the fraction of non-finite values.
     """
     outputs: list[dict[str, Any]] = []
     losses = []
@@ -97,7 +97,7 @@ def examine(module: GenerativeModule, batches: Sequence[Batch], precision: str) 
 
 @contextmanager
 def watched_outputs(network: nn.Module, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """Within it, each call of a part of the network adds a row for each tensor that it gives."""
+    """Add a row to `rows` for each tensor that a submodule of the network returns while the context is active."""
 
     def note(name: str, _: nn.Module, __: Any, output: Any) -> None:
         tensors = output if isinstance(output, tuple | list) else [output]
@@ -106,7 +106,7 @@ def watched_outputs(network: nn.Module, rows: list[dict[str, Any]]) -> Iterator[
     with ExitStack() as hooks:
         for name, part in network.named_modules():
             hooks.callback(part.register_forward_hook(partial(note, name or "backbone")).remove)
-        # Compiled regions would not call the hooks of their parts.
+        # Compiled regions do not call the hooks of their submodules.
         hooks.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -118,19 +118,19 @@ def _real_tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def _plain(batch: Batch) -> dict[str, Any]:
-    """Return a batch as a dictionary that `torch.load(weights_only=True)` reads."""
+    """Return a batch as a dictionary that `torch.load(weights_only=True)` can read."""
     conditions = {name: condition._asdict() for name, condition in batch.conditions.items()}
     return {**batch._asdict(), "conditions": conditions}
 
 
 def _batch(fields: dict[str, Any], device: torch.device | str) -> Batch:
-    """Return the batch that `_plain` wrote, on the device."""
+    """Rebuild a batch from the dictionary of `_plain`, on the device."""
 
     def moved(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
         return {name: None if tensor is None else tensor.to(device) for name, tensor in tensors.items()}
 
     conditions = {name: Condition(**moved(tensors)) for name, tensors in fields["conditions"].items()}
-    tensors = moved({name: fields[name] for name in ("latents", "pictures")})
+    tensors = moved({name: fields[name] for name in ("latents", "images")})
     return Batch(sample_ids=fields["sample_ids"], conditions=conditions, **tensors)
 
 
@@ -149,13 +149,13 @@ def _describe(layer: str, tensor: Tensor) -> dict[str, Any]:
 def replay(
     folder: str | Path, rank: int = 0, module: GenerativeModule | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Run the step of a dump again; returns what `examine` does.
+    """Run a dumped step again; returns the result of `examine`.
 
     Args:
-        folder: that of the dump.
-        rank: process whose batches are run.
-        module: what the weights are loaded into; it is built from the dump where the run was one of the command line.
-        device: where to run it. A number that is too large for float16 on a GPU may not be on a CPU.
+        folder: folder of the dump.
+        rank: process whose batches are used.
+        module: module to load the weights into; None builds it from the dump, which works for command-line runs.
+        device: device to run on. A value that overflows in float16 on a GPU may not overflow on a CPU.
     """
     folder = Path(folder)
     step = torch.load(folder / f"rank_{rank}.pt", map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its training: samples seen and time taken, over all runs that led to it."""
+"""Totals of training that are stored in checkpoints: samples seen and time, over all runs."""
 
 import time
 from typing import Any
@@ -9,11 +9,11 @@ from zigma_pl.core.batch import Batch
 
 
 class TrainingTotals(L.Callback):
-    """Count samples and seconds of training; resumed runs go on counting, and checkpoints carry the totals.
+    """Count samples and seconds of training. The totals are stored in checkpoints, and resumed runs continue them.
 
     Attributes:
-        samples_seen: over all processes.
-        seconds: of training, validation included, over all runs.
+        samples_seen: number of samples over all processes.
+        seconds: time of training, including validation, over all runs.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class TrainingTotals(L.Callback):
         self.samples_seen += len(batch.sample_ids) * trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the totals, up to now."""
+        """Return the current totals."""
         if self._counted_until is not None:
             now = time.perf_counter()
             self.seconds += now - self._counted_until
@@ -40,5 +40,5 @@ class TrainingTotals(L.Callback):
         return {"samples_seen": self.samples_seen, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the totals of a checkpoint."""
+        """Restore the totals."""
         self.samples_seen, self.seconds = state_dict["samples_seen"], state_dict["seconds"]

@@ -1,1 +1,1 @@
-"""Checkpoints of training runs: written whole, verified when read, found again, and resumed from exactly."""
+"""Checkpoints of training runs: written atomically, verified when read, located by experiment, and resumed exactly."""

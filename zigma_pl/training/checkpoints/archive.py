@@ -1,7 +1,7 @@
-"""A checkpoint's file as a zip archive: whether it is whole, what is named in it, and its step. Needs no torch.
+"""Checkpoint files as zip archives: integrity, referenced classes, and the step. Does not import torch.
 
-What torch.save writes is an archive of stored entries: a pickle of the structure, and the bytes of each tensor. Nothing
-here executes the pickle: its operations are only listed.
+torch.save writes a zip archive of uncompressed entries: a pickle of the structure, and the bytes of each tensor. The
+pickle is never executed here; only its operations are listed.
 """
 
 import pickletools
@@ -12,33 +12,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STEP_KEY = "global_step"  # of a checkpoint
-# Tensors and plain values. torch's own list also has types that make large or sparse tensors from a few bytes.
+STEP_KEY = "global_step"
+# Tensors and plain values. torch's own list also allows types that create large or sparse tensors from a few bytes.
 PLAIN_GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|torch \w+")
 OTHER_WAYS_TO_NAME = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 _NOT_AN_ARCHIVE_OF_OURS = (RuntimeError, EOFError, ValueError, OverflowError, struct.error, KeyError)
 
 
 def damage_of(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint's file, as in "<file> is truncated"; None if it is whole.
+    """Return what is wrong with a checkpoint file, as the end of "<file> is truncated"; None if it is intact.
 
-    All of it is read and compared with the checksums in the archive, 0.3 s a GB where the file is in memory: torch
-    itself does not look at them. What would take more memory than the file's size is not read.
+    The whole file is read and compared with the archive's checksums, which torch does not check; this takes 0.3 s per
+    GB if the file is in the page cache. Entries that would need more memory than the file's size are not read.
     """
     try:
         with path.open("rb") as file:
             if file.read(2) != b"PK":
-                return "is no checkpoint of zigma_pl, or truncated"
-        with zipfile.ZipFile(path) as archive:  # its index is at the end, so what is truncated has none
+                return "is not a checkpoint of zigma_pl, or is truncated"
+        with zipfile.ZipFile(path) as archive:  # the index is at the end, so a truncated file has none
             wrong = _inflated(archive, path)
             altered = None if wrong else archive.testzip()
     except zipfile.BadZipFile:
         return "is truncated"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    except _NOT_AN_ARCHIVE_OF_OURS:  # of an index that says what no index of a checkpoint says
-        return "is altered"
-    return wrong or (None if altered is None else f"is altered (in {altered})")
+    except _NOT_AN_ARCHIVE_OF_OURS:  # an index that torch.save never writes
+        return "is corrupted"
+    return wrong or (None if altered is None else f"is corrupted (in {altered})")
 
 
 def _inflated(archive: zipfile.ZipFile, path: Path) -> str | None:
@@ -49,12 +49,12 @@ def _inflated(archive: zipfile.ZipFile, path: Path) -> str | None:
         return "declares more bytes than it has"
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names) or sum(name.endswith("data.pkl") for name in names) != 1:
-        return "is no checkpoint of zigma_pl"
+        return "is not a checkpoint of zigma_pl"
     return None
 
 
 def read_step(path: Path) -> int | None:
-    """Return how many optimiser steps a checkpoint has seen, None where the file does not say."""
+    """Return the number of optimiser steps of a checkpoint, None if the file does not contain it."""
     try:
         operations = _operations(path)
         for name, value in operations:
@@ -67,10 +67,10 @@ def read_step(path: Path) -> int | None:
 
 
 def foreign_object(path: Path) -> str | None:
-    """Return what a whole checkpoint holds that is neither a tensor nor a plain value, None for nothing of that kind.
+    """Return what an intact checkpoint contains besides tensors and plain values, None if nothing.
 
     Raises:
-        ValueError: the pickle in it is damaged.
+        ValueError: the pickle is damaged.
     """
     for name, value in _operations(path):
         if name == "GLOBAL" and not PLAIN_GLOBALS.fullmatch(value):

@@ -1,4 +1,4 @@
-"""How the trainer writes and reads checkpoints: whole or not at all, verified, and never executing anything."""
+"""Writing checkpoints atomically, and reading them with verification and without executing code."""
 
 import pickle
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from zigma_pl.training.checkpoints.archive import damage_of, foreign_object
 from zigma_pl.training.checkpoints.content import FORMAT_KEY, FORMAT_VERSION, RAW_WEIGHTS, check_content, check_finite
 
 Weights = Literal["average", "raw"]
-_MALFORMED = (  # what torch and pickle raise for a file that is none of theirs
+_MALFORMED = (  # errors that torch and pickle raise for invalid files
     RuntimeError,
     ValueError,
     TypeError,
@@ -26,20 +26,19 @@ _MALFORMED = (  # what torch and pickle raise for a file that is none of theirs
     OverflowError,
     pickle.UnpicklingError,
 )
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # which torch.compile and FSDP put into names
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")  # added to parameter names by torch.compile and FSDP
 
 
 class WholeFileIO(CheckpointIO):
-    """One file, that appears under its name only when all of it is safely on disk.
+    """Stores a checkpoint in one file, which gets its name only after all of it is on disk.
 
-    A file from before there were format versions is read as it is: it lacks only the states of random numbers.
+    Files without a format version, from older releases, can be read; they only lack the random states.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
-        Raises: UserError when it cannot be written, as on a full disk; there is then no file of this name, or still the
-            one that was there before.
+        Raises: UserError if it cannot be written, for example on a full disk; an existing file of this name is kept.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,27 +50,27 @@ class WholeFileIO(CheckpointIO):
             if reason is None:
                 raise
             raise UserError(
-                f"checkpoint {path} cannot be written ({reason.strerror}): make room there, or set checkpoint.dirpath "
-                "to another place; the checkpoint before it is whole, and `fit --ckpt_path last` goes on from it"
+                f"checkpoint {path} cannot be written ({reason.strerror}): free disk space, or set checkpoint.dirpath "
+                "to another folder, and resume from the previous checkpoint with `fit --ckpt_path last`"
             ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as `read_checkpoint` does, with `weights_only=True` whatever is asked for.
+        """Read a checkpoint with `read_checkpoint`, always with `weights_only=True`.
 
-        Raises: UserError also where a weight, raw or averaged, or an optimiser's moment is not finite.
+        Raises: UserError also if a raw or averaged weight or an optimiser's moment is not finite.
         """
         checkpoint = read_checkpoint(Path(path), map_location or "cpu")
         moments = {
-            f"{name} of parameter {number}": value
+            f"{name} of parameter {index}": value
             for state in checkpoint.get("optimizer_states", [])
-            for number, of_parameter in state["state"].items()
+            for index, of_parameter in state["state"].items()
             for name, value in of_parameter.items()
             if isinstance(value, Tensor)
         }
         for tensors in (checkpoint["state_dict"], checkpoint.get(RAW_WEIGHTS, {}), moments):
-            check_finite(tensors, f"checkpoint {path}", "use one that was saved before")
+            check_finite(tensors, f"checkpoint {path}", "use an earlier checkpoint")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -80,19 +79,19 @@ class WholeFileIO(CheckpointIO):
 
 
 def _system_error_in(error: BaseException | None) -> OSError | None:
-    """Return the system's own error: torch's writer raises another one while it clears up after it."""
+    """Return the underlying OSError: torch's writer raises another error during cleanup."""
     while error is not None and not (isinstance(error, OSError) and error.errno):
         error = error.__cause__ or error.__context__
     return error
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a training checkpoint; nothing in it executes.
+    """Read a training checkpoint without executing code.
 
-    Returns: its content, with names of parameters as in a run that was neither compiled nor distributed.
+    Returns: its content, with the parameter names of a run that is neither compiled nor distributed.
 
-    Raises: UserError, of one line, when it is missing, damaged, no training checkpoint, holds more than tensors and
-        plain values, or was written by a newer zigma_pl.
+    Raises: UserError if it is missing, damaged, not a training checkpoint, contains more than tensors and plain values,
+        or was written by a newer zigma_pl.
     """
     check_readable(path)
     try:
@@ -102,10 +101,10 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise
     except _MALFORMED as error:
         raise UserError(
-            f"checkpoint {path} is damaged, or no checkpoint of zigma_pl: use the one saved before it"
+            f"checkpoint {path} is damaged, or not a checkpoint of zigma_pl: use the previous checkpoint"
         ) from error
     if foreign:
-        raise UserError(f"checkpoint {path} holds {foreign}, and is not loaded: use one that zigma_pl wrote")
+        raise UserError(f"checkpoint {path} contains {foreign}, and is not loaded: use one written by zigma_pl")
     check_content(checkpoint, path)
     assert isinstance(checkpoint, dict)
     for name in ("state_dict", RAW_WEIGHTS):
@@ -115,36 +114,36 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def weights_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path | str, otherwise: str) -> dict[str, Tensor]:
-    """Return the averaged weights of a checkpoint or the raw ones; without an average, `state_dict` holds the latter.
+    """Return the averaged or the raw weights of a checkpoint; without an average, `state_dict` holds the raw ones.
 
     Args:
-        checkpoint: what `read_checkpoint` gave.
-        weights: which.
-        path: the file, for the error.
-        otherwise: how to ask for the raw ones, for the error.
+        checkpoint: result of `read_checkpoint`.
+        weights: which weights to return.
+        path: the file, for the error message.
+        otherwise: how to use the raw weights, for the error message.
 
-    Raises: UserError where there is no average to give.
+    Raises: UserError if the average is requested and the checkpoint has none.
     """
     has_average = RAW_WEIGHTS in checkpoint
     if weights == "average" and not has_average:
         raise UserError(
-            f"checkpoint {path} holds no average of the weights (it was saved before ema.starting_at_step, or without "
-            f"averaging): take a later one, or {otherwise}"
+            f"checkpoint {path} has no average of the weights (it was saved before ema.starting_at_step, or without "
+            f"averaging): use a later checkpoint, or {otherwise}"
         )
     return checkpoint[RAW_WEIGHTS if weights == "raw" and has_average else "state_dict"]
 
 
 def check_readable(path: Path) -> None:
-    """Raise UserError where a checkpoint is missing or damaged; all of the file is read."""
+    """Raise a UserError if a checkpoint is missing or damaged; reads the whole file."""
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist: give the path of a .ckpt file (see logs/*/*/checkpoints)")
     damage = damage_of(path)
     if damage is not None:
-        raise UserError(f"checkpoint {path} {damage}: use the one saved before it, as --ckpt_path last does")
+        raise UserError(f"checkpoint {path} {damage}: use the previous checkpoint, as --ckpt_path last does")
 
 
 def _plain_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights without the names of wrappers: a compiled part, or the whole module in a distributed one."""
+    """Return the weights under names without the prefixes of torch.compile, FSDP and DDP."""
     distributed = bool(weights) and all(name.startswith("module.") for name in weights)
     plain = {name.removeprefix("module.") if distributed else name: value for name, value in weights.items()}
     for wrapper in WRAPPERS:

@@ -1,4 +1,4 @@
-"""`--ckpt_path last`: the newest checkpoint of an experiment, found from the options of its run."""
+"""`--ckpt_path last`: find the newest checkpoint of an experiment from the options of the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from zigma_pl.training.checkpoints.run_folder import RunFolders
 class LastRun:
     """The newest run of an experiment.
 
-    checkpoint: its newest whole checkpoint.
-    passed_over: a line for each newer one that is damaged.
-    folder: the run's folder, None where it is not known.
+    checkpoint: its newest intact checkpoint.
+    passed_over: one message for each newer checkpoint that is damaged.
+    folder: the run's folder, None if unknown.
     """
 
     checkpoint: Path
@@ -26,24 +26,24 @@ def last_run(runs: RunFolders, dirpath: str | None) -> LastRun:
     """Find the newest run that has saved a checkpoint.
 
     Args:
-        runs: where the runs of the experiment are.
-        dirpath: checkpoint.dirpath, if it is given.
+        runs: folders of the experiment's runs.
+        dirpath: value of checkpoint.dirpath, if set.
 
     Raises:
-        UserError: there is no checkpoint, or none that is whole.
+        UserError: there is no checkpoint, or all are damaged.
     """
     folders = [Path(dirpath)] if dirpath else [run / CHECKPOINT_FOLDER for run in runs.found()]
     folder = next((folder for folder in folders if checkpoints_in(folder)), None)
     if folder is None:
         raise UserError(
-            f"--ckpt_path last: there is no checkpoint in {dirpath or runs.pattern / CHECKPOINT_FOLDER}: leave the "
-            "option out to train from the start"
+            f"--ckpt_path last: there is no checkpoint in {dirpath or runs.pattern / CHECKPOINT_FOLDER}: remove the "
+            "option to train from scratch"
         )
     newest = newest_checkpoint(folder)
     if newest.path is None:
         raise UserError(
-            f"--ckpt_path last: no checkpoint in {folder} is whole ({checkpoints_in(folder)[0].name} is the newest): "
-            "leave the option out to train from the start"
+            f"--ckpt_path last: all checkpoints in {folder} are damaged, the newest is "
+            f"{checkpoints_in(folder)[0].name}: remove the option to train from scratch"
         )
     run = next(iter(runs.found()), None) if dirpath else folder.parent
     return LastRun(newest.path, newest.passed_over, run)

@@ -1,4 +1,4 @@
-"""How a trainer takes up a checkpoint: its states are compared with the run's own before they replace them."""
+"""Restoring a trainer from a checkpoint, after checking that its states are compatible with the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from zigma_pl.training.lightning_private import CheckpointConnector
 
 
 class CheckedConnector(CheckpointConnector):
-    """Restores as inherited; what does not fit ends with one line instead of a traceback, now or many steps later."""
+    """Raises a UserError for incompatible checkpoints, instead of a traceback now or many steps later."""
 
     def restore_model_and_callbacks(self, path: Any = None, weights_only: bool | None = None) -> None:
-        """Name the checkpoint where it does not fit."""
+        """Restore model and callbacks; errors name the checkpoint."""
         with self._named(path):
             super().restore_model_and_callbacks(path, weights_only)
 
     def restore_callbacks(self) -> None:
-        """Compare the callbacks' states with those of this run, and take them up."""
+        """Check the states of the callbacks, and restore them."""
         states = self.loaded.get("callbacks", {})
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if callback.state_key in states:
@@ -29,7 +29,7 @@ class CheckedConnector(CheckpointConnector):
         super().restore_callbacks()
 
     def restore_training_state(self) -> None:
-        """Compare loops, optimisers and schedules with those of this run, and take them up."""
+        """Check the states of loops, optimisers and schedules, and restore them."""
         with self._named(self.path):
             if self.loaded and self.trainer.state.fn == "fit":
                 self._check_training_state(self.loaded)
@@ -38,14 +38,14 @@ class CheckedConnector(CheckpointConnector):
     def _check_training_state(self, checkpoint: dict[str, Any]) -> None:
         missing = {"loops", "optimizer_states", "lr_schedulers"} - checkpoint.keys()
         if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}, which training needs")
+            raise ValueError(f"it has no {', '.join(sorted(missing))}, needed to resume training")
         loops, trainer = checkpoint["loops"], self.trainer
         check_like(loops["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
         step: Any = loops["fit_loop"]
         for name in STEP_PATH:
             step = step[name]
         if step != checkpoint["global_step"]:
-            raise ValueError(f"global_step is {checkpoint['global_step']}, but its loops have done {step} steps")
+            raise ValueError(f"global_step is {checkpoint['global_step']}, but its loops are at step {step}")
         states = checkpoint["optimizer_states"]
         check_like(states, [{"param_groups": _groups(optimizer)} for optimizer in trainer.optimizers], "optimizer")
         for optimizer, state in zip(trainer.optimizers, states, strict=True):
@@ -75,7 +75,7 @@ class CheckedConnector(CheckpointConnector):
         ) as error:
             reason = one_line(str(error)) or type(error).__name__
             raise UserError(
-                f"checkpoint {path} does not fit this run ({reason}): use the one saved before it"
+                f"checkpoint {path} does not fit this run ({reason}): use the previous checkpoint"
             ) from error
 
 
@@ -86,9 +86,9 @@ def _groups(optimizer: Any) -> list[dict[str, Any]]:
 
 def _check_moments(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, moments in state.items():
-        if number >= len(parameters):
-            raise ValueError(f"the optimizer has parameter {number} of {len(parameters)}")
+    for index, moments in state.items():
+        if index >= len(parameters):
+            raise ValueError(f"the optimizer state has parameter {index}, but there are {len(parameters)} parameters")
         for name in ("exp_avg", "exp_avg_sq"):
-            if name in moments and getattr(moments[name], "shape", None) != parameters[number].shape:
-                raise ValueError(f"{name} of parameter {number} has another shape than the parameter")
+            if name in moments and getattr(moments[name], "shape", None) != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} differs in shape from the parameter")

@@ -1,4 +1,4 @@
-"""What a checkpoint has to carry beside Lightning's own, so that a resumed run is the one that was not interrupted."""
+"""State for exact resuming beyond Lightning's own: random states, and validations that were interrupted."""
 
 import random
 from typing import Any
@@ -11,15 +11,15 @@ from zigma_pl.core.processes import gather_objects
 from zigma_pl.training.lightning_private import validation_follows
 from zigma_pl.training.trainer_options import schedule_validation
 
-State = dict[str, Any]
+RngState = dict[str, Any]
 
 
-def random_state() -> State:
-    """Return the state of this process's random numbers, as tensors and plain values: Python, NumPy, torch, its GPU."""
+def random_state() -> RngState:
+    """Return the global random states of this process (Python, NumPy, torch, GPU) as tensors and plain values."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  of whoever draws from it
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  other packages may use it
     assert isinstance(keys, np.ndarray)
-    state: State = {
+    state: RngState = {
         "python": (version, torch.tensor(words), gauss),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
         "torch": torch.get_rng_state(),
@@ -29,8 +29,8 @@ def random_state() -> State:
     return state
 
 
-def set_random_state(state: State) -> None:
-    """Go on from what `random_state` gave."""
+def set_random_state(state: RngState) -> None:
+    """Restore the result of `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, *rest = state["numpy"]
@@ -40,8 +40,8 @@ def set_random_state(state: State) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def check_random_state(state: State) -> None:
-    """Raise ValueError, TypeError or RuntimeError where `set_random_state` would; random numbers stay as they are."""
+def check_random_state(state: RngState) -> None:
+    """Raise a ValueError, TypeError or RuntimeError if `set_random_state` would; does not change the random states."""
     own = random_state()
     try:
         set_random_state(state)
@@ -49,15 +49,15 @@ def check_random_state(state: State) -> None:
         set_random_state(own)
 
 
-def random_states() -> list[State]:
-    """Return the states of all processes, by rank; every process has to ask."""
+def random_states() -> list[RngState]:
+    """Return the states of all processes, by rank; must be called on every process."""
     return gather_objects(random_state())
 
 
 def validate_if_interrupted_before(trainer: L.Trainer) -> None:
-    """Validate now, where the checkpoint was saved in a step that a validation follows, before that validation.
+    """Run the validation that follows the checkpoint's step, if the checkpoint was saved before that validation.
 
-    Lightning itself would leave it out, and with it a point of the curve, a preview, and whatever it draws at random.
+    Lightning would skip it, and with it a point of the curve, a preview, and its use of global random numbers.
     """
     schedule_validation(trainer)
     loop = trainer.fit_loop.epoch_loop

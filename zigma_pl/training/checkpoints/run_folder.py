@@ -1,6 +1,6 @@
-"""The folder of a run, whatever its logger: `<save_dir>/<name>/version_<n>`, with checkpoints, config.yaml, previews.
+"""The log folder of a run, `<save_dir>/<name>/version_<n>`, with checkpoints, config.yaml and previews.
 
-TensorBoard's and CSV's loggers write into it; without one of them it is the trainer's `default_root_dir`.
+The TensorBoard and CSV loggers write into it; without one of them, it is the trainer's `default_root_dir`.
 """
 
 import csv
@@ -17,13 +17,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from zigma_pl.training.loggers import TensorBoard
 
-LOGS = "logs"  # where runs are whose options name no other place
+LOGS = "logs"  # default parent folder of runs
 WITH_FOLDER = (TensorBoardLogger, CSVLogger)
 _OPTIONS = ("config.yaml", "hparams.yaml")
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Return the folder of a run, the same on all processes; every process has to call it."""
+    """Return the folder of a run, the same on all processes; must be called on every process."""
     folders = [logger.log_dir for logger in trainer.loggers if isinstance(logger, WITH_FOLDER)]
     return Path(trainer.strategy.broadcast(folders[0] if folders else trainer.default_root_dir))
 
@@ -51,25 +51,25 @@ def _remove_empty(trainer: L.Trainer, folder: Path) -> None:
 
 
 def fix_versions(trainer: L.Trainer) -> None:
-    """Have all loggers choose their versions now: a folder that one of them makes would be counted by the next."""
+    """Make all loggers choose their versions now; otherwise a folder created by one is counted by the next."""
     for logger in trainer.loggers:
         if isinstance(logger, WITH_FOLDER):
             _ = logger.version
 
 
 def has_folder(logger: Any) -> bool:
-    """Whether a logger, given by its options, writes into a folder that its version names."""
+    """Whether a logger, given by its options, writes into a folder named by its version."""
     class_path = str(logger.get("class_path")) if hasattr(logger, "get") else ""
     return class_path.rpartition(".")[2] in {known.__name__ for known in (*WITH_FOLDER, TensorBoard)}
 
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where the runs of an experiment are.
+    """The folders of an experiment's runs.
 
     Args:
-        experiment: folder of all of them.
-        version: name of the one that the options ask for, None for the next one.
+        experiment: parent folder of all runs.
+        version: folder name of the run that the options select, None for the next run.
     """
 
     experiment: Path
@@ -77,11 +77,11 @@ class RunFolders:
 
     @classmethod
     def of(cls, trainer: Mapping[str, Any], name: str) -> "RunFolders":
-        """Find them from the options of the trainer.
+        """Determine them from the options of the trainer.
 
         Args:
-            trainer: the options.
-            name: of the experiment, for loggers that do not say.
+            trainer: options of the trainer.
+            name: name of the experiment, used if the logger has none.
         """
         given = trainer.get("logger")
         loggers = [one for one in (given if isinstance(given, list) else [given]) if isinstance(one, Mapping)]
@@ -95,11 +95,11 @@ class RunFolders:
 
     @property
     def pattern(self) -> Path:
-        """The folder, for people to read."""
+        """The folder as shown in messages."""
         return self.experiment / (self.version or "version_*")
 
     def found(self) -> list[Path]:
-        """Return the folders that are there, the newest run first: the number decides and not the clock."""
+        """Return the existing folders, by decreasing version number."""
         if self.version is not None:
             return [self.experiment / self.version]
         numbers = [_number_of(path) for path in self.experiment.glob("version_*")]
@@ -123,7 +123,7 @@ def _number_of(folder: Path) -> int | None:
 
 
 def keep_rows(logger: CSVLogger, steps_done: int) -> None:
-    """Keep what a run has logged in metrics.csv before the step that it is resumed from; the logger would delete it."""
+    """Keep the rows of metrics.csv before the step that a run resumes from; the logger would delete them."""
     path = Path(logger.log_dir, "metrics.csv")
     if not path.is_file():
         return

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: what each parameter is for, a composite optimiser, and schedules."""
+"""Optimisers: parameter groups by role, a combined optimiser, and learning rate schedules."""
 
 from zigma_pl.training.optimizers.by_role import ByRole
 from zigma_pl.training.optimizers.learning_rate import Constant, Cosine, LearningRateSchedule, WarmupStableDecay

@@ -1,4 +1,4 @@
-"""One optimiser made of two: matrices go to the first, all other parameters to the second."""
+"""An optimiser that combines two: one for matrices, and one for all other parameters."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,15 +11,15 @@ from zigma_pl.training.optimizers.muon import Muon
 
 
 class ByRole(Optimizer):
-    """Optimise matrices with one optimiser and everything else with another.
+    """Optimises matrices with one optimiser and all other parameters with another.
 
-    Lightning's automatic optimisation takes a single optimiser; this is one, with the parameter groups and the state of
-    both, so learning-rate schedules, checkpoints and resuming work as usual.
+    Lightning's automatic optimisation supports only one optimiser. This one has the parameter groups and the state of
+    both, so learning rate schedules, checkpoints and resuming work as usual.
 
     Args:
-        params: parameter groups with a "role" each, as `zigma_pl.optimizers.parameter_groups` returns them.
-        matrix: optimiser of the groups with role "matrix"; the default is Muon, with updates of the size of AdamW's.
-        other: optimiser of the rest.
+        params: parameter groups with a "role" each, as returned by `zigma_pl.optimizers.parameter_groups`.
+        matrix: optimiser of the groups with role "matrix"; by default Muon, with updates scaled to the size of AdamW's.
+        other: optimiser of all other groups.
     """
 
     def __init__(
@@ -30,16 +30,16 @@ class ByRole(Optimizer):
     ) -> None:
         groups = list(params)
         super().__init__(groups, {})
-        shares = [
+        selected = [
             (build, [group for group in groups if (group["role"] == "matrix") == of_matrices])
             for build, of_matrices in ((matrix, True), (other, False))
         ]
-        self.parts = [build(share) for build, share in shares if share]
+        self.parts = [build(part) for build, part in selected if part]
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self._share_with_parts()
 
     def step(self, closure: Any = None) -> Any:
-        """Take one step of both."""
+        """Take one step with both optimisers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,13 +51,13 @@ class ByRole(Optimizer):
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state and groups of a checkpoint, and hand them to both."""
+        """Restore state and groups, and pass them to both optimisers."""
         super().__setstate__(state)
         if hasattr(self, "parts"):
             self._share_with_parts()
 
     def _share_with_parts(self) -> None:
-        """Give each part its groups and the common state: the same objects, so that none has to be copied back."""
+        """Let both optimisers use the groups and the state of this one, as the same objects."""
         groups = iter(self.param_groups)
         for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]

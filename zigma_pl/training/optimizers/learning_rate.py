@@ -1,4 +1,4 @@
-"""How the learning rate changes over a run."""
+"""Learning rate schedules."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,10 +9,10 @@ from zigma_pl.core.ranges import check_numbers, check_whole_numbers
 class LearningRateSchedule(ABC):
     """A factor in [0, 1] on the learning rate of every parameter group, as a function of the optimiser step.
 
-    A schedule of your own subclasses this and gives `after_warmup`.
+    To write your own schedule, subclass this and implement `after_warmup`.
 
     Args:
-        warmup_steps: steps over which the rate rises linearly.
+        warmup_steps: number of steps of linear warm-up.
     """
 
     def __init__(self, warmup_steps: int = 0) -> None:
@@ -30,11 +30,11 @@ class LearningRateSchedule(ABC):
 
     @abstractmethod
     def after_warmup(self, step: int, num_steps: int) -> float:
-        """Return the factor apart from the warm-up; see `factor`."""
+        """Return the factor without warm-up; see `factor`."""
 
 
 class Constant(LearningRateSchedule):
-    """Warm up linearly, then keep the rate."""
+    """Linear warm-up, then a constant learning rate."""
 
     def after_warmup(self, step: int, num_steps: int) -> float:
         """Return 1."""
@@ -42,10 +42,10 @@ class Constant(LearningRateSchedule):
 
 
 class Cosine(LearningRateSchedule):
-    """Warm up linearly, then fall along half a cosine to `final_factor` at the end of the run (arXiv:1608.03983).
+    """Linear warm-up, then cosine decay to `final_factor` at the end of the run (arXiv:1608.03983).
 
     Args:
-        warmup_steps: steps over which the rate rises linearly.
+        warmup_steps: number of steps of linear warm-up.
         final_factor: factor at the last step, in [0, 1].
     """
 
@@ -54,18 +54,18 @@ class Cosine(LearningRateSchedule):
         self.final_factor = _checked_factor(final_factor)
 
     def after_warmup(self, step: int, num_steps: int) -> float:
-        """Return the cosine's factor."""
+        """Return the factor of the cosine decay."""
         progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
         return self.final_factor + (1 - self.final_factor) * cosine
 
 
 class WarmupStableDecay(LearningRateSchedule):
-    """Warm up linearly, keep the rate, and let it fall linearly in the last steps (arXiv:2404.06395).
+    """Linear warm-up, a constant learning rate, and linear decay in the last steps (arXiv:2404.06395).
 
     Args:
-        warmup_steps: steps over which the rate rises linearly.
-        decay_steps: last steps of the run, over which it falls.
+        warmup_steps: number of steps of linear warm-up.
+        decay_steps: number of steps of linear decay, at the end of the run.
         final_factor: factor at the last step, in [0, 1].
     """
 

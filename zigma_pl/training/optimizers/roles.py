@@ -1,6 +1,6 @@
-"""What each parameter is for, so that weight decay and optimisers can treat roles apart.
+"""Roles of parameters, which determine weight decay and optimiser.
 
-A module whose parameters are not what their shapes suggest says so in a class attribute:
+By default, roles follow from shapes. A module can override them in a class attribute:
 
     parameter_roles: ClassVar[dict[str, Role]] = {"A_log": "scan", "projection.weight": "projection"}
 """
@@ -11,10 +11,10 @@ from typing import Any, Literal
 from torch import nn
 
 Role = Literal["matrix", "projection", "convolution", "embedding", "vector", "scan"]
-"""What a parameter is for.
+"""Role of a parameter.
 
 - matrix: a linear map inside the network.
-- projection: the linear map at its input or at its output.
+- projection: the linear map at the network's input or output.
 - convolution: the weights of a convolution.
 - embedding: a table of learned tokens or positions.
 - vector: a bias, gain or gate.
@@ -28,8 +28,8 @@ DECAYED_ROLES: frozenset[Role] = frozenset({"matrix", "projection", "convolution
 def parameter_roles(module: nn.Module) -> dict[str, Role]:
     """Return the role of each parameter of a module, by name.
 
-    The innermost module that declares a role for a parameter decides. Otherwise the weight of an `nn.Embedding` is an
-    embedding, any other parameter of two or more dimensions is a matrix, and the rest are vectors.
+    The role declared by the innermost module applies. Otherwise the weight of an `nn.Embedding` is an embedding, other
+    parameters of two or more dimensions are matrices, and the rest are vectors.
     """
     roles: dict[str, Role] = {}
     for prefix, part in module.named_modules():  # outer modules first, so that inner ones override them
@@ -46,7 +46,7 @@ def parameter_roles(module: nn.Module) -> dict[str, Role]:
 def parameter_groups(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
     """Return an optimiser's parameter groups, one for each role that occurs.
 
-    Each has "params", "role" and, for roles that are never decayed, "weight_decay": 0. Frozen parameters are left out.
+    Each has "params", "role" and, for roles without weight decay, "weight_decay": 0. Frozen parameters are excluded.
     """
     of_role: dict[Role, list[nn.Parameter]] = {role: [] for role in ROLES}
     for module in modules:

@@ -1,4 +1,4 @@
-"""Feature extractors by name. `lite` needs no download; the others need files, see `python -m zigma_pl weights`."""
+"""Feature extractors by name. `lite` needs no download; the others need weights, see `python -m zigma_pl weights`."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ __all__ = ["EXTRACTORS", "FeatureExtractor", "build_extractor"]
 
 
 def build_extractor(name: str, weights: str | Path | None = None) -> ListedExtractor:
-    """Return an extractor with its weights loaded.
+    """Build a feature extractor and load its weights.
 
     Args:
         name: inception, inception_spatial, dinov2, clip_image, i3d or lite.
-        weights: as of ListedExtractor.
+        weights: see `ListedExtractor`.
 
     Raises:
-        UserError: an unknown name, or weights that are missing or broken.
+        UserError: the name is unknown, or the weights are missing or invalid.
     """
     if name not in EXTRACTORS:
-        raise UserError(f"feature extractor: unknown '{name}', choose one of {', '.join(EXTRACTORS)}")
+        raise UserError(f"unknown feature extractor '{name}': choose one of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name](weights)

@@ -1,4 +1,4 @@
-"""What a feature extractor promises.
+"""Base class of feature extractors.
 
 Axes: B batch, F frames.
 """
@@ -19,18 +19,18 @@ from zigma_pl.encoders.weights import hash_of_weights
 
 
 class FeatureExtractor(Configurable, ABC):
-    """Turns pictures or clips into features, always in float32, usually by a frozen network.
+    """Computes float32 features of images or clips, usually with a frozen network.
 
-    A subclass gives `dim`, `features` and, where it has a network, `load`. Its constructor should only keep options:
-    `fit` calls it too, and files are read in `load`, when the network is first used.
+    Subclasses define `dim` and `features` and, if they have a network, `load`. The constructor should only store
+    options, as `fit` calls it too; files should be read in `load`, which is called when the network is first used.
 
     Attributes:
         dim: number of features.
-        takes: pictures or clips.
-        least_frames: that a clip must have.
-        resize: what is done to the pictures before the network, in words, for the record.
+        takes: "images" or "clips".
+        least_frames: minimum number of frames of a clip.
+        resize: description of the preprocessing, for the record.
         comparable: whether scores on these features can be compared with published ones.
-        device: where the network is.
+        device: device of the network.
     """
 
     dim: int
@@ -42,38 +42,39 @@ class FeatureExtractor(Configurable, ABC):
 
     @cached_property
     def network(self) -> nn.Module:
-        """What `load` returns, frozen, in evaluation mode and in float32."""
+        """The network returned by `load`, frozen, in evaluation mode and in float32."""
         network = self.load().eval().float()
-        for parameter in network.parameters():  # a script has no requires_grad_ of its own
+        for parameter in network.parameters():  # TorchScript modules have no requires_grad_ method
             parameter.requires_grad_(False)
         return network
 
     def load(self) -> nn.Module:
-        """Return the network with its weights, on the CPU; an extractor without a network leaves this out.
+        """Return the network with its weights, on the CPU; not needed for extractors without a network.
 
         Raises:
-            UserError: the weights are missing or broken.
+            UserError: the weights are missing or invalid.
         """
         return nn.Identity()
 
     @abstractmethod
     def features(self, pictures: Tensor) -> Tensor:
-        """Return the features (B, dim) of pictures as in `__call__`, in colour and on the extractor's device."""
+        """Return the features (B, dim) of images as in `__call__`, with three channels, on the extractor's device."""
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         """Return features, (B, dim) float32 on the extractor's device.
 
         Args:
-            pictures: (B, 3 or 1, height, width) uint8, of clips (B, F, 3 or 1, height, width); grey is repeated.
+            pictures: (B, 3 or 1, height, width) uint8, for clips (B, F, 3 or 1, height, width); a single channel is
+                repeated.
 
         Raises:
-            UserError: another type or shape, or values that were scaled to [0, 1] before they became whole numbers.
+            UserError: wrong dtype or shape, or values that were in [0, 1] before the conversion to uint8.
         """
         self._check(pictures)
         pictures = pictures.to(self.device)
         colour = pictures.expand(*pictures.shape[:-3], 3, *pictures.shape[-2:])
-        # A trainer with mixed precision calls its steps under autocast, which would round the features.
+        # With mixed precision, the trainer calls its steps under autocast, which would round the features.
         with torch.autocast(self.device.type, enabled=False):
             features = self.features(colour)
         if features.shape != (len(pictures), self.dim) or features.dtype != torch.float32:
@@ -81,17 +82,17 @@ class FeatureExtractor(Configurable, ABC):
         return features
 
     def wrong_features(self, found: str) -> str:
-        """Return what is wrong where the features are not (B, dim) float32."""
-        return f"{type(self).__name__}.features: must return {torch.float32} (B, {self.dim}), got {found}"
+        """Return the error message for features that are not (B, dim) float32."""
+        return f"{type(self).__name__}.features must return {torch.float32} (B, {self.dim}), got {found}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this extractor from others; equal ones give equal features.
+        """Return plain values that identify this extractor; equal values mean equal features.
 
-        They are the class, its options, the weights, and the file that the class is in: features of real pictures are
-        kept, and those of another version of the class must not be compared with new ones.
+        Contains the class, its options, and hashes of the weights and of the class's source file: features of real
+        images are stored, and must not be compared with those of another version of the class.
 
         Raises:
-            UserError: the class cannot be imported, or an option is no plain value.
+            UserError: the class cannot be imported, or an option is not a plain value.
         """
         return {
             **recorded(self, "feature extractor"),
@@ -102,7 +103,7 @@ class FeatureExtractor(Configurable, ABC):
         }
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network, and from now on also what it is given."""
+        """Move the network, and move inputs to the same device from now on."""
         self.device = torch.device(device)
         self.network.to(self.device)
         return self
@@ -113,13 +114,13 @@ class FeatureExtractor(Configurable, ABC):
         if pictures.dtype != torch.uint8 or pictures.ndim != num_axes or pictures.shape[-3] not in (1, 3):
             frames = "frames, " if self.takes == "clips" else ""
             raise UserError(
-                f"{name} takes {self.takes} of uint8 in 0 to 255, (batch, {frames}3 or 1, height, width), "
+                f"{name} needs {self.takes} as uint8 in 0 to 255, (batch, {frames}3 or 1, height, width), "
                 f"got {pictures.dtype} {tuple(pictures.shape)}"
             )
         if self.takes == "clips" and pictures.shape[1] < self.least_frames:
-            raise UserError(f"{name} takes clips of at least {self.least_frames} frames, got {pictures.shape[1]}")
-        if len(pictures) > 1 and pictures.max() <= 1:  # a single picture may be black
+            raise UserError(f"{name} needs clips of at least {self.least_frames} frames, got {pictures.shape[1]}")
+        if len(pictures) > 1 and pictures.max() <= 1:  # a single image may be black
             raise UserError(
-                f"{name} got pictures without a value above 1: they are all black, or were in [0, 1] when they "
-                "were made uint8; multiply by 255 first"
+                f"{name} got images without any value above 1, so they are all black, or were in [0, 1] before the "
+                "conversion to uint8: multiply them by 255 first"
             )

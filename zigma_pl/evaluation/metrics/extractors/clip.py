@@ -1,4 +1,4 @@
-"""CLIP's picture tower (arXiv:2103.00020), for features and for the CLIP score."""
+"""CLIP's image encoder (arXiv:2103.00020), for features and for the CLIP score."""
 
 from torch import Tensor, nn
 
@@ -10,14 +10,14 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class CLIPImage(ListedExtractor):
-    """The projected features of a CLIPModel, as they come, not scaled to unit length; 768 of ViT-L/14."""
+    """The projected image features of a CLIPModel, not normalised to unit length; 768 features for ViT-L/14."""
 
     name = "clip_image"
     weights_name = "clip-vit-large-patch14"
     resize = "shorter side to 224, bicubic, antialiased, as Pillow, then the centre; CLIP's mean and standard deviation"
 
     def load(self) -> nn.Module:
-        """Return both towers."""
+        """Return the CLIPModel with image and text encoder."""
         from transformers import CLIPModel
 
         network = load_pretrained(CLIPModel, self.name, self.path)
@@ -26,7 +26,7 @@ class CLIPImage(ListedExtractor):
         return network
 
     def preprocess(self, pictures: Tensor) -> Tensor:
-        """Resize, cut the centre out, and normalise."""
+        """Resize, crop the centre, and normalise."""
         height, width = pictures.shape[-2:]
         size_px, shorter = self.input_size_px, min(height, width)
         height, width = size_px * height // shorter, size_px * width // shorter

@@ -1,4 +1,4 @@
-"""DINOv2 ViT-L/14, whose features FDD compares (arXiv:2306.04675)."""
+"""DINOv2 ViT-L/14, the features of FDD (arXiv:2306.04675)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,14 @@ INPUT_SIZE_PX = 224
 
 
 class Dinov2(ListedExtractor):
-    """The class token after the last normalisation, as dgm-eval, the code of arXiv:2306.04675, takes it by default."""
+    """The class token after the final normalisation, the default of dgm-eval, the code of arXiv:2306.04675."""
 
     name = "dinov2"
     weights_name = "dinov2-large"
     resize = "224 x 224, bicubic, antialiased, as Pillow; ImageNet's mean and standard deviation"
 
     def load(self) -> nn.Module:
-        """Return the transformer for pictures of 224 px."""
+        """Return the transformer for images of 224 px."""
         from transformers import Dinov2Model
 
         network = load_pretrained(Dinov2Model, self.name, self.path)
@@ -43,10 +43,10 @@ class Dinov2(ListedExtractor):
 
 @torch.no_grad()
 def positions_for(positions: Tensor, side: int) -> Tensor:
-    """Interpolate position embeddings (1, 1 + old side^2, d) to (1, 1 + side^2, d) as the original network does.
+    """Interpolate position embeddings (1, 1 + old side^2, d) to (1, 1 + side^2, d) like the original network.
 
-    It scales by (side + 0.1) / old side, a guard against rounding which moves the samples a little; transformers
-    scales by side / old side. Published scores were computed with the original.
+    The original scales by (side + 0.1) / old side to avoid rounding errors, which shifts the sampling points slightly;
+    transformers scales by side / old side. Published scores were computed with the original.
     """
     old_side = round((positions.shape[1] - 1) ** 0.5)
     if old_side == side:

