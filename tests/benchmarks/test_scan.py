@@ -96,7 +96,7 @@ def test_a_scan_along_another_order_is_wrong():
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("cqu", UserError, "--contestants cqu: does not exist; choose from .*cpu, reference, mamba_ssm"),
+        ("cqu", UserError, "--contestants cqu does not exist: choose from .*cpu, reference, mamba_ssm"),
         ("mamba_ssm", BackendUnavailable, "mamba_ssm"),
     ],
 )

@@ -182,9 +182,9 @@ def test_misspelt_options_end_with_one_message(argv, capsys):
     ("argv", "error", "message"),
     [
         (["scan", "--contestants", "mamba_ssm", "--device", "cpu"], BackendUnavailable, "mamba_ssm"),
-        (["scan", "--contestants", "cqu", "--device", "cpu"], UserError, "cqu: does not exist"),
-        (["forward", "--contestants", "dti", "--device", "cpu"], UserError, "dti: does not exist"),
-        (["forward", "--contestants", "dit-graph", "--device", "cpu"], UserError, "needs --device cuda"),
+        (["scan", "--contestants", "cqu", "--device", "cpu"], UserError, "cqu does not exist"),
+        (["forward", "--contestants", "dti", "--device", "cpu"], UserError, "dti does not exist"),
+        (["forward", "--contestants", "dit-graph", "--device", "cpu"], UserError, "use --device cuda"),
         (["train", "--json", "no/such/folder/bench.json"], UserError, "no/such/folder does not exist"),
     ],
 )
