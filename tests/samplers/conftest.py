@@ -1,5 +1,6 @@
 """Gaussian data N(mean, std^2), for which all quantities are known in closed form; CUDA graphs emulated on the CPU."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,10 +28,14 @@ class GaussianModel:
         c = self.objective.path.coefficients(t.reshape(-1, *(1,) * (x_t.ndim - 1)))
         score = -(x_t - c.alpha * self.mean) / (c.alpha**2 * self.std**2 + c.sigma**2)
         noise = -c.sigma * score
-        if self.objective.prediction != "velocity":
-            return score if self.objective.prediction == "score" else noise
         data = self.mean + c.alpha * self.std**2 * -score
-        return c.d_alpha * data + c.d_sigma * noise
+        outputs = {"score": score, "noise": noise, "data": data, "velocity": c.d_alpha * data + c.d_sigma * noise}
+        return outputs[self.objective.prediction]
+
+    def state(self, t: float, x_noise: Tensor) -> Tensor:
+        """Return the point at time t of the ODE's exact solution that is `x_noise` at pure noise."""
+        alpha, sigma = self.objective.path.weights(t)
+        return alpha * self.mean + math.hypot(alpha * self.std, sigma) * x_noise
 
 
 @pytest.fixture

@@ -48,6 +48,11 @@ class Schedule(ABC):
     def coefficients(self, t: Tensor) -> PathCoefficients:
         """Return alpha, sigma and their derivatives at times `t` in [0, 1] of any shape, float32 or float64."""
 
+    def weights(self, t: float) -> tuple[float, float]:
+        """Return alpha and sigma at one time, computed in float64."""
+        path = self.coefficients(torch.tensor(t, dtype=torch.float64))
+        return path.alpha.item(), path.sigma.item()
+
 
 class LinearSchedule(Schedule):
     """alpha = 1 - t, sigma = t (rectified flow, used by ZigMa). All coefficients are finite at both ends."""

@@ -2,11 +2,12 @@
 
 from zigma_pl.interpolant.samplers.base import Predictor, Sampler, SampleResult
 from zigma_pl.interpolant.samplers.guidance import Guidance, guided_network
-from zigma_pl.interpolant.samplers.ode import ODESampler
+from zigma_pl.interpolant.samplers.ode import EncodeResult, ODESampler
 from zigma_pl.interpolant.samplers.sde import SDESampler
 from zigma_pl.interpolant.samplers.time_grids import time_grid
 
 __all__ = [
+    "EncodeResult",
     "Guidance",
     "ODESampler",
     "Predictor",

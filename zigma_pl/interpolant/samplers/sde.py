@@ -89,22 +89,27 @@ class SDESampler(Sampler):
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
         """Integrate the reverse-time SDE.
 
-        Raises: UserError without generators, for "sbdm" on a path that reaches pure noise, or if the last step is
-            longer than the time range.
+        Raises: UserError without generators, for "sbdm" on a path that reaches pure noise, if the last step starts
+            above `t_start`, or if `t_end` lies within the last step.
         """
         if generators is None:
             raise UserError("SDESampler: needs one random generator per sample: pass generators")
         if self.diffusion == "sbdm" and predictor.objective.path.reaches_pure_noise:
             schedule = predictor.objective.schedule
             raise UserError(f"SDESampler.diffusion: 'sbdm' is infinite at t = 1 on the {schedule} path: use 'sigma'")
-        t_min, t_start = predictor.objective.time_range
-        t_last = max(self.last_step_size, t_min)
+        if 0 < predictor.t_end < self.last_step_size:
+            raise UserError(
+                f"sample.t_end: the last step goes from {self.last_step_size} to 0: set t_end to 0, or to "
+                f"{self.last_step_size} or more"
+            )
+        t_start, t_last = predictor.t_start, max(self.last_step_size, predictor.t_last)
         if t_last >= t_start:
             raise UserError(f"SDESampler.last_step_size: {t_last} must be less than the start time {t_start}: lower it")
-        grid = time_grid(self.num_steps, start=t_start, last=t_last, shift=self.time_shift)
-        for t, t_next in pairwise(grid[:-1]):
+        grid = time_grid(self.num_steps, start=t_start, last=t_last, end=predictor.t_end, shift=self.time_shift)
+        is_regular = t_last == predictor.t_end
+        for t, t_next in pairwise(grid if is_regular else grid[:-1]):
             x_t = self._step(predictor, x_t, t, t_next, generators)
-        return self._final_step(predictor, x_t, grid[-2])
+        return x_t if is_regular else self._final_step(predictor, x_t, grid[-2])
 
     def _step(
         self, predictor: Predictor, x_t: Tensor, t: float, t_next: float, generators: list[torch.Generator]

@@ -19,19 +19,23 @@ def shift_time(t: float, shift: float) -> float:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def time_grid(num_steps: int, *, start: float = 1.0, last: float = 0.0, shift: float = 1.0) -> list[float]:
-    """Return num_steps + 1 decreasing times from `start` to 0.
+def time_grid(
+    num_steps: int, *, start: float = 1.0, last: float = 0.0, end: float = 0.0, shift: float = 1.0
+) -> list[float]:
+    """Return num_steps + 1 decreasing times from `start` to `end`.
 
     Args:
-        num_steps: number of steps, >= 1, including the one that ends at 0.
+        num_steps: number of steps, >= 1, including the last one.
         start: first time, in (last, 1].
-        last: fixed start time of the last step, for samplers that treat it specially; 0 for a uniform grid down to 0.
-            With a single step, the last step starts at `start`.
+        last: fixed start time of the last step, for samplers that treat it specially. If it is not above `end`, the
+            grid is uniform down to `end`. With a single step, the last step starts at `start`.
+        end: final time, in [0, start).
         shift: 1 for a uniform grid, > 1 for more steps near noise; see `shift_time`.
     """
     assert num_steps >= 1
-    assert 0 <= last < start <= 1
-    num_even = num_steps - 1 if last > 0 else num_steps
+    last = max(last, end)
+    assert 0 <= end <= last < start <= 1
+    num_even = num_steps - 1 if last > end else num_steps
     fractions = [shift_time(1 - index / max(num_even, 1), shift) for index in range(num_even + 1)]
     times = [last + (start - last) * fraction for fraction in fractions]
-    return [*times, 0.0] if last > 0 else times
+    return [*times, end] if last > end else times
