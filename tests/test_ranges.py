@@ -102,7 +102,7 @@ def test_walk_finds_the_options():
 def test_every_numeric_option_refuses_nonsense(some_class, option):
     build(some_class)
     allowed = (some_class.__name__, option) in ANY_VALUE
-    pair = option in ("interval", "indices")
+    pair = option in ("interval", "indices", "lambda_range")
     for value in [math.nan] if allowed else [-1, math.nan]:
         with pytest.raises(UserError, match=option):
             build(some_class, **{option: (value, value) if pair else value})

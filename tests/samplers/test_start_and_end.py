@@ -6,7 +6,7 @@ import torch
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.randomness import randn_per_sample, sample_generators
 from zigma_pl.interpolant import Objective
-from zigma_pl.samplers import ODESampler, SDESampler
+from zigma_pl.samplers import MultistepSampler, ODESampler, SDESampler
 
 SAMPLERS = {
     "euler": ODESampler("euler", 12),
@@ -14,6 +14,8 @@ SAMPLERS = {
     "dopri5": ODESampler("dopri5"),
     "sde": SDESampler("euler_maruyama", 12),
     "sde_heun": SDESampler("heun", 12),
+    "dpmsolver++": MultistepSampler("dpmsolver++", 2, 12),
+    "unipc": MultistepSampler("unipc", 3, 12, "lambda"),
 }
 X_DATA = torch.linspace(-1, 1, 8).reshape(4, 1, 2, 1)
 X_NOISE = torch.randn(4, 1, 2, 1, generator=torch.Generator().manual_seed(0))
@@ -43,7 +45,7 @@ def test_sampling_starts_from_the_mixture_of_data_and_noise(gaussian, name, sche
     assert result.num_network_calls == len(states)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dopri5"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dopri5", "dpmsolver++", "unipc"])
 def test_a_stop_at_t_end_is_on_the_exact_path(gaussian, name) -> None:
     network = gaussian()
     result = SAMPLERS[name].sample(network, X_NOISE.double(), objective=Objective(), t_end=0.3)
@@ -54,7 +56,7 @@ def test_a_stop_at_t_end_is_on_the_exact_path(gaussian, name) -> None:
     torch.testing.assert_close(continued.x_data, 0.7 + 0.5 * X_NOISE.double(), atol=2 * tolerance, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "calls"), [("euler", 12), ("heun", 24), ("sde", 12), ("sde_heun", 24)])
+@pytest.mark.parametrize(("name", "calls"), [("euler", 12), ("heun", 24), ("sde", 12), ("sde_heun", 24), ("unipc", 12)])
 def test_the_steps_share_the_remaining_time(gaussian, name, calls) -> None:
     network = gaussian()
     result = SAMPLERS[name].solve(
