@@ -115,7 +115,7 @@ def test_each_prompt_is_drawn_under_its_own_features(by_caption, in_tmp, capsys)
 
     assert [row["caption"] for row in table["samples"]] == [CAPTIONS[0]] * 3 + [CAPTIONS[1]] * 3
     assert (table["seed"], table["sampler"]["num_steps"], table["guidance"]["scale"]) == (5, 3, 2.0)
-    assert Image.open("out/grid.png").size == (3 * 50 + 2, 2 * 50 + 2)  # a row for each prompt
+    assert Image.open("out/grid.png").size == (3 * 130 + 2, 2 * (130 + 68) + 2)  # a row for each prompt
 
 
 def test_classes_are_drawn_as_the_model_itself_does(by_class, in_tmp):
@@ -146,7 +146,7 @@ def test_without_a_condition_it_goes_to_a_folder_of_the_models_name(unconditiona
     pictures = [np.asarray(Image.open(f"samples/model/{number:08d}.png")) for number in range(9)]
     model = zigma_pl.from_pretrained(unconditional)
     assert_same(pictures, as_pictures(model.sample(Batch(None, torch.arange(9))).latents))
-    assert Image.open("samples/model/grid.png").size == (8 * 50 + 2, 2 * 50 + 2)
+    assert Image.open("samples/model/grid.png").size == (8 * 130 + 2, 2 * 130 + 2)
 
 
 def test_pictures_follow_the_seed_and_not_the_batch_size(by_class, in_tmp):

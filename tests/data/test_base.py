@@ -31,10 +31,10 @@ class Coloured(ImageDataset):
 
 class ColouredData(ImageDataModule):
     has_captions = True
-    default_captions = ("one", "two")
 
     def __init__(self, **options):
-        super().__init__(**{"batch_size": 4, "image_size_px": 16, "caption_dim": 8, "max_caption_tokens": 4, **options})
+        sizes = {"batch_size": 4, "image_size_px": 16, "caption_dim": 8, "max_caption_tokens": 4}
+        super().__init__(**{**sizes, "predict_captions": ["one", "two"], **options})
 
     def load_split(self, split):
         return Coloured()
@@ -82,7 +82,7 @@ class Rank(ColouredData):
         super().__init__(**options)
         batches = SimpleNamespace(total=SimpleNamespace(processed=0))
         fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
-        self.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop)
+        self.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop, lightning_module=None)
 
 
 def rows(loader, num_batches=None):
@@ -250,6 +250,17 @@ def test_predict_in_a_trainer(tmp_path, monkeypatch):
     trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
     batches = trainer.predict(Recorder(), datamodule=ColouredData(num_predict_samples=10))
     assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_captions_to_sample_are_of_the_validation_split_in_a_fixed_order():
+    captions = ColouredData(predict_captions=None).example_captions()
+    items = [int(caption.split()[-1]) for caption in captions]
+    assert sorted(items) == list(range(11))
+    assert items != sorted(items)
+    data = ColouredData(predict_captions=None, num_predict_samples=13, seed=0)
+    assert [text for raw in data.predict_dataloader() for text in raw.captions] == captions + captions[:2]
+    assert data.kept_with_model()["captions"] == captions
+    assert ColouredData().kept_with_model()["captions"] == ["one", "two"]
 
 
 def test_ranks_share_training_and_evaluation():

@@ -141,8 +141,10 @@ def test_synthetic_data_of_both_releases_have_their_own_folders(tmp_path):
 
 
 def test_predict_needs_no_folder(tmp_path):
-    data = COCO(str(tmp_path / "nowhere"), num_predict_samples=3)
+    data = COCO(str(tmp_path / "nowhere"), num_predict_samples=3, predict_captions=["a cat", "a dog"])
     data.setup("predict")
-    assert next(iter(data.predict_dataloader())).captions == list(COCO.default_captions[:3])
+    assert next(iter(data.predict_dataloader())).captions == ["a cat", "a dog", "a cat"]
+    with pytest.raises(UserError, match=r"nowhere.*predict_captions"):
+        COCO(str(tmp_path / "nowhere")).predict_dataloader()
     with pytest.raises(UserError, match="num_validation_images"):
         COCO(str(tmp_path), num_validation_images=0)

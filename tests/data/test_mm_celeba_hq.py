@@ -172,7 +172,6 @@ def test_predict_needs_no_folder_and_cycles_captions(tmp_path):
     for found, expected in zip(previewed.conditions["caption"], batch.conditions["caption"], strict=True):
         assert torch.equal(found, expected)
     assert previewed.sample_ids.tolist() == list(range(5))
-    assert len(set(faces(tmp_path).predict_captions)) == 8
     with pytest.raises(UserError, match="predict_captions"):
         faces(tmp_path, predict_captions=[])
 

@@ -2,12 +2,20 @@
 
 import warnings
 
+import lightning as L
 import pytest
 
 from zigma_pl.backbones import ZigMa
+from zigma_pl.conditioners import Condition, Map
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
-from zigma_pl.data.specification import Specification, check_data_fit_backbone, fill_from
+from zigma_pl.data.specification import (
+    Specification,
+    check_data_fit_backbone,
+    fill_from,
+    warn_of_ignored_conditions,
+)
+from zigma_pl.training.module import GenerativeModule
 
 SIZES = {"patch_size": 2, "width": 16, "depth": 1}
 
@@ -44,13 +52,30 @@ def test_what_is_stated_and_differs_is_named_with_both_values(stated, found):
     assert "=".join(map(str, next(iter(stated.items())))) in str(caught.value)
 
 
-def test_classes_that_a_backbone_ignores_are_said():
-    unconditional = ZigMa(1, 8, 8, **SIZES)
-    with pytest.warns(UserWarning, match="classes"):
-        check_data_fit_backbone(Digits(), unconditional)
+def test_conditions_that_a_backbone_ignores_are_named_once(tmp_path):
+    class Outlined(Digits):
+        def encode_conditions(self, raw, device):
+            given = super().encode_conditions(raw, device)
+            return {**given, "outline": Condition((raw.images > 127).float()), "edges": Condition(raw.images.float())}
+
+    module = GenerativeModule(ZigMa(1, 8, 8, **SIZES, num_classes=10, conditioners={"edges": Map()}))
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(max_steps=2, max_epochs=-1, limit_val_batches=0, default_root_dir=tmp_path, **options)
+    with pytest.warns(UserWarning, match="ignores") as caught:
+        trainer.fit(module, datamodule=Outlined(batch_size=2))
+    (said,) = [str(one.message) for one in caught if "ignores" in str(one.message)]
+    assert "'outline'" in said
+    assert "'class'" not in said
+    assert "'edges'" not in said
+
+
+def test_all_conditions_taken_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_data_fit_backbone(Digits(condition="none"), unconditional)
+        warn_of_ignored_conditions(["class"], {"class": None})
+        warn_of_ignored_conditions([], ())
+    with pytest.warns(UserWarning, match="'class', 'caption'"):
+        warn_of_ignored_conditions(["class", "caption"], ())
 
 
 def test_a_backbone_made_in_python_needs_its_size():

@@ -156,6 +156,7 @@ def test_an_own_text_encoder_goes_with_the_model(own, tmp_path):
     model = zigma_pl.GenerativeModule(backbone, Objective(), ODESampler(num_steps=2))
     model.trained_on = data.kept_with_model()
     zigma_pl.save_pretrained(model, tmp_path)
+    assert "captions" not in json.loads((tmp_path / "config.json").read_text())
     loaded = zigma_pl.from_pretrained(tmp_path, allow_imports=("own",))
     (first,), (same,), (other,) = (loaded.generate(prompt) for prompt in ("abc", "abc", "aaa"))
     assert np.array_equal(first, same)
@@ -168,10 +169,9 @@ def test_an_own_text_encoder_goes_with_the_model(own, tmp_path):
 
 class Captioned(Digits.__base__):
     has_captions = True
-    default_captions = ("abc",)
 
     def __init__(self, **options):
-        super().__init__(image_size_px=8, **options)
+        super().__init__(image_size_px=8, predict_captions=["abc"], **options)
 
     def load_split(self, split):
         raise AssertionError

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import ValidationError
 from torch import Tensor
 
-from zigma_pl.core.batch import Batch, Condition, RawBatch
+from zigma_pl.core.batch import CAPTION, CLASS, Batch, Condition, RawBatch
 from zigma_pl.core.class_paths import (
     Configurable,
     check_recordable,
@@ -28,18 +28,17 @@ from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.core.records import problems
 from zigma_pl.data.cache.manifest import Content, Manifest
 from zigma_pl.data.cache.reading import PreparedSet
+from zigma_pl.data.conditions import ConditionSamples, ItemConditions, example_captions
 from zigma_pl.data.encoders import Encoders, move
 from zigma_pl.data.images import CROP, CroppedImages, ImageDataset, PixelDataset
 from zigma_pl.data.loading import Loaders
 from zigma_pl.data.samples import (
-    ConditionSamples,
     PixelSamples,
-    Sample,
     SampleLoader,
     Split,
     SplitSamples,
-    collate,
     held_out_conditions,
+    read_batch,
 )
 from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoderName, build_text_encoder
@@ -84,7 +83,8 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         text_encoder_path: folder of the text encoder's weights.
         caption_dim: width of a caption token's features; None for the encoder's default (hashing: 256).
         max_caption_tokens: longest caption in tokens; None for the encoder's default (hashing: 32).
-        predict_captions: captions that `predict` cycles through; None for the data set's `default_captions`.
+        predict_captions: captions that `predict` and previews cycle through; None for those kept with the model, some
+            captions of the validation split.
         num_predict_samples: number of samples that `predict` generates.
     """
 
@@ -93,7 +93,6 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
     num_frames: int | None = None  # frames per clip; None for images
     has_captions: bool = False
     image_channels: ClassVar[int] = 3
-    default_captions: ClassVar[tuple[str, ...]] = ()
     options_that_only_locate: ClassVar[tuple[str, ...]] = ("root",)  # options that say where the files are
 
     def __init__(
@@ -133,7 +132,7 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         self.keep_fetched_in = keep_fetched_in
         self._prepared = None if cache is None else PreparedSet(cache, keep_fetched_in)
         self.num_predict_samples = num_predict_samples
-        self.predict_captions = list(predict_captions or self.default_captions) if self.has_captions else None
+        self.predict_captions = predict_captions if self.has_captions else None
         self._named_encoders: dict[str, Any] = {
             "autoencoder": autoencoder,
             "autoencoder_subfolder": autoencoder_subfolder,
@@ -193,7 +192,23 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
             except UserError as error:  # training does not need it; sampling then needs the option again
                 rank_zero_warn(f"not saved with the model: {error}")
         names = self.class_names
-        return {"data": data, **({} if names is None else {"class_names": list(names)})}
+        if names is None and self.prepared is not None:
+            names = self.prepared.class_names
+        names_of_classes = {} if names is None else {"class_names": list(names)}
+        captions = {"captions": self.predict_captions or self.example_captions()} if self.has_captions else {}
+        return {"data": data, **names_of_classes, **captions}
+
+    def example_captions(self) -> list[str]:
+        """Return captions of some items of the validation split, always the same.
+
+        Raises:
+            UserError: the split cannot be opened.
+        """
+        try:
+            items = self.samples("validation")
+        except UserError as error:
+            raise UserError(f"{error}; or give captions to sample as data.predict_captions") from error
+        return example_captions(items)
 
     def content(self) -> Content:
         """Return the content of a cache prepared with these options; loads the encoders' weights to hash them."""
@@ -268,14 +283,21 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         """Return conditions without images for sample ids 0 to num_predict_samples - 1; needs no data set on disk."""
         return self._loaders.conditions(self._conditions(), self.num_predict_samples)
 
-    def condition(self, sample_id: int) -> Sample:
-        """Return the class or caption, without an image, that a sample id is generated from."""
-        return self._conditions()[sample_id, sample_id]
+    def raw_conditions(self, sample_ids: Sequence[int]) -> RawBatch:
+        """Return the classes and captions that `predict` and previews use for these sample ids.
+
+        Classes and captions (`predict_captions`) are used in turn. If the model of the trainer has other conditions,
+        such as a map, the batch consists of items of the validation split, from which they are computed.
+
+        Raises:
+            UserError: the validation split is needed and cannot be opened.
+        """
+        return read_batch(self._conditions(), [(sample_id, sample_id) for sample_id in sample_ids])
 
     def conditions(self, sample_ids: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the batch without latents that `predict` would use for these sample ids; used by previews."""
-        raw = collate([self.condition(sample_id) for sample_id in sample_ids])
-        return self.encode(move(raw, torch.device(device)), device)
+        """Return the batch without latents that `predict` and previews use for these sample ids."""
+        raw = move(self.raw_conditions(sample_ids), torch.device(device))
+        return Batch(None, raw.sample_ids, self.encode_conditions(raw, device))
 
     def held_out_conditions(self, split: Split, sample_ids: Sequence[int]) -> RawBatch:
         """Return the classes or captions used as conditions in scoring, with the images if the split has pixels.
@@ -362,5 +384,14 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         }
         return {**given, **kept, **differing}
 
-    def _conditions(self) -> ConditionSamples:
-        return ConditionSamples(self.num_classes, self.predict_captions)
+    def _conditions(self) -> ConditionSamples | ItemConditions:
+        module = None if self.trainer is None else self.trainer.lightning_module
+        backbone: Any = getattr(module, "backbone", None)
+        names = {CLASS, CAPTION} if backbone is None else set(backbone.conditioners)
+        if names - {CLASS, CAPTION}:
+            return ItemConditions(self.samples("validation"), self.predict_captions)
+        captions = None
+        if self.has_captions and CAPTION in names:
+            kept: Any = getattr(module, "trained_on", {})
+            captions = self.predict_captions or kept.get("captions") or self.example_captions()
+        return ConditionSamples(self.num_classes if CLASS in names else None, captions)

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import lightning as L
 
+from zigma_pl.data.conditions import ConditionSamples, ItemConditions
 from zigma_pl.data.order import EvaluationOrder, check_length
-from zigma_pl.data.samples import ConditionSamples, SampleLoader, SplitSamples
+from zigma_pl.data.samples import SampleLoader, SplitSamples
 
 _LENGTHS = ("max_epochs", "limit_train_batches", "overfit_batches", "fast_dev_run")
 
@@ -40,7 +41,7 @@ class Loaders(NamedTuple):
         order = samples.evaluation_order(self.batch_size, **rank_and_world_size(self.trainer))
         return SampleLoader(samples, order, self.num_workers)
 
-    def conditions(self, samples: ConditionSamples, num_samples: int) -> SampleLoader:
+    def conditions(self, samples: ConditionSamples | ItemConditions, num_samples: int) -> SampleLoader:
         """Return the conditions of sample ids 0 to num_samples - 1, each once over all processes."""
         order = EvaluationOrder(num_samples, self.batch_size, **rank_and_world_size(self.trainer))
         return SampleLoader(samples, order, num_workers=0)

@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.data.base import ImageDataModule, Split
-from zigma_pl.data.samples import ConditionSamples, Sample
+from zigma_pl.data.conditions import ConditionSamples
+from zigma_pl.data.samples import Sample
 from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder, KLAutoencoder
 from zigma_pl.models.backbones.base import Backbone
 

@@ -110,23 +110,10 @@ def draw(seed: int, stream: str, sample_id: int, num_choices: int) -> int:
     return int(torch.randint(num_choices, (1,), generator=sample_generator(seed, stream, sample_id)))
 
 
-class ConditionSamples(Dataset[Sample]):
-    """Samples without images: the condition is a function of the sample id, so no data set is needed on disk.
-
-    Sample ids cycle through the classes and captions, so that a grid shows all of them.
-    """
-
-    def __init__(self, num_classes: int | None, captions: Sequence[str] | None) -> None:
-        self.num_classes = num_classes
-        self.captions = captions
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        sample_id, _ = key
-        return Sample(
-            sample_id,
-            class_id=None if self.num_classes is None else sample_id % self.num_classes,
-            caption=None if self.captions is None else self.captions[sample_id % len(self.captions)],
-        )
+def read_batch(samples: Dataset[Sample], keys: Sequence[SampleKey]) -> RawBatch:
+    """Return the samples of these (sample id, index) pairs."""
+    in_batches = getattr(samples, "__getitems__", None)
+    return collate([samples[key] for key in keys] if in_batches is None else in_batches(keys))
 
 
 def collate(samples: list[Sample] | RawBatch) -> RawBatch:
@@ -148,9 +135,7 @@ def collate(samples: list[Sample] | RawBatch) -> RawBatch:
 def held_out_conditions(samples: SplitSamples, sample_ids: Sequence[int]) -> RawBatch:
     """Return items without latents; sample i has the condition of item i, modulo the number of items."""
     keys = [(sample_id, sample_id % len(samples)) for sample_id in sample_ids]
-    in_batches = getattr(samples, "__getitems__", None)
-    raw = collate([samples[key] for key in keys] if in_batches is None else in_batches(keys))
-    return raw._replace(moments=None)
+    return read_batch(samples, keys)._replace(moments=None)
 
 
 def _death_of_worker(batches: Any) -> RuntimeError | None:

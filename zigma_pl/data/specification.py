@@ -1,6 +1,6 @@
 """Options that a backbone takes from the data module unless they are given: latent shape, classes, caption width."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Container, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple, Protocol, Self
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -52,7 +52,7 @@ def fill_from(source: Mapping[str, Any], options: MutableMapping[str, Any]) -> N
 
 
 def check_data_fit_backbone(data: Described, backbone: Described) -> None:
-    """Check that a backbone fits the data; warn if it ignores all their conditions.
+    """Check that a backbone fits the data; it may ignore their conditions.
 
     Raises:
         UserError: they differ; the message gives the options and both values.
@@ -66,9 +66,19 @@ def check_data_fit_backbone(data: Described, backbone: Described) -> None:
             f"the data module {type(data).__name__} has {has}, but the backbone has {takes}: remove these options of "
             "model.backbone.init_args to take them from the data (or the checkpoint), or change the data"
         )
-    if may_differ == set(_CONDITIONS) and any(given[name] for name in _CONDITIONS):
-        what = "classes" if given["num_classes"] else "captions"
+
+
+def warn_of_ignored_conditions(given: Iterable[str], taken: Container[str]) -> None:
+    """Warn if the data have conditions that the backbone ignores.
+
+    Args:
+        given: names of the conditions in a batch.
+        taken: names of the backbone's conditioners.
+    """
+    ignored = [name for name in given if name not in taken]
+    if ignored:
+        names = ", ".join(map(repr, ignored))
         rank_zero_warn(
-            f"the data module {type(data).__name__} has {what}, but the backbone ignores them, so the model is "
-            f"unconditional: set num_classes or caption_dim of the backbone to use them"
+            f"the backbone ignores {names}, which the data provide: to train on all conditions of the data, add "
+            "conditioners of these names to model.backbone"
         )

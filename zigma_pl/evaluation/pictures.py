@@ -1,5 +1,6 @@
 """The images of a record: a grid of the first samples, and an animated grid for clips."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ NUM_STILL_CLIPS = 8  # clips in the still image, one per row
 
 
 def write_pictures(
-    store: SampleStore, folder: Path, num_pictures: int, num_columns: int, frames_per_second: int
+    store: SampleStore, folder: Path, labels: Sequence[str], num_columns: int, frames_per_second: int
 ) -> dict[str, Any]:
-    """Write grid.png of samples 0 to num_pictures - 1, for clips also an animated grid; returns their paths."""
+    """Write grid.png of the first samples, as many as there are labels, for clips also an animated grid.
+
+    Returns: their paths.
+    """
+    num_pictures = len(labels)
     chunks = [store.read_first(index, num_pictures).pictures for index in store.chunk_indices(num_pictures)]
     pictures = torch.cat(chunks).movedim(-3, -1)
     grid = folder / "grid.png"
     if pictures.ndim == 4:
-        save_png(tile([to_pil(picture) for picture in pictures], num_columns), grid)
+        save_png(tile([to_pil(picture) for picture in pictures], num_columns, labels), grid)
         return {"grid": str(grid), "clips": []}
     clips = [to_clip(clip) for clip in pictures]
-    save_png(stills(clips[:NUM_STILL_CLIPS]), grid)
+    save_png(stills(clips[:NUM_STILL_CLIPS], labels[:NUM_STILL_CLIPS]), grid)
     moving = folder / f"clips{clip_suffix()}"
-    save_clip(tile_clips(clips, num_columns), moving, frames_per_second)
+    save_clip(tile_clips(clips, num_columns, labels), moving, frames_per_second)
     return {"grid": str(grid), "clips": [str(moving)]}

@@ -224,13 +224,16 @@ def _check_fit(backbone: Backbone, weights: Mapping[str, Tensor], source: Path) 
 
 
 def describe_sampling(model: GenerativeModule) -> dict[str, Any]:
-    """Return objective, sampler, guidance, seed and `trained_on` of a module as plain values."""
+    """Return objective, sampler, guidance, seed and `trained_on` of a module as plain values, without its captions.
+
+    Captions of the training data may be private, and generating needs none.
+    """
     return {
         "objective": recorded(model.objective, "objective"),
         "sampler": recorded(model.sampler, "sampler"),
         "guidance": recorded(model.guidance, "guidance"),
         "seed": model.seed,
-        **model.trained_on,
+        **{name: value for name, value in model.trained_on.items() if name != "captions"},
     }
 
 

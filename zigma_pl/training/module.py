@@ -19,7 +19,7 @@ from zigma_pl.core.randomness import rand_per_sample, randn_per_sample, sample_g
 from zigma_pl.core.ranges import LARGEST_SEED, check_numbers, check_whole_numbers
 from zigma_pl.core.torch_private import keep_from_ddp
 from zigma_pl.core.transfer import to_device
-from zigma_pl.data.specification import check_data_fit_backbone
+from zigma_pl.data.specification import check_data_fit_backbone, warn_of_ignored_conditions
 from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
 from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm
 from zigma_pl.interpolant.objective import Evaluation, Objective
@@ -78,8 +78,8 @@ class GenerativeModule(L.LightningModule):
         seed: seed of all random numbers; the command line sets it to seed_everything.
 
     Attributes:
-        trained_on: plain values that describe the training data: `class_names` in the order of class ids, and `data`,
-            the class of the data set and its frozen encoders. Set from the data module when training starts.
+        trained_on: plain values that describe the training data: `class_names` in the order of class ids, some `captions`,
+            and `data`, the class of the data set and its frozen encoders. Set from the data module when training starts.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class GenerativeModule(L.LightningModule):
         self.trained_on: dict[str, Any] = {}
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
+        self._is_first_batch = True  # of a run
         self._losses: list[Tensor] = []  # losses of the micro-batches of this optimiser step
         self._terms: list[dict[str, Tensor]] = []  # their terms, if there is more than one
         self._gradient_norm: Tensor | None = None  # gradient norm of this optimiser step, once computed
@@ -265,6 +266,13 @@ class GenerativeModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Reset the state of a step that was interrupted."""
         self._losses, self._terms, self._gradient_norm = [], [], None
+        self._is_first_batch = True
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Warn, once, of conditions that the backbone ignores."""
+        if self._is_first_batch:
+            warn_of_ignored_conditions(batch.conditions, list(self.backbone.conditioners))
+        self._is_first_batch = False
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Schedule the next validation."""

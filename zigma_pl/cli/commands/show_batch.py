@@ -8,11 +8,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from zigma_pl.cli.lightning_cli import ZigmaCLI
 from zigma_pl.cli.parsing import parser_of, run_cli
-from zigma_pl.core.batch import RawBatch
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.from_options import make_data_module
+from zigma_pl.data.labels import labels_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,15 +93,8 @@ def draw_batch(datamodule: ImageDataModule, split: str, num_samples: int) -> "Fi
     assert latents is not None
     name = type(datamodule).__name__ + (", synthetic" if getattr(datamodule, "synthetic", False) else "")
     title = f"{name}, {split}: latents {tuple(latents.shape[1:])}"
-    return _figure(title, datamodule.decode(latents), _labels(raw))
-
-
-def _labels(raw: RawBatch) -> list[str]:
-    if raw.captions is not None:
-        return [textwrap.fill(textwrap.shorten(caption, 120), 30) for caption in raw.captions]
-    if raw.class_ids is not None:
-        return [f"class {class_id}" for class_id in raw.class_ids.tolist()]
-    return [f"sample {sample_id}" for sample_id in raw.sample_ids.tolist()]
+    labels = [textwrap.fill(textwrap.shorten(label, 120), 30) for label in labels_of(raw, datamodule.class_names)]
+    return _figure(title, datamodule.decode(latents), labels)
 
 
 def _figure(title: str, pictures: "Tensor", labels: list[str]) -> "Figure":

@@ -93,7 +93,13 @@ def finish(folder: Path, manifest: Manifest) -> Manifest:
         if sum(shard.num_items for shard in shards) == manifest.num_items[split]
     }
     num_items = {split: manifest.num_items[split] for split in whole}
-    finished = Manifest(content=manifest.content, layout=manifest.layout, num_items=num_items, splits=whole)
+    finished = Manifest(
+        content=manifest.content,
+        layout=manifest.layout,
+        class_names=manifest.class_names,
+        num_items=num_items,
+        splits=whole,
+    )
     write_record(finished, folder / MANIFEST_NAME)
     (folder / UNFINISHED_NAME).unlink()
     return finished

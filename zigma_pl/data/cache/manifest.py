@@ -111,6 +111,7 @@ class Manifest(Record):
     """The manifest of a prepared folder.
 
     content, layout: what is stored, and how.
+    class_names: names of classes 0, 1, ..., if known.
     num_items: items of the data set in each split, including skipped ones.
     splits: the shards of each finished split, in order.
     """
@@ -119,6 +120,7 @@ class Manifest(Record):
 
     content: Content
     layout: Layout
+    class_names: list[str] | None = None
     num_items: dict[Split, NumItems]
     splits: dict[Split, list[Shard]]
 

@@ -126,7 +126,13 @@ def prepare(
     with sole_writer(preparation.folder):
         data_module = preparation.data_module()
         num_items: dict[Split, int] = {split: len(data_module.pixel_items(split)) for split in splits}
-        wanted = Manifest(content=data_module.content(), layout=preparation.layout, num_items=num_items, splits={})
+        wanted = Manifest(
+            content=data_module.content(),
+            layout=preparation.layout,
+            class_names=None if data_module.class_names is None else list(data_module.class_names),
+            num_items=num_items,
+            splits={},
+        )
         manifest = begin(preparation.folder, wanted, overwrite=overwrite)
         tasks = missing_tasks(preparation.folder, manifest, splits)
         num_wanted = sum(num_items.values())

@@ -79,17 +79,6 @@ class COCO(DownloadedDataModule):
     """
 
     has_captions = True
-    default_captions = (
-        "A brown dog sits on the grass in a park.",
-        "A red bus drives down a busy city street.",
-        "A plate of food with vegetables on a wooden table.",
-        "Two people ride horses along the beach.",
-        "A man on a surfboard rides a large wave.",
-        "A bedroom with a white bed and a window.",
-        "A train stands at the platform of a station.",
-        "A bowl of fruit next to a cup of coffee.",
-    )
-
     synthetic_version = 1
 
     def __init__(

@@ -66,13 +66,6 @@ class ImageFolder(ImageDataModule):
         options: options of `ImageDataModule`.
     """
 
-    default_captions = (
-        "A photograph of a person.",
-        "A photograph of an animal.",
-        "A drawing of a house.",
-        "A landscape with trees and a river.",
-    )
-
     def __init__(
         self,
         root: str,
@@ -116,7 +109,7 @@ class ImageFolder(ImageDataModule):
     def class_names(self) -> list[str] | None:  # type: ignore[override]  # an attribute of the base class
         """Names of the class folders; None without classes, or if the folder does not exist."""
         is_there = self.conditioned_on == "class" and Path(self.root).is_dir()
-        return list(self._classes) if is_there else None
+        return [os.fsencode(name).decode(errors="replace") for name in self._classes] if is_there else None
 
     def described(self) -> dict[str, Any]:
         """Return, as plain values, everything that determines the items of a split and their content."""

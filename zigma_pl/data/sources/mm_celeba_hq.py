@@ -117,17 +117,6 @@ class MMCelebAHQ(DownloadedDataModule):
         options: options of `DownloadedDataModule`.
     """
 
-    default_captions = (
-        "A smiling person with blond hair.",
-        "This person has black hair and wears glasses.",
-        "A serious face with short brown hair.",
-        "The person wears a hat and is smiling.",
-        "This person has long red hair.",
-        "Someone with grey hair and glasses, smiling.",
-        "A person with long black hair who does not smile.",
-        "The person with brown hair wears a hat and glasses.",
-    )
-
     synthetic_version = 1
 
     def __init__(

@@ -1,18 +1,21 @@
 """Write the samples of `predict`: a PNG or a video for each sample id, a table of them in JSON, and a grid."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 from PIL import Image
 
+from zigma_pl.core.batch import RawBatch
 from zigma_pl.core.class_paths import summary
 from zigma_pl.core.clips import check_frames_per_second, clip_suffix, read_clip, save_clip, tile_clips, to_clip
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import whole_file
 from zigma_pl.core.grid import save_png, tile, to_pil, to_uint8
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.data.labels import class_label
 from zigma_pl.interpolant.samplers import Guidance
 from zigma_pl.training.module import Samples
 
@@ -83,15 +86,17 @@ class SampleWriter(L.Callback):
         with whole_file(self.folder / "samples.json") as temporary:
             temporary.write_text(json.dumps(table, indent=1) + "\n")
         grid = (self.folder / "grid").with_suffix(self._suffix)
-        self._save_grid([self.path(row["sample_id"]) for row in table["samples"][: self.num_grid]], grid)
+        shown = table["samples"][: self.num_grid]
+        labels = [": ".join(str(row[name]) for name in ("class", "caption") if name in row) for row in shown]
+        self._save_grid([self.path(row["sample_id"]) for row in shown], labels, grid)
         print(f"\n{len(table['samples'])} samples, {self._num_network_calls} network calls each: {grid}")
 
-    def _save_grid(self, shown: list[Path], grid: Path) -> None:
+    def _save_grid(self, shown: list[Path], labels: list[str], grid: Path) -> None:
         if grid.suffix == ".png":
-            save_png(tile([Image.open(path, formats=["PNG"]) for path in shown], self.num_columns), grid)
+            save_png(tile([Image.open(path, formats=["PNG"]) for path in shown], self.num_columns, labels), grid)
         else:
             clips = [read_clip(path, self.frames_per_second) for path in shown]
-            save_clip(tile_clips(clips, self.num_columns), grid, self.frames_per_second)
+            save_clip(tile_clips(clips, self.num_columns, labels), grid, self.frames_per_second)
 
     def path(self, sample_id: int) -> Path:
         """Return the path of a sample's image or video."""
@@ -99,15 +104,12 @@ class SampleWriter(L.Callback):
 
     def describe(self, pl_module: L.LightningModule, datamodule: Any) -> dict[str, Any]:
         """Return the content of samples.json: how the samples were generated, and the class or caption of each."""
-        rows, module = [], cast(Any, pl_module)
-        names = module.trained_on.get("class_names", ())
-        for sample_id in range(datamodule.num_predict_samples):
-            condition = datamodule.condition(sample_id)
-            is_named = condition.class_id is not None and condition.class_id < len(names)
-            name = names[condition.class_id] if is_named else None
-            row = {"class_id": condition.class_id, "class": name, "caption": condition.caption}
-            given = {name: value for name, value in row.items() if value is not None}
-            rows.append({"sample_id": sample_id, "file": self.path(sample_id).name, **given})
+        module = cast(Any, pl_module)
+        num_samples, size = datamodule.num_predict_samples, datamodule.batch_size
+        rows: list[dict[str, Any]] = []
+        for first in range(0, num_samples, size):
+            ids = range(first, min(first + size, num_samples))
+            rows += self._rows(datamodule.raw_conditions(ids), module.trained_on.get("class_names"))
         return {
             "seed": module.seed,
             "sampler": summary(module.sampler),
@@ -115,3 +117,14 @@ class SampleWriter(L.Callback):
             "num_network_calls": self._num_network_calls,
             "samples": rows,
         }
+
+    def _rows(self, raw: RawBatch, class_names: Sequence[str] | None) -> list[dict[str, Any]]:
+        ids = raw.sample_ids.tolist()
+        rows: list[dict[str, Any]] = [{"sample_id": sample_id, "file": self.path(sample_id).name} for sample_id in ids]
+        if raw.class_ids is not None:
+            for row, class_id in zip(rows, raw.class_ids.tolist(), strict=True):
+                row |= {"class_id": class_id, "class": class_label(class_id, class_names)}
+        if raw.captions is not None:
+            for row, caption in zip(rows, raw.captions, strict=True):
+                row["caption"] = caption
+        return rows

@@ -12,6 +12,7 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.core.records import check_name
 from zigma_pl.data.base import ImageDataModule, Split
+from zigma_pl.data.labels import labels_of
 from zigma_pl.evaluation.loss_by_time import LossByTime
 from zigma_pl.evaluation.metrics.extractors import FeatureExtractor
 from zigma_pl.evaluation.pictures import write_pictures
@@ -185,9 +186,11 @@ class Scorer(L.Callback):
         row = self._row_name(trainer)
         pictures: dict[str, Any] = {"grid": None, "clips": []}
         if scored.store is not None:
-            num_pictures = min(self.num_grid, self.options.num_samples)
+            ids = range(min(self.num_grid, self.options.num_samples))
+            raw = _datamodule(trainer).held_out_conditions(self.options.split, ids)
+            labels = labels_of(raw, module.trained_on.get("class_names"), list(module.backbone.conditioners))
             pictures = write_pictures(
-                scored.store, self.results_dir / row, num_pictures, self.num_columns, self.frames_per_second
+                scored.store, self.results_dir / row, labels, self.num_columns, self.frames_per_second
             )
         protocol = {
             "data": describe_data(_datamodule(trainer), self.data_note),

@@ -1,0 +1,62 @@
+"""The conditions that `predict` and previews sample under, by sample id."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from zigma_pl.core.batch import RawBatch
+from zigma_pl.data.order import SampleKey
+from zigma_pl.data.samples import Sample, SplitSamples, read_batch
+
+NUM_EXAMPLE_CAPTIONS = 16
+
+
+class ConditionSamples(Dataset[Sample]):
+    """Samples without images: the condition is a function of the sample id, so no data set is needed on disk.
+
+    Sample ids cycle through the classes and captions, so that a grid shows all of them.
+    """
+
+    def __init__(self, num_classes: int | None, captions: Sequence[str] | None) -> None:
+        self.num_classes = num_classes
+        self.captions = captions
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        sample_id, _ = key
+        return Sample(
+            sample_id,
+            class_id=None if self.num_classes is None else sample_id % self.num_classes,
+            caption=None if self.captions is None else self.captions[sample_id % len(self.captions)],
+        )
+
+
+class ItemConditions(Dataset[Sample]):
+    """Items of a split, to sample under their conditions, in a random order that is always the same.
+
+    Args:
+        samples: the split; sample ids cycle through its items.
+        captions: captions that replace those of the items; None to keep them.
+    """
+
+    def __init__(self, samples: SplitSamples, captions: Sequence[str] | None = None) -> None:
+        self.samples = samples
+        self.captions = captions
+        self._order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
+        """Return the batch of these keys, whose second part is not used."""
+        ids = [sample_id for sample_id, _ in keys]
+        raw = read_batch(self.samples, [(sample_id, self._order[sample_id % len(self._order)]) for sample_id in ids])
+        if self.captions is None:
+            return raw
+        captions = [self.captions[sample_id % len(self.captions)] for sample_id in ids]
+        return raw._replace(captions=captions, caption_features=None, caption_mask=None)
+
+
+def example_captions(samples: SplitSamples) -> list[str]:
+    """Return captions of up to NUM_EXAMPLE_CAPTIONS items of a split with captions, always the same, each once."""
+    ids = range(min(NUM_EXAMPLE_CAPTIONS, len(samples)))
+    captions = read_batch(ItemConditions(samples), [(sample_id, sample_id) for sample_id in ids]).captions
+    assert captions is not None
+    return list(dict.fromkeys(captions))
