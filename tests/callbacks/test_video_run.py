@@ -73,10 +73,10 @@ def test_training_previews_clips_on_disk_and_in_tensorboard(suffix, tmp_path):
     assert {path.name for path in previews.iterdir()} == expected
     for name in expected:
         frames = read_clip(previews / name, 5)
-        assert [frame.size for frame in frames] == [(2 * 50 + 2, 2 * 50 + 2)] * 3
+        assert [frame.size for frame in frames] == [(2 * 130 + 2, 2 * (130 + 17) + 2)] * 3  # labels are 17 pixels high
     events = EventAccumulator(str(tmp_path / "run" / "version_0")).Reload()
     (still,), (moving,) = events.Images("samples"), events.Images("clips")
-    assert (still.step, still.width, still.height) == (2, 3 * 50 + 2, 4 * 50 + 2)
+    assert (still.step, still.width, still.height) == (2, 3 * 130 + 2, 4 * (130 + 17) + 2)
     assert moving.encoded_image_string == (previews / "step_00000002.gif").read_bytes()
 
 
@@ -98,7 +98,7 @@ def test_predict_writes_a_clip_for_each_sample(suffix, tmp_path):
             rgb = torch.tensor(list(frame.get_flattened_data())).reshape(8, 8, 3).permute(2, 0, 1)
             assert (rgb - pixels * 255).abs().max() <= 1
     grid = read_clip(tmp_path / "samples" / f"grid{suffix}", 5)
-    assert [frame.size for frame in grid] == [(102, 102)] * 3
+    assert [frame.size for frame in grid] == [(2 * 130 + 2, 2 * (130 + 17) + 2)] * 3
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,9 @@ class Rank(ColouredData):
         super().__init__(**options)
         batches = SimpleNamespace(total=SimpleNamespace(processed=0))
         fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
-        self.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, fit_loop=fit_loop, lightning_module=None)
+        self.trainer = SimpleNamespace(
+            global_rank=rank, world_size=world_size, fit_loop=fit_loop, lightning_module=None
+        )
 
 
 def rows(loader, num_batches=None):

@@ -78,8 +78,9 @@ class GenerativeModule(L.LightningModule):
         seed: seed of all random numbers; the command line sets it to seed_everything.
 
     Attributes:
-        trained_on: plain values that describe the training data: `class_names` in the order of class ids, some `captions`,
-            and `data`, the class of the data set and its frozen encoders. Set from the data module when training starts.
+        trained_on: plain values that describe the training data: `class_names` in the order of class ids, some
+            `captions`, and `data`, the class of the data set and its frozen encoders. Set from the data module when
+            training starts.
     """
 
     def __init__(
