@@ -55,7 +55,7 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     assert training["memory_gb"] is None  # trained on the CPU
     assert record.machine["torch"] == torch.__version__
     with Image.open(record.pictures["grid"]) as grid:
-        assert grid.size == (8 * 50 + 2, 3 * 50 + 2)
+        assert grid.size == (8 * 130 + 2, 3 * (130 + 17) + 2)  # labels are 17 pixels high
     printed = capsys.readouterr().out
     assert "24 samples of the average weights, 2 network calls each, 179 real samples (test split)" in printed
     assert "lite, not comparable with published FID" in printed
@@ -119,7 +119,7 @@ def test_clips_are_scored_by_frame_and_by_clip(score):
     with np.load(next(Path("reference").glob("*-lite-frames.statistics.npz"))) as statistics:
         assert statistics["count"] == 6 * 3
     with Image.open(record.pictures["grid"]) as stills:
-        assert stills.size == (3 * 50 + 2, 5 * 50 + 2)
+        assert stills.size == (3 * 130 + 2, 5 * (130 + 17) + 2)
     (moving,) = record.pictures["clips"]
     assert Path(moving).is_file()
 

@@ -66,8 +66,8 @@ def test_a_run_of_the_earlier_release_that_was_cut_off_is_finished(tmp_path):
     for name in ("manifest.json", "train/shard-00001.json"):
         (out / name).unlink()
     options = {
-        "root": tmp_path / "pictures", "out": out, "condition": "caption", "image-size-px": 4, "caption-dim": 4,
-        "max-caption-tokens": 3, "shard-size": 3, "num-workers": 0, "on-bad-file": "skip", "accelerator": "cpu",
+        "root": tmp_path / "pictures", "out": out, "condition": "caption", "image_size_px": 4, "caption_dim": 4,
+        "max_caption_tokens": 3, "shard_size": 3, "num_workers": 0, "on_bad_file": "skip", "accelerator": "cpu",
     }  # fmt: skip
     assert main(["folder", *(f"--{name}={value}" for name, value in options.items())]) == 0
     made, stored = read_manifest(out), read_manifest(STORED)
