@@ -232,6 +232,22 @@ def test_captions(tmp_path):
     assert torch.isfinite(batch.conditions["caption"].values).all()
 
 
+def test_captions_in_text_files(tmp_path):
+    draw(tmp_path, "cats/1.png", "cats/2.JPG")
+    (tmp_path / "cats" / "1.txt").write_text("\ufeffa black cat\n\n  the cat of  a neighbour\n")
+    (tmp_path / "cats" / "2.txt").write_text("a white cat")
+    split = everything_in_train(tmp_path, condition="caption")
+    assert split.captions == [["a black cat", "the cat of a neighbour"], ["a white cat"]]
+    (tmp_path / "cats" / "2.txt").write_text("\n")
+    refused(r"cats/2\.txt is empty", lambda: everything_in_train(tmp_path, condition="caption"))
+    (tmp_path / "cats" / "2.txt").unlink()
+    refused(
+        r"cats/2\.txt does not exist: .*captions\.jsonl", lambda: everything_in_train(tmp_path, condition="caption")
+    )
+    write_captions(tmp_path, {**LINE, "file_name": "cats/1.png"}, {**LINE, "file_name": "cats/2.JPG"})
+    assert everything_in_train(tmp_path, condition="caption").captions == [["a square"], ["a square"]]
+
+
 LINE = {"file_name": "1.png", "caption": "a square"}
 
 

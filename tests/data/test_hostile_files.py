@@ -20,9 +20,9 @@ from zigma_pl.data.cache.manifest import Manifest, read_manifest
 from zigma_pl.data.images import MAX_RESIZED_RATIO, decode_image, resize_and_crop
 from zigma_pl.data.npy import map_npy
 from zigma_pl.data.picture_files import find_pictures
+from zigma_pl.data.sources.caption_files import read_captions
 from zigma_pl.data.sources.coco import read_annotations
 from zigma_pl.data.sources.faceshq import read_array
-from zigma_pl.data.sources.folder import read_captions
 from zigma_pl.data.sources.mm_celeba_hq import read_captions as read_caption_file
 from zigma_pl.data.sources.split_lists import read_filename_list, read_number_list
 from zigma_pl.data.sources.ucf101 import read_class_names

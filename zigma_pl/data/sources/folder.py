@@ -1,7 +1,6 @@
 """Your own images in a folder, with classes, captions or no condition."""
 
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,31 +9,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from zigma_pl.core.errors import UserError
-from zigma_pl.core.files import read_regular
 from zigma_pl.core.ranges import check_numbers, check_whole_numbers
-from zigma_pl.core.records import problems
 from zigma_pl.data.base import ImageDataModule, Split
-from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, clean_captions, climbs_out, find_pictures
+from zigma_pl.data.picture_files import PICTURE_SUFFIXES, PictureFiles, find_pictures
+from zigma_pl.data.sources.caption_files import read_caption_texts, read_captions
 
+CAPTIONS_NAME = "captions.jsonl"
 OTHER_SUFFIXES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".pgm")  # skipped with a warning
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "val"),
     "test": ("test",),
 }
-
-
-class CaptionLine(BaseModel):
-    """A line of captions.jsonl; other keys are ignored."""
-
-    model_config = ConfigDict(strict=True)
-
-    file_name: str
-    caption: str | None = None
-    captions: list[str] | None = None
 
 
 class ImageFolder(ImageDataModule):
@@ -48,7 +36,8 @@ class ImageFolder(ImageDataModule):
       sorted names. A class folder without images is an error.
     - "caption": `<root>/captions.jsonl` has one line per image: {"file_name": "cats/1.png", "caption": "A cat"}, or
       {"file_name": "cats/1.png", "captions": ["A cat", "Something furry"]} for several captions. File names are
-      relative to `root`.
+      relative to `root`. Without this file, each image has a text file, cats/1.txt for cats/1.png, with one caption per
+      line. If an image has several captions, each training sample draws one of them.
 
     Splits: if there is a folder train/, the splits are the folders train/, validation/ (or val/) and test/. Otherwise
     all images are split by a hash of their path below `root`, and the fractions `validation_share` and `test_share` are
@@ -233,11 +222,11 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def _captions(self) -> dict[str, list[str]]:
-        captions = read_captions(Path(self.root) / "captions.jsonl")
+        captions = read_captions(Path(self.root) / CAPTIONS_NAME)
         unknown = sorted(set(captions).difference(self._names))
         if unknown:
             raise UserError(
-                f"{Path(self.root) / 'captions.jsonl'} lists {len(unknown)} unknown images; the first, "
+                f"{Path(self.root) / CAPTIONS_NAME} lists {len(unknown)} unknown images; the first, "
                 f"{unknown[0][:200]!r}, {self._why_not_read(unknown[0])}, or remove their lines"
             )
         return captions
@@ -253,10 +242,12 @@ class ImageFolder(ImageDataModule):
         return "is not a file, or is a link to a file that is read under another name: use that name"
 
     def _captions_of(self, names: list[str]) -> list[list[str]]:
+        if not (Path(self.root) / CAPTIONS_NAME).exists():
+            return read_caption_texts(Path(self.root), names)
         without = [name for name in names if name not in self._captions]
         if without:
             raise UserError(
-                f"{Path(self.root) / 'captions.jsonl'} has no line for {len(without)} of {len(names)} images, "
+                f"{Path(self.root) / CAPTIONS_NAME} has no line for {len(without)} of {len(names)} images, "
                 f"such as {without[0]}: add their captions, or remove the images"
             )
         return [self._captions[name] for name in names]
@@ -296,56 +287,3 @@ def _hash(name: str) -> float:
     """Return a hash of a name in [0, 1)."""
     digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
-
-
-def read_captions(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each picture in a `captions.jsonl`, by its name relative to the file's folder.
-
-    Raises:
-        UserError: the file is missing, or a line is invalid, has no caption, or names an image that is listed before
-            or is outside the folder.
-    """
-    captions: dict[str, list[str]] = {}
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        name, texts = _parse_line(line, f"{path}, line {number}")
-        if name in captions:
-            raise UserError(
-                f"{path}, line {number}: {name[:200]!r} is already listed in line {first_line[name]}: write several "
-                'captions in one line, as "captions": [...]'
-            )
-        captions[name], first_line[name] = texts, number
-    return captions
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # Not str.splitlines, which also splits at other separators, such as form feeds.
-        return io.StringIO(read_regular(path).decode("utf-8-sig"), newline=None).readlines()
-    except FileNotFoundError as error:
-        raise UserError(
-            f'{path} does not exist: write a line {{"file_name": ..., "caption": ...}} for each image, or set '
-            "data.condition to 'none' or 'class'"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the captions in {path} ({error}): save them as UTF-8 text") from error
-
-
-def _parse_line(line: str, where: str) -> tuple[str, list[str]]:
-    form = 'write {"file_name": "folder/1.png", "caption": "..."}, or a list of strings under "captions"'
-    try:
-        entry = CaptionLine.model_validate_json(line)
-    except ValidationError as error:
-        raise UserError(f"{where} is invalid ({problems(error)}): {form}") from error
-    name = entry.file_name
-    if climbs_out(name):
-        raise UserError(f"{where}: file_name {name[:200]!r} points outside the folder: use paths relative to it")
-    texts = entry.captions if entry.caption is None else [entry.caption]
-    if texts is None:
-        raise UserError(f"{where} has no caption: {form}")
-    cleaned = clean_captions(texts)
-    if not cleaned:
-        raise UserError(f"{where}: the caption of {name[:200]!r} is empty: add one, or remove the image")
-    return str(PurePosixPath(name)), cleaned
