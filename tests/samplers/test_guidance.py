@@ -137,3 +137,42 @@ def test_guidance_needs_a_null_condition() -> None:
 def test_bad_numbers_are_named(options) -> None:
     with pytest.raises(UserError, match=next(iter(options))):
         Guidance(**options)
+
+
+# ------------------------------------------------------------------------------------------------------- autoguidance
+class WeakBackbone(RecordingBackbone):
+    """Output of the other backbone, plus 10."""
+
+    droppable_conditions = ()
+
+    def __call__(self, x_t, t, conditions=None, dropped=None):
+        return super().__call__(x_t, t, conditions, dropped) + 10
+
+
+@pytest.mark.parametrize("conditions", [None, CLASSES])
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_autoguidance_leads_away_from_the_weak_model(conditions, scale) -> None:
+    backbone, weak = RecordingBackbone(), WeakBackbone()
+    output = guided_network(backbone, conditions, Guidance(scale), weak=weak)(X_T, T)
+    expected = CONDITION if conditions else 0.0
+    torch.testing.assert_close(output, plain(expected + 10 - 10 * scale))
+    assert backbone.calls == weak.calls == [(3, conditions, None)]
+
+
+def test_autoguidance_at_scale_one_or_outside_its_interval_calls_no_weak_model() -> None:
+    weak = WeakBackbone()
+    torch.testing.assert_close(guided_network(RecordingBackbone(), CLASSES, weak=weak)(X_T, T), plain(CONDITION))
+    network = guided_network(RecordingBackbone(), CLASSES, Guidance(2.0, (0.25, 0.5)), weak=weak)
+    torch.testing.assert_close(network(X_T, torch.full((3,), 0.6)), X_T + 0.6 + CONDITION.reshape(3, 1, 1, 1))
+    assert weak.calls == []
+    torch.testing.assert_close(network(X_T, T), plain([4.0, 5 - 10, 6.0]))
+
+
+def test_autoguidance_drops_no_conditions() -> None:
+    with pytest.raises(UserError, match=r"guidance\.drop"):
+        guided_network(RecordingBackbone(), CLASSES, Guidance(2.0, drop=["class"]), weak=WeakBackbone())
+
+
+def test_one_step_of_an_autoguided_sampler_is_one_network_call() -> None:
+    network = guided_network(RecordingBackbone(), None, Guidance(2.0), weak=WeakBackbone())
+    assert ODESampler("euler", 4).sample(network, X_T, objective=Objective()).num_network_calls == 4

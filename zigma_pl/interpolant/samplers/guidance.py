@@ -1,4 +1,7 @@
-"""Classifier-free guidance (arXiv:2207.12598), optionally limited to an interval of times (arXiv:2404.07724)."""
+"""Classifier-free guidance (arXiv:2207.12598) and autoguidance (arXiv:2406.02507).
+
+Both can be limited to an interval of times (arXiv:2404.07724).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,15 +35,15 @@ class GuidableBackbone(Protocol):
 
 @dataclass(frozen=True)
 class Guidance:
-    """Strength of classifier-free guidance and the times at which it is applied.
+    """Strength of guidance and the times at which it is applied.
 
     Args:
         scale: the output is null + scale (conditional - null): 1 is plain conditional sampling, 0 ignores the
-            conditions, larger values strengthen them; >= 0.
+            conditions, larger values strengthen them; >= 0. In autoguidance, "null" is the output of the weak model.
         interval: lowest and highest time, inclusive, at which guidance is applied; outside it, sampling is conditional
             without guidance. t = 0 is data, t = 1 is noise.
         drop: names of the conditions that are dropped in the "null" output, such as ["caption"]; None for all
-            conditions that have a null entry.
+            conditions that have a null entry. Not for autoguidance, which drops none.
 
     Raises: UserError for a scale or interval out of range.
     """
@@ -59,7 +62,11 @@ class Guidance:
 
 
 def guided_network(
-    backbone: GuidableBackbone, conditions: Conditions | None, guidance: Guidance | None = None
+    backbone: GuidableBackbone,
+    conditions: Conditions | None,
+    guidance: Guidance | None = None,
+    *,
+    weak: GuidableBackbone | None = None,
 ) -> Network:
     """Return a network(x_t, t) for samplers, from a backbone, the conditions of a batch and guidance.
 
@@ -67,14 +74,19 @@ def guided_network(
     all of them.
 
     Args:
-        backbone: the network. With guidance it is called with a doubled batch and `dropped`, (2B,) bool, True on the
-            second half, for each condition that guidance drops.
-        conditions: by name; None or empty for unconditional sampling at any scale.
+        backbone: the network. With classifier-free guidance it is called with a doubled batch and `dropped`, (2B,)
+            bool, True on the second half, for each condition that guidance drops.
+        conditions: by name; None or empty for unconditional sampling, where only autoguidance has an effect.
         guidance: None for scale 1, which needs a single conditional evaluation.
+        weak: for autoguidance, a weaker model trained on the same objective, such as a smaller network or one of an
+            earlier step. It is called with the same conditions, and replaces the null output.
 
-    Raises: UserError if guidance drops a condition for which the backbone has no null entry.
+    Raises: UserError if guidance drops a condition for which the backbone has no null entry, or drops any condition
+        while there is a weak model.
     """
     guidance = guidance or Guidance()
+    if weak is not None:
+        return _guided_by_weak(backbone, weak, conditions, guidance)
     names = _dropped_names(backbone, guidance)
     if not conditions:
         return lambda x_t, t: backbone(x_t, t)
@@ -91,14 +103,32 @@ def guided_network(
         dropped = dict.fromkeys(names, second_half)
         doubled = backbone(torch.cat([x_t, x_t]), torch.cat([t, t]), doubled_conditions, dropped)
         conditional, null = doubled.chunk(2)
-        # In float32, since a large scale would amplify rounding errors of a difference in bfloat16.
-        conditional, null = conditional.to(x_t.dtype), null.to(x_t.dtype)
-        guided = null + guidance.scale * (conditional - null)
-        if inside is None:
-            return guided
-        return torch.where(inside.reshape(-1, *(1,) * (x_t.ndim - 1)), guided, conditional)
+        return _guided(x_t, conditional, null, guidance.scale, inside)
 
     return network
+
+
+def _guided_by_weak(
+    backbone: GuidableBackbone, weak: GuidableBackbone, conditions: Conditions | None, guidance: Guidance
+) -> Network:
+    if guidance.drop is not None:
+        raise UserError("guidance.drop: autoguidance drops no conditions: leave out the option, or the weak model")
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        strong = backbone(x_t, t, conditions or None)
+        inside = _inside(t, guidance.interval)
+        if guidance.scale == 1 or (inside is not None and not bool(inside.any())):
+            return strong
+        return _guided(x_t, strong, weak(x_t, t, conditions or None), guidance.scale, inside)
+
+    return network
+
+
+def _guided(x_t: Tensor, conditional: Tensor, null: Tensor, scale: float, inside: Tensor | None) -> Tensor:
+    # In float32, since a large scale would amplify rounding errors of a difference in bfloat16.
+    conditional, null = conditional.to(x_t.dtype), null.to(x_t.dtype)
+    guided = null + scale * (conditional - null)
+    return guided if inside is None else torch.where(inside.reshape(-1, *(1,) * (x_t.ndim - 1)), guided, conditional)
 
 
 def _dropped_names(backbone: GuidableBackbone, guidance: Guidance) -> list[str]:
