@@ -9,11 +9,12 @@ import torch
 from zigma_pl.backbones import ZigMa
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.core.errors import UserError
+from zigma_pl.core.randomness import randn_per_sample, sample_generators
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
 from zigma_pl.optimizers import Constant
-from zigma_pl.samplers import Guidance, ODESampler
+from zigma_pl.samplers import Guidance, ODESampler, guided_network
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.module import GenerativeModule
 
@@ -216,3 +217,56 @@ def test_validation_loss_is_fixed(tmp_path):
 def test_unconditional_backbone_trains_on_labelled_data(tmp_path):
     module = GenerativeModule(ZigMa(1, 8, 8, patch_size=4, width=16, depth=1, mixers=Mamba(state_size=4)), Objective())
     trainer_for(tmp_path, 1, logger=False, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=8))
+
+
+# ----------------------------------------------------------------------------------------- autoguidance, image-to-image
+def randomised(seed=0, **options):
+    module = build(**options).eval()
+    torch.manual_seed(seed)
+    for parameter in module.backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+@pytest.mark.parametrize("graph_sampling", [True, False])
+def test_a_weak_model_guides_sampling(graph_sampling):
+    module, weak = randomised(guidance=Guidance(scale=2.0), graph_sampling=graph_sampling), randomised(seed=1)
+    batch = Digits().conditions(range(3))
+    names, dropping = set(module.state_dict()), module.sample(batch).latents
+    module.guide_with(weak)
+    guided = module.sample(batch).latents
+    networks = [guided_network(each.backbone, batch.conditions) for each in (module, weak)]
+    x_noise = randn_per_sample(sample_generators(0, "sample", range(3)), (1, 8, 8))
+    expected = module.sampler.sample(
+        lambda x_t, t: 2 * networks[0](x_t, t) - networks[1](x_t, t), x_noise, objective=Objective()
+    )
+    torch.testing.assert_close(guided, expected.x_data)
+    assert not torch.allclose(guided, dropping)
+    assert set(module.state_dict()) == names
+    assert copy.deepcopy(module).weak_backbone is not weak.backbone
+    module.guide_with(None)
+    assert torch.equal(module.sample(batch).latents, dropping)
+
+
+def test_a_weak_model_of_another_kind_is_refused():
+    module = randomised()
+    others = {
+        "prediction": GenerativeModule(module.backbone, Objective(prediction="noise")),
+        "path": GenerativeModule(module.backbone, Objective("gvp")),
+        "conditions": GenerativeModule(ZigMa(1, 8, 8, patch_size=4, width=16, depth=1), Objective()),
+        "latents": GenerativeModule(ZigMa(1, 4, 4, patch_size=4, width=16, depth=1, num_classes=10), Objective()),
+    }
+    for what, weak in others.items():
+        with pytest.raises(UserError, match=what):
+            module.guide_with(weak)
+
+
+def test_sampling_starts_from_the_latents_of_the_batch():
+    module, conditions = randomised(), Digits().conditions(range(3))
+    latents = torch.randn(3, 1, 8, 8)
+    batch = Batch(latents, conditions.sample_ids, conditions.conditions)
+    almost = module.sample(batch, t_start=0.001).latents
+    torch.testing.assert_close(almost, latents, atol=0.05, rtol=0)
+    assert torch.equal(module.sample(batch).latents, module.sample(conditions).latents)
+    with pytest.raises(UserError, match="x_data"):
+        module.sample(conditions, t_start=0.5)

@@ -141,6 +141,41 @@ def test_the_model_that_comes_along_draws_what_it_is_told(repository, in_tmp):
     assert pink < -15
 
 
+@pytest.fixture
+def weak(by_class, in_tmp):
+    """A folder of a model like `by_class` with other weights."""
+    model = zigma_pl.from_pretrained(by_class)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.mul_(0.5)
+    return zigma_pl.save_pretrained(model, "weak")
+
+
+def test_a_weak_model_guides_sample_and_predict(by_class, weak, in_tmp):
+    pictures, table = sample(by_class, "--class", "3", "--num_samples", "2", "--weak_model", str(weak))
+    model, batch = (
+        zigma_pl.from_pretrained(by_class),
+        Batch(None, torch.arange(2), {"class": Condition(torch.full((2,), 3))}),
+    )
+    model.guide_with(zigma_pl.from_pretrained(weak))
+    assert_same(pictures, as_pictures(model.sample(batch).latents))
+    assert table["weak_model"]["class"] == "ZigMa"
+
+    checkpoint = by_class.parent / "logs" / "digits" / "version_0" / "checkpoints" / "random.ckpt"
+    options = [
+        "predict",
+        "--config",
+        str(REPOSITORY / "experiments" / "digits.yaml"),
+        *TINY,
+        f"--ckpt_path={checkpoint}",
+    ]
+    options += ["--data.init_args.num_predict_samples=2", "--samples.folder=predicted", "--trainer.accelerator=cpu"]
+    for more, keys in (([], set()), ([f"--weak_model={weak}"], {"weak_model"})):
+        assert main([*options, *more]) == 0
+        predicted = json.loads(Path("predicted/samples.json").read_text())
+        assert predicted.keys() & {"weak_model"} == keys
+
+
 def test_without_a_condition_it_goes_to_a_folder_of_the_models_name(unconditional, in_tmp):
     assert main(["sample", "--model", str(unconditional), "--num_samples", "9", "--device", "cpu"]) == 0
     pictures = [np.asarray(Image.open(f"samples/model/{number:08d}.png")) for number in range(9)]
@@ -212,6 +247,8 @@ def refused(options, message, capsys, out="out"):
         ("by_class", ["--class", "1", "--num_steps", "0"], "ODESampler.num_steps"),
         ("by_class", ["--class", "1", "--guidance", "-1"], "guidance.scale"),
         ("by_class", ["--class", "1", "--autoencoder", "nowhere"], "no folder 'nowhere'"),
+        ("by_class", ["--class", "1", "--weak_model", str(REPOSITORY / "models/portraits")], "weak model"),
+        ("by_class", ["--class", "1", "--weak_model", "nowhere"], "nowhere"),
         ("unconditional", ["--prompt", "a seven"], "--prompt"),
         ("unconditional", ["--class", "0"], "--class"),
         ("unconditional", ["--guidance", "2"], "null condition"),

@@ -21,6 +21,7 @@ from zigma_pl.data import Digits
 from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.metrics.clip_score import ClipScore
 from zigma_pl.evaluation.record import read_record
+from zigma_pl.evaluation.sampling import describe_sampling
 from zigma_pl.interpolant import Objective
 from zigma_pl.models.flops import count_flops
 from zigma_pl.samplers import Guidance, ODESampler, SDESampler
@@ -60,6 +61,18 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     assert "24 samples of the average weights, 2 network calls each, 179 real samples (test split)" in printed
     assert "lite, not comparable with published FID" in printed
     assert printed.rstrip().endswith("record: results/row.json")
+
+
+def test_samples_of_other_weak_models_are_kept_apart():
+    module, descriptions = build(), []
+    for weak in (None, build(), build()):
+        if weak is not None:
+            torch.nn.init.normal_(weak.backbone.final_layer.projection.weight)
+            module.guide_with(weak)
+        descriptions.append(describe_sampling(module, Digits(), "test", "32-true"))
+    assert "weak_model" not in descriptions[0]
+    assert descriptions[1] != descriptions[2]
+    assert {**descriptions[1], "weak_model": 0} == {**descriptions[2], "weak_model": 0}
 
 
 def test_record_tells_the_memory_that_training_took(in_tmp, fake_features, monkeypatch):

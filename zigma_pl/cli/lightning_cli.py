@@ -24,6 +24,7 @@ from zigma_pl.core.ranges import LARGEST_SEED
 from zigma_pl.data.base import ImageDataModule
 from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
+from zigma_pl.interop.folder import from_pretrained
 from zigma_pl.interop.training_checkpoint import initialise
 from zigma_pl.training.callbacks.agreement import Agreement
 from zigma_pl.training.callbacks.checkpoint import Checkpoint
@@ -118,6 +119,12 @@ class ZigmaCLI(LightningCLI):
         parser.add_argument(
             "--init_weights", type=Weights, default="average", help="averaged or raw weights of the checkpoint"
         )
+        parser.add_argument(
+            "--weak_model",
+            type=str | None,
+            default=None,
+            help="folder of a weaker exported model; guidance leads away from it instead of dropping conditions",
+        )
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         for action in parser._actions:
             put_int_first(action)
@@ -155,6 +162,9 @@ class ZigmaCLI(LightningCLI):
             if refusal is None:
                 raise
             raise UserError(f"invalid options: {refusal}") from error
+        weak_model = self._get(self.config, "weak_model")
+        if weak_model is not None:
+            self.model.guide_with(from_pretrained(weak_model))
 
     def _name_run(self) -> None:
         """Name the run after the experiment, unless its logger has a name."""

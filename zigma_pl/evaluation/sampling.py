@@ -26,6 +26,7 @@ from zigma_pl.core.grid import to_uint8
 from zigma_pl.core.processes import rank, wait_for_all, world_size
 from zigma_pl.data.base import ImageDataModule, Split
 from zigma_pl.data.picture_files import evenly_spaced
+from zigma_pl.encoders.weights import hash_of_weights
 from zigma_pl.evaluation.held_out import NUM_PROBED
 from zigma_pl.evaluation.store import Chunk, SampleStore
 from zigma_pl.interpolant.objective import Objective
@@ -99,7 +100,7 @@ class Precision:
 def describe_sampling(
     module: SamplingModel, datamodule: ImageDataModule, split: Split, precision: str
 ) -> dict[str, Any]:
-    """Return, as plain values, everything that samples depend on, except the weights."""
+    """Return, as plain values, everything that samples depend on, except the weights of the model itself."""
     backbone, objective, sampler = module.backbone, module.objective, module.sampler
     description = {
         "backbone": summary(backbone),
@@ -113,6 +114,9 @@ def describe_sampling(
         "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
         "conditions": _describe_conditions(module, datamodule, split),
     }
+    weak = getattr(module, "weak_backbone", None)  # of autoguidance
+    if weak is not None:
+        description["weak_model"] = {**summary(weak), "weights_sha256": hash_of_weights(weak)}
     check_recordable(description, "scoring")  # the description must identify the model
     return description
 

@@ -269,6 +269,9 @@ def model_and_data(
         return model, data
     other = type(model)(backbone, model.objective, model.sampler, model.guidance, seed=model.seed)
     other.trained_on = model.trained_on
+    if model.weak_backbone is not None:
+        weak = resized(model.weak_backbone, height // downsampling, width // downsampling)
+        other.guide_with(type(model)(weak, model.objective))
     return other.to(model.device), RequestedData(backbone, requests, batch_size, **encoders)
 
 

@@ -5,6 +5,7 @@ Axes: B batch, C channels, H W latent grid.
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -115,6 +116,7 @@ class GenerativeModule(L.LightningModule):
         self.compile_backbone = compile_backbone
         self.graph_sampling = graph_sampling
         self._graphed_backbone = GraphedBackbone(backbone, compile_backbone)
+        self._graphed_weak: GraphedBackbone | None = None
         self.graph_training = graph_training
         self._graphed_training = GraphedTraining(backbone)
         self.seed = seed
@@ -327,15 +329,65 @@ class GenerativeModule(L.LightningModule):
 
     # --- sampling -----------------------------------------------------------------------------------------------------
 
+    @property
+    def weak_backbone(self) -> Backbone | None:
+        """The weaker model that guidance leads away from; None for classifier-free guidance. See `guide_with`."""
+        return None if self._graphed_weak is None else self._graphed_weak.backbone
+
+    def guide_with(self, weak: "GenerativeModule | None") -> None:
+        """Guide sampling away from a weaker model, instead of dropping conditions (autoguidance, arXiv:2406.02507).
+
+        The weak model is not trained, and is part of neither checkpoints nor exports.
+
+        Args:
+            weak: a model of the same path, prediction, latents and conditions, such as a smaller one or one that was
+                trained for fewer steps; None for classifier-free guidance.
+
+        Raises: UserError if the two models differ in one of these.
+        """
+        if weak is None:
+            self._graphed_weak = None
+            return
+        for what, own, other in (
+            ("path", self.objective.schedule, weak.objective.schedule),
+            ("prediction", self.objective.prediction, weak.objective.prediction),
+            ("shape of latents", tuple(self.backbone.latent_shape), tuple(weak.backbone.latent_shape)),
+            ("conditions", sorted(self.backbone.conditioners), sorted(weak.backbone.conditioners)),
+        ):
+            if own != other:
+                raise UserError(f"the weak model has another {what} ({other}, not {own}): use a model of the same kind")
+        self._graphed_weak = GraphedBackbone(weak.backbone.eval())
+
     @torch.no_grad()
-    def sample(self, batch: Batch, guidance: Guidance | None = None) -> Samples:
-        """Generate one latent for each sample id of `batch` under its conditions; `batch.latents` is ignored."""
+    def sample(self, batch: Batch, guidance: Guidance | None = None, *, t_start: float = 1.0) -> Samples:
+        """Generate one latent for each sample id of `batch` under its conditions.
+
+        Args:
+            batch: sample ids and conditions; `batch.latents` are used only if `t_start` < 1.
+            guidance: None for that of the model.
+            t_start: start time, in (0, 1]; below 1, sampling starts from `batch.latents` with noise added
+                (image-to-image).
+        """
         generators = sample_generators(self.seed, "sample", batch.sample_ids)
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
-        backbone: GraphedBackbone | Backbone = self._graphed_backbone if self.graph_sampling else self.backbone
-        network = guided_network(backbone, self._conditions(batch), guidance or self.guidance)
-        with self._graphed_backbone.fixed_weights():
-            result = self.sampler.sample(network, x_noise, objective=self.objective, generators=generators)
+        graphed, graphed_weak = self._graphed_backbone, self._graphed_weak
+        weak: GraphedBackbone | Backbone | None = graphed_weak
+        weak_weights: AbstractContextManager[None] = nullcontext()
+        if graphed_weak is not None:
+            graphed_weak.backbone.to(self.device)  # as it is no submodule, it does not follow this model
+            weak = graphed_weak if self.graph_sampling else graphed_weak.backbone
+            weak_weights = graphed_weak.fixed_weights()
+        backbone: GraphedBackbone | Backbone = graphed if self.graph_sampling else self.backbone
+        network = guided_network(backbone, self._conditions(batch), guidance or self.guidance, weak=weak)
+        with graphed.fixed_weights(), weak_weights:
+            result = self.sampler.sample(
+                network,
+                x_noise,
+                objective=self.objective,
+                generators=generators,
+                x_data=batch.latents if t_start < 1 else None,
+                t_start=t_start,
+            )
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
 
     def _conditions(self, batch: Batch) -> Conditions:

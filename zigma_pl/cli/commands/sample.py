@@ -41,6 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_samples", type=int, default=8, help="images of each prompt or class (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale (default: the model's)")
+    add(
+        "--weak_model",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a weaker exported model; guidance leads away from it instead of dropping conditions",
+    )
     add("--num_steps", type=int, help="steps of the sampler (default: the model's)")
     add(
         "--image_size_px",
@@ -83,6 +89,8 @@ def main(argv: list[str]) -> int:
     from zigma_pl.interop.generation import ENCODER_OPTIONS, encoders_of, model_and_data, requests_of, set_sampling
 
     model = from_pretrained(options.model, allow_imports=options.allow_import)
+    if options.weak_model is not None:
+        model.guide_with(from_pretrained(options.weak_model, allow_imports=options.allow_import))
     set_sampling(model, seed=options.seed, num_steps=options.num_steps, guidance=options.guidance)
     requests = requests_of(model, options.prompt, options.classes, options.num_samples)
     given = {name: getattr(options, name, None) for name in ENCODER_OPTIONS}

@@ -114,6 +114,7 @@ class SampleWriter(L.Callback):
             "seed": module.seed,
             "sampler": summary(module.sampler),
             "guidance": summary(module.guidance, Guidance),
+            **({} if module.weak_backbone is None else {"weak_model": summary(module.weak_backbone)}),
             "num_network_calls": self._num_network_calls,
             "samples": rows,
         }
