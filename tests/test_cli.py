@@ -103,7 +103,7 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     sampling[-1] = "--model.guidance.scale=3.0"
     assert run(["predict", *digits, *TINY, *sampling, "--ckpt_path", str(last)]) == 0
     table = json.loads((in_tmp / "samples" / "samples.json").read_text())
-    assert table["guidance"]["scale"] == 3.0  # the flag, not what the checkpoint was trained with
+    assert table["guidance"]["scale"] == 3.0  # from the command line, not from the checkpoint
     assert [row["class_id"] for row in table["samples"]] == [*range(10), 0, 1]
     assert table["num_network_calls"] == 4  # Heun, two steps
     with Image.open(in_tmp / "samples" / table["samples"][11]["file"]) as picture:
@@ -111,7 +111,7 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     assert "samples/grid.png" in capsys.readouterr().out
 
     sampling = shlex.split(told.strip().splitlines()[-1].partition("python -m zigma_pl ")[2])
-    assert run([*sampling, "--data.init_args.num_predict_samples=2"]) == 0  # the command as `fit` gives it
+    assert run([*sampling, "--data.init_args.num_predict_samples=2"]) == 0  # the command that `fit` prints
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -51,13 +51,13 @@ def test_plain_output_has_a_line_for_each_change(tracked_runs):
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_terminal_is_drawn_in_place(tracked_runs, monkeypatch):
+def test_a_terminal_is_updated_in_place(tracked_runs, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "24")
     stream = Terminal()
     overview = Overview(tracked_runs, stream)
     overview.show()
-    assert stream.getvalue().count("\n") == 5  # headings, three experiments, sums
+    assert stream.getvalue().count("\n") == 5  # headings, three runs, totals
     assert "3 waiting" in stream.getvalue()
     begin = stream.tell()
     overview.show()

@@ -1,4 +1,4 @@
-"""States, continuation, failures and interruptions of the runner, with fakes for training and scoring."""
+"""States, resuming, failures and interruptions of the runner, with fake training and scoring."""
 
 import os
 import signal
@@ -91,7 +91,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_an_interrupted_experiment_goes_on_from_its_last_checkpoint(fakes, capsys, number):
+def test_an_interrupted_experiment_resumes_from_its_last_checkpoint(fakes, capsys, number):
     fakes.behave(table1_a={"fit": "hang"})
     interrupt_when("hangs", number)
     started = time.monotonic()
@@ -229,7 +229,7 @@ def test_the_lock_outlives_a_killed_runner_while_its_process_runs(tmp_path):
     assert runner.wait() == -signal.SIGKILL
     with run_lock(tmp_path) as second:
         assert second is None
-    runner.stdin.close()  # which ends the process that the runner started
+    runner.stdin.close()  # ends the process that the runner started
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         with run_lock(tmp_path) as third:

@@ -28,7 +28,7 @@ def test_every_experiment_of_a_table_runs_at_every_scale(runs):
 def test_a_scale_changes_no_class_and_names_itself(runs):
     for run in runs:
         changes = differences(compose([run.experiment.path]), run.config)
-        # What an experiment leaves to the default may be named by a scale, such as the class of the sampler.
+        # A scale may set a class that an experiment leaves at its default, such as the sampler.
         classes = [change for change in changes if "class_path" in change and " absent -> " not in change]
         assert classes == []
         assert run.config["scorer"]["scale"] == run.scale

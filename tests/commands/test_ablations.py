@@ -13,7 +13,7 @@ model:
 trainer: {max_steps: 4, val_check_interval: 2, log_every_n_steps: 1}
 checkpoint: {every_n_train_steps: 2}
 preview: {num_samples: 10}
-scorer: {num_samples: 16, metrics: []}  # the lite network takes its time
+scorer: {num_samples: 16, metrics: []}  # the lite network is slow
 """
 
 

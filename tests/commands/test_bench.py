@@ -29,7 +29,7 @@ def without_mambapy(monkeypatch):
 
 
 def cumulative_pscan(decay, increment):
-    """A stand-in with the calling convention of mambapy's pscan."""
+    """A replacement with the signature of mambapy's pscan."""
     h, states = torch.zeros_like(increment[:, 0]), []
     for a, x in zip(decay.unbind(1), increment.unbind(1), strict=True):
         h = a * h + x

@@ -69,7 +69,7 @@ def test_float16_takes_half_the_room(checkpoint, tmp_path):
     for dtype in ("float32", "float16"):
         assert main(["export", "--ckpt_path", str(checkpoint), "--out", str(tmp_path / dtype), "--dtype", dtype]) == 0
         sizes[dtype] = (tmp_path / dtype / "model.safetensors").stat().st_size
-    assert sizes["float16"] < 0.65 * sizes["float32"]  # the network is tiny: much of it is no matrix
+    assert sizes["float16"] < 0.65 * sizes["float32"]  # much of the tiny network is not matrices
     zigma_pl.from_pretrained(tmp_path / "float16")
 
 

@@ -21,7 +21,7 @@ from zigma_pl.data.cache.manifest import CURRENT_NAMES
 from zigma_pl.data.preparation import run
 from zigma_pl.data.preparation.run import sole_writer
 
-# --- cut off and gone on ----------------------------------------------------------------------------------------------
+# --- interrupted and resumed -----------------------------------------------------------------------------------------
 
 
 def unrecorded(out):
@@ -139,7 +139,7 @@ def test_a_second_run_into_the_same_folder_is_refused(place, tmp_path):
     assert str(tmp_path) in one_line(error)
     os.kill(other.pid, signal.SIGKILL)
     other.join()
-    assert (tmp_path / ".lock").exists()  # and yet it locks nothing
+    assert (tmp_path / ".lock").exists()  # an existing file is no lock
     with sole_writer(tmp_path):
         pass
 

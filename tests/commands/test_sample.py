@@ -94,13 +94,13 @@ def as_pictures(pixels):
 
 
 def assert_same(pictures, expected):
-    """Equal but for rounding, of which the size of a batch may change the last bit."""
+    """Compare up to rounding, whose last bit depends on the batch size."""
     assert len(pictures) == len(expected)
     for picture, other in zip(pictures, expected, strict=True):
         np.testing.assert_allclose(picture.astype(int), other.astype(int), atol=1)
 
 
-def test_each_prompt_is_drawn_under_its_own_features(by_caption, in_tmp, capsys):
+def test_each_prompt_is_sampled_with_its_own_features(by_caption, in_tmp, capsys):
     options = ["--prompt", CAPTIONS[0], "--prompt", CAPTIONS[1], "--num_samples", "3", "--batch_size", "4"]
     pictures, table = sample(by_caption, *options, "--seed", "5", "--guidance", "2", "--num_steps", "3")
     assert capsys.readouterr().out.rstrip().endswith("out/grid.png")
@@ -115,10 +115,10 @@ def test_each_prompt_is_drawn_under_its_own_features(by_caption, in_tmp, capsys)
 
     assert [row["caption"] for row in table["samples"]] == [CAPTIONS[0]] * 3 + [CAPTIONS[1]] * 3
     assert (table["seed"], table["sampler"]["num_steps"], table["guidance"]["scale"]) == (5, 3, 2.0)
-    assert Image.open("out/grid.png").size == (3 * 130 + 2, 2 * (130 + 68) + 2)  # a row for each prompt
+    assert Image.open("out/grid.png").size == (3 * 130 + 2, 2 * (130 + 68) + 2)  # one row per prompt
 
 
-def test_classes_are_drawn_as_the_model_itself_does(by_class, in_tmp):
+def test_classes_are_sampled_as_by_the_model(by_class, in_tmp):
     pictures, table = sample(by_class, "--class", "3", "--class", "0", "--num_samples", "2")
     model = zigma_pl.from_pretrained(by_class)
     assert (model.sampler.method, model.sampler.num_steps, model.guidance.scale) == ("heun", 2, 1.5)
@@ -286,7 +286,7 @@ def test_adaptive_sampler_takes_no_number_of_steps(by_class, in_tmp, capsys):
 
 def test_encoders_that_config_does_not_tell_have_to_be_given(by_caption, in_tmp, capsys):
     unknown = zigma_pl.from_pretrained(by_caption)
-    unknown.trained_on = {}  # as of a checkpoint from before it was kept, away from its run
+    unknown.trained_on = {}  # as in an old checkpoint that was moved away from its run
     zigma_pl.save_pretrained(unknown, "model")
     autoencoder = ["--autoencoder", by_caption.parent / "kl"]
     refused(["--model", "model", "--prompt", "a"], "--autoencoder", capsys)

@@ -18,7 +18,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def upstream(tmp_path, in_tmp, monkeypatch):
-    """An address on disk with a file of known hash, and a repository with one of which nothing is recorded."""
+    """A URL on disk with a file of known hash, and a repository with a file without recorded hash."""
     folder = tmp_path / "upstream"
     folder.mkdir()
 
@@ -55,7 +55,7 @@ def test_fetch_puts_checked_files_where_the_extractors_look(upstream, in_tmp, ca
     assert find_weights("small").read_bytes() == CONTENT
     assert find_weights("small", "weights/small").name == "model.bin"
     (upstream / "model.bin").unlink()
-    assert main(["fetch", "small"]) == 0  # what is there and right is not downloaded again
+    assert main(["fetch", "small"]) == 0  # an intact file is not downloaded again
     assert "ok       weights/small/model.bin" in capsys.readouterr().out
 
 
@@ -108,7 +108,7 @@ def test_list_and_check_use_no_network_and_name_everything(no_network, in_tmp, c
     assert main(["check"]) == 1
     checked = capsys.readouterr().out
     assert re.search(r"dinov2-large +missing +weights/dinov2-large/model.safetensors", checked)
-    assert main(["check", "minilm", "efficientnet-lite0"]) == 0  # what comes in packages
+    assert main(["check", "minilm", "efficientnet-lite0"]) == 0  # weights in packages
     assert capsys.readouterr().out.count(" ok ") == 2
     assert not list(in_tmp.iterdir())
 
@@ -119,7 +119,7 @@ def test_packages_are_not_fetched_and_unknown_names_are_told(no_network):
     with pytest.raises(UserError, match="unknown 'clip': choose one of sd-vae-ft-ema"):
         main(["check", "clip"])
     with pytest.raises(SystemExit):
-        main(["fetch"])  # everything at once is never meant
+        main(["fetch"])  # names are required
 
 
 def test_the_table_is_well_formed():
@@ -128,6 +128,6 @@ def test_the_table_is_well_formed():
         for file in entry.files:
             assert file.url.startswith("https://") != bool(entry.package)
             assert re.fullmatch("[0-9a-f]{64}", file.sha256 or "0" * 64)
-            assert file.sha256 or file.repository  # no download by address alone is compared with its hash
+            assert file.sha256 or file.repository  # either a hash or a pinned revision
             assert not file.repository or re.fullmatch("[0-9a-f]{40}", file.revision)
             assert bool(entry.install) == bool(entry.package)

@@ -1,4 +1,4 @@
-"""The official ZigMa forward pass restated in plain float64 NumPy, loops and all: what an import must reproduce.
+"""The official ZigMa forward pass in plain float64 NumPy, which an imported model must reproduce.
 
 Time runs as in the release: t = 0 is noise, t = 1 is data, and the output is x_data - noise.
 """

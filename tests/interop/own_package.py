@@ -1,4 +1,4 @@
-"""A package of one's own: a class of each kind, as text, to be written into a folder on the path."""
+"""The source of a user's package with a custom class of each kind, to be written to a folder on the path."""
 
 PARTS = """
 from dataclasses import dataclass

@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused_in_one_line(by_class, prompts, options, me
 def test_numbers_of_classes_may_be_names(tmp_path):
     model = saved(tmp_path, {**ABOUT, "class_names": ["7", "1", "0"]})
     assert np.array_equal(as_pixels(model.generate("7")), as_pixels(model.generate(0)))
-    assert np.array_equal(as_pixels(model.generate("2")), as_pixels(model.generate(2)))  # no class is named so
+    assert np.array_equal(as_pixels(model.generate("2")), as_pixels(model.generate(2)))  # no class has this name
 
 
 def test_clips_are_lists_of_frames(tmp_path):

@@ -25,7 +25,7 @@ from zigma_pl.samplers import ODESampler
 from zigma_pl.scan import ScanConfig
 
 DEEP = "[" * 100_000 + "]" * 100_000
-# As JSON text, since some of them are more than Python's own encoder or ours would write.
+# As JSON text, since no encoder would write some of them.
 HOSTILE = [
     *("null", "true", "0", "-1", "0.5", "1e9", "1000000000", "1000000000000", "1e400", "NaN", "9" * 5000),
     *('""', '"a/b"', '"../.."', '"\\ud800"', '"\\u0000"', '"lone \\udfff"', f'"{"x" * 100_000}"', '"é\\n\\u001b[2J"'),
@@ -75,7 +75,7 @@ def loads_or_is_refused(folder, config):
             model.sample(Batch(None, torch.arange(1), {"class": Condition(torch.tensor([1]))}))
     except UserError as error:
         message = str(error)
-    assert message.isprintable()  # and so of one line
+    assert message.isprintable()  # so it is one line
     assert len(message) < 2000
     assert time.monotonic() - start < SECONDS_ALLOWED
     assert 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_bytes < NUM_BYTES_ALLOWED

@@ -1,6 +1,6 @@
 """Classes of other packages: exported, reloaded and sampled from; nothing that is not allowed is imported.
 
-Kinds: parts of one's own that train but cannot be kept; paths in files that lead to code.
+Kinds: custom classes that train but cannot be saved; paths in files that lead to code.
 """
 
 import json

@@ -11,7 +11,7 @@ CHROMIUM = shutil.which("chromium")
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # also the browser itself shall ask nobody
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # the browser itself must not use the network either
 ]
 PROBE = """<script>
 addEventListener("load", () => parent.postMessage({
@@ -22,7 +22,7 @@ addEventListener("load", () => parent.postMessage({
   ground: getComputedStyle(document.body).backgroundColor,
 }, "*"));
 </script></body>"""
-# A window cannot be as narrow as a telephone, but a frame can.
+# A window cannot be as narrow as a phone, but a frame can.
 FRAME = """<!DOCTYPE html><html><head><meta name="color-scheme" content="light dark"></head><body>
 <script>addEventListener("message", (event) => {{
   const found = document.createElement("pre");

@@ -75,7 +75,7 @@ def test_earlier_assets_stay_until_the_page_is_replaced(tmp_path):
         assert (folder / "1" / "a.txt").read_text() == "old"
         raise RuntimeError
     assert [entry.name for entry in folder.glob("[!.]*")] == ["1"]
-    (folder / "2").mkdir()  # as of a killed report
+    (folder / "2").mkdir()  # left by a killed report
     with new_assets(folder) as third:
         third.write("new", "a.txt")
     assert [str(path.relative_to(folder)) for path in folder.rglob("*.txt")] == ["3/a.txt"]

@@ -1,4 +1,4 @@
-"""Records that others wrote. Kinds: names that become paths; text that becomes markup; files that are cut off."""
+"""Records that others wrote. Kinds: names that become paths; text that becomes markup; truncated files."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ def plain_record():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with one record, of which tests change the content; no scan paths, which take a second to draw."""
+    """A folder with one record, which tests change; without scan orders, which take a second to plot."""
     monkeypatch.setattr("zigma_pl.suite.report.page._path_charts", list)
     folder = tmp_path / "project"
     (folder / "results" / "smoke").mkdir(parents=True)
@@ -244,7 +244,7 @@ def test_mutated_records_give_tables_or_one_line(tmp_path_factory, changes, seco
     folder.mkdir()
     plain = plain_record()
     for path, new in changes:
-        with suppress(KeyError, IndexError, TypeError):  # an earlier change removed the place
+        with suppress(KeyError, IndexError, TypeError):  # an earlier change removed the key
             reduce(getitem, path[:-1], plain)[path[-1]] = new
     (folder / "a.json").write_text(json.dumps(plain))
     if second:

@@ -180,7 +180,7 @@ def test_out_is_a_page_that_can_be_written(project, tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 @pytest.mark.parametrize(("width_px", "dark"), [(400, True), (1400, False)])
-def test_a_browser_shows_all_of_it_and_asks_nobody(report, tmp_path, width_px, dark):
+def test_a_browser_shows_all_of_it_without_network(report, tmp_path, width_px, dark):
     shown = tmp_path / "report"
     shutil.copytree(report.parent, shown)
     state, console, asked_for = look_at(shown / "index.html", tmp_path / "profile", width_px=width_px, dark=dark)
@@ -188,7 +188,7 @@ def test_a_browser_shows_all_of_it_and_asks_nobody(report, tmp_path, width_px, d
     assert len(state["pictures"]) > 10
     assert [src for src, width in state["pictures"] if width == 0] == []
     assert [width for _, width in state["videos"]] == [96]
-    assert width_px - 40 < state["page_width"] == state["window_width"]  # nothing but tables scrolls sideways
+    assert width_px - 40 < state["page_width"] == state["window_width"]  # only tables scroll horizontally
     lightness = sum(map(int, state["ground"].removeprefix("rgb(").removesuffix(")").split(","))) / 3
     assert lightness < 60 if dark else lightness > 200
 
