@@ -1,4 +1,4 @@
-"""How many samples a second a data module delivers, loader and frozen encoders together: no network takes part.
+"""Measure the samples per second of a data module, loader and frozen encoders together, without a model.
 
 python tools/loading.py --config experiments/table1_zigzag8.yaml --data.cache data/mm-celeba-hq-256
 """
@@ -14,7 +14,7 @@ SECONDS = 10.0
 
 
 def main() -> None:
-    """Print samples a second of the training batches, after the first few."""
+    """Print the samples per second of the training batches, after the first three batches."""
     data = read_configuration(sys.argv[1:]).datamodule
     data.setup("fit")
     batches = iter(data.train_dataloader())

@@ -1,6 +1,6 @@
-"""Checks the fused ops of a block against float64, and times them and ZigMa-B's training step and forward pass.
+"""Compare the fused ops of a block with float64, and time them and ZigMa-B's training step and forward pass.
 
-python tools/device/block.py FOLDER writes to FOLDER: block.json, and profile_*.txt with the time of each kernel.
+python tools/device/block.py FOLDER writes block.json and profile_*.txt, the time of each kernel, to FOLDER.
 """
 
 import argparse
@@ -38,7 +38,7 @@ STEPS = [
 
 
 def branch_arguments(num_rows, num_tokens, dtype):
-    """Arguments of add_norm_mix by name, weights among them."""
+    """Return the arguments of add_norm_mix by name, including the weights."""
     torch.manual_seed(0)
     mixer = MambaMixer(WIDTH, NUM_STATES)
     names = ("in_proj.weight", "conv_weight", "conv_bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log")
@@ -50,19 +50,19 @@ def branch_arguments(num_rows, num_tokens, dtype):
     return {n: t.detach().cuda() for n, t in inputs.items()}
 
 
-def run_op(memory, order, **given):
-    """Both results of the op as one tensor."""
-    weights = MixerWeights(*(given.pop(n) for n in MixerWeights._fields))
+def run_op(memory, order, **arguments):
+    """Return both results of the op as one tensor."""
+    weights = MixerWeights(*(arguments.pop(n) for n in MixerWeights._fields))
     results = mamba_mixer.add_norm_mix(
-        **given, weights=weights, visit_order=order, epsilon=1e-5, activation_memory=memory, deterministic=False
+        **arguments, weights=weights, visit_order=order, epsilon=1e-5, activation_memory=memory, deterministic=False
     )
-    return torch.cat([t.to(given["x"].dtype) for t in results], -1)
+    return torch.cat([t.to(arguments["x"].dtype) for t in results], -1)
 
 
-def run_plain(order, **given):
-    """The same in plain PyTorch with the scan's form for any device."""
-    weights = MixerWeights(*(given.pop(n) for n in MixerWeights._fields))
-    x, out = norms._run_reference(*given.values(), 1e-5, False)
+def run_plain(order, **arguments):
+    """Return the same from plain PyTorch and the scan's implementation for any device."""
+    weights = MixerWeights(*(arguments.pop(n) for n in MixerWeights._fields))
+    x, out = norms._run_reference(*arguments.values(), 1e-5, False)
     from zigma_pl.ops.causal_conv1d import causal_conv1d
     from zigma_pl.ops.selective_scan import selective_scan
 
@@ -77,7 +77,7 @@ def run_plain(order, **given):
 
 
 def check():
-    """Compares the op with float64, and the backbone's step with the reference; returns the failures."""
+    """Compare the op with float64 and the backbone's step with the reference; return the failures."""
     failures = []
     for dtype, tolerance in ((torch.float32, 2e-5), (BF16, 3e-2), (torch.float16, 1e-2)):
         for memory in ("lean", "fast"):
@@ -97,10 +97,10 @@ def check():
 
 # ----------------------------------------------------------------------------------------------------------- timing
 def time_ops(num_rows, num_tokens):
-    """Milliseconds of the norm's kernels and of the whole branch."""
-    given, order = branch_arguments(num_rows, num_tokens, BF16), random_order(num_tokens)
-    inputs = [given[n] for n in ("x", "branch", "gate")]
-    modulation = norms_cuda.Modulation(given["norm_weight"], given["shift"], given["scale"])
+    """Return milliseconds of the norm's kernels and of the whole branch."""
+    by_name, order = branch_arguments(num_rows, num_tokens, BF16), random_order(num_tokens)
+    inputs = [by_name[n] for n in ("x", "branch", "gate")]
+    modulation = norms_cuda.Modulation(by_name["norm_weight"], by_name["shift"], by_name["scale"])
     forward = norms_cuda.run_forward(*inputs, modulation, IN_PLACE, 1e-5, False, True)
     dx_new, dout = torch.randn_like(forward.x_new), torch.randn_like(forward.out)
     kept = (forward.normalised, forward.rstd)
@@ -113,7 +113,7 @@ def time_ops(num_rows, num_tokens):
             lambda: norms_cuda.run_backward(dx_new, dout, kept, *inputs[1:], modulation, IN_PLACE, False, torch.float32)
         ),
     }
-    weights = [given[n] for n in MixerWeights._fields]
+    weights = [by_name[n] for n in MixerWeights._fields]
     arguments = (*inputs, *modulation, None, weights, order, 1e-5)
     for memory in ("nothing", "lean", "fast"):
         results[f"{memory} forward"] = median_ms(lambda m=memory: mamba_mixer.mix_forward(*arguments, m, False))
@@ -126,7 +126,7 @@ def time_ops(num_rows, num_tokens):
 
 
 def time_products(num_rows=32768, inner=2 * WIDTH, rank=48):
-    """Milliseconds and TFLOP/s of each matrix product of a layer."""
+    """Print milliseconds and TFLOP/s of each matrix product of a layer; return the milliseconds."""
     new = functools.partial(torch.randn, device="cuda", dtype=BF16)
     h, u, d, wide = new(num_rows, WIDTH), new(num_rows, inner), new(num_rows, WIDTH), new(num_rows, 2 * inner)
     w_in, w_out, w_x, w_dt = new(2 * inner, WIDTH), new(WIDTH, inner), new(rank + 32, inner), new(inner, rank)
@@ -162,7 +162,7 @@ def time_products(num_rows=32768, inner=2 * WIDTH, rank=48):
 
 
 def time_step(execution, memory, grid, batch_size, captions, folder, profiled=False):
-    """Milliseconds and GB of a training step as bench train takes it; batch size 1 shows the host's time."""
+    """Return milliseconds and GB of a training step, as in bench train; with batch size 1 the host limits the time."""
     gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -175,13 +175,13 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     network = in_training(execute(backbone, execution, "blocks"))
     x_t, t, velocity = make_inputs(batch_size, (grid, grid), options.device)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
-    held, stages = [], []
+    memory_after_forward, stages = [], []
 
     def step():
         stages.append([time.perf_counter()])
         with torch.autocast("cuda", BF16):
             loss = mse_loss(network(x_t, t, conditions).float(), velocity)
-        held.append(torch.cuda.memory_allocated())
+        memory_after_forward.append(torch.cuda.memory_allocated())
         stages[-1].append(time.perf_counter())
         loss.backward()
         stages[-1].append(time.perf_counter())
@@ -196,7 +196,7 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     torch.cuda.synchronize()
     peak = (torch.cuda.max_memory_allocated() - before) / 1e9
     ms = median_ms_of(repeated(step), 3, repeats=7)
-    result = {"ms": ms, "GB": peak, "GB forward": (held[-1] - before) / 1e9}
+    result = {"ms": ms, "GB": peak, "GB forward": (memory_after_forward[-1] - before) / 1e9}
     result["images/s"] = 1e3 * batch_size / result["ms"]
     for index, name in enumerate(("forward", "backward", "optimizer")):
         result[f"host {name}"] = 1e3 * statistics.median(stage[index + 1] - stage[index] for stage in stages)
@@ -207,7 +207,7 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
 
 
 def profile_forward(grid, batch_size, folder):
-    """Writes the time of each kernel of a compiled forward pass under a CUDA graph, called as bench forward does."""
+    """Write the time of each kernel of a compiled forward pass in a CUDA graph, called as in bench forward."""
     torch.compiler.reset()
     options = ModelOptions(torch.device("cuda"), BF16, 1, compile_scope="blocks")
     backbone = build(FAMILIES["zigzag8"], (grid, grid), options)
@@ -220,27 +220,27 @@ def profile_forward(grid, batch_size, folder):
 
 
 def median_ms_of(run, num_calls, repeats):
-    """Milliseconds of one of so many calls in a row, launching them included."""
+    """Return the milliseconds per call over `num_calls` calls, including their launches."""
     clock = CudaClock()
     return 1e3 * statistics.median(clock.seconds_per_call(run, num_calls) for _ in range(repeats))
 
 
 def profile(run, num_calls, path):
-    """Writes the time of each kernel in one of so many calls."""
+    """Write the time of each kernel per call, as the mean over `num_calls` calls."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         run(num_calls)
         torch.cuda.synchronize()
     events = sorted(profiler.key_averages(), key=lambda e: -e.self_device_time_total)
     ms = [e.self_device_time_total / num_calls / 1e3 for e in events]
-    lines = [f"{sum(ms):9.3f} ms a call on the device"]
+    lines = [f"{sum(ms):9.3f} ms per call on the device"]
     lines += [f"{t:9.3f} ms {e.count / num_calls:7.1f} x {e.key[:150]}" for t, e in zip(ms[:60], events, strict=False)]
     path.write_text("\n".join(lines))
     print("\n".join(line[:130] for line in lines[:34]), flush=True)
 
 
 def main():
-    """Command line."""
+    """Read the command line, check, time and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--no-check", action="store_true")

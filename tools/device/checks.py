@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64: lengths, widths, states, dtypes, orders and chunks; and two runs bit by bit."""
+"""Compare the CUDA kernels with float64 (lengths, widths, states, dtypes, orders and chunks), and two runs bitwise."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def output_and_gradients(run, arguments, double=False):
-    """Name -> output or gradient, for fixed weights of the output's entries."""
+    """Return the output and the gradients of its sum with fixed weights, by name."""
     leaves = {n: (t.double() if double else t).detach().requires_grad_() for n, t in arguments.items()}
     out = run(**leaves)
     weights = torch.linspace(-1e3, 1e3, out.numel(), dtype=torch.float64, device="cuda").cos().view(out.shape)
@@ -23,7 +23,7 @@ def output_and_gradients(run, arguments, double=False):
 
 
 def errors_of(run, exact, arguments):
-    """Name -> (largest error over the largest entry, norm of the error over the norm)."""
+    """Return by name: (largest error / largest entry, norm of the error / norm)."""
     expected = output_and_gradients(exact, arguments, double=True)
     tested = output_and_gradients(run, arguments)
     result = {}
@@ -37,7 +37,7 @@ def errors_of(run, exact, arguments):
 
 
 def check_scan(failures, shape, dtype, order, **options):
-    """Compares one case with float64; appends to failures."""
+    """Compare one case with float64; append to `failures`."""
     deterministic, chunks = options.pop("deterministic", False), options.pop("chunks", None)
     arguments = scan_arguments(shape, dtype, **options)
     run = functools.partial(cuda.run, visit_order=order, deterministic=deterministic)
@@ -59,8 +59,8 @@ def check_scan(failures, shape, dtype, order, **options):
 
 
 def check_all(orders):
-    """Lengths, widths, numbers of states, dtypes, orders and chunks of both ops; returns the failures."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills every fresh tensor with NaN
+    """Check lengths, widths, numbers of states, dtypes, orders and chunks of both ops; return the failures."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialised memory with NaN
     failures = []
     for dtype in TOLERANCES:
         for num_tokens in (1, 63, 1000):
@@ -85,7 +85,10 @@ def check_all(orders):
 
 
 def check_small():
-    """Every kernel on little data, for compute-sanitizer; PYTORCH_NO_CUDA_MEMORY_CACHING=1 lets it see every bound."""
+    """Run every kernel on small tensors, for compute-sanitizer.
+
+    Set PYTORCH_NO_CUDA_MEMORY_CACHING=1, so that it detects every access out of bounds.
+    """
     failures = []
     for dtype in TOLERANCES:
         for shape, options in itertools.product(
@@ -98,7 +101,7 @@ def check_small():
 
 
 def check_convolution(failures, dtype):
-    """Compares the convolution with its definition."""
+    """Compare the convolution with its definition; append to `failures`."""
     for (num_rows, num_tokens, num_channels), taps in itertools.product(
         [(2, 1000, 1536), (2, 63, 77), (1, 1, 8)], (4, 3)
     ):
@@ -126,7 +129,7 @@ def check_convolution(failures, dtype):
 
 
 def check_determinism(failures):
-    """Compares the bits of two runs."""
+    """Check that two deterministic runs give the same bits; append to `failures`."""
     arguments, order = scan_arguments((4, 512, 1536, 16), torch.bfloat16), random_order(512)
     run = functools.partial(cuda.run, visit_order=order, deterministic=True)
     first, second = (output_and_gradients(run, arguments) for _ in range(2))

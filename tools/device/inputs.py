@@ -1,4 +1,4 @@
-"""Inputs of the scan on a GPU, for checks and timing."""
+"""Inputs of the scan on a GPU for checks and timing."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from zigma_pl.scan.paths import visit_order
 
 
 def scan_arguments(shape, dtype, seed=0, optional=True, strided=True):
-    """Inputs as a mixer's projections give them: u and gate halves of one tensor, B and C columns of another."""
+    """Return inputs with a mixer's strides: u and gate are halves of one tensor, B and C columns of another."""
     num_rows, num_tokens, num_channels, num_states = shape
     g = torch.Generator("cuda").manual_seed(seed)
     normal = functools.partial(torch.randn, generator=g, device="cuda")
@@ -40,33 +40,33 @@ def scan_arguments(shape, dtype, seed=0, optional=True, strided=True):
 
 
 def mixer_arguments(num_rows, num_tokens, order):
-    """Inputs as a new mixer of width 768 makes them of random tokens, its channels sorted by their step sizes."""
+    """Return the scan's inputs in a new mixer of width 768, with channels sorted by step size, for random tokens."""
     torch.manual_seed(0)
     mixer = MambaMixer(768).cuda()
-    seen = {}
+    recorded = {}
 
     def scan(u, delta, A, B, C, **rest):
-        seen.update(u=u, delta=delta, A=A, B=B, C=C, **{n: rest[n] for n in ("skip", "gate", "delta_bias")})
+        recorded.update(u=u, delta=delta, A=A, B=B, C=C, **{n: rest[n] for n in ("skip", "gate", "delta_bias")})
         return u
 
     tokens, visit = torch.randn(num_rows, num_tokens, 768, device="cuda"), Visit(torch.empty(0), order)
     patched = mock.patch("zigma_pl.models.mixers.mamba.selective_scan", scan)
     with patched, torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         mixer(tokens, visit)
-    return seen
+    return recorded
 
 
 def random_order(num_tokens, seed=0):
-    """A random permutation on the GPU."""
+    """Return a random permutation on the GPU."""
     return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(seed)).int().cuda()
 
 
 def zigzag_order(num_tokens, index):
-    """One of the eight zigzags through a square grid, on the GPU."""
+    """Return one of the eight zigzags through a square grid, on the GPU."""
     side = math.isqrt(num_tokens)
     return torch.from_numpy(visit_order("zigzag", side, side, index=index)).cuda()
 
 
 def bfloat16_arguments(shape):
-    """Inputs of (B, L) rows of 1,536 channels with 16 states."""
+    """Return inputs of shape (B, L) with 1,536 channels and 16 states."""
     return scan_arguments((*shape, 1536, 16), torch.bfloat16)

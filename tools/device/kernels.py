@@ -1,6 +1,6 @@
-"""Checks the CUDA kernels against float64 and times them on the GPU at hand: python tools/device/kernels.py --help.
+"""Compare the CUDA kernels with float64 and time them on this GPU: python tools/device/kernels.py --help.
 
-Prints a table, and writes all numbers as JSON. Times nothing while a check fails.
+Prints a table and writes all numbers as JSON. Stops before timing if a check fails.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SHAPES = [(8, 4096), (32, 1024), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
 
 
 def median_ms(call, seconds=0.25, repeats=7):
-    """Median over `repeats` batches of replays of a CUDA graph of the call."""
+    """Return the median milliseconds of the call over `repeats` batches of replays of its CUDA graph."""
     call()
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
@@ -55,7 +55,7 @@ def median_ms(call, seconds=0.25, repeats=7):
 
 
 def time_scan(arguments, order=None, keeps=(direct.KEEP_EVERY,), deterministic=True):
-    """Milliseconds of both directions, and for distances between kept states."""
+    """Return milliseconds of both directions, for each distance between the states that are kept for backward."""
     inputs = [*(arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order]
     times = {"inference": median_ms(lambda: direct.forward(*inputs, 0))}
     for keep in keeps:
@@ -71,7 +71,7 @@ def time_scan(arguments, order=None, keeps=(direct.KEEP_EVERY,), deterministic=T
 
 
 def time_mixers(indices, shapes, keeps, results):
-    """Times the scan as a new mixer calls it along zigzags, and what its first pass takes where the path is cut."""
+    """Time the scan along zigzags on a new mixer's inputs, and the first pass over paths that are cut into chunks."""
     for index, (num_rows, num_tokens) in itertools.product(indices, shapes):
         order = zigzag_order(num_tokens, index)
         arguments = mixer_arguments(num_rows, num_tokens, order)
@@ -85,7 +85,7 @@ def time_mixers(indices, shapes, keeps, results):
 
 @contextlib.contextmanager
 def without_first_pass():
-    """Leaves out the kernels that find what the chunks of a path leave behind, which makes results wrong."""
+    """Leave out the kernels that compute the states or adjoints at the chunks' ends; the results are wrong."""
     kernel = launch.kernel
 
     def kernel_or_nothing(name, *kinds):
@@ -96,7 +96,7 @@ def without_first_pass():
 
 
 def time_convolution(shape, order):
-    """Milliseconds of both directions of the convolution."""
+    """Return milliseconds of both directions of the convolution."""
     x = torch.randn(*shape[:2], 2 * shape[2], device="cuda").bfloat16().chunk(2, -1)[0]
     weight, bias = torch.randn(shape[2], 4, device="cuda"), torch.randn(shape[2], device="cuda")
     dout = torch.randn(shape, device="cuda").bfloat16()
@@ -107,7 +107,7 @@ def time_convolution(shape, order):
 
 
 def parse_variant(text):
-    """steps=4,PADDED=1,... as (changes of the layout for N = 16, macros), the latter upper case."""
+    """Parse "steps=4,PADDED=1,...": return the changed layout for N = 16 (lower case) and macros (upper case)."""
     items = {k: int(v) for k, v in (item.split("=") for item in text.split(",") if item)}
     changes = {k: v for k, v in items.items() if k.islower()}
     macros = tuple((k, v) for k, v in items.items() if not k.islower())
@@ -116,7 +116,7 @@ def parse_variant(text):
 
 @contextlib.contextmanager
 def variant(text):
-    """Puts a layout in the place of the one for as many states, and adds macros to what is compiled."""
+    """Replace the layout for this number of states and compile with additional macros."""
     layout, macros = parse_variant(text)
     known, load = layouts.LAYOUTS, nvrtc.load
     layouts.LAYOUTS = tuple(layout if one.states == layout.states else one for one in known)
@@ -130,7 +130,7 @@ def variant(text):
 
 
 def time_variants(texts, shapes, keeps, results):
-    """Checks and times variants for N = 16."""
+    """Check and time variants for N = 16."""
     for text in texts:
         with variant(text):
             try:
@@ -147,22 +147,22 @@ def time_variants(texts, shapes, keeps, results):
 
 
 def profile():
-    """Both directions once at 8 x 4,096."""
+    """Run both directions once at 8 x 4,096."""
     arguments, order = bfloat16_arguments((8, 4096)), random_order(4096)
     output_and_gradients(functools.partial(cuda.run, visit_order=order), arguments)
     torch.cuda.synchronize()
 
 
 def main():
-    """Command line."""
+    """Read the command line, check, time and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--check-small", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--variants", nargs="*", default=[], help="steps=4,MACRO=1,... to be compared")
+    parser.add_argument("--variants", nargs="*", default=[], help="variants to compare: steps=4,MACRO=1,...")
     parser.add_argument("--keeps", nargs="*", type=int, default=[direct.KEEP_EVERY], help="rows between kept states")
     parser.add_argument("--shapes", nargs="*", type=lambda t: tuple(map(int, t.split(","))), default=SHAPES[:2])
-    parser.add_argument("--mixers", nargs="*", type=int, default=[], help="zigzags along which a new mixer is timed")
+    parser.add_argument("--mixers", nargs="*", type=int, default=[], help="zigzags to time with a new mixer's inputs")
     parser.add_argument("--out", type=Path, default=Path("kernels.json"))
     parser.add_argument("--profile", action="store_true", help="run each kernel once at 8 x 4,096, for a profiler")
     options = parser.parse_args()

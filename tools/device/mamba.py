@@ -1,7 +1,7 @@
-"""Times mamba-ssm's selective scan and ours in one run: python tools/device/mamba.py FOLDER RESULTS.json.
+"""Time mamba-ssm's selective scan and ours in one run: python tools/device/mamba.py FOLDER RESULTS.json [--build-only].
 
-FOLDER has the sources of its extension (csrc/selective_scan), which is built for the GPU at hand. With --build-only in
-the second place it stops after that.
+FOLDER contains the sources of its extension (csrc/selective_scan), which is built for this GPU. With --build-only the
+script stops after the build.
 """
 
 import functools

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Tests of the feature extractors where torchvision is, on the FID network too: tools/device/metrics.sh [WHEELS]
-# WHEELS is a folder with what the machine lacks, such as torch-fidelity and pytest; it is installed for this run alone.
+# Test the feature extractors, including the FID network, on a machine with torchvision:
+#   tools/device/metrics.sh [WHEELS]
+# WHEELS is a folder with the wheels of missing packages, such as torch-fidelity and pytest; they are installed for this
+# run only.
 set -eu
 cd "$(dirname "$0")/../.."
 site=$(mktemp -d)

@@ -1,7 +1,7 @@
-"""Milliseconds of the optimisers' steps, on the gradients of one backbone: python tools/device/optimizers.py FILE.json.
+"""Time the steps of optimisers on the gradients of one backbone: python tools/device/optimizers.py FILE.json.
 
-Each step is timed alone, alternately, and printed as a fraction of a training step. On a GPU: size B, 32 pictures of
-32 x 32 tokens, replayed; on a CPU a tiny model.
+The optimisers are timed alternately. Prints milliseconds, and the fraction of a training step. On a GPU the model has
+size B, with 32 images of 32 x 32 tokens, and passes are replayed as CUDA graphs; on a CPU the model is tiny.
 """
 
 import json
@@ -28,7 +28,7 @@ x_t, t, target = make_inputs(batch_size, grid, device)
 
 
 def passes():
-    """One forward and backward pass."""
+    """Run one forward and backward pass."""
     with autocast(device, options.dtype):
         loss = torch.nn.functional.mse_loss(network(x_t, t).float(), target)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Measures what a call costs the host, in microseconds: python tools/device/overhead.py."""
+"""Measure the host time of calls to the CUDA ops, in microseconds: python tools/device/overhead.py."""
 
 import time
 
@@ -11,7 +11,7 @@ from zigma_pl.ops.selective_scan import cuda, direct, launch, selective_scan
 
 
 def host_us(call, count=300):
-    """Mean time until the call returns, the device kept ahead."""
+    """Return the mean time until the call returns, without waiting for the device."""
     for _ in range(20):
         call()
     torch.cuda.synchronize()
@@ -38,7 +38,7 @@ print("scan op", host_us(lambda: cuda.scan_forward(*inputs, order, False, False)
 print("conv op", host_us(lambda: conv_cuda.conv_forward(arguments["u"], weight, bias, order, True)))
 out, states = direct.forward(*inputs, order)
 print("scan without autograd", host_us(lambda: direct.forward(*inputs, order, 0)))
-print("its backward", host_us(lambda: direct.backward(out, *inputs, order, states)))
+print("backward of the scan without autograd", host_us(lambda: direct.backward(out, *inputs, order, states)))
 with torch.no_grad():
     print("scan, no gradients", host_us(lambda: selective_scan(*inputs[:5], **optional, visit_order=order)))
     print("conv, no gradients", host_us(lambda: causal_conv1d(arguments["u"], weight, bias, visit_order=order)))

@@ -1,5 +1,6 @@
-# For scripts that run parts on a GPU machine: they set `archive` and `commit`, an array with --commit COMMIT or nothing, and
-# source this in the root of the repository. Outputs of a part go to files in $results, which $OUT/$archive holds after each.
+# Functions for scripts that run several parts on a GPU machine. Such a script sets `archive` and `commit`, an array that
+# is empty or contains --commit COMMIT, and sources this file in the root of the repository. The outputs of a part are
+# written to files in $results, and all files are packed to $OUT/$archive after each part.
 : "${OUT:?set OUT to the folder for the results}"
 python=${PYTHON:-python3}
 results=$(mktemp -d)
@@ -9,7 +10,7 @@ keep() {
     tar -czf "$OUT/$archive" -C "$results" .
 }
 
-part() { # name seconds command: one that takes too long is interrupted, and keeps what it has
+part() { # name seconds command: interrupts a command that takes too long; its output until then is kept
     local name=$1 limit=$2
     shift 2
     timeout --signal=INT --kill-after=10 "$limit" "$@" >"$results/$name.txt" 2>"$results/$name.log"

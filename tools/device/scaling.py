@@ -1,10 +1,11 @@
-"""Training on 1, 2, 4 GPUs of one host: images a second, and the share of n times one GPU's that n GPUs reach.
+"""Measure training on 1, 2 and 4 GPUs of one host: images per second and scaling efficiency.
 
 python tools/device/scaling.py RESULTS.json [--num_devices 1 2 4] [--batch_size 32] [--bucket_cap_mb 50] [--eager]
 
-ZigMa-B on 1,024 tokens under bf16 autocast, blocks compiled, DDP as in configs/strategy/ddp.yaml, the same batch on
-every GPU. Numbers of GPUs take turns, and medians are taken over the turns. Needs only torch, numpy and einops. To try
-it where there is no GPU: --device cpu, a tiny model with gloo.
+The efficiency is the throughput of n GPUs divided by n times that of one. The model is ZigMa-B on 1,024 tokens under
+bf16 autocast with compiled blocks, DDP as in configs/strategy/ddp.yaml, and the same batch size on every GPU. The
+numbers of GPUs are measured alternately, and the median over all rounds is reported. Needs only torch, numpy and
+einops. To try the script without a GPU, use --device cpu, which trains a tiny model with gloo.
 """
 
 import argparse
@@ -30,7 +31,7 @@ GOAL = {2: 0.92, 4: 0.88}
 
 
 def build(options, device):
-    """Return the backbone that is trained, and the setting: grid and batch size of a device."""
+    """Return the backbone to train, and the setting: grid and batch size per device."""
     torch.manual_seed(0)
     if device.type == "cpu":
         return ZigMa(4, 8, 8, width=32, depth=2), Setting(8, options.batch_size)
@@ -41,7 +42,7 @@ def build(options, device):
 
 
 def measure(rank, world_size, options, folder):
-    """Train in one of the processes; the first writes the seconds of a step, which all wait for."""
+    """Train in one of the processes; rank 0 writes the seconds per step of all processes together."""
     device = torch.device(options.device, rank) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -69,7 +70,7 @@ def measure(rank, world_size, options, folder):
 
 
 def timed(train, num_steps, device):
-    """Return the seconds of a step, from when all processes have begun to when all have ended."""
+    """Return the seconds per step, from when all processes have started until all have finished."""
     wait_for_all(device)
     began = time.perf_counter()
     train(num_steps)
@@ -78,14 +79,14 @@ def timed(train, num_steps, device):
 
 
 def wait_for_all(device):
-    """Wait until every process has nothing left to do."""
+    """Wait until every process has finished its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     distributed.barrier()
 
 
-def seconds_of_a_step(world_size, options):
-    """Return the median over the repeats of one turn."""
+def seconds_per_step(world_size, options):
+    """Return the median over the repeats of one round."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (world_size, options, Path(folder)), nprocs=world_size)
         return statistics.median(json.loads(Path(folder, "seconds.json").read_text()))
@@ -96,14 +97,14 @@ def read_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--num_devices", type=int, nargs="+", default=[1, 2, 4], help="begins with 1")
-    parser.add_argument("--batch_size", type=int, default=32, help="images of a step and device")
+    parser.add_argument("--num_devices", type=int, nargs="+", default=[1, 2, 4], help="must include 1")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per step and device")
     parser.add_argument("--bucket_cap_mb", type=int, default=50)
     parser.add_argument("--activation_memory", choices=["lean", "fast"], default="lean")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--num_turns", type=int, default=2)
     parser.add_argument("--num_repeats", type=int, default=3)
-    parser.add_argument("--num_steps", type=int, default=20, help="timed at a time")
+    parser.add_argument("--num_steps", type=int, default=20, help="of one repeat")
     parser.add_argument("--num_warmup_steps", type=int, default=10)
     return parser.parse_args()
 
@@ -112,16 +113,17 @@ def main():
     """Measure, print a line for each number of devices, and write the record."""
     options = read_options()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    turns = [{n: seconds_of_a_step(n, options) for n in options.num_devices} for _ in range(options.num_turns)]
+    rounds = [{n: seconds_per_step(n, options) for n in options.num_devices} for _ in range(options.num_turns)]
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU, a tiny model: no measurement"
     rows = []
-    print(f"{name}, torch {torch.__version__}, batch {options.batch_size} a device")
+    print(f"{name}, torch {torch.__version__}, batch {options.batch_size} per device")
     for n in options.num_devices:
-        rate = statistics.median(n * options.batch_size / turn[n] for turn in turns)
-        efficiency = statistics.median(turn[1] / turn[n] for turn in turns)
-        rows.append({"num_devices": n, "images_per_second": rate, "efficiency": efficiency, "goal": GOAL.get(n)})
-        print(f"{n} devices: {rate:8.1f} images/s, efficiency {efficiency:.3f}, goal {GOAL.get(n, 1)}")
-    record = {"device": name, "torch": torch.__version__, "rows": rows, "seconds_of_a_step": turns}
+        images_per_second = statistics.median(n * options.batch_size / seconds[n] for seconds in rounds)
+        efficiency = statistics.median(seconds[1] / seconds[n] for seconds in rounds)
+        row = {"num_devices": n, "images_per_second": images_per_second, "efficiency": efficiency, "goal": GOAL.get(n)}
+        rows.append(row)
+        print(f"{n} devices: {images_per_second:8.1f} images/s, efficiency {efficiency:.3f}, goal {GOAL.get(n, 1)}")
+    record = {"device": name, "torch": torch.__version__, "rows": rows, "seconds_of_a_step": rounds}
     record["options"] = {key: str(value) for key, value in vars(options).items()}
     options.results.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Checks and memcheck, the benchmarks that have targets, and which of those are met, on a GPU machine, in 600 seconds.
-# Fails if one is not met:
+# On a GPU machine, in 600 seconds, run the checks, memcheck and the benchmarks that have targets. Fails if a target is
+# missed:
 #   tools/device/targets.sh [COMMIT [MAMBA]]
-# MAMBA: folder with mamba-ssm's csrc/selective_scan, which is built for this GPU and compared with.
-# Everything but the tables goes to $OUT/targets.tar.gz, made anew after each part. Needs what bench.sh needs, and
-# compute-sanitizer. What is timed comes before what is compiled, which takes all processors.
+# MAMBA: folder with mamba-ssm's csrc/selective_scan, which is built for this GPU for comparison.
+# Prints tables; writes all results to $OUT/targets.tar.gz, which is updated after each part. Needs the packages that
+# bench.sh needs, and compute-sanitizer. Timing comes before compilation, which uses all CPU cores.
 set -u
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

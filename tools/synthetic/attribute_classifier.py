@@ -1,13 +1,14 @@
-"""Tell how often sampled portraits show what their captions say, beside the real test split.
+"""Measure how often sampled portraits show the attributes in their captions, compared with the real test split.
 
     python tools/synthetic/attribute_classifier.py data/synthetic/portraits --classifier build/attributes.pt
     python tools/synthetic/attribute_classifier.py data/synthetic/portraits --classifier build/attributes.pt \\
         --samples samples/table1_zigzag8/0123456789abcdef --out results/attributes/table1_zigzag8.json
 
-A small convolutional network learns the attributes (attributes.jsonl) of the training split, mirrored at random; it is
-trained at 64 px, in minutes on a CPU, where its file is missing. Samples are a store of `test`, which has sampling.json
-and chunks, or a folder that `predict` has written, with samples.json. Of a sample, what its caption tells is compared
-with what the network sees, and so are the real pictures with the captions drawn for the same ids.
+A small convolutional network is trained on the attributes (attributes.jsonl) of the training split, with random
+mirroring, at 64 px and in minutes on a CPU, unless its file exists. Samples are a folder written by `test`, with
+sampling.json and chunks, or by `predict`, with samples.json. The attributes in a sample's caption are compared with
+those that the network predicts. For samples of `test`, the real pictures are also compared with the captions of the
+samples with the same ids.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from portrait_captions import VALUES, told_by
+from portrait_captions import VALUES, parse_caption
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -35,11 +36,11 @@ from zigma_pl.evaluation.store import IDENTITY_NAME
 SIZE_PX = 64
 BATCH_SIZE = 128
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-NO_LABEL = -100  # what cross_entropy leaves out
+NO_LABEL = -100  # ignored by cross_entropy
 
 
 class AttributeClassifier(nn.Module):
-    """Pictures (B, 3, 64, 64), uint8, to the logits of each attribute's values."""
+    """Predicts the logits of each attribute's values from pictures (B, 3, 64, 64), uint8."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,26 +52,26 @@ class AttributeClassifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(16 * widths[-1], len(values)) for name, values in VALUES.items()})
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Return (B, number of values) by attribute."""
+        """Return logits (B, number of values) by attribute."""
         features = self.features((pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last))
         return {name: head(features) for name, head in self.heads.items()}
 
 
 def main() -> None:
-    """Train the network where it is missing, then print and write accuracies."""
+    """Train the network unless its file exists, then print and write accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="folder of the portraits, which portraits.py has made")
+    parser.add_argument("root", type=Path, help="folder of the portraits, written by portraits.py")
     parser.add_argument("--classifier", type=Path, required=True, help="file of the network's weights")
-    parser.add_argument("--samples", type=Path, help="folder of a store of samples, or of what predict has written")
-    parser.add_argument("--out", type=Path, help="JSON file of the accuracies")
-    parser.add_argument("--num-epochs", type=int, default=3, help="of training")
+    parser.add_argument("--samples", type=Path, help="folder of samples written by test or predict")
+    parser.add_argument("--out", type=Path, help="JSON file for the accuracies")
+    parser.add_argument("--num-epochs", type=int, default=3, help="epochs of training")
     arguments = parser.parse_args()
     classifier = load_or_train(arguments.classifier, arguments.root, arguments.num_epochs)
     faces = FacesOnDisk(arguments.root).split("test")
-    seen = see(classifier, pixels(faces))
-    result: dict[str, Any] = {"real": accuracies(seen, attributes_of(arguments.root, faces.image_ids))}
+    predicted = predict(classifier, pixels(faces))
+    result: dict[str, Any] = {"real": accuracies(predicted, attributes_of(arguments.root, faces.image_ids))}
     if arguments.samples is not None:
-        result |= compare(classifier, seen, arguments.samples, arguments.root)
+        result |= compare(classifier, predicted, arguments.samples, arguments.root)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"num_real": len(faces), **result}, indent=1) + "\n")
@@ -78,27 +79,30 @@ def main() -> None:
 
 
 def compare(
-    classifier: AttributeClassifier, seen: Sequence[Mapping[str, str]], samples: Path, root: Path
+    classifier: AttributeClassifier, predicted_real: Sequence[Mapping[str, str]], samples: Path, root: Path
 ) -> dict[str, Any]:
-    """Return the accuracies of samples, and those of the real pictures of the same ids under the same captions."""
+    """Return the accuracies of samples; for samples of `test` also of real pictures, with the same ids and captions.
+
+    Raises: UserError if the samples have no captions.
+    """
     if (samples / IDENTITY_NAME).is_file():
         conditions = json.loads((samples / IDENTITY_NAME).read_text())["conditions"]
         if conditions is None:
-            raise UserError(f"{samples}: these samples were drawn without captions, so there is nothing to compare")
+            raise UserError(f"{samples}: these samples have no captions: give samples of a model with captions")
         pictures, sample_ids = read_store(samples)
-        told = [told_by(caption) for caption in captions_drawn(root, conditions["seed"], sample_ids)]
-        behind = [seen[sample_id % len(seen)] for sample_id in sample_ids]
-        result = {"real_by_captions": accuracies(behind, told)}
+        expected = [parse_caption(caption) for caption in captions_of(root, conditions["seed"], sample_ids)]
+        of_real = [predicted_real[sample_id % len(predicted_real)] for sample_id in sample_ids]
+        result = {"real_by_captions": accuracies(of_real, expected)}
     else:
         rows = json.loads((samples / "samples.json").read_text())["samples"]
-        told = [told_by(row["caption"]) for row in rows]
+        expected = [parse_caption(row["caption"]) for row in rows]
         pictures = torch.stack([to_size(decode_image(samples / row["file"])) for row in rows])
         result = {}
-    return {"num_samples": len(told), **result, "samples": accuracies(see(classifier, pictures), told)}
+    return {"num_samples": len(expected), **result, "samples": accuracies(predict(classifier, pictures), expected)}
 
 
 def read_store(folder: Path) -> tuple[Tensor, list[int]]:
-    """Return pictures (n, 3, 64, 64), uint8, and sample ids of all chunks of a store."""
+    """Return the pictures (n, 3, 64, 64), uint8, and sample ids of all chunks in a folder."""
     pictures, sample_ids = [], []
     for path in sorted(folder.glob("chunk-*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
@@ -107,8 +111,8 @@ def read_store(folder: Path) -> tuple[Tensor, list[int]]:
     return torch.stack(pictures), sample_ids
 
 
-def captions_drawn(root: Path, seed: int, sample_ids: list[int]) -> list[str]:
-    """Return the captions under which `test` draws these samples."""
+def captions_of(root: Path, seed: int, sample_ids: list[int]) -> list[str]:
+    """Return the captions on which `test` conditions these samples."""
     captions = MMCelebAHQ(str(root), image_size_px=SIZE_PX, seed=seed).held_out_conditions("test", sample_ids).captions
     assert captions is not None
     return captions
@@ -121,12 +125,12 @@ def pixels(faces: CaptionedFaces) -> Tensor:
 
 
 def to_size(image: Image.Image) -> Tensor:
-    """Return a picture at the size that the network sees, (3, 64, 64), uint8."""
+    """Return a picture at the network's input size, (3, 64, 64), uint8."""
     return to_uint8_tensor(resize_and_crop(image, SIZE_PX))
 
 
 def attributes_of(root: Path, image_ids: Sequence[int]) -> list[dict[str, str]]:
-    """Return what the pictures of these ids show; what does not show is left out."""
+    """Return the attributes of the pictures with these ids, without those that are not visible."""
     with (root / "attributes.jsonl").open(encoding="utf-8") as file:
         rows = {row["id"]: row for row in map(json.loads, file)}
     shown = [rows[image_id] for image_id in image_ids]
@@ -134,7 +138,7 @@ def attributes_of(root: Path, image_ids: Sequence[int]) -> list[dict[str, str]]:
 
 
 def load_or_train(path: Path, root: Path, num_epochs: int) -> AttributeClassifier:
-    """Return the network with its weights from a file, which is written first where it is missing."""
+    """Return the network with the weights in a file; train it and write the file if it is missing."""
     classifier = AttributeClassifier()
     if not path.is_file():
         train(classifier, root, num_epochs)
@@ -157,9 +161,9 @@ def train(classifier: AttributeClassifier, root: Path, num_epochs: int) -> None:
     for _ in range(num_epochs):
         for batch in torch.randperm(len(pictures)).split(BATCH_SIZE):
             logits = classifier(mirrored_at_random(pictures[batch]).to(DEVICE))
-            wanted = {name: labels[name][batch].to(DEVICE) for name in VALUES}
-            losses = [cross_entropy(logits[name], wanted[name], ignore_index=NO_LABEL) for name in VALUES]
-            loss = torch.stack(losses).nansum()  # not a number where a batch has no label at all
+            targets = {name: labels[name][batch].to(DEVICE) for name in VALUES}
+            losses = [cross_entropy(logits[name], targets[name], ignore_index=NO_LABEL) for name in VALUES]
+            loss = torch.stack(losses).nansum()  # NaN for an attribute without any label in the batch
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -170,39 +174,45 @@ def train(classifier: AttributeClassifier, root: Path, num_epochs: int) -> None:
 
 
 def mirrored_at_random(pictures: Tensor) -> Tensor:
-    """Mirror each picture with probability 1/2, since the models are trained on mirrored ones."""
+    """Mirror each picture with probability 1/2, because the models are trained on mirrored pictures too."""
     mirrored = torch.rand(len(pictures), 1, 1, 1) < 0.5
     return torch.where(mirrored, pictures.flip(-1), pictures)
 
 
 def to_labels(attributes: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
-    """Return the number of each picture's value, (n,), by attribute; NO_LABEL where it is left out."""
+    """Return the index of each picture's value, (n,), by attribute; NO_LABEL for an attribute that is not visible."""
     return {
-        name: torch.tensor([values.index(shown[name]) if name in shown else NO_LABEL for shown in attributes])
+        name: torch.tensor([values.index(visible[name]) if name in visible else NO_LABEL for visible in attributes])
         for name, values in VALUES.items()
     }
 
 
 @torch.no_grad()
-def see(classifier: AttributeClassifier, pictures: Tensor) -> list[dict[str, str]]:
-    """Return the likeliest value of each attribute, for each picture."""
+def predict(classifier: AttributeClassifier, pictures: Tensor) -> list[dict[str, str]]:
+    """Return the most likely value of each attribute for each picture."""
     logits = [classifier(batch.to(DEVICE)) for batch in pictures.split(BATCH_SIZE)]
     columns = {name: torch.cat([of_batch[name] for of_batch in logits]).argmax(1).tolist() for name in VALUES}
     return [{name: VALUES[name][columns[name][row]] for name in VALUES} for row in range(len(pictures))]
 
 
-def accuracies(seen: Sequence[Mapping[str, str]], told: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
-    """Return, for each attribute and for all of them, in how many of the pictures it is told, and is seen as told."""
+def accuracies(
+    predicted: Sequence[Mapping[str, str]], expected: Sequence[Mapping[str, str]]
+) -> dict[str, dict[str, float]]:
+    """Compare the predicted attributes of pictures with the expected ones, each and "all" together.
+
+    Returns:
+        {"told": number of pictures with an expected value, "accuracy": fraction of them predicted correctly}
+    """
     hits: dict[str, list[bool]] = {name: [] for name in VALUES}
-    for of_picture, attributes in zip(seen, told, strict=True):
+    for of_picture, attributes in zip(predicted, expected, strict=True):
         for name, value in attributes.items():
             hits[name].append(of_picture[name] == value)
     hits["all"] = [hit for of_attribute in hits.values() for hit in of_attribute]
-    return {name: {"told": len(found), "accuracy": sum(found) / len(found)} for name, found in hits.items() if found}
+    return {name: {"told": len(row), "accuracy": sum(row) / len(row)} for name, row in hits.items() if row}
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    """Print the accuracies in per cent, an attribute a line."""
+    """Print the accuracies in per cent, one attribute per line."""
     columns = [name for name in ("real", "real_by_captions", "samples") if name in result]
     print(f"{'':12}" + "".join(f"{name:>18}" for name in columns))
     for name in (*VALUES, "all"):

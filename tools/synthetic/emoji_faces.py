@@ -1,8 +1,8 @@
-"""Put the emoji that emoji_coco.py has written into the layout of MM-CelebA-HQ, for the rows of tables 1 and 1x.
+"""Rewrite the data set of emoji_coco.py in the layout of MM-CelebA-HQ, for the experiments of tables 1 and 1x.
 
     python tools/synthetic/emoji_faces.py data/synthetic/emoji-coco data/synthetic/emoji-faces
 
-Pictures, captions (five each) and the split stay as they are; val becomes test.
+Pictures, captions (five each) and the split do not change; val is called test.
 """
 
 import argparse
@@ -22,13 +22,13 @@ PARTS = {"train": "train", "val": "test"}
 def main() -> None:
     """Write the data set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=Path, help="folder that emoji_coco.py has made, with the names of 2014")
-    parser.add_argument("out", type=Path, help="folder of the data set to make")
+    parser.add_argument("source", type=Path, help="folder written by emoji_coco.py with --year 2014")
+    parser.add_argument("out", type=Path, help="folder to write")
     arguments = parser.parse_args()
     tables = {part: arguments.source / "annotations" / f"captions_{part}2014.json" for part in PARTS}
     for table in tables.values():
         if not table.is_file():
-            parser.error(f"{table} is missing: give the folder that emoji_coco.py has made")
+            parser.error(f"{table} is missing: give a folder written by emoji_coco.py with --year 2014")
     write_once(arguments.out, lambda folder: write(folder, arguments.source, tables), "captioned emoji as faces")
 
 

@@ -1,4 +1,4 @@
-"""What the pictures of emoji packages are called: emoji.json of the npm package emoji-datasource-google."""
+"""Names and categories of emoji: emoji.json of the npm package emoji-datasource-google."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,17 @@ SKIN_TONES = {
     "1F3FE": "medium-dark",
     "1F3FF": "dark",
 }
-UNSEEN = ("fe0f", "e007f")  # variation selector 16, and the mark that ends a sequence of tags
+INVISIBLE = ("fe0f", "e007f")  # variation selector 16, and the mark that ends a sequence of tags
 
 
 class Emoji(NamedTuple):
     """An emoji, or one of its variants in skin tones.
 
-    base: code points of the emoji without skin tones, which all its variants share.
-    names: what it is called, the Unicode name first; lower case.
+    base: code points of the emoji without skin tones, the same for all its variants.
+    names: in lower case, the Unicode name first.
     category: such as "Food & Drink".
     subcategory: such as "food-vegetable".
-    skin_tones: those of its persons; none for the yellow emoji.
+    skin_tones: of the persons shown; empty for the yellow emoji.
     """
 
     base: str
@@ -32,7 +32,7 @@ class Emoji(NamedTuple):
 
 
 def read_emoji(package: Path) -> dict[str, Emoji]:
-    """Return all emoji and their variants by `key_of` their code points; `package` is the unpacked package's folder."""
+    """Return all emoji and their variants by `key_of(code points)`; `package` is the folder of the unpacked package."""
     table = {}
     for row in json.loads((package / "emoji.json").read_text(encoding="utf-8")):
         names = dict.fromkeys(
@@ -47,6 +47,6 @@ def read_emoji(package: Path) -> dict[str, Emoji]:
 
 
 def key_of(code_points: str) -> str:
-    """Return code points in the form of the table; packages differ in case, zeros and marks that are not seen."""
+    """Return code points as a key of the table; packages differ in case, leading zeros and invisible marks."""
     points = [point.lstrip("0") for point in code_points.lower().replace("_", "-").split("-")]
-    return "-".join(point for point in points if point not in UNSEEN)
+    return "-".join(point for point in points if point not in INVISIBLE)

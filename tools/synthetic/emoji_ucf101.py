@@ -1,12 +1,12 @@
-"""Put animated emoji into the layout of UCF101.
+"""Write animated emoji in the layout of UCF101.
 
     npm pack emoji-datasource-google@16.0.0 && mkdir google && tar xzf emoji-datasource-google-16.0.0.tgz -C google
     npm pack @lobehub/fluent-emoji-anim-1@1.0.0 && mkdir anim && tar xzf lobehub-fluent-emoji-anim-1-1.0.0.tgz -C anim
     python tools/synthetic/emoji_ucf101.py google/package anim/package data/synthetic/emoji-ucf101
 
-477 of the package's 999 files move for 16 frames and more (Microsoft's Fluent Emoji, MIT, 256 px, 24 frames a second).
-The first package gives their groups by its table (MIT). A class is a kind of emoji, a group an emoji with its variants
-in skin tones, and the three folds split by group: a third of them is for testing.
+The clips are the 477 of the second package's 999 files with at least 16 frames (Microsoft's Fluent Emoji, MIT, 256 px,
+24 frames per second). Their classes come from the table of the first package (MIT). A class is a kind of emoji, a group
+an emoji with its variants in skin tones. The three folds split by group: each tests on a third of the groups.
 """
 
 import argparse
@@ -54,7 +54,7 @@ the npm package @lobehub/fluent-emoji-anim-1, put on white and cut to size. Thei
 emoji-datasource-google, MIT License, (c) 2013 Cal Henderson.
 """
 
-Groups = dict[str, dict[str, list[Path]]]  # the files by class and by the emoji's code points
+Groups = dict[str, dict[str, list[Path]]]  # files by class and by the emoji's code points
 
 
 def main() -> None:
@@ -62,19 +62,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", type=Path, help="folder of the unpacked emoji-datasource-google")
     parser.add_argument("animations", type=Path, help="folder of the unpacked @lobehub/fluent-emoji-anim-1")
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--size-px", type=int, default=64, help="side of the pictures, even")
     arguments = parser.parse_args()
     if arguments.size_px % 2:
-        parser.error(f"--size-px must be even, as the codec wants it, got {arguments.size_px}")
+        parser.error(f"--size-px must be even because of the codec, got {arguments.size_px}")
     groups = find_clips(arguments.animations / "assets", read_emoji(arguments.package))
     if not groups:
-        parser.error(f"{arguments.animations / 'assets'} holds no animated .webp: give the unpacked package's folder")
+        folder = arguments.animations / "assets"
+        parser.error(f"{folder} contains no animated .webp files: give the folder of the unpacked package")
     write_once(arguments.out, lambda folder: write(folder, groups, arguments.size_px), "animated emoji")
 
 
 def find_clips(folder: Path, table: dict[str, Emoji]) -> Groups:
-    """Return the files that move for long enough."""
+    """Return the files with at least `SHORTEST_FRAMES` frames."""
     groups: Groups = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*.webp")):
         with Image.open(path) as image:
@@ -96,10 +97,10 @@ def write(folder: Path, groups: Groups, size_px: int) -> None:
     (folder / "CREDITS.txt").write_text(CREDITS)
     progress = tqdm(total=sum(len(paths) for bases in groups.values() for paths in bases.values()), unit="clips")
     lines: dict[str, list[str]] = defaultdict(list)
-    for class_number, class_name in enumerate(sorted(groups), 1):
+    for class_number, class_name in enumerate(sorted(groups), 1):  # numbered from 1, as published
         lines["classInd.txt"].append(f"{class_number} {class_name}")
         (folder / "UCF-101" / class_name).mkdir(parents=True)
-        # Neighbours in Unicode look alike, so their order is not that of the groups.
+        # Groups are numbered in the order of a hash, because emoji with adjacent code points look alike.
         bases = sorted(groups[class_name], key=lambda base: hashlib.sha256(base.encode()).digest())
         for group, base in enumerate(bases, 1):
             for clip, path in enumerate(groups[class_name][base], 1):
@@ -115,7 +116,7 @@ def write(folder: Path, groups: Groups, size_px: int) -> None:
 
 
 def list_clip(lines: dict[str, list[str]], name: str, class_number: int, group: int) -> None:
-    """Add a clip to a list of each fold; as published, those for training have the class beside it."""
+    """Add a clip to a list of each fold; as published, lists for training include the class."""
     for fold in range(1, NUM_FOLDS + 1):
         if group % NUM_FOLDS == fold % NUM_FOLDS:
             lines[f"testlist{fold:02}.txt"].append(name)

@@ -1,4 +1,4 @@
-"""The files of MM-CelebA-HQ that go with the pictures `images/<id>.jpg`: captions, and which ids are in a split."""
+"""Files of MM-CelebA-HQ besides the pictures `images/<id>.jpg`: captions and the ids of each split."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_caption_files(folder: Path, captions: Mapping[int, Sequence[str]]) -> None:
-    """Write `celeba-caption/<id>.txt`, a caption a line."""
+    """Write `celeba-caption/<id>.txt`, one caption per line."""
     (folder / "celeba-caption").mkdir(exist_ok=True)
     for image_id, of_image in captions.items():
         text = "".join(f"{caption}\n" for caption in of_image)
@@ -14,7 +14,7 @@ def write_caption_files(folder: Path, captions: Mapping[int, Sequence[str]]) -> 
 
 
 def write_lists(folder: Path, lists: Mapping[str, Sequence[int]]) -> None:
-    """Write `<split>/filenames.pickle`, the ids as strings, as published."""
+    """Write `<split>/filenames.pickle`, a list of ids as strings, as published."""
     for split, image_ids in lists.items():
         (folder / split).mkdir()
         names = [str(image_id) for image_id in image_ids]

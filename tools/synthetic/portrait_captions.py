@@ -1,7 +1,7 @@
-"""Captions of cartoon portraits, out of their attributes, and back.
+"""Write captions of cartoon portraits from their attributes, and parse them.
 
-A caption tells some of the attributes, as those of MM-CelebA-HQ do. What it tells can be read off it again, since no
-word stands for two things: so samples can be checked against the captions that they were drawn under.
+A caption mentions some of the attributes, as in MM-CelebA-HQ. The attributes can be parsed from it, because no word has
+two meanings, so samples can be compared with their captions.
 """
 
 import random
@@ -39,7 +39,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "clothing": ("red", "orange", "yellow", "green", "blue", "purple", "white", "black"),
 }
 
-_PROBABILITY_TOLD = 0.55  # of each attribute that can be told
+_PROBABILITY_MENTIONED = 0.55  # of each visible attribute
 _WORDS = {name: "|".join(values) for name, values in VALUES.items()}
 _PATTERNS = {
     "style": rf"\bin ({_WORDS['style']}) style\b",
@@ -49,31 +49,33 @@ _PATTERNS = {
     "hair": rf"\b({_WORDS['hair']})\b",
     "mood": rf"\b({_WORDS['mood']})\b",
     "glasses": r"\b(no glasses|glasses|sunglasses)\b",
-    "facial_hair": r"\b(beard|moustache)\b",  # that there is none is not told
+    "facial_hair": r"\b(beard|moustache)\b",  # captions do not mention its absence
     "earrings": r"\b(hoops)\b",
     "clothing": rf"\b({_WORDS['clothing']}) clothes\b",
 }
 
 
 def write_captions(attributes: Mapping[str, str | None], rng: random.Random) -> list[str]:
-    """Return ten different captions of a portrait; attributes that are None or left out do not show in it."""
+    """Return ten different captions of a portrait; attributes that are None or missing are not visible in it."""
     captions: list[str] = []
     while len(captions) < NUM_CAPTIONS:
-        told = {name: value for name, value in attributes.items() if value and rng.random() < _PROBABILITY_TOLD}
-        caption = write_caption(told, rng)
-        if caption not in captions and len(told_by(caption)) >= 2:
+        mentioned = {
+            name: value for name, value in attributes.items() if value and rng.random() < _PROBABILITY_MENTIONED
+        }
+        caption = write_caption(mentioned, rng)
+        if caption not in captions and len(parse_caption(caption)) >= 2:
             captions.append(caption)
     return captions
 
 
-def write_caption(told: Mapping[str, str], rng: random.Random) -> str:
-    """Return a caption that tells these attributes, as far as there are words for them."""
-    nouns = _nouns(told)
+def write_caption(mentioned: Mapping[str, str], rng: random.Random) -> str:
+    """Return a caption with these attributes, except facial hair and earrings of value "none"."""
+    nouns = _nouns(mentioned)
     rng.shuffle(nouns)
-    mood = told.get("mood", "")
+    mood = mentioned.get("mood", "")
     features = f"with {_listing(nouns)}" if nouns else ""
-    place = f"in front of {_with_article(told['background'], 'background')}" if "background" in told else ""
-    style = f"in {told['style']} style" if "style" in told else ""
+    place = f"in front of {_with_article(mentioned['background'], 'background')}" if "background" in mentioned else ""
+    style = f"in {mentioned['style']} style" if "style" in mentioned else ""
     person = _with_article(mood, "person")
     sentences = [
         f"{person} {features} {place} {style}",
@@ -88,27 +90,29 @@ def write_caption(told: Mapping[str, str], rng: random.Random) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def told_by(caption: str) -> dict[str, str]:
-    """Return the attributes that a caption tells."""
-    found = {name: re.search(pattern, caption.lower()) for name, pattern in _PATTERNS.items()}
-    told = {name: match[1] for name, match in found.items() if match}
-    return {name: "none" if value == "no glasses" else value for name, value in told.items()}
+def parse_caption(caption: str) -> dict[str, str]:
+    """Return the attributes that a caption mentions."""
+    matches = {name: re.search(pattern, caption.lower()) for name, pattern in _PATTERNS.items()}
+    mentioned = {name: match[1] for name, match in matches.items() if match}
+    return {name: "none" if value == "no glasses" else value for name, value in mentioned.items()}
 
 
-def _nouns(told: Mapping[str, str]) -> list[str]:
-    """Return what a person has or wears."""
-    colour = f" {told['hair_colour']}" if "hair_colour" in told else ""
-    hair = HAIR[told["hair"]] if "hair" in told else "{colour} hair" if colour else ""
+def _nouns(mentioned: Mapping[str, str]) -> list[str]:
+    """Return the features and clothes of the person in words."""
+    colour = f" {mentioned['hair_colour']}" if "hair_colour" in mentioned else ""
+    hair = HAIR[mentioned["hair"]] if "hair" in mentioned else "{colour} hair" if colour else ""
     words = {
         "hair": hair.format(colour=colour).strip(),
-        "skin": f"{told.get('skin')} skin",
-        "glasses": "no glasses" if told.get("glasses") == "none" else told.get("glasses", ""),
-        "facial_hair": f"a {told.get('facial_hair')}",
-        "earrings": told.get("earrings", ""),
-        "clothing": f"{told.get('clothing')} clothes",
+        "skin": f"{mentioned.get('skin')} skin",
+        "glasses": "no glasses" if mentioned.get("glasses") == "none" else mentioned.get("glasses", ""),
+        "facial_hair": f"a {mentioned.get('facial_hair')}",
+        "earrings": mentioned.get("earrings", ""),
+        "clothing": f"{mentioned.get('clothing')} clothes",
     }
-    untold = [name for name in ("facial_hair", "earrings") if told.get(name, "none") == "none"]
-    return [text for name, text in words.items() if text and name not in untold and (name in told or name == "hair")]
+    omitted = [name for name in ("facial_hair", "earrings") if mentioned.get(name, "none") == "none"]
+    return [
+        text for name, text in words.items() if text and name not in omitted and (name in mentioned or name == "hair")
+    ]
 
 
 def _with_article(adjective: str, noun: str) -> str:

@@ -1,8 +1,8 @@
-// What a portrait of each DiceBear style can show, in the words of the captions.
+// The attributes and values of portraits in each DiceBear style, in the words of the captions.
 //
-// For each attribute of a style and each of its values: the DiceBear options that draw it. Of a list DiceBear takes one
-// from its own seed, as it does with noses, eyebrows and all else that is not named here and that no caption tells.
-// Left out are parts that cannot be made out at 64 px, or that no short word says.
+// Each value of an attribute has DiceBear options. DiceBear chooses one entry of a list by its own seed, and also
+// noses, eyebrows and everything else that is not listed here; captions do not mention these. Parts that are not
+// recognisable at 64 px, or that have no short name, are left out.
 
 const SKINS = {light: "ffdbb4", tan: "d08b5b", dark: "8a5636"};
 const HAIR_COLOURS = {
@@ -117,7 +117,7 @@ export const STYLES = {
       headscarf: {head: ["hijab"]},
     },
     black_hair: {
-      // Whatever the options, these are black.
+      // These are black with all options.
       short: {head: ["short1", "short2", "short5"]},
       curly: {head: ["afro", "longAfro", "longCurly"]},
       long: {head: ["long", "longBangs", "mediumStraight"]},
@@ -158,7 +158,7 @@ export const STYLES = {
       beanie: {hair: ["beanie"]},
     },
     hair_colour: coloured("hairColor", HAIR_COLOURS),
-    // Its faces are a lighter tint of this than the neck.
+    // In this style, faces are a lighter tint of the colour than necks.
     skin: coloured("skinColor", {light: "f0b48c", tan: "b8703c", dark: "5c3218"}),
     mood: {
       smiling: {mouth: ["smile"]},
@@ -225,7 +225,7 @@ export const STYLES = {
   },
 };
 
-// How often a value is drawn, beside values of weight 1.
+// Sampling weights of values; the weight of other values is 1.
 export const WEIGHTS = {
   hair: {short: 3, long: 3, curly: 2, bob: 2},
   hair_colour: {black: 2, brown: 2, blond: 2},
@@ -255,8 +255,9 @@ function coloured(option, colours) {
   return Object.fromEntries(Object.entries(colours).map(([name, hex]) => [name, {[option]: [hex]}]));
 }
 
-// What need not be worn: "none", or one of the values.
+// Return the values of an attribute that can be absent: "none" and the given ones.
 function worn(option, values) {
-  const drawn = Object.entries(values).map(([name, parts]) => [name, {[option]: parts, [`${option}Probability`]: 100}]);
-  return {none: {[`${option}Probability`]: 0}, ...Object.fromEntries(drawn)};
+  const probability = `${option}Probability`;
+  const present = Object.entries(values).map(([name, parts]) => [name, {[option]: parts, [probability]: 100}]);
+  return {none: {[probability]: 0}, ...Object.fromEntries(present)};
 }

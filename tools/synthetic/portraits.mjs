@@ -1,14 +1,15 @@
-// Draw cartoon portraits and write what they show: <out>/<id>.png, <out>/attributes.jsonl, <out>/CREDITS.txt.
+// Draw cartoon portraits and write their attributes: <out>/<id>.png, <out>/attributes.jsonl, <out>/CREDITS.txt.
 //
 //     npm install --prefix build/dicebear @dicebear/core@9.4.3 @dicebear/collection@9.4.3 @resvg/resvg-js@2.6.2
 //     node tools/synthetic/portraits.mjs --packages build/dicebear --out data/synthetic/portraits-drawn-64
 //
-// Options: --num (30000), --size-px (64), --seed (0). A portrait is a function of seed and id alone. A drawing that was
-// stopped goes on where it was when the same command is given again; attributes.jsonl is written last. Then
-// tools/synthetic/portraits.py writes captions and the layout of MM-CelebA-HQ.
+// Options: --num (30000), --size-px (64), --seed (0). A portrait depends only on seed and id. If the command is
+// interrupted, run it again to continue; attributes.jsonl is written last. Then run tools/synthetic/portraits.py, which
+// writes captions and the layout of MM-CelebA-HQ.
 //
-// The designs are by others, see CREDITS.txt beside the pictures: Lorelei, Notionists and Open Peeps are CC0 1.0;
-// Personas by Draftbit, Micah's Avatar Illustration System and Adventurer are CC BY 4.0, which asks for attribution.
+// The designs are by other authors, see CREDITS.txt next to the pictures: Lorelei, Notionists and Open Peeps are CC0
+// 1.0; Personas by Draftbit, Micah's Avatar Illustration System and Adventurer are CC BY 4.0, which requires
+// attribution.
 
 import {existsSync, mkdirSync, readFileSync, renameSync, writeFileSync} from "node:fs";
 import {join, resolve} from "node:path";
@@ -40,7 +41,7 @@ const ATTRIBUTES = [
 ];
 const WITHOUT_HAIR = ["bald", "cap", "beanie", "hat", "turban", "headscarf"];
 
-// Numbers in [0, 1) from a string: FNV-1a for the state, mulberry32 for the sequence.
+// Return a generator of numbers in [0, 1), seeded by a string: FNV-1a for the state, mulberry32 for the sequence.
 function randomNumbers(text) {
   let state = 0x811c9dc5;
   for (const character of text) state = Math.imul(state ^ character.charCodeAt(0), 0x01000193);
@@ -58,23 +59,23 @@ function pick(random, names, weights = {}) {
   return names.find((name) => (left -= weights[name] ?? 1) < 0) ?? names.at(-1);
 }
 
-// Return the attributes of a portrait, null where they do not show, and the DiceBear options that draw it.
+// Return the attributes of a portrait, null if they are not visible, and its DiceBear options.
 function choose(id) {
   const random = randomNumbers(`${options.seed}/${id}`);
   const style = pick(random, Object.keys(STYLES));
   const table = {...STYLES[style], background: BACKGROUNDS};
   const attributes = {id, style};
-  const drawn = {...table.options};
+  const dicebearOptions = {...table.options};
   for (const name of ATTRIBUTES) {
-    const drawnInBlackOnly = name === "hair" && attributes.hair_colour === "black" ? table.black_hair : undefined;
-    const values = table[name] && {...table[name], ...drawnInBlackOnly};
+    const onlyBlack = name === "hair" && attributes.hair_colour === "black" ? table.black_hair : undefined;
+    const values = table[name] && {...table[name], ...onlyBlack};
     attributes[name] = values ? pick(random, Object.keys(values), table.weights?.[name] ?? WEIGHTS[name]) : null;
-    Object.assign(drawn, values?.[attributes[name]]);
+    Object.assign(dicebearOptions, values?.[attributes[name]]);
   }
-  return {attributes: visible(attributes), drawn, collection: table.collection};
+  return {attributes: visible(attributes), dicebearOptions, collection: table.collection};
 }
 
-// A head without hair shows no colour of hair, facial hair hides the mouth, and a headscarf the clothes.
+// A head without hair has no hair colour, facial hair hides the mouth, and a headscarf the clothes.
 function visible(attributes) {
   return {
     ...attributes,
@@ -92,7 +93,7 @@ function write(path, content) {
 async function load(name, file) {
   const path = resolve(options.packages, "node_modules", name, file);
   if (!existsSync(path)) {
-    fail(`${path} is missing: npm install --prefix ${options.packages} ${name}, or give another --packages`);
+    fail(`${path} is missing: run npm install --prefix ${options.packages} ${name}, or pass another --packages`);
   }
   return import(pathToFileURL(path));
 }
@@ -105,7 +106,7 @@ function fail(message) {
 function wholeNumber(name, least) {
   const number = Number(options[name]);
   if (!Number.isInteger(number) || number < least) {
-    fail(`--${name} must be a whole number from ${least} up, got ${options[name]}`);
+    fail(`--${name} must be an integer >= ${least}, got ${options[name]}`);
   }
   return number;
 }
@@ -122,7 +123,7 @@ function credits(collection) {
 async function main() {
   const num = wholeNumber("num", 1);
   const sizePx = wholeNumber("size-px", 16);
-  if (!options.out) fail("--out is missing: the folder to draw into");
+  if (!options.out) fail("--out is missing: pass the folder to write");
   const {createAvatar} = await load("@dicebear/core", "lib/index.js");
   const collection = await load("@dicebear/collection", "lib/index.js");
   const {Resvg} = (await load("@resvg/resvg-js", "index.js")).default;
@@ -130,16 +131,16 @@ async function main() {
   const recipe = `${JSON.stringify({size_px: sizePx, seed: options.seed, styles: STYLES, weights: WEIGHTS})}\n`;
   const recipePath = join(options.out, "recipe.json");
   if (existsSync(recipePath) && readFileSync(recipePath, "utf8") !== recipe) {
-    fail(`${options.out} was drawn with other options or tables: choose another --out, or remove it`);
+    fail(`${options.out} was written with other options or tables: pass another --out, or delete the folder`);
   }
   write(recipePath, recipe);
   const rows = [];
   for (let id = 0; id < num; id++) {
-    const {attributes, drawn, collection: name} = choose(id);
+    const {attributes, dicebearOptions, collection: name} = choose(id);
     rows.push(JSON.stringify(attributes));
     const path = join(options.out, `${id}.png`);
     if (!existsSync(path)) {
-      const svg = createAvatar(collection[name], {...drawn, seed: `${options.seed}/${id}`}).toString();
+      const svg = createAvatar(collection[name], {...dicebearOptions, seed: `${options.seed}/${id}`}).toString();
       write(path, new Resvg(svg, {fitTo: {mode: "width", value: sizePx}}).render().asPng());
     }
     if (id % 100 === 99 || id === num - 1) process.stderr.write(`\r${id + 1} of ${num} portraits`);

@@ -1,4 +1,4 @@
-"""TensorBoard as the runs of this package use it."""
+"""The default logger of runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,19 @@ from zigma_pl.core.torch_private import add_summary
 
 __all__ = ["TensorBoard"]
 
-VALIDATION_LOSS = "validation/loss"  # beside the options in the HPARAMS tab
+VALIDATION_LOSS = "validation/loss"  # shown next to the options in the HPARAMS tab
 
 
 class TensorBoard(TensorBoardLogger):
     """Lightning's TensorBoard logger with all options in the HPARAMS tab, and without the epoch.
 
-    Training is counted in optimiser steps, so the epoch says nothing.
+    The epoch is left out because training is counted in optimiser steps.
 
     Args:
         save_dir: folder of all runs.
-        name: of the experiment; by default the command line names it after the first config file.
+        name: name of the experiment; by default the command line uses the name of the first config file.
         version: folder of the run in `<save_dir>/<name>`; by default the next `version_<n>`.
-        purge_step: in a run that is resumed, the step from which on what was logged is dropped.
+        purge_step: in a resumed run, hide what was logged from this step on.
         kwargs: options of `lightning.pytorch.loggers.TensorBoardLogger`.
     """
 
@@ -38,7 +38,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log all metrics but the epoch, which Lightning adds to each call."""
+        """Log all metrics except the epoch, which Lightning adds to each call."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         super().log_metrics(metrics, step)
 
@@ -47,7 +47,7 @@ class TensorBoard(TensorBoardLogger):
         """Write the options of a run to the HPARAMS tab.
 
         Args:
-            options: by dotted name; a value that is no number, text or bool is shown as text.
+            options: by dotted name; values that are not numbers, texts or bools are converted to texts.
         """
         from torch.utils.tensorboard.summary import hparams
 

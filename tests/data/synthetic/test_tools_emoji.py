@@ -138,7 +138,7 @@ def test_emoji_as_faces_keep_pictures_captions_and_split(run, package, tmp_path)
             assert np.array_equal(np.asarray(found[number].image), np.asarray(given[number].image))
 
 
-def test_emoji_as_faces_want_the_emoji_first(run, tmp_path, capsys):
+def test_emoji_as_faces_need_the_data_set_of_emoji_coco(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("emoji_faces", tmp_path, tmp_path / "faces")
-    assert "is missing: give the folder" in capsys.readouterr().err
+    assert "captions_train2014.json" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def colour(image_id):
 
 @pytest.fixture
 def drawn(tmp_path, captions):
-    """What portraits.mjs leaves, but for the drawings: a grey tells the id."""
+    """A folder as portraits.mjs writes it, with grey pictures whose level is a function of the id."""
     folder = tmp_path / "drawn"
     folder.mkdir()
     rows = [{"id": image_id, **attributes_of_id(captions.VALUES, image_id)} for image_id in range(NUM)]
@@ -64,32 +64,32 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_captions_tell_the_truth_and_differ(captions):
-    told_of = {name: set() for name in captions.VALUES}
+def test_captions_mention_only_the_attributes_and_differ(captions):
+    values_of = {name: set() for name in captions.VALUES}
     for image_id in range(300):
         attributes = attributes_of_id(captions.VALUES, image_id)
         written = captions.write_captions(attributes, random.Random(image_id))
         assert written == captions.write_captions(attributes, random.Random(image_id))
         assert len(set(written)) == 10
         for caption in written:
-            told = captions.told_by(caption)
-            assert told.items() <= attributes.items(), caption
-            assert len(told) >= 2
+            mentioned = captions.parse_caption(caption)
+            assert mentioned.items() <= attributes.items(), caption
+            assert len(mentioned) >= 2
             assert caption.endswith(".")
             assert " a orange" not in caption
-            for name, value in told.items():
-                told_of[name].add(value)
-    untold = {"facial_hair": {"none"}, "earrings": {"none"}}
-    assert told_of == {name: set(values) - untold.get(name, set()) for name, values in captions.VALUES.items()}
+            for name, value in mentioned.items():
+                values_of[name].add(value)
+    omitted = {"facial_hair": {"none"}, "earrings": {"none"}}
+    assert values_of == {name: set(values) - omitted.get(name, set()) for name, values in captions.VALUES.items()}
 
 
-def test_each_attribute_alone_is_read_off_its_caption(captions):
+def test_each_attribute_alone_is_parsed_from_its_caption(captions):
     rng = random.Random(0)
     for name, values in captions.VALUES.items():
         for value in values:
-            told = captions.told_by(captions.write_caption({name: value}, rng))
-            assert told == ({} if name in ("facial_hair", "earrings") and value == "none" else {name: value})
-    assert captions.told_by("A cat with a hairy blue chair.") == {}
+            parsed = captions.parse_caption(captions.write_caption({name: value}, rng))
+            assert parsed == ({} if name in ("facial_hair", "earrings") and value == "none" else {name: value})
+    assert captions.parse_caption("A cat with a hairy blue chair.") == {}
 
 
 def test_the_drawing_tables_have_words(repository, captions):
@@ -140,15 +140,15 @@ def test_a_value_without_words_and_an_unfinished_drawing_are_refused(tmp_path, d
     assert not (tmp_path / "set").exists()
 
 
-def see_the_grey(values):
-    """Stand for a classifier that is always right: an id's grey tells its attributes."""
+def predict_from_grey(values):
+    """Return a fake classifier that is always correct: it computes the id and its attributes from the grey level."""
 
-    def see(classifier, pictures):
+    def predict(classifier, pictures):
         image_ids = ((pictures.float().mean((1, 2, 3)) - 10) / 20).round().int().tolist()
         shown = [attributes_of_id(values, image_id) for image_id in image_ids]
         return [{name: value or values[name][0] for name, value in of_id.items()} for of_id in shown]
 
-    return see
+    return predict
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -161,7 +161,7 @@ def test_samples_are_compared_with_their_own_captions(tmp_path, drawn, run, tool
         pictures = greys[:, None, None, None].expand(2, 3, 32, 32).contiguous()
         store.write(number, Chunk(pictures, torch.tensor(store.sample_ids(number)), 1))
     classifier = tool("attribute_classifier")
-    monkeypatch.setattr(classifier, "see", see_the_grey(captions.VALUES))
+    monkeypatch.setattr(classifier, "predict", predict_from_grey(captions.VALUES))
     monkeypatch.setattr(classifier, "load_or_train", lambda *_: None)
     out = tmp_path / "accuracies.json"
     run("attribute_classifier", tmp_path / "set", "--classifier", "none", "--samples", store.folder, "--out", out)
@@ -170,14 +170,16 @@ def test_samples_are_compared_with_their_own_captions(tmp_path, drawn, run, tool
     assert result["real"]["all"]["accuracy"] == result["real_by_captions"]["all"]["accuracy"] == 1
     assert result["real_by_captions"]["all"]["told"] == result["samples"]["all"]["told"]
     assert (result["samples"]["all"]["accuracy"] == 1) == (shift == 0)
-    drawn_under = MMCelebAHQ(str(tmp_path / "set"), image_size_px=16, seed=SEED).held_out_conditions("test", range(4))
-    told = Counter(name for caption in drawn_under.captions for name in captions.told_by(caption))
-    assert {name: row["told"] for name, row in result["samples"].items()} == {**told, "all": told.total()}
+    conditions = MMCelebAHQ(str(tmp_path / "set"), image_size_px=16, seed=SEED).held_out_conditions("test", range(4))
+    mentioned = Counter(name for caption in conditions.captions for name in captions.parse_caption(caption))
+    counts = {name: row["told"] for name, row in result["samples"].items()}
+    assert counts == {**mentioned, "all": mentioned.total()}
 
 
 def test_pictures_that_predict_wrote_are_read(tmp_path, tool, captions, monkeypatch):
     classifier = tool("attribute_classifier")
-    monkeypatch.setattr(classifier, "see", lambda _, pictures: [dict.fromkeys(captions.VALUES, "red")] * len(pictures))
+    all_red = dict.fromkeys(captions.VALUES, "red")
+    monkeypatch.setattr(classifier, "predict", lambda _, pictures: [all_red] * len(pictures))
     rows = [{"file": f"{i:08d}.png", "caption": f"A person with {c} hair."} for i, c in enumerate(("red", "blue"))]
     for row in rows:
         Image.new("RGB", (32, 32)).save(tmp_path / row["file"])
@@ -187,13 +189,14 @@ def test_pictures_that_predict_wrote_are_read(tmp_path, tool, captions, monkeypa
     assert result["samples"]["hair_colour"] == {"told": 2, "accuracy": 0.5}
 
 
-def test_classifier_learns_what_it_is_shown(tmp_path, drawn, run, tool, captions):
+def test_classifier_learns_the_training_split(tmp_path, drawn, run, tool, captions):
     run("portraits", drawn, tmp_path / "set")
     classifier = tool("attribute_classifier")
     trained = classifier.load_or_train(tmp_path / "classifier.pt", tmp_path / "set", 60)
     faces = classifier.FacesOnDisk(tmp_path / "set").split("train")
     real = classifier.accuracies(
-        classifier.see(trained, classifier.pixels(faces)), classifier.attributes_of(tmp_path / "set", faces.image_ids)
+        classifier.predict(trained, classifier.pixels(faces)),
+        classifier.attributes_of(tmp_path / "set", faces.image_ids),
     )
     assert real["all"]["accuracy"] > 0.9
     again = classifier.load_or_train(tmp_path / "classifier.pt", tmp_path / "nowhere", 0)

@@ -121,7 +121,7 @@ def skip_step(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
 
 
 def _takes_flag(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser reads `found_inf` on the device: torch's fused kernels, our Muon, and both in `ByRole`."""
+    """Whether the optimiser reads `found_inf` on the device: fused kernels of torch, Muon, or both in `ByRole`."""
     parts = getattr(optimizer, "parts", [optimizer])
     return all(
         getattr(part, "takes_found_inf", False) or all(group.get("fused") for group in part.param_groups)

@@ -30,7 +30,7 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 @contextmanager
 def no_empty_run(trainer: L.Trainer) -> Iterator[None]:
-    """Within the block, remove the folder of a run that fails before its first step and has nothing but its options."""
+    """Delete the new folder of a run that fails in this block before its first step, if it contains only options."""
     folder = run_folder(trainer)
     is_new = not folder.exists()
     try:

@@ -1,6 +1,6 @@
-"""Muon (Jordan et al., 2024): momentum whose matrices are replaced by the nearest orthogonal ones.
+"""Muon (Jordan et al., 2024): momentum in which each matrix is replaced by the nearest orthogonal one.
 
-Matrices of one shape are updated as one stack, so a network of many equal layers takes a few batched products a step.
+Matrices of the same shape are updated together, so a network of many equal layers needs few batched products per step.
 """
 
 from collections import defaultdict
@@ -16,27 +16,28 @@ from zigma_pl.core.ranges import check_numbers, check_whole_numbers
 
 AdjustLR = Literal["original", "match_rms_adamw"]
 NUM_ITERATIONS = 5
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; singular values end within about 0.7 and 1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; singular values end between about 0.7 and 1.2
 
 
 class Muon(Optimizer):
-    """Muon for matrices; use it through `ByRole`, which gives other parameters to AdamW.
+    """Muon for matrices; use it in `ByRole`, which updates the other parameters with AdamW.
 
-    Computes what `torch.optim.Muon` computes. Besides, it updates matrices of one shape together, takes parameters that
-    are sharded (FSDP2), and can skip a step by a flag on the device, `found_inf`, as torch's fused AdamW does.
+    Computes the same update as `torch.optim.Muon`. In addition, it updates matrices of the same shape together,
+    supports sharded parameters (FSDP2), and skips a step if the flag `found_inf` on the device is set, like torch's
+    fused AdamW.
 
     Args:
         params: matrices, or groups of them.
         lr: learning rate, >= 0.
         weight_decay: decoupled weight decay, >= 0.
-        momentum: of the gradient's moving average, in [0, 1).
+        momentum: decay of the gradient's moving average, in [0, 1).
         nesterov: use Nesterov's momentum.
         adjust_lr_fn: factor on the learning rate of an (m, n) matrix: "original" is sqrt(max(1, m / n)),
-            "match_rms_adamw" is 0.2 sqrt(max(m, n)), with which AdamW's learning rates fit (arXiv:2502.16982).
+            "match_rms_adamw" is 0.2 sqrt(max(m, n)), which allows learning rates tuned for AdamW (arXiv:2502.16982).
         num_iterations: Newton-Schulz iterations.
         dtype: type of the iteration's products.
 
-    Raises: UserError for a parameter that is no matrix, or an option out of range.
+    Raises: UserError for a parameter that is not a matrix, or an option out of range.
     """
 
     takes_found_inf: ClassVar[bool] = True  # see `training.callbacks.non_finite.skip_step`
@@ -69,7 +70,7 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.ndim != 2:
                     raise UserError(
-                        f"Muon takes matrices, got a parameter of shape {tuple(parameter.shape)}: use ByRole"
+                        f"Muon updates only matrices, got a parameter of shape {tuple(parameter.shape)}: use ByRole"
                     )
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ class Muon(Optimizer):
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
-        """Update matrices of one shape, all sharded alike."""
+        """Update matrices of the same shape and sharding."""
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -128,7 +129,7 @@ class Muon(Optimizer):
 def orthogonalised(
     matrices: Tensor, num_iterations: int = NUM_ITERATIONS, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """Return about U V^T of each matrix U S V^T, (n, height, width), by a quintic Newton-Schulz iteration.
+    """Approximate U V^T of each matrix U S V^T, (n, height, width), by a quintic Newton-Schulz iteration.
 
     The result is in `dtype`.
     """
@@ -153,13 +154,13 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _kind(parameter: Any) -> Any:
-    """What matrices of one stack have in common."""
+    """Return a key that is equal for matrices that can be stacked."""
     sharding = (parameter.device_mesh, tuple(parameter.placements)) if _is_sharded(parameter) else None
     return tuple(parameter.shape), _local(parameter).shape, parameter.dtype, parameter.device, sharding
 
 
 def _gathered(stack: Tensor, parameters: list[Any]) -> Tensor:
-    """Return the whole matrices of this process's parts; every process has to call it."""
+    """Return whole matrices from the shards of all processes; every process must call this."""
     if not _is_sharded(parameters[0]):
         return stack
     from torch.distributed.tensor import DTensor
@@ -171,7 +172,7 @@ def _gathered(stack: Tensor, parameters: list[Any]) -> Tensor:
 
 
 def _scattered(stack: Tensor, parameters: list[Any]) -> Tensor:
-    """Return this process's parts of whole matrices that all processes have."""
+    """Return this process's shards of whole matrices that all processes have."""
     if not _is_sharded(parameters[0]):
         return stack
     from torch.distributed.tensor import DTensor, Replicate

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Rows of the tables on a GPU machine without a network, which is lent for some minutes at a time:
+# Run experiments on a GPU machine without network access, in calls of a few minutes each:
 #
-#     tools/device/rows.sh begin FOLDER WHEELS PLAN ROWS_PER_GPU ARCHIVE...
-#     tools/device/rows.sh collect FOLDER SECONDS ARCHIVE...
+#     tools/device/experiments.sh begin FOLDER WHEELS COMMANDS RUNS_PER_GPU ARCHIVE...
+#     tools/device/experiments.sh collect FOLDER SECONDS ARCHIVE...
 #
-# `begin` copies the repository to FOLDER, installs the packages in WHEELS that the machine lacks, unpacks the archives of data
-# (what tools/synthetic/portraits.py packs, named portraits-*, or the packed folder of another set) to data/synthetic/, and starts
-# to run the commands in PLAN, one in a line, in their order and so many on each GPU at a time. They go on when it has returned.
-# `collect` waits until all are done or the seconds are over, tells how they do, and packs what they have made so far, without
-# checkpoints, to $OUT/rows.tar.gz.aa, .ab, ... (`cat` puts the parts together). Archives given to it are unpacked first.
+# `begin` copies the repository to FOLDER, installs the packages in WHEELS, unpacks the archives of data sets to
+# data/synthetic/ (archives packed by tools/synthetic/portraits.py, named portraits-*, or packed folders of other sets)
+# and starts the commands in the file COMMANDS, one per line, in this order, RUNS_PER_GPU at a time on each GPU. They
+# continue after `begin` has returned.
+# `collect` unpacks its archives, waits until all commands are done or SECONDS have passed, prints the progress, and
+# packs the results so far, without checkpoints, to $OUT/results.tar.gz.aa, .ab, ... (join the parts with `cat`).
 set -u
 : "${OUT:?set OUT to the folder for the results}"
 verb=$1 folder=$2
@@ -36,11 +37,11 @@ run_one() {
 
 case $verb in
 begin)
-    wheels=$1 plan=$2 rows_per_gpu=$3
+    wheels=$1 commands=$2 runs_per_gpu=$3
     shift 3
     mkdir -p "$folder/data/synthetic"
     cp -r configs experiments tools tests zigma_pl setup.cfg "$folder/"
-    cp "$plan" "$folder/plan"
+    cp "$commands" "$folder/commands"
     [ -d .git ] && cp -r .git "$folder/"
     [ -d "$folder/site" ] || "$python" -m pip install -q --no-index --no-deps --no-compile --target "$folder/site" "$wheels"/*.whl
     export PYTHONPATH="$folder/site:$folder"
@@ -49,12 +50,12 @@ begin)
     mkdir -p output
     touch begun done
     NUM_GPUS=$(nvidia-smi --list-gpus | wc -l)
-    export NUM_GPUS OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1 max_rows=$((rows_per_gpu * NUM_GPUS))
+    export NUM_GPUS OMP_NUM_THREADS=2 PYTHONUNBUFFERED=1 max_runs=$((runs_per_gpu * NUM_GPUS))
     export -f run_one
-    # A session of its own, which goes on when this call has returned.
+    # In a new session, so that the commands continue after this script has returned.
     setsid bash -c '
         nvidia-smi --query-gpu=index,utilization.gpu,memory.used --format=csv,noheader,nounits -l 5 >utilization &
-        xargs --arg-file=plan --delimiter="\n" --max-args=1 --max-procs="$max_rows" --process-slot-var=SLOT \
+        xargs --arg-file=commands --delimiter="\n" --max-args=1 --max-procs="$max_runs" --process-slot-var=SLOT \
             bash -c "run_one \"\$0\""
         kill $!
     ' </dev/null >/dev/null 2>&1 &
@@ -65,18 +66,18 @@ collect)
     export PYTHONPATH="$folder/site:$folder"
     unpack "$@"
     cd "$folder" || exit
-    while [ $SECONDS -lt "$seconds" ] && [ "$(wc -l <done)" -lt "$(wc -l <plan)" ]; do sleep 2; done
+    while [ $SECONDS -lt "$seconds" ] && [ "$(wc -l <done)" -lt "$(wc -l <commands)" ]; do sleep 2; done
     cut -c 1-120 done
     echo "the newest outputs:"
     ls -t output/* | head -n 16 | while read -r log; do head -n 1 "$log" | cut -c 1-100 && tail -c 90 "$log" && echo; done
     echo "GPU, busy %, MiB over the last minutes:"
     tail -n 480 utilization | awk -F', ' '{ n[$1]++; u[$1] += $2; m[$1] = $3 } END { for (i in n) print i, u[i] / n[i], m[i] }'
     find results logs output build -type f -newer begun ! -path '*/checkpoints/*' ! -path '*/previews/*' \
-        ! -path 'build/cache/*' -print0 2>/dev/null | tar -cz --null --files-from - | split -b 15m - "$OUT/rows.tar.gz."
+        ! -path 'build/cache/*' -print0 2>/dev/null | tar -cz --null --files-from - | split -b 15m - "$OUT/results.tar.gz."
     ls -l "$OUT"
     ;;
 *)
-    echo "rows.sh: begin or collect, not $verb" >&2
+    echo "experiments.sh: the first argument must be begin or collect, got $verb" >&2
     exit 2
     ;;
 esac
