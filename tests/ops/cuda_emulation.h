@@ -1,21 +1,20 @@
 // Runs a kernel's blocks one after the other on the CPU: every thread is a fiber, barriers and warp-wide operations
 // switch between them. Included before the kernel's source, in place of what the CUDA compiler provides.
 
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <string.h>
 #include <ucontext.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <initializer_list>
-#include <vector>
 
 #define EMULATED
 #define __device__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define DYNAMIC_SHARED(name) uint4* name = (uint4*)emulated_shared.data()
+#define DYNAMIC_SHARED(name) uint4* name = (uint4*)emulated_shared
 
 struct float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
@@ -34,18 +33,19 @@ struct Barrier {
 };
 
 struct Fiber {
-    ucontext_t context;
-    std::vector<char> stack;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it waits
+    char stack[1 << 16];
     dim3 index;
-    bool done = false;
+    bool begun = false, done = false;
 };
 
-static std::vector<char> emulated_shared;
-static std::vector<Fiber> fibers;
-static std::vector<Barrier> warp_barriers;
+alignas(16) static char emulated_shared[1 << 18];
+static Fiber fibers[1024];
+static Barrier warp_barriers[32];
 static Barrier block_barrier;
 static bool block_vote;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static Fiber* running;
 static void (*entry)();
 static dim3 blockIdx, blockDim;
@@ -53,13 +53,26 @@ static float deposits[32][32][6];  // warp, lane
 
 #define threadIdx (running->index)
 
+// Jumps make no system call, as swapcontext would at every barrier.
+inline void back_to_scheduler() {
+    if (!_setjmp(running->place)) _longjmp(scheduler, 1);
+}
+
+inline void go_on(Fiber& fiber) {
+    running = &fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+
 inline void wait_at(Barrier& barrier, int size) {
     const int generation = barrier.generation;
     if (++barrier.arrived == size) {
         barrier.arrived = 0;
         ++barrier.generation;
     }
-    while (barrier.generation == generation) swapcontext(&running->context, &scheduler);
+    while (barrier.generation == generation) back_to_scheduler();
 }
 
 inline void __syncthreads() { wait_at(block_barrier, blockDim.x); }
@@ -77,7 +90,7 @@ inline void __syncwarp() { meet_warp(); }
 
 inline float (*deposit(std::initializer_list<float> values))[6] {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    std::copy(values.begin(), values.end(), deposits[warp][lane]);
+    for (size_t i = 0; i < values.size(); ++i) deposits[warp][lane][i] = values.begin()[i];
     meet_warp();
     return deposits[warp];
 }
@@ -179,7 +192,7 @@ inline void add_global4(float* to, float4 v) { to[0] += v.x, to[1] += v.y, to[2]
 static void run_fiber() {
     entry();
     running->done = true;
-    while (true) swapcontext(&running->context, &scheduler);
+    while (true) back_to_scheduler();
 }
 
 // Shared memory starts as NaN in every block.
@@ -189,26 +202,24 @@ static void launch(void (*kernel)(), dim3 grid, int threads, int shared_bytes) {
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
             for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-                emulated_shared.assign(shared_bytes, (char)0xff);
-                warp_barriers.assign((threads + 31) / 32, {});
+                memset(emulated_shared, 0xff, shared_bytes);
+                memset(warp_barriers, 0, sizeof warp_barriers);
                 block_barrier = {};
-                fibers.resize(threads);
                 for (int i = 0; i < threads; ++i) {
                     Fiber& fiber = fibers[i];
-                    fiber.stack.resize(1 << 16);
                     fiber.index = {i, 0, 0};
-                    fiber.done = false;
+                    fiber.begun = fiber.done = false;
                     getcontext(&fiber.context);
-                    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-                    fiber.context.uc_stack.ss_size = fiber.stack.size();
+                    fiber.context.uc_stack.ss_sp = fiber.stack;
+                    fiber.context.uc_stack.ss_size = sizeof fiber.stack;
                     makecontext(&fiber.context, run_fiber, 0);
                 }
                 for (int left = threads; left > 0;) {
                     left = 0;
-                    for (Fiber& fiber : fibers) {
+                    for (int i = 0; i < threads; ++i) {
+                        Fiber& fiber = fibers[i];
                         if (fiber.done) continue;
-                        running = &fiber;
-                        swapcontext(&scheduler, &fiber.context);
+                        go_on(fiber);
                         left += !fiber.done;
                     }
                 }

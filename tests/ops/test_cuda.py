@@ -25,15 +25,10 @@ needs_gpu = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("emulated_kernels")
-
-
 @pytest.fixture
-def emulator(folder, monkeypatch):
+def emulator(kernel_folder, monkeypatch):
     """Run the CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
-    emulator = Emulator(folder)
+    emulator = Emulator(kernel_folder)
     launch.kernel.cache_clear()
     conv_cuda._kernel.cache_clear()
     monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
