@@ -23,6 +23,13 @@ def test_later_files_win_and_comments_do_not_count(tmp_path):
     assert option(config, "ema.decay.deeper") is None
 
 
+def test_a_list_takes_the_place_of_a_mapping_and_back(tmp_path):
+    one, several = "mixers: {class_path: a.A, init_args: {n: 1}}\n", "mixers: [{class_path: b.B}, c.C]\n"
+    files = [write(tmp_path, "one.yaml", one), write(tmp_path, "several.yaml", several)]
+    assert compose(files) == {"mixers": [{"class_path": "b.B"}, "c.C"]}
+    assert compose(files[::-1]) == {"mixers": {"class_path": "a.A", "init_args": {"n": 1}}}
+
+
 def test_differences_name_options_and_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": {}}
     assert differences(old, new) == ["a.c 2 -> 4", "d 3 -> absent", "e absent -> {}"]

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 from zigma_pl.core.errors import UserError, expected_error
 from zigma_pl.data.base import ImageDataModule
 
-_WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
+WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
 
 
 def make_data_module(options: Namespace) -> ImageDataModule:
@@ -27,15 +27,15 @@ def missing_parts(options: Namespace) -> list[str]:
     Raises:
         UserError: the options themselves are invalid.
     """
-    without_weights = _changed(options, _WITHOUT_WEIGHTS)
+    without_weights = with_options(options, WITHOUT_WEIGHTS)
     make_data_module(without_weights)
-    kept_encoder = {name: value for name, value in _WITHOUT_WEIGHTS.items() if name != "autoencoder"}
+    kept_encoder = {name: value for name, value in WITHOUT_WEIGHTS.items() if name != "autoencoder"}
     # A cache is compared with the encoders, so it cannot be opened without them.
     whole = options if options.init_args.get("cache") is not None else without_weights
     attempts: tuple[Callable[[], object], ...] = (
         lambda: make_data_module(whole).setup("fit"),
-        lambda: make_data_module(_changed(options, kept_encoder)).latent_shape,
-        lambda: make_data_module(_changed(options, {"autoencoder": "identity"})),
+        lambda: make_data_module(with_options(options, kept_encoder)).latent_shape,
+        lambda: make_data_module(with_options(options, {"autoencoder": "identity"})),
     )
     errors = [_error_of(attempt) for attempt in attempts]
     return list(dict.fromkeys(error for error in errors if error is not None))
@@ -49,7 +49,8 @@ def _error_of(attempt: Callable[[], object]) -> str | None:
     return None
 
 
-def _changed(options: Namespace, values: dict[str, str | None]) -> Namespace:
+def with_options(options: Namespace, values: dict[str, str | None]) -> Namespace:
+    """Return the options of a data module with other values, of those that it has."""
     changed = options.clone()
     for name, value in values.items():
         if name in changed.init_args:

@@ -24,15 +24,23 @@ def compose(files: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: a file cannot be read or is no YAML mapping.
     """
-    composed: Any = OmegaConf.create({})
+    composed: dict[str, Any] = {}
     for path in files:
         try:
-            composed = OmegaConf.merge(composed, OmegaConf.load(path))
+            loaded = OmegaConf.to_container(OmegaConf.load(path))
+            if not isinstance(loaded, dict):
+                raise TypeError("it is no mapping")
         except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{path}: is no valid config: {one_line(str(error))}") from error
-    plain = OmegaConf.to_container(composed)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items() if name != "about"}
+        composed = _merged(composed, loaded)
+    return {str(name): value for name, value in composed.items() if name != "about"}
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Merge mappings; replace anything else, for example one mixer by a list of them."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {name: _merged(below.get(name), value) for name, value in above.items()}
 
 
 def option(config: dict[str, Any], name: str, default: Any = None) -> Any:

@@ -1,26 +1,22 @@
 """Missing files of runs: data sets, autoencoders, text encoders and networks for scoring, all listed at once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from zigma_pl.core.class_paths import public_path
-from zigma_pl.core.errors import UserError
+from zigma_pl.core.errors import UserError, expected_error
+from zigma_pl.core.records import one_line
 from zigma_pl.core.weight_files import DEFAULT_ROOT, WEIGHTS, check
 from zigma_pl.data.base import ImageDataModule
-from zigma_pl.data.from_options import make_data_module
+from zigma_pl.data.from_options import WITHOUT_WEIGHTS, make_data_module, with_options
 from zigma_pl.evaluation.metrics.extractors import EXTRACTORS
 from zigma_pl.evaluation.metrics.extractors.clip import CLIPImage
 from zigma_pl.evaluation.scores import CLIP_SCORE, SCORES
-from zigma_pl.suite.runs.composed import fingerprint, option
+from zigma_pl.evaluation.scoring import ScoringOptions
+from zigma_pl.suite.runs.composed import compose, fingerprint, option
 from zigma_pl.suite.runs.plan import Run
 from zigma_pl.training.callbacks.scorer import Scorer
-
-_WRONG_OPTIONS = (UserError, ArgumentError)
-_WITHOUT_WEIGHTS = {"autoencoder": "identity", "text_encoder": "hashing", "text_encoder_path": None}
 
 
 def missing(runs: Sequence[Run]) -> list[str]:
@@ -31,74 +27,69 @@ def missing(runs: Sequence[Run]) -> list[str]:
     lines_of: dict[str, list[str]] = {}
     needed_by: dict[str, list[str]] = {}
     for run in runs:
-        needs = {"data": run.config["data"], "scoring": option(run.config, "scorer", {})}
-        key = fingerprint(needs)
+        key = fingerprint({"data": run.config["data"], "scorer": option(run.config, "scorer", {})})
         if key not in lines_of:
-            lines_of[key] = list(_missing(**needs))
+            lines_of[key] = list(_missing(run.files))
         for line in lines_of[key]:
             needed_by.setdefault(line, []).append(run.name)
     return [f"{line} (for {_some(names)})" for line, names in needed_by.items()]
 
 
-def _missing(data: dict[str, Any], scoring: dict[str, Any]) -> Iterator[str]:
-    options = data.get("init_args") or {}
+def _missing(files: Sequence[Path]) -> Iterator[str]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data", required=False)
+    parser.add_class_arguments(Scorer, "scorer")
     try:
-        data_class = _class_of(data["class_path"])
-    except (ImportError, AttributeError, ValueError) as error:
-        yield f"data.class_path {data['class_path']}: {error}"
+        options = _parsed(parser, files)
+    except ArgumentError as error:
+        yield one_line(str(error))
         return
-    has_captions = _has_captions(data_class, options)
-    folders = _encoder_folders(has_captions, options)
+    has_captions = _has_captions(options.data)
+    folders = _encoder_folders(has_captions, options.data.init_args)
     names = [name for name in WEIGHTS if str(DEFAULT_ROOT / name) in folders.values()]
-    if has_captions and options.get("text_encoder") == "minilm" and "text_encoder_path" not in folders:
+    if has_captions and options.data.init_args.get("text_encoder") == "minilm" and "text_encoder_path" not in folders:
         names.append("minilm")
     for name, folder in folders.items():
         if Path(folder).name not in names and not Path(folder).is_dir():
             yield f"data.{name}: folder '{folder}' does not exist"
     try:
-        scorer = _scorer(scoring).options
-        names += _networks(scorer.scores_of(_open(data_class, options)))
-        for extractor in scorer.extractors.values():
+        scoring = _scoring(parser, options)
+        names += _networks(scoring.scores_of(_open(options.data)))
+        for extractor in scoring.extractors.values():
             extractor.to("cpu")  # loads its weights
-    except _WRONG_OPTIONS as error:
-        yield " ".join(str(error).split())
-        names += _networks(scoring.get("metrics") or ())
+    except UserError as error:
+        yield one_line(str(error))
+        names += _networks(options.scorer.metrics or ())
     yield from _missing_files(names)
 
 
-def _class_of(class_path: str) -> type[ImageDataModule]:
-    module_name, _, class_name = class_path.rpartition(".")
-    data_class: type[ImageDataModule] = getattr(import_module(module_name), class_name)
-    return data_class
+def _parsed(parser: ArgumentParser, files: Sequence[Path]) -> Namespace:
+    """Return the options of data and scorer in files, later ones over earlier ones, as the command line merges them."""
+    options = None
+    for path in files:
+        given = {name: value for name, value in compose([path]).items() if name in ("data", "scorer")}
+        options = parser.parse_object(given, namespace=options)
+    assert options is not None
+    return options
 
 
-def _has_captions(data_class: type[ImageDataModule], options: dict[str, Any]) -> bool:
+def _scoring(parser: ArgumentParser, options: Namespace) -> ScoringOptions:
+    try:
+        scorer: Scorer = parser.instantiate(Namespace(scorer=options.scorer)).scorer
+    except ValueError as error:
+        raise expected_error(error) or error from None
+    return scorer.options
+
+
+def _has_captions(data: Namespace) -> bool:
     """Return whether the data set has captions with these options; invalid options are reported when it is opened."""
     try:
-        return _data_module(data_class, _without_weights(options)).has_captions
-    except _WRONG_OPTIONS:
+        return make_data_module(with_options(data, WITHOUT_WEIGHTS)).has_captions
+    except UserError:
         return False
 
 
-def _data_module(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
-    parsed = parser.parse_object({"data": {"class_path": public_path(data_class), "init_args": options}})
-    return make_data_module(parsed.data)
-
-
-def _scorer(options: dict[str, Any]) -> Scorer:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Scorer, "scorer")
-    scorer: Scorer = parser.instantiate(parser.parse_object({"scorer": options})).scorer
-    return scorer
-
-
-def _without_weights(options: dict[str, Any]) -> dict[str, Any]:
-    return options | {name: value for name, value in _WITHOUT_WEIGHTS.items() if name in options}
-
-
-def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, str]:
+def _encoder_folders(has_captions: bool, options: Namespace) -> dict[str, str]:
     """Return the folders of the encoders in use, by option."""
     used = ["autoencoder"]
     if has_captions and options.get("text_encoder", "hashing") != "hashing":
@@ -107,14 +98,14 @@ def _encoder_folders(has_captions: bool, options: dict[str, Any]) -> dict[str, s
     return {name: value for name, value in named.items() if isinstance(value, str) and value != "identity"}
 
 
-def _open(data_class: type[ImageDataModule], options: dict[str, Any]) -> ImageDataModule:
+def _open(data: Namespace) -> ImageDataModule:
     """Open the splits that training and scoring read, and return the data module.
 
     Encoders are replaced by those that need no weights, unless a prepared set has to be compared with its encoders.
     """
-    if options.get("cache") is None:
-        options = _without_weights(options)
-    datamodule = _data_module(data_class, options)
+    if data.init_args.get("cache") is None:
+        data = with_options(data, WITHOUT_WEIGHTS)
+    datamodule = make_data_module(data)
     for stage in ("fit", "test"):
         datamodule.setup(stage)
     return datamodule
