@@ -7,6 +7,7 @@ import torch
 
 import zigma_pl
 from zigma_pl.cli.main import main
+from zigma_pl.conditioners import Map
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
@@ -57,6 +58,23 @@ def test_a_picture_depends_on_seed_and_number_alone(by_class):
     np.testing.assert_allclose(as_pixels(by_class.generate("square", num=5, batch_size=1)), many, atol=1)
     np.testing.assert_allclose(as_pixels(by_class.generate(1, num=2)), many[:2], atol=1)
     assert not np.array_equal(as_pixels(by_class.generate("square", num=5, seed=1)), many)
+
+
+def test_further_conditions_are_those_of_every_picture(tmp_path):
+    model = saved(tmp_path, conditioners={"edges": Map()}, position_embedding="none")
+    edges = {"edges": Condition(torch.linspace(-3, 3, 64).reshape(1, 1, 8, 8))}
+    pictures = as_pixels(model.generate("circle", num=3, batch_size=2, conditions=edges))
+    conditions = {
+        "class": Condition(torch.zeros(3).long()),
+        "edges": Condition(edges["edges"].values.repeat(3, 1, 1, 1)),
+    }
+    model.seed = 0
+    latents = model.sample(Batch(None, torch.arange(3), conditions)).latents
+    np.testing.assert_allclose(pictures, ((latents[:, 0] / 2 + 0.5).clamp(0, 1) * 255).round().numpy(), atol=1)
+    assert not np.array_equal(pictures, as_pixels(model.generate("circle", num=3)))
+    for wrong in ({"edge": edges["edges"]}, {"edges": conditions["edges"]}):
+        with pytest.raises(UserError, match=r"conditions: .*edge"):
+            model.generate("circle", conditions=wrong)
 
 
 @pytest.mark.parametrize(

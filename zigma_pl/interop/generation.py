@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from zigma_pl.core.batch import Condition, Conditions
 from zigma_pl.core.class_paths import build_described, options_of
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.grid import to_pil, to_uint8
@@ -41,6 +42,7 @@ class PretrainedModel(GenerativeModule):
         num: int = 1,
         *,
         classes: str | int | Sequence[str | int] | None = None,
+        conditions: Conditions | None = None,
         num_steps: int | None = None,
         seed: int = 0,
         guidance: float | None = None,
@@ -62,6 +64,8 @@ class PretrainedModel(GenerativeModule):
                 unconditional model.
             num: number of images for each prompt or class.
             classes: names or indices of classes, for a model conditioned on captions and classes.
+            conditions: further conditions by name, each of one sample, (1, ...), and used for all images, for example
+                {"edges": Condition(edges)} with edges (1, 1, H, W). A condition that is not given is null.
             num_steps: steps of the sampler; None for the model's.
             seed: seed of the noise.
             guidance: guidance scale; None for the model's.
@@ -92,9 +96,33 @@ class PretrainedModel(GenerativeModule):
         with _sampling_options(model, seed=seed, num_steps=num_steps, guidance=guidance):
             for raw in data.predict_dataloader():
                 moved = data.transfer_batch_to_device(raw, model.device, 0)
-                samples = model.sample(data.encode(moved, model.device))
+                batch = data.encode(moved, model.device)
+                further = repeated(conditions or {}, model.backbone, len(batch.sample_ids), model.device)
+                samples = model.sample(batch._replace(conditions={**batch.conditions, **further}))
                 generated += map(as_pil, to_uint8(data.decode(samples.latents)))
         return generated
+
+
+def repeated(conditions: Conditions, backbone: Backbone, batch_size: int, device: torch.device) -> dict[str, Condition]:
+    """Repeat conditions of one sample, (1, ...), for a batch, (B, ...).
+
+    Raises: UserError for a condition that the backbone does not have, or of more than one sample.
+    """
+    for name, condition in conditions.items():
+        if name not in backbone.conditioners:
+            raise UserError(f"conditions: the model has no {name!r}, only {', '.join(backbone.conditioners) or 'none'}")
+        if len(condition.values) != 1:
+            raise UserError(
+                f"conditions: {name!r} must be of one sample, (1, ...), not {tuple(condition.values.shape)}"
+            )
+
+    def of_batch(values: torch.Tensor) -> torch.Tensor:
+        return values.to(device).repeat_interleave(batch_size, dim=0)
+
+    return {
+        name: Condition(of_batch(values), None if mask is None else of_batch(mask))
+        for name, (values, mask) in conditions.items()
+    }
 
 
 def _as_list(given: str | int | Sequence[str | int] | None) -> list[str | int]:
