@@ -159,7 +159,7 @@ _TORCH_FORMULAS: dict[Any, Formula] = {
     aten.convolution_backward: _convolution_backward,
     aten.native_layer_norm: _layer_norm,
     aten.native_layer_norm_backward: _layer_norm_backward,
-    aten._safe_softmax: _each_input(5),  # maximum, difference, exp, sum, quotient
+    **dict.fromkeys((aten._softmax, aten._safe_softmax), _each_input(5)),  # maximum, difference, exp, sum, quotient
     aten._softmax_backward_data: _each_input(4),  # y (dy - sum(y dy))
     aten.silu: _each_output(SILU),
     aten.sigmoid: _each_output(SIGMOID),  # part of SiLU's derivative on the meta device
@@ -170,15 +170,18 @@ _TORCH_FORMULAS: dict[Any, Formula] = {
     aten.softplus: _each_output(SOFTPLUS),
     aten.addcmul: _each_output(2),
     **dict.fromkeys(
-        (aten.add, aten.sub, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)
+        (aten.add, aten.sub, aten.rsub, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)
     ),
-    **dict.fromkeys((aten.exp, aten.cos, aten.sin, aten.rsqrt), _each_output(1)),
-    **dict.fromkeys((aten.sum, aten.mean, aten.embedding_dense_backward), _each_input(1)),
+    **dict.fromkeys((aten.exp, aten.log, aten.cos, aten.sin, aten.tanh, aten.sqrt, aten.rsqrt), _each_output(1)),
+    **dict.fromkeys((aten.abs, aten.relu, aten.clamp, aten.maximum, aten.minimum), _each_output(1)),
+    **dict.fromkeys((aten.ge, aten.gt, aten.le, aten.lt, aten.eq, aten.ne), _each_output(1)),
+    **dict.fromkeys((aten.sum, aten.mean, aten.cumsum, aten.embedding_dense_backward), _each_input(1)),
 }
 _NO_ARITHMETIC = {
     *(aten.view, aten._unsafe_view, aten.permute, aten.t, aten.transpose, aten.expand, aten.squeeze, aten.unsqueeze),
     *(aten.split, aten.split_with_sizes, aten.unbind, aten.slice, aten.select, aten.cat, aten.stack, aten.detach),
     *(aten.clone, aten.copy_, aten._to_copy, aten.embedding, aten.slice_backward),
     *(aten.ones, aten.fill_, aten.empty_like, aten.new_empty_strided, aten.new_zeros),
-    *(aten.arange, aten.constant_pad_nd),
+    *(aten.arange, aten.constant_pad_nd, aten.where, aten.masked_fill, aten.flip, aten.roll),
+    *(aten.index, aten.index_select, aten.gather, aten.scatter, aten.scatter_),
 }

@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
     folder = save_pretrained(model, options.out, about, matrix_dtype=matrix_dtype)
     print(f"{type(model.backbone).__name__}, {model.backbone.num_parameters() / 1e6:.1f} M parameters, step {step}")
     print(f"wrote {folder}/model.safetensors and {folder}/config.json, the {options.weights} weights")
-    print(f'load it with: zigma_pl.from_pretrained("{folder}")')
+    allowed = f", allow_imports={tuple(options.allow_import)}" if options.allow_import else ""
+    print(f'load it with: zigma_pl.from_pretrained("{folder}"{allowed})')
     return 0
 
 
