@@ -1,4 +1,4 @@
-"""Kind: what has to be alike on every machine is compared. Here: what the training split of each of them holds."""
+"""Processes that see different training splits must stop before training."""
 
 import pytest
 from PIL import Image

@@ -117,7 +117,7 @@ def test_other_places_under_root(root, videos, lists):
 
 
 def test_the_folder_tells_the_class(root):
-    """In the real set, HandstandPushups holds files that are called v_HandStandPushups_gXX_cYY.avi."""
+    """In the real set, HandstandPushups contains files that are called v_HandStandPushups_gXX_cYY.avi."""
     folder = root / "UCF-101/RotatingBar"
     for path in list(folder.iterdir()):
         path.rename(folder / path.name.replace("RotatingBar", "ROTATINGBar"))

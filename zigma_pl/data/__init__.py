@@ -1,4 +1,4 @@
-"""Data modules, and what one of your own is made of."""
+"""Data modules, and the classes for writing your own."""
 
 from zigma_pl.core.batch import Batch, RawBatch
 from zigma_pl.data.base import ImageDataModule

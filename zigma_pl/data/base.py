@@ -72,7 +72,7 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         horizontal_flip: mirror a random half of the training images.
         autoencoder: "identity" to train on pixels, the folder or hub name of a diffusers AutoencoderKL, or the class
             path of your own `Autoencoder`.
-        autoencoder_subfolder: subfolder that holds the autoencoder, such as "vae".
+        autoencoder_subfolder: subfolder of the autoencoder, such as "vae".
         cache: folder written by `python -m zigma_pl prepare`, read instead of the data set itself. Its options must
             equal these; an error names the first that differs. May also be a URL that fsspec opens, such as
             "https://host/folder" or "s3://bucket/folder": the folder is downloaded once, and its hashes are checked.
@@ -83,8 +83,8 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
         text_encoder_path: folder of the text encoder's weights.
         caption_dim: width of a caption token's features; None for the encoder's default (hashing: 256).
         max_caption_tokens: longest caption in tokens; None for the encoder's default (hashing: 32).
-        predict_captions: captions that `predict` and previews cycle through; None for those kept with the model, some
-            captions of the validation split.
+        predict_captions: captions that `predict` and previews cycle through; None for those saved with the model, which
+            are some captions of the validation split.
         num_predict_samples: number of samples that `predict` generates.
     """
 
@@ -93,7 +93,7 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
     num_frames: int | None = None  # frames per clip; None for images
     has_captions: bool = False
     image_channels: ClassVar[int] = 3
-    options_that_only_locate: ClassVar[tuple[str, ...]] = ("root",)  # options that say where the files are
+    options_that_only_locate: ClassVar[tuple[str, ...]] = ("root",)  # paths, which do not determine the content
 
     def __init__(
         self,
@@ -286,8 +286,8 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
     def raw_conditions(self, sample_ids: Sequence[int]) -> RawBatch:
         """Return the classes and captions that `predict` and previews use for these sample ids.
 
-        Classes and captions (`predict_captions`) are used in turn. If the model of the trainer has other conditions,
-        such as a map, the batch consists of items of the validation split, from which they are computed.
+        Sample ids cycle through classes and captions (`predict_captions`). If the model of the trainer has other
+        conditions, such as a map, the batch consists of items of the validation split, from which they are computed.
 
         Raises:
             UserError: the validation split is needed and cannot be opened.

@@ -1,4 +1,4 @@
-"""The conditions that `predict` and previews sample under, by sample id."""
+"""The conditions of samples in `predict` and previews, by sample id."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ class ConditionSamples(Dataset[Sample]):
 
 
 class ItemConditions(Dataset[Sample]):
-    """Items of a split, to sample under their conditions, in a random order that is always the same.
+    """Items of a split, whose conditions are used for sampling, in a fixed random order.
 
     Args:
         samples: the split; sample ids cycle through its items.
@@ -45,7 +45,7 @@ class ItemConditions(Dataset[Sample]):
         self._order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
-        """Return the batch of these keys, whose second part is not used."""
+        """Return the batch for these keys; only their sample ids are used."""
         ids = [sample_id for sample_id, _ in keys]
         raw = read_batch(self.samples, [(sample_id, self._order[sample_id % len(self._order)]) for sample_id in ids])
         if self.captions is None:
@@ -55,7 +55,7 @@ class ItemConditions(Dataset[Sample]):
 
 
 def example_captions(samples: SplitSamples) -> list[str]:
-    """Return captions of up to NUM_EXAMPLE_CAPTIONS items of a split with captions, always the same, each once."""
+    """Return captions of up to NUM_EXAMPLE_CAPTIONS fixed items of a split with captions, without duplicates."""
     ids = range(min(NUM_EXAMPLE_CAPTIONS, len(samples)))
     captions = read_batch(ItemConditions(samples), [(sample_id, sample_id) for sample_id in ids]).captions
     assert captions is not None

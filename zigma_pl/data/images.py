@@ -18,7 +18,7 @@ CROP = "shorter side resized (bicubic), centre square"  # describes `resize_and_
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads more, some by running other programs
 MAX_PIXELS = 2**26  # 8192 x 8192
 # Up to this aspect ratio the whole image is resized before cropping. Resizing only a part rounds a few values
-# differently, which would change the values that existing caches hold for images of usual shapes.
+# differently, so existing caches would no longer match for images of usual shapes.
 MAX_RESIZED_RATIO = 4
 
 

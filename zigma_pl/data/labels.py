@@ -1,4 +1,4 @@
-"""What samples are called in grids and tables: the names of their classes, and their captions."""
+"""Labels of samples in grids and tables: names of classes, and captions."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,7 +6,7 @@ from zigma_pl.core.batch import CAPTION, CLASS, RawBatch
 
 
 def class_label(class_id: int, class_names: Sequence[str] | None) -> str:
-    """Return the name of a class, "class 3" if it is not known."""
+    """Return the name of a class, such as "class 3" if its name is unknown."""
     names = class_names or ()
     return names[class_id] if class_id < len(names) else f"class {class_id}"
 

@@ -123,7 +123,7 @@ class GenerativeModule(L.LightningModule):
         self.trained_on: dict[str, Any] = {}
         self.evaluation_loss = MeanByTime()
         self.test_loss: LossByTime | None = None
-        self._is_first_batch = True  # of a run
+        self._is_first_batch = True  # since training started or resumed
         self._losses: list[Tensor] = []  # losses of the micro-batches of this optimiser step
         self._terms: list[dict[str, Tensor]] = []  # their terms, if there is more than one
         self._gradient_norm: Tensor | None = None  # gradient norm of this optimiser step, once computed
@@ -272,7 +272,7 @@ class GenerativeModule(L.LightningModule):
         self._is_first_batch = True
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Warn, once, of conditions that the backbone ignores."""
+        """In the first step, warn about conditions that the backbone ignores."""
         if self._is_first_batch:
             warn_of_ignored_conditions(batch.conditions, list(self.backbone.conditioners))
         self._is_first_batch = False
@@ -355,7 +355,9 @@ class GenerativeModule(L.LightningModule):
             ("conditions", sorted(self.backbone.conditioners), sorted(weak.backbone.conditioners)),
         ):
             if own != other:
-                raise UserError(f"the weak model has another {what} ({other}, not {own}): use a model of the same kind")
+                raise UserError(
+                    f"the weak model has another {what} ({other}) than this model ({own}): use one with the same {what}"
+                )
         self._graphed_weak = GraphedBackbone(weak.backbone.eval())
 
     @torch.no_grad()
@@ -374,7 +376,7 @@ class GenerativeModule(L.LightningModule):
         weak: GraphedBackbone | Backbone | None = graphed_weak
         weak_weights: AbstractContextManager[None] = nullcontext()
         if graphed_weak is not None:
-            graphed_weak.backbone.to(self.device)  # as it is no submodule, it does not follow this model
+            graphed_weak.backbone.to(self.device)  # not a submodule, so it is not moved with this model
             weak = graphed_weak if self.graph_sampling else graphed_weak.backbone
             weak_weights = graphed_weak.fixed_weights()
         backbone: GraphedBackbone | Backbone = graphed if self.graph_sampling else self.backbone

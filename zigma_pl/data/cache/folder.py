@@ -40,12 +40,12 @@ def begin(folder: Path, wanted: Manifest, *, overwrite: bool) -> Manifest:
     """Set up the folder for `wanted`, and return its manifest including the splits of earlier runs.
 
     Args:
-        folder: existing folder; may hold the results of an earlier run.
+        folder: existing folder; may contain the results of an earlier run.
         wanted: content, layout and numbers of items, without shards.
         overwrite: remove the results of earlier runs.
 
     Raises:
-        UserError: the folder holds other files, or a data set prepared with other options.
+        UserError: the folder contains other files, or a data set prepared with other options.
     """
     for split in get_args(Split):
         if (folder / split).is_symlink():
@@ -57,7 +57,7 @@ def begin(folder: Path, wanted: Manifest, *, overwrite: bool) -> Manifest:
     if begun is None:
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if others:
-            raise UserError(f"--out {folder} holds other files, such as '{others[0]}': choose an empty or new folder")
+            raise UserError(f"--out {folder} contains other files, such as '{others[0]}': choose an empty folder")
     elif overwrite:
         _remove(folder, begun)
     else:
@@ -138,12 +138,12 @@ def remove_shard(folder: Path, task: Task) -> None:
 
 
 def remove_unless_begun(folder: Path) -> bool:
-    """Remove the files of a run that has finished no shard; returns whether the folder holds nothing of any run."""
+    """Remove the files of a run that has not finished any shard; return False if the folder has finished shards."""
     if (folder / MANIFEST_NAME).exists() or any(folder.glob("*/shard-*.json")):
         return False
     (folder / UNFINISHED_NAME).unlink(missing_ok=True)
     for split in get_args(Split):
-        with suppress(OSError):  # does not exist, or holds other files
+        with suppress(OSError):  # does not exist, or contains other files
             (folder / split).rmdir()
     return True
 

@@ -18,7 +18,7 @@ from zigma_pl.data.samples import Split
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "unfinished.json"
-MAX_ITEMS = 10**8  # items of a split, whose permutation is held in memory
+MAX_ITEMS = 10**8  # items of a split, whose permutation is kept in memory
 MAX_SHARD_SIZE = 10**6
 MAX_CLASSES = 10**6
 # Options whose values prepared folders and result records store under a former name.

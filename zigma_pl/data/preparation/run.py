@@ -223,7 +223,7 @@ def _make_in_processes(preparation: Preparation, tasks: list[Task], devices: lis
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_make_part, args=(sender, preparation, part, device, threads))
                 process.start()
-                sender.close()  # only the child still holds the sender, so the pipe closes when the child ends
+                sender.close()  # only the child still has the sender open, so the pipe closes when the child ends
                 processes[receiver] = process
                 pipes.append(receiver)
         yield from _follow(pipes, processes)

@@ -1,4 +1,4 @@
-"""Captions of the images in a folder: captions.jsonl for all of them, or a text file beside each."""
+"""Captions of the images in a folder: captions.jsonl for all of them, or a text file next to each."""
 
 import io
 from collections.abc import Iterable
@@ -23,11 +23,11 @@ class CaptionLine(BaseModel):
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each picture in a `captions.jsonl`, by its name relative to the file's folder.
+    """Return the captions of each image in a `captions.jsonl`, by its path relative to the file's folder.
 
     Raises:
-        UserError: the file is missing, or a line is invalid, has no caption, or names an image that is listed before
-            or is outside the folder.
+        UserError: the file is missing, or a line is invalid, has no caption, repeats an image, or names one outside the
+            folder.
     """
     captions: dict[str, list[str]] = {}
     first_line: dict[str, int] = {}

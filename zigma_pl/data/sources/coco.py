@@ -1,8 +1,9 @@
 """MS-COCO in its published layout: photographs of everyday scenes with five captions each.
 
-Source: cocodataset.org (Lin et al., arXiv:1405.0312). The archives train<year>.zip and val<year>.zip hold a folder of
-the same name with COCO_train2014_<12 digits>.jpg, since 2017 <12 digits>.jpg; annotations_trainval<year>.zip holds
-annotations/captions_train<year>.json with "images" (id, file_name, ...) and "annotations" (image_id, caption, ...).
+Source: cocodataset.org (Lin et al., arXiv:1405.0312). The archives train<year>.zip and val<year>.zip contain a folder
+of the same name with COCO_train2014_<12 digits>.jpg, since 2017 <12 digits>.jpg; annotations_trainval<year>.zip
+contains annotations/captions_train<year>.json with "images" (id, file_name, ...) and "annotations" (image_id, caption,
+...).
 """
 
 import os

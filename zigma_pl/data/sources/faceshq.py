@@ -1,6 +1,6 @@
 """FacesHQ: CelebA-HQ and FFHQ together, 100,000 aligned faces at 1024 x 1024, without a condition.
 
-FacesHQ has no download of its own. Sources: CelebA-HQ (Karras et al., arXiv:1710.10196) as unpacked from
+FacesHQ cannot be downloaded as one data set. Sources: CelebA-HQ (Karras et al., arXiv:1710.10196) as unpacked from
 CelebAMask-HQ.zip of github.com/switchablenorms/CelebAMask-HQ, `CelebAMask-HQ/CelebA-HQ-img/<id>.jpg`; FFHQ (Karras et
 al., arXiv:1812.04948) from github.com/NVlabs/ffhq-dataset, `images1024x1024/<thousands>/<id>.png`. The union and its
 lists come from github.com/CompVis/taming-transformers, where CelebA-HQ is in `celebahq/imgHQ<id>.npy` and FFHQ in
@@ -80,7 +80,7 @@ class FacesHQ(DownloadedDataModule):
     flat or in sub-folders, as <id> or imgHQ<id> with .jpg, .png, .webp or .npy (uint8, 3 x height x width).
 
     Args:
-        root: folder that holds both data sets.
+        root: folder that contains both data sets.
         image_size_px: side of the square images.
         celeba_hq_folder: folder of the CelebA-HQ images, relative to root or absolute; None for the usual folders.
         ffhq_folder: folder of the FFHQ images, relative to root or absolute; None for the usual folders.

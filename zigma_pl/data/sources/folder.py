@@ -146,12 +146,12 @@ class ImageFolder(ImageDataModule):
 
     def _check_in_split_folders(self, names: list[str]) -> None:
         """Raise a UserError if images are outside the folders of the splits, as they would be in no split."""
-        beside = [name for name in names if self._folders and not name.startswith(tuple(self._folders.values()))]
-        if beside:
+        outside = [name for name in names if self._folders and not name.startswith(tuple(self._folders.values()))]
+        if outside:
             known = ", ".join(f"{name}/" for names in SPLIT_FOLDERS.values() for name in names)
             raise UserError(
-                f"ImageFolder: '{self.root}' has train/, but {len(beside)} images are outside the folders of the "
-                f"splits ({known}), such as {beside[0]!r}: move them, or rename their folder"
+                f"ImageFolder: '{self.root}' has train/, but {len(outside)} images are outside the folders of the "
+                f"splits ({known}), such as {outside[0]!r}: move them, or rename their folder"
             )
 
     @cached_property
@@ -256,8 +256,8 @@ class ImageFolder(ImageDataModule):
 def split_by_hash(names: Iterable[str], fractions: Mapping[Split, float]) -> dict[str, Split]:
     """Return the split of each name.
 
-    Names are hashed to [0, 1). The held-out splits take the first part of this interval, each as much as its fraction,
-    and "train" takes the rest. If a split would be empty, it gets the name with the nearest hash.
+    Names are hashed to [0, 1). Each held-out split gets a part of this interval as long as its fraction, from 0 on, and
+    "train" the rest. If a split would be empty, it gets the name with the nearest hash.
 
     Args:
         names: names, each once.

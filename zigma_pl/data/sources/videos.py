@@ -137,7 +137,7 @@ class VideoDataModule(DownloadedDataModule):
 
     Evaluation and `prepare` use `clips_per_video` fixed clips of each video. With `clip_start` "random", training uses
     one clip of each video per epoch, with a start chosen by (seed, sample id). With another `clip_start`, or with a
-    cache, which holds no pixels, training uses the fixed clips too.
+    cache, which contains no pixels, training uses the fixed clips too.
 
     Args:
         root: folder of the data set.

@@ -15,8 +15,8 @@ DELAY_SECONDS = 1e-3  # positive, so that the bar is not shown if an error occur
 class SamplingBar(L.Callback):
     """Counts generated samples; on a CPU, where a batch may take minutes, also the progress within a batch.
 
-    The progress within a batch follows from the time t of the network calls, as every sampler integrates from t = 1 to
-    t = 0. It is not shown on a GPU, where reading t would synchronise and replayed CUDA graphs do not call the network.
+    The progress within a batch follows from the time t of the network calls, which decreases to 0 in every sampler. It
+    is not shown on a GPU, where reading t would synchronise and replayed CUDA graphs do not call the network.
 
     Args:
         num_samples: total number of samples.

@@ -14,7 +14,7 @@ from zigma_pl.runtime.sharding import made_whole
 
 FORMAT_KEY = "zigma_format_version"
 FORMAT_VERSION = 1  # increase it when older versions of zigma_pl would misread a new file
-RAW_WEIGHTS = "current_model_state"  # present if "state_dict" holds the average
+RAW_WEIGHTS = "current_model_state"  # present if "state_dict" contains the average
 RANDOM_STATES = "random_states"  # by rank
 TRAINED_ON = "trained_on"  # see `GenerativeModule.trained_on`
 OPTIONS = "zigma_options"  # see `callbacks/checkpoint_options.py`

@@ -114,7 +114,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def weights_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path | str, otherwise: str) -> dict[str, Tensor]:
-    """Return the averaged or the raw weights of a checkpoint; without an average, `state_dict` holds the raw ones.
+    """Return the averaged or the raw weights of a checkpoint; without an average, `state_dict` contains the raw ones.
 
     Args:
         checkpoint: result of `read_checkpoint`.
