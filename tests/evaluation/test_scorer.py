@@ -57,6 +57,8 @@ def test_record_says_what_was_scored_and_how(score, trained, capsys):
     assert record.machine["torch"] == torch.__version__
     with Image.open(record.pictures["grid"]) as grid:
         assert grid.size == (8 * 130 + 2, 3 * (130 + 17) + 2)  # labels are 17 pixels high
+    first_row = Digits().held_out_conditions("test", range(8)).class_ids.tolist()
+    assert record.pictures["captions"] == list(map(str, first_row))
     printed = capsys.readouterr().out
     assert "24 samples of the average weights, 2 network calls each, 179 real samples (test split)" in printed
     assert "lite, not comparable with published FID" in printed

@@ -18,17 +18,18 @@ def write_pictures(
 ) -> dict[str, Any]:
     """Write grid.png of the first samples, as many as there are labels, for clips also an animated grid.
 
-    Returns: their paths.
+    Returns: their paths, and the labels of the first row if there are any.
     """
     num_pictures = len(labels)
     chunks = [store.read_first(index, num_pictures).pictures for index in store.chunk_indices(num_pictures)]
     pictures = torch.cat(chunks).movedim(-3, -1)
     grid = folder / "grid.png"
+    captions = {"captions": list(labels[:num_columns])} if any(labels) else {}
     if pictures.ndim == 4:
         save_png(tile([to_pil(picture) for picture in pictures], num_columns, labels), grid)
-        return {"grid": str(grid), "clips": []}
+        return {"grid": str(grid), "clips": [], **captions}
     clips = [to_clip(clip) for clip in pictures]
     save_png(stills(clips[:NUM_STILL_CLIPS], labels[:NUM_STILL_CLIPS]), grid)
     moving = folder / f"clips{clip_suffix()}"
     save_clip(tile_clips(clips, num_columns, labels), moving, frames_per_second)
-    return {"grid": str(grid), "clips": [str(moving)]}
+    return {"grid": str(grid), "clips": [str(moving)], **captions}

@@ -100,10 +100,16 @@ class Training(TypedDict, total=False):
 
 
 class Pictures(TypedDict, total=False):
-    """Paths of the grid and the clips, relative to the working directory of `test`."""
+    """Images of a run.
+
+    Attributes:
+        grid, clips: paths of the grid and the clips, relative to the working directory of `test`.
+        captions: captions or class names of the samples in the first row; missing if the model has no such condition.
+    """
 
     grid: OneLinePath | None
     clips: list[OneLinePath]
+    captions: list[Annotated[str, Field(max_length=2000)]]
 
 
 class ResultRecord(Record):
