@@ -54,7 +54,7 @@ ablations: $(DEV) ## train and score all experiments, or resume: TABLE=1 SCALE=s
 tables: $(CORE) ## write experiments/README.md and docs/results.md from experiments and records
 	$(BIN)/python -m zigma_pl tables
 
-report: $(CORE) ## write report/index.html: tables, curves and samples
+report: $(CORE) ## write report/index.html: summary, samples, tables and charts, also of your own runs
 	$(BIN)/python -m zigma_pl report
 
 bench: $(DEV) ## check and time: scan, forward pass, training step, number of orders, the five backbones

@@ -1,4 +1,4 @@
-"""Debian's chromium without a window: what it says of a page."""
+"""Chromium without a window: what it shows of a page, its console, and which hosts the page requests."""
 
 import json
 import shutil
@@ -7,19 +7,21 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MISSING = "no browser: chromium, chromium-browser or google-chrome (Debian: apt-get install chromium)"
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
     "--host-resolver-rules=MAP * ~NOTFOUND",  # the browser itself must not use the network either
 ]
-PROBE = """<script>
+PROBE = r"""<script>
 addEventListener("load", () => parent.postMessage({
   pictures: [...document.images].map((image) => [image.getAttribute("src"), image.naturalWidth]),
   videos: [...document.querySelectorAll("video")].map((video) => [video.currentSrc, video.videoWidth]),
   page_width: document.documentElement.scrollWidth,
   window_width: document.documentElement.clientWidth,
-  ground: getComputedStyle(document.body).backgroundColor,
+  page_height: document.documentElement.scrollHeight,
+  lightness: getComputedStyle(document.body).backgroundColor.match(/\d+/g).reduce((sum, level) => sum + +level / 3, 0),
 }, "*"));
 </script></body>"""
 # A window cannot be as narrow as a phone, but a frame can.

@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from zigma_pl.core.clips import can_write_mp4, save_gif, save_mp4
-from zigma_pl.core.grid import save_png
+from zigma_pl.core.grid import save_png, tile
 from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_record
 
 STEPS, BATCH_SIZE = 40, 16
 BETTER = {"sweep": 1.0, "zigzag1": 0.9, "zigzag2": 0.8, "zigzag8": 0.6}
+
+CAPTIONS = ["a <red> face", "a face & a hat", "a face", "two faces"]
 
 REMARK = """A remark by <hand> & eye: **bold**.
 
@@ -68,7 +70,7 @@ def make_record(row: str, seed: int, loss: float, pictures: Path, clips: bool, l
     return ResultRecord(
         row=row, scale="smoke", scores=scores, protocol=protocol, training=training,
         machine={"device": "a processor", "versions": {"torch": "2.13.0"}, "commit": None, "date": "2026-01-02"},
-        pictures={"grid": str(pictures / "grid.png"), "clips": clip_paths},
+        pictures={"grid": str(pictures / "grid.png"), "clips": clip_paths, "captions": CAPTIONS},
     )  # fmt: skip
 
 
@@ -94,8 +96,8 @@ def write_events(folder: Path, loss: float, steps: range) -> None:
 
 
 def write_grid(path: Path, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (40, 80, 3), dtype=np.uint8)
-    save_png(Image.fromarray(pixels), path)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    save_png(tile([Image.fromarray(sample) for sample in pixels], len(CAPTIONS), min_side_px=32), path)
 
 
 def write_clip(path: Path) -> None:

@@ -7,8 +7,7 @@ import pytest
 from report.synthetic import BATCH_SIZE, STEPS
 
 from zigma_pl.suite.report.charts import FAINT, INK, LIGHT, MUTED, Series, dot_chart, line_chart, path_chart
-from zigma_pl.suite.report.curves import averaged, read_curves
-from zigma_pl.suite.report.figures import over_samples
+from zigma_pl.suite.report.curves import averaged, over_samples, read_curves
 from zigma_pl.suite.report.results import load_results
 
 COLOURS = [*LIGHT, INK[0], MUTED[0], FAINT[0]]

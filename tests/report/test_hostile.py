@@ -23,7 +23,7 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.record import write_record
 from zigma_pl.suite.report.experiments import load_experiments
 from zigma_pl.suite.report.markdown import escape, results_page
-from zigma_pl.suite.report.page import write_report
+from zigma_pl.suite.report.page import Sources, write_report
 from zigma_pl.suite.report.results import RecordCollection, load_results
 
 INJECTED = "a\n\n# Heading\n\n<script>alert(1)</script> [x](http://evil.example) ![y](z) `c` | *b* &lt; {{ 7 * 7 }}"
@@ -53,7 +53,7 @@ def draw(folder):
     """Write the page and results.md of table 1; returns both texts."""
     results, page = RecordCollection(load_results(folder / "results")), folder / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
-    write_report(TABLE1, results, folder / "results", page)
+    write_report(Sources(TABLE1, results, folder / "results"), page)
     return page.read_text(), results_page(TABLE1, results, folder / "docs" / "results.md", folder / "results")
 
 
@@ -144,7 +144,7 @@ def test_tables_on_a_full_disk_leave_what_was_there(folder, repository, monkeypa
     assert {entry.name for entry in folder.iterdir()} == {"results", "results.md", "README.md"}
 
 
-@pytest.mark.parametrize("cause", ["zigma_pl.suite.report.assets.shutil.copyfile", "os.fsync", "PIL.Image.Image.save"])
+@pytest.mark.parametrize("cause", ["pathlib.Path.write_bytes", "os.fsync", "PIL.Image.Image.save"])
 def test_a_report_on_a_full_disk_leaves_the_page_and_its_assets(folder, repository, monkeypatch, cause):
     write(folder, plain_record())
     out = folder / "report" / "index.html"

@@ -194,7 +194,7 @@ def _make_tables_and_report(options: argparse.Namespace) -> bool:
     sources = [f"--results={options.results}", f"--experiments={options.experiments}"]
     try:
         tables.main(sources)
-        report.main(sources)
+        report.main([*sources, f"--logs={options.logs}"])
     except UserError as error:  # failed runs are reported afterwards
         print(f"error: {error}", file=sys.stderr)
         return False

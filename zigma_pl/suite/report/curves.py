@@ -1,36 +1,85 @@
-"""Training curves of a run, from the TensorBoard files in its log folder."""
+"""Training curves of a run, from the TensorBoard files in its log folder or from an earlier report."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from zigma_pl.core.errors import UserError
-from zigma_pl.core.records import one_line, read_content
+from zigma_pl.core.records import one_line, problems, read_content
+from zigma_pl.suite.report.assets import RunAssets
+from zigma_pl.suite.report.results import RecordFile
 
-Points = list[tuple[float, float]]  # (step, value)
+TAGS = ("train/loss", "validation/loss")  # shown by the report
+NUM_PARTS = 100  # points of a long training curve, each the mean of a part
+_DIGITS = 5  # significant ones of stored values
+
+Points = list[tuple[float, float]]  # (step or samples seen, value)
+_STORED = TypeAdapter(dict[str, Points])
+
+
+def curves_of(result: RecordFile, run: RunAssets) -> dict[str, Points]:
+    """Return the losses of a run over samples seen, and write them to curves.json among its assets.
+
+    Args:
+        result: the record, whose log folder is read if it exists.
+        run: assets of the record, with the curves of an earlier report.
+    """
+    folder = result.record.training.get("log_folder")
+    logged = read_curves(result.locate(folder)) if folder else {}
+    curves = {tag: shortened(over_samples(result, logged[tag])) for tag in TAGS if tag in logged}
+    if not any(curves.values()):
+        curves = _stored(run.earlier("curves.json"))
+    if curves:
+        run.write(to_json(curves), "curves.json")
+    return curves
+
+
+def _stored(file: Path | None) -> dict[str, Points]:
+    if file is None:
+        return {}
+    remedy = "remove it or the earlier report"
+    try:
+        return _STORED.validate_json(read_content(file, remedy))
+    except ValidationError as error:
+        raise UserError(f"{file}: cannot be used ({problems(error)}): {remedy}") from error
+
+
+def over_samples(result: RecordFile, points: Points) -> Points:
+    """Return a curve over samples seen; empty if the record has no number of samples or steps."""
+    steps = result.record.training.get("steps")
+    if not steps or not result.samples_seen:
+        return []
+    return [((step + 1) * result.samples_seen / steps, value) for step, value in points]  # Lightning counts from 0
+
+
+def shortened(points: Points) -> Points:
+    """Return a curve with at most 2 NUM_PARTS points, and values rounded to 5 digits."""
+    return [(float(round(x)), float(f"{y:.{_DIGITS}g}")) for x, y in averaged(points, NUM_PARTS)]
 
 
 def read_curves(log_folder: Path) -> dict[str, Points]:
     """Return the scalars of a run, and of the runs that it was resumed from, by tag such as "train/loss"."""
     tags: dict[str, dict[float, float]] = {}
-    for folder in reversed(_continued_from(log_folder)):
+    for folder in reversed([log_folder, *resumed_from(log_folder)]):
         for tag, points in _scalars(folder).items():
             kept = {step: value for step, value in tags.get(tag, {}).items() if step < points[0][0]}
             tags[tag] = {**kept, **dict(points)}
     return {tag: sorted(points.items()) for tag, points in tags.items()}
 
 
-def _continued_from(log_folder: Path) -> list[Path]:
-    """Return this folder and those that it was resumed from, newest first; config.yaml names the checkpoint."""
+def resumed_from(log_folder: Path) -> list[Path]:
+    """Return the log folders that a run was resumed from, newest first; config.yaml names the checkpoint."""
     folders = [log_folder]
     while (checkpoint := _checkpoint_of(folders[-1])) is not None:
         earlier = checkpoint.parent.parent  # <log folder>/checkpoints/last.ckpt
         if earlier.resolve() in [folder.resolve() for folder in folders]:
             break
         folders.append(earlier)
-    return folders
+    return folders[1:]
 
 
 def _checkpoint_of(log_folder: Path) -> Path | None:

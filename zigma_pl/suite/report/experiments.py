@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
@@ -115,8 +115,29 @@ class Experiment:
         return {PUBLISHED_NAMES[label]: number for label, number in published.items()}
 
 
+def experiment_name(run: str) -> str:
+    """Return the name of a run's experiment: that of the run without the suffix _seed<number>."""
+    return re.sub(r"_seed\d+$", "", run)
+
+
 def read_experiment(file: Path) -> Experiment:
     """Read the `about:` block of a file; raises UserError if it is missing or invalid."""
+    options = _read_options(file)
+    if "about" not in options:
+        raise UserError(f"{file}: has no `about:` block: {_REMEDY}")
+    return _experiment(file, options)
+
+
+def read_config(file: Path) -> Experiment:
+    """Read a config whose `about:` block may be missing; its title is then the name of the file.
+
+    Raises:
+        UserError: the file is missing or invalid.
+    """
+    return _experiment(file, {"about": {"title": file.stem}, **_read_options(file)})
+
+
+def _read_options(file: Path) -> dict[str, Any]:
     check_name(file.stem, str(file))
     content = read_content(file, _REMEDY, _MAX_BYTES)
     try:
@@ -124,8 +145,12 @@ def read_experiment(file: Path) -> Experiment:
         options = yaml.load(content, Loader=yaml.BaseLoader)  # only strings, lists and dictionaries
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file}: is no valid YAML: {one_line(str(error))}") from error
-    if not isinstance(options, dict) or "about" not in options:
-        raise UserError(f"{file}: has no `about:` block: {_REMEDY}")
+    if not isinstance(options, dict):
+        raise UserError(f"{file}: is no config: {_REMEDY}")
+    return options
+
+
+def _experiment(file: Path, options: dict[str, Any]) -> Experiment:
     try:
         return Experiment(file, About.model_validate(options["about"]))
     except ValidationError as error:
@@ -138,7 +163,7 @@ def load_experiments(folder: Path) -> list[Experiment]:
     Raises:
         UserError: a block is invalid, or two files have different titles for the same table.
     """
-    files = sorted(folder.glob("*.yaml"), key=lambda file: _natural(file.stem))
+    files = sorted(folder.glob("*.yaml"), key=lambda file: natural_order(file.stem))
     if not files:
         raise UserError(f"{folder} contains no .yaml file: pass the folder of the experiments as --experiments")
     experiments = [read_experiment(file) for file in files]
@@ -161,7 +186,7 @@ def _heading(experiment: Experiment) -> tuple[str, bool]:
 def _table_order(experiment: Experiment) -> tuple[bool, bool, list[tuple[int, str]]]:
     """Return a key that sorts tables before figures, and these before experiments of no table."""
     table = experiment.about.table or ""
-    return experiment.about.table is None, table.startswith("figure"), _natural(table)
+    return experiment.about.table is None, table.startswith("figure"), natural_order(table)
 
 
 def by_table(experiments: Sequence[Experiment]) -> dict[str | None, list[Experiment]]:
@@ -172,6 +197,6 @@ def by_table(experiments: Sequence[Experiment]) -> dict[str | None, list[Experim
     return tables
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
+def natural_order(text: str) -> list[tuple[int, str]]:
     """Return a key that sorts zigzag2 before zigzag10, and "table 1" before "table 1x"."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text) if part]

@@ -1,36 +1,54 @@
 """Charts of a table at one scale: losses and scores over samples seen, scores by experiment, loss by time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from zigma_pl.suite.report.charts import Chart, Series, dot_chart, line_chart
-from zigma_pl.suite.report.curves import Points, averaged, read_curves
+from zigma_pl.suite.report.curves import Points
 from zigma_pl.suite.report.results import RecordCollection, RecordFile
 from zigma_pl.suite.report.scores import in_order, score_label
 from zigma_pl.suite.report.tables import View
 
 SAMPLES_SEEN = "samples seen"
-NUM_PARTS = 100  # points of a long training curve, each the mean of a part
 
 CurveOf = Callable[[RecordFile], Points]
 
 
-def charts(view: View, results: RecordCollection) -> list[Chart]:
-    """Return the charts for which there are data."""
-    read = {result.file: _curves(result) for line in view.lines for result in line.results}
+@dataclass(frozen=True)
+class Figures:
+    """The charts of a view: the most informative ones, and the others."""
 
-    def logged(tag_name: str) -> CurveOf:
-        return lambda result: averaged(over_samples(result, read[result.file].get(tag_name, [])), NUM_PARTS)
+    main: tuple[Chart, ...]
+    others: tuple[Chart, ...]
 
-    drawn = [
-        line_chart("Training loss", SAMPLES_SEEN, "training loss", _series(view, logged("train/loss"))),
-        line_chart("Validation loss", SAMPLES_SEEN, "validation loss", _series(view, logged("validation/loss"))),
-        line_chart(
-            "Validation loss by time", "t, from data (0) to noise (1)", "validation loss", _series(view, _loss_by_time)
-        ),
-    ]
+
+def figures(view: View, results: RecordCollection, curves: Mapping[Path, Mapping[str, Points]], score: str) -> Figures:
+    """Return the charts for which there are data.
+
+    Args:
+        view: a table at one scale.
+        results: all records.
+        curves: the losses over samples seen by tag, for the file of each record.
+        score: name of the score of the main chart, next to the validation loss.
+    """
+    training = line_chart("Training loss", SAMPLES_SEEN, "training loss", _series(view, _logged(curves, "train/loss")))
+    logged = _series(view, _logged(curves, "validation/loss"))
+    validation = line_chart("Validation loss", SAMPLES_SEEN, "validation loss", logged)
+    by_time = line_chart(
+        "Validation loss by time", "t, from data (0) to noise (1)", "validation loss", _series(view, _loss_by_time)
+    )
     names = in_order([name for line in view.lines for result in line.results for name in result.record.scores])
-    drawn += [_score_chart(view, results, name) for name in names]
-    return [chart for chart in drawn if chart is not None]
+    by_score = {name: _score_chart(view, results, name) for name in names}
+    if validation is not None:
+        by_score["validation_loss"] = validation  # more points than the records have
+    main = [by_score.pop(name, None) for name in dict.fromkeys((score, "validation_loss"))]
+    others = [training, by_time, *by_score.values()]
+    return Figures(tuple(filter(None, main)), tuple(filter(None, others)))
+
+
+def _logged(curves: Mapping[Path, Mapping[str, Points]], tag: str) -> CurveOf:
+    return lambda result: curves[result.file].get(tag, [])
 
 
 def _series(view: View, curve_of: CurveOf) -> list[Series]:
@@ -61,6 +79,8 @@ def _score_chart(view: View, results: RecordCollection, name: str) -> Chart | No
         return line_chart(title, SAMPLES_SEEN, title, histories)
     rows = []
     for index, line in enumerate(view.lines):
+        if not line.results:
+            continue
         values = [result.value(name) for result in line.results]
         rows.append(Series(line.experiment.label, index, [(value, 0.0) for value in values if value is not None]))
     alone = sum(len(row.points) for row in rows) < 2  # one number is enough in the table
@@ -71,16 +91,3 @@ def _loss_by_time(result: RecordFile) -> Points:
     score = result.record.scores.get("validation_loss")
     bins = (score.by_time if score else None) or []
     return [((index + 0.5) / len(bins), value) for index, value in enumerate(bins) if value is not None]
-
-
-def _curves(result: RecordFile) -> dict[str, Points]:
-    folder = result.record.training.get("log_folder")
-    return read_curves(result.locate(folder)) if folder else {}
-
-
-def over_samples(result: RecordFile, points: Points) -> Points:
-    """Return a curve over samples seen; empty if the record has no number of samples or steps."""
-    steps = result.record.training.get("steps")
-    if not steps or not result.samples_seen:
-        return []
-    return [((step + 1) * result.samples_seen / steps, value) for step, value in points]  # Lightning counts from 0

@@ -1,6 +1,5 @@
 """Result records found below a folder, grouped by experiment for tables and charts."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pydantic_core import from_json
 
 from zigma_pl.core.records import parse_record, read_content
 from zigma_pl.evaluation.record import ResultRecord
+from zigma_pl.suite.report.experiments import experiment_name
 from zigma_pl.suite.report.scores import LITE, LITE_WARNING
 
 SCALES = ("paper", "h100")  # shown in this order, then others, then "smoke", whose scores are meaningless
@@ -24,7 +24,7 @@ class RecordFile:
     @property
     def experiment(self) -> str:
         """Stem of the experiment's YAML file, without the suffix _seed<number> of a run with another seed."""
-        return re.sub(r"_seed\d+$", "", self.record.row)
+        return experiment_name(self.record.row)
 
     @property
     def seed(self) -> int | None:
@@ -114,7 +114,7 @@ def _length(result: RecordFile) -> int:
 def circumstances(results: Sequence[RecordFile]) -> list[str]:
     """Return the facts for the title of a table: data, image size, number of samples, features."""
     facts = [
-        _each(results, _data) or "unknown data",
+        _each(results, data_of) or "unknown data",
         _each(results, lambda result: _with_unit(result.record.protocol.get("image_size_px"), "px")),
         _each(results, lambda result: _with_unit(result.record.protocol.get("num_fake"), "samples")),
         _features(results),
@@ -132,19 +132,27 @@ def _with_unit(number: int | None, unit: str) -> str | None:
     return None if number is None else f"{number:,} {unit}"
 
 
-def _data(result: RecordFile) -> str | None:
+def data_of(result: RecordFile) -> str | None:
     """Return a description of the data: its note if there is one, else the data set, and whether it is synthetic.
 
     In records without an entry for the data, the source of the conditions shows whether they are synthetic.
     """
+    data = result.record.protocol.get("data")
+    if data is None:
+        name = (result.record.protocol.get("conditions") or {}).get("dataset")
+        return name if is_paper_data(result) else f"synthetic {name}"
+    return data.get("note") or (
+        f"{data['dataset']}, real data" if is_paper_data(result) else f"synthetic {data['dataset']}"
+    )
+
+
+def is_paper_data(result: RecordFile) -> bool:
+    """Whether the data set was the real one, without a note that names other data."""
     protocol = result.record.protocol
     data = protocol.get("data")
     if data is None:
-        conditions = protocol.get("conditions") or {}
-        name = conditions.get("dataset")
-        is_standin = "standin_num_items" in (conditions.get("items") or {})
-        return f"synthetic {name}" if is_standin else name
-    return data.get("note") or (f"synthetic {data['dataset']}" if data["standin"] else f"{data['dataset']}, real data")
+        return "standin_num_items" not in ((protocol.get("conditions") or {}).get("items") or {})
+    return not data["standin"] and not data.get("note")
 
 
 def _features(results: Sequence[RecordFile]) -> str | None:

@@ -65,6 +65,12 @@ def _known(name: str) -> ScoreLabel | None:
     return next((score for score in _OF_RECORDS if name == score.name or name.startswith(f"{score.name}_")), None)
 
 
+def base_name(name: str) -> str:
+    """Return the name of a score without the suffix of a feature extractor: "fid" for fid_lite."""
+    known = _known(name)
+    return name if known is None else known.name
+
+
 def figure(value: float, digits: int = 4) -> str:
     """Format a number with `digits` significant digits and without an exponent."""
     if not math.isfinite(value):

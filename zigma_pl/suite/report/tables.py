@@ -9,7 +9,7 @@ from zigma_pl.suite.report.results import RecordCollection, RecordFile, circumst
 from zigma_pl.suite.report.scores import LITE, NOT_RUN, NOT_SCORED, in_order, mean_and_spread, score_label
 
 # Entries of the protocol that must be equal to compare experiments.
-_COMPARED = (
+COMPARED = (
     *("sampler", "guidance", "num_network_calls", "weights", "precision", "image_size_px", "autoencoder", "split"),
     *("num_fake", "num_real", "resize", "reference_sha256", "extractors"),
     *("kid_num_subsets", "kid_subset_size", "num_neighbours"),
@@ -154,7 +154,7 @@ def _remarks(experiments: Sequence[Experiment], results: Sequence[RecordFile]) -
     if len({result.experiment for result in results}) < len(results):
         remarks.append("Several seeds: mean ± standard deviation.")
     for experiment in experiments:
-        if experiment.about.table is None:
+        if experiment.about.table is None and experiment.about.title != experiment.label:
             remarks.append(f"{experiment.label}: {experiment.about.title}.")
     if experiments[0].about.table is not None and _differ(results):
         remarks.append(f"The protocols of the experiments differ in {', '.join(_differ(results))}.")
@@ -165,7 +165,7 @@ def _differ(results: Sequence[RecordFile]) -> list[str]:
     """Return the entries of the protocol that differ between records."""
     return [
         name.replace("_", " ")
-        for name in _COMPARED
+        for name in COMPARED
         if len({repr(result.record.protocol.get(name)) for result in results}) > 1
     ]
 
