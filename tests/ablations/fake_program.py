@@ -31,7 +31,7 @@ def test():
         "format_version": 1,
         "row": EXPERIMENT,
         "scale": ARGUMENTS["--scorer.scale"],
-        "scores": {},
+        "scores": {"validation_loss": {"value": 0.125}},
         "protocol": protocol,
     }
     results = Path(ARGUMENTS["--scorer.results_dir"])

@@ -135,6 +135,34 @@ def table1_runs(**options):
     return plan(experiments, "smoke", [0], scales=Path("scales"), folders=folders, **options)
 
 
+def test_own_configs_are_run_as_they_are_over_a_base(fakes, capsys):
+    fakes.write("mine/small.yaml", "model: {backbone: {init_args: {depth: 2}}}\n")
+    fakes.write("mine/deep.yaml", "model: {backbone: {init_args: {depth: 4}}}\ntrainer: {max_steps: 1}\n")
+    fakes.write(
+        "base.yaml", "trainer: {max_steps: 2}\ndata: {class_path: zigma_pl.data.Digits}\nscorer: {metrics: []}\n"
+    )
+    own = ["--experiments=mine", "--scale=own", "--base=base.yaml"]
+    assert fakes.run(*own, "--names", "small") == 0
+    assert fakes.calls() == ["fit small", "test small from end.ckpt"]
+    assert capsys.readouterr().out.splitlines()[-1] == "small: validation_loss 0.125 (results/own/small.json)"
+    assert not Path("docs").exists()  # the tables are of the shipped experiments
+    experiments = find_experiments(Path("mine"))
+    runs = plan(
+        experiments,
+        "own",
+        [0],
+        scales=Path("scales"),
+        folders=OutputFolders(Path("logs"), Path("results")),
+        base_files=[Path("base.yaml")],
+    )
+    assert [(run.name, run.num_steps, run.config["model"]["backbone"]["init_args"]["depth"]) for run in runs] == [
+        ("deep", 1, 4),
+        ("small", 2, 2),
+    ]
+    with pytest.raises(UserError, match="--experiments nowhere"):
+        fakes.run("--experiments=nowhere", "--scale=own")
+
+
 def test_a_changed_configuration_is_said_and_run_only_when_asked(fakes, capsys):
     assert fakes.run("--names", "table1_a") == 0
     fakes.calls()

@@ -26,6 +26,7 @@ Train each experiment of experiments/ and score it, at a scale: smoke (synthetic
 pixels, a small model on one GPU; pilot4096 with four times as many tokens, pilotemoji with other data), h100 (64 x 64
 pixels, a larger model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the
 experiment; configs/scale/SCALE/NAME.yaml or configs/scale/SCALE/table4.yaml replace it for one experiment or table.
+For your own configs, use --experiments FOLDER --scale own, which merges nothing over them.
 Finished experiments are skipped, and interrupted ones resume from their last checkpoint. Records are written to
 results/SCALE/NAME.json (NAME_seed1.json for seed 1), checkpoints, curves and output to logs/SCALE/NAME/config_<hash>/.
 """
@@ -35,11 +36,22 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = Parser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
     which = parser.add_argument_group("which experiments")
-    which.add_argument("--scale", default="smoke", help="name of a config in configs/scale (default: %(default)s)")
+    which.add_argument(
+        "--scale", default="smoke", help="name of a config in configs/scale, or own (default: %(default)s)"
+    )
     which.add_argument("--table", help="only experiments of this table: 1, 1x, 2, ...")
     which.add_argument("--names", nargs="+", default=["*"], metavar="GLOB", help="only experiments with these names")
     which.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="run each experiment with each seed"
+    )
+    which.add_argument(
+        "--base",
+        nargs="+",
+        action="extend",
+        type=find_config,
+        default=[],
+        metavar="FILE",
+        help="configs that the experiments are merged over, so that they contain only what differs",
     )
     which.add_argument(
         "--config",
@@ -80,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns 0 if all runs finished, 1 if one failed or files are missing, 75 if preempted."""
     from zigma_pl.suite.runs.local import RunState, track
+    from zigma_pl.suite.runs.plan import OWN_SCALE
 
     options = build_parser().parse_args(argv)
     check_whole_numbers("ablations", jobs=options.jobs)
@@ -102,6 +115,9 @@ def main(argv: list[str]) -> int:
     if any(tracked.state is RunState.STOPPED for tracked in tracked_runs):
         print("preempted: run the same command again to resume")
         return PREEMPTED_STATUS
+    if options.scale == OWN_SCALE:
+        _print_scores([tracked.run for tracked in tracked_runs])
+        return 0 if _all_done(tracked_runs) else 1
     is_reported = options.no_report or _make_tables_and_report(options)
     return 0 if _all_done(tracked_runs) and is_reported else 1
 
@@ -116,6 +132,7 @@ def _runs(options: argparse.Namespace) -> "list[Run]":
         list(dict.fromkeys(options.seeds)),
         scales=_seen_from_here(shipped_file("configs/scale/smoke.yaml").parent),
         folders=OutputFolders(options.logs / options.scale, options.results / options.scale),
+        base_files=options.base,
         extra_files=options.config,
     )
     runs, copies = without_copies(planned)
@@ -150,7 +167,8 @@ def _submit(runs: "Sequence[Run]", options: argparse.Namespace) -> int:
     from zigma_pl.suite.runs.slurm import submit
 
     common = [f"--scale={options.scale}", f"--logs={options.logs}", f"--results={options.results}"]
-    common += [f"--experiments={options.experiments}", *(f"--config={path}" for path in options.config)]
+    common += [f"--experiments={options.experiments}", *(f"--base={path}" for path in options.base)]
+    common += [f"--config={path}" for path in options.config]
     common += ["--again"] * options.again
     rejected = submit(runs, options.template, common, dry_run=options.dry_run)
     print("when the jobs have ended, run: python -m zigma_pl tables; python -m zigma_pl report")
@@ -199,6 +217,16 @@ def _make_tables_and_report(options: argparse.Namespace) -> bool:
         print(f"error: {error}", file=sys.stderr)
         return False
     return True
+
+
+def _print_scores(runs: "Sequence[Run]") -> None:
+    """Print the scores of each run that has a record; the tables of the shipped experiments do not show them."""
+    from zigma_pl.evaluation.record import read_record
+
+    for run in runs:
+        if run.record.is_file():
+            scores = read_record(run.record).scores.items()
+            print(f"{run.name}: {', '.join(f'{name} {score.value:.5g}' for name, score in scores)} ({run.record})")
 
 
 def _all_done(tracked_runs: "Sequence[TrackedRun]") -> bool:

@@ -44,6 +44,8 @@ def find_experiments(folder: Path, table: str | None = None, patterns: Sequence[
     experiments = [ExperimentFile(path) for path in sorted(folder.glob("*.yaml"), key=_natural_order)]
     for experiment in experiments:
         check_name(experiment.name, str(experiment.path))
+    if not experiments:
+        raise UserError(f"--experiments {folder}: the folder does not exist or has no .yaml file: choose another one")
     of_table = [experiment for experiment in experiments if table is None or experiment.prefix == f"table{table}"]
     if table is not None and not of_table:
         tables = sorted({experiment.prefix.removeprefix("table") for experiment in experiments if experiment.prefix})

@@ -19,6 +19,7 @@ from zigma_pl.training.checkpoints.archive import read_step
 from zigma_pl.training.checkpoints.newest import CHECKPOINT_FOLDER, LAST_LINK, newest_checkpoint
 
 PROGRAM = (sys.executable, "-m", "zigma_pl")
+OWN_SCALE = "own"  # experiments are run as they are
 _DEFAULT_SEED = 0  # of configs/base.yaml; runs with it have no suffix
 _AFTER_TRAINING = ("scorer", "samples", "model.sampler", "model.guidance")  # options that do not affect the checkpoint
 
@@ -186,29 +187,41 @@ def plan(
     *,
     scales: Path,
     folders: OutputFolders,
+    base_files: Sequence[Path] = (),
     extra_files: Sequence[Path] = (),
 ) -> list[Run]:
     """Return a run for each seed of each experiment that has a config at this scale.
 
+    Args:
+        experiments: the experiments.
+        scale: name of the scale; with OWN_SCALE, experiments are run as they are.
+        seeds: values of seed_everything.
+        scales: folder of the scales.
+        folders: where the outputs are written.
+        base_files: configs that the experiments are merged over.
+        extra_files: configs that are merged over experiment and scale.
+
     Raises:
         UserError: the scale does not exist or suits none of the experiments, or an experiment has no last step.
     """
-    overlays = {experiment: overlay_of(experiment, scale, scales) for experiment in experiments}
-    if not any(overlays.values()):
+    overlays: dict[ExperimentFile, tuple[Path, ...]] = dict.fromkeys(experiments, ())
+    if scale != OWN_SCALE:
+        found = {experiment: overlay_of(experiment, scale, scales) for experiment in experiments}
+        overlays = {experiment: (overlay,) for experiment, overlay in found.items() if overlay is not None}
+    if not overlays:
         known = sorted(path.stem for path in scales.glob("*.yaml"))
         raise UserError(
             f"--scale {scale}: {scales} has no config of this scale for {', '.join(one.name for one in experiments)}: "
-            f"scales for all tables are {', '.join(known)}"
+            f"scales for all tables are {', '.join(known)}; --scale {OWN_SCALE} runs experiments as they are"
         )
     runs = [
-        Run(experiment, scale, seed, (experiment.path, overlay, *extra_files), folders)
+        Run(experiment, scale, seed, (*base_files, experiment.path, *overlay, *extra_files), folders)
         for experiment, overlay in overlays.items()
-        if overlay is not None
         for seed in seeds
     ]
     for run in runs:
         if run.num_steps < 1:
-            raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} never ends: set it in {run.files[1]}")
+            raise UserError(f"{run.name}: trainer.max_steps {run.num_steps} never ends: set it in {run.files[-1]}")
     return runs
 
 
