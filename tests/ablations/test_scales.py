@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 SCALES = REPOSITORY / "configs" / "scale"
 
 
-@pytest.fixture(params=["smoke", "pilot", "pilot4096", "h100", "paper"])
+@pytest.fixture(scope="module", params=["smoke", "pilot", "pilot4096", "h100", "paper"])
 def runs(request):
     experiments = find_experiments(REPOSITORY / "experiments")
     return plan(experiments, request.param, [0], scales=SCALES, folders=OutputFolders(Path("logs"), Path("results")))

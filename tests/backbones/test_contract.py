@@ -128,7 +128,7 @@ def test_bf16_autocast_stays_close_to_float32(build, draw):
     assert torch.linalg.norm(low.float() - high) < 0.05 * torch.linalg.norm(high)
 
 
-@pytest.mark.parametrize("kind", tiny.CONDITIONS)
+@pytest.mark.parametrize("kind", ["none", "both"])
 def test_folder_gives_the_same_backbone_back(build, draw, kind, tmp_path):
     options, conditions = tiny.CONDITIONS[kind]
     backbone = build(**options, position_embedding="cosine")
@@ -149,15 +149,20 @@ def test_compiles_without_graph_breaks(variant, build, draw):
     torch.testing.assert_close(compiled(x, t, conditions, dropped), backbone(x, t, conditions, dropped))
 
 
+@functools.cache
+def num_parameters(name, size, positions):
+    with torch.device("meta"):
+        return BACKBONES[name](4, 32, 32, size=size, position_embedding=positions).num_parameters()
+
+
 @pytest.mark.parametrize(
     ("size", "positions"),
     [("S", "cosine"), ("B", "cosine"), ("B", "learnable"), ("L", "learnable"), ("XL", "learnable")],
 )
 @pytest.mark.parametrize("name", sorted(BACKBONES.keys() - {"ZigMa"}))
 def test_named_sizes_have_as_many_parameters_as_zigma(name, size, positions):
-    with torch.device("meta"):
-        ours, zigma = (c(4, 32, 32, size=size, position_embedding=positions) for c in (BACKBONES[name], ZigMa))
-    assert ours.num_parameters() == pytest.approx(zigma.num_parameters(), rel=0.03)
+    ours, zigma = (num_parameters(backbone, size, positions) for backbone in (name, "ZigMa"))
+    assert ours == pytest.approx(zigma, rel=0.03)
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
