@@ -13,6 +13,16 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Start each worker at its own part of the suite, so that it seldom needs the module fixtures of another worker."""
+    if config.option.dist != "load":  # what -n alone means
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture
 def one_gigabyte_more():
     """Limit the memory of the process to 1 GB above what it has."""
