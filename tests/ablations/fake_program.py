@@ -37,7 +37,7 @@ def test():
     results = Path(ARGUMENTS["--scorer.results_dir"])
     results.mkdir(parents=True, exist_ok=True)
     rest = {"protocol": protocol, "training": training, "machine": {}, "pictures": {}}
-    (results / f"{ARGUMENTS['--scorer.row']}.json").write_text(json.dumps(record | rest))
+    (results / f"{ARGUMENTS['--scorer.name']}.json").write_text(json.dumps(record | rest))
 
 
 OPEN_FILES = Path("/proc/self/fd")

@@ -37,7 +37,7 @@ def score(trained, in_tmp, fake_features):
     """Score a checkpoint with the given options of the scorer; returns the record."""
 
     def run(module=None, data=None, of="digits", ckpt_path="last.ckpt", **options):
-        given = {"num_samples": 24, "kid_subset_size": 5, "row": "row", "reference_folder": "reference"} | options
+        given = {"num_samples": 24, "kid_subset_size": 5, "name": "row", "reference_folder": "reference"} | options
         datamodule = data or (Digits() if of == "digits" else MovingBars())
         module = module or build(of == "clips")
         trainer = trainer_for(in_tmp, [EMA(), TrainingTotals(), Scorer(**given)])

@@ -83,7 +83,7 @@ def test_record_tells_the_memory_that_training_took(in_tmp, fake_features, monke
     training = trainer_for(".", [EMA(decay=0.5), Throughput(), saving])
     training.log_every_n_steps = 1
     training.fit(build(), datamodule=Digits(batch_size=8))
-    scoring = trainer_for(".", [EMA(), Throughput(), Scorer(num_samples=0, row="row")])
+    scoring = trainer_for(".", [EMA(), Throughput(), Scorer(num_samples=0, name="row")])
     scoring.test(build(), datamodule=Digits(), ckpt_path="checkpoints/last.ckpt", weights_only=True)
     assert read_record(Path("results/row.json")).training["memory_gb"] == 3.0
 

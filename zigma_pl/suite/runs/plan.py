@@ -149,7 +149,7 @@ class Run:
 
     def test_command(self) -> list[str]:
         """Return the command that scores the trained model and writes the record."""
-        scorer = {"row": self.name, "scale": self.scale, "results_dir": self.folders.results}
+        scorer = {"name": self.name, "scale": self.scale, "results_dir": self.folders.results}
         options = [f"--scorer.{name}={value}" for name, value in scorer.items()]
         checkpoint = self.checkpoint() or self._checkpoints / LAST_LINK  # the latter only for --dry_run
         return [*self._command("test"), *options, "--ckpt_path", str(checkpoint)]

@@ -32,9 +32,9 @@ NO_CHECKPOINT = "test needs a checkpoint: give its path with --ckpt_path (see lo
 class Scorer(L.Callback):
     """Score a checkpoint: compute the fixed loss of the test split, then compare samples with held-out real images.
 
-    Samples are stored in <samples_dir>/<row>/<hash of everything they depend on>/, so that an interrupted run is
+    Samples are stored in <samples_dir>/<name>/<hash of everything they depend on>/, so that an interrupted run is
     resumed, and a run with more samples only generates the missing ones. Sample i has the noise of (seed, i) and the
-    class or caption of item i of the split. Scores and protocol are written to <results_dir>/<row>.json.
+    class or caption of item i of the split. Scores and protocol are written to <results_dir>/<name>.json.
 
     Args:
         num_samples: number of images or clips to generate; 0 only computes the loss.
@@ -54,7 +54,7 @@ class Scorer(L.Callback):
         kid_subset_size: samples per subset.
         num_neighbours: number of nearest neighbours that define the manifolds of precision and recall.
         results_dir: folder of the record and its images.
-        row: name of the record; the logger's name by default.
+        name: name of the record; the logger's name by default.
         scale: scale of the run in the record; set by configs/scale/*.yaml.
         data_note: description of the images for titles of tables, if they are not the real data set.
         samples_dir: folder of the samples.
@@ -77,7 +77,7 @@ class Scorer(L.Callback):
         kid_subset_size: int = 1000,
         num_neighbours: int = 3,
         results_dir: str = "results",
-        row: str | None = None,
+        name: str | None = None,
         scale: str = "as given",
         data_note: str | None = None,
         samples_dir: str = "samples",
@@ -104,7 +104,7 @@ class Scorer(L.Callback):
         check_frames_per_second("scorer", frames_per_second)
         self.weights: Weights = weights
         self.results_dir = Path(results_dir)
-        self.row = row
+        self.name = name
         self.scale = scale
         self.data_note = data_note
         self.num_grid = num_grid
@@ -121,7 +121,7 @@ class Scorer(L.Callback):
         if stage != "test":
             return
         trainer.test_loop.verbose = False  # `teardown` prints a table instead
-        self._row_name(trainer)
+        self._record_name(trainer)
         try:
             self.results_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -141,7 +141,7 @@ class Scorer(L.Callback):
         """Load the features of the real images, or extract them."""
         if self._checkpoint is None:
             raise UserError(NO_CHECKPOINT)
-        self._row_name(trainer)  # raises for an invalid name before sampling
+        self._record_name(trainer)  # raises for an invalid name before sampling
         assert self._scoring is not None
         self._scoring.load_references(pl_module.device)
 
@@ -176,21 +176,21 @@ class Scorer(L.Callback):
         return self._scoring.score(
             module,
             {"checkpoint_sha256": self._checkpoint.sha256, "weights": self.weights},
-            self._row_name(trainer),
+            self._record_name(trainer),
             Precision(str(trainer.precision), trainer.precision_plugin.forward_context),
             None if progress is None else partial(progress.on_images_sampled, trainer),
         )
 
     def _record(self, trainer: L.Trainer, module: GenerativeModule, loss: LossByTime, scored: Scored) -> ResultRecord:
         assert self._checkpoint is not None
-        row = self._row_name(trainer)
+        record_name = self._record_name(trainer)
         pictures: dict[str, Any] = {"grid": None, "clips": []}
         if scored.store is not None:
             ids = range(min(self.num_grid, self.options.num_samples))
             raw = _datamodule(trainer).held_out_conditions(self.options.split, ids)
             labels = labels_of(raw, module.trained_on.get("class_names"), list(module.backbone.conditioners))
             pictures = write_pictures(
-                scored.store, self.results_dir / row, labels, self.num_columns, self.frames_per_second
+                scored.store, self.results_dir / record_name, labels, self.num_columns, self.frames_per_second
             )
         protocol = {
             "data": describe_data(_datamodule(trainer), self.data_note),
@@ -199,7 +199,7 @@ class Scorer(L.Callback):
             **scored.protocol,
         }
         parts = {
-            "row": row,
+            "row": record_name,
             "scale": self.scale,
             "scores": {"validation_loss": ScoreValue(value=loss.value, by_time=loss.by_time), **scored.scores},
             "protocol": protocol,
@@ -209,11 +209,11 @@ class Scorer(L.Callback):
         }
         return ResultRecord.model_validate(parts)
 
-    def _row_name(self, trainer: L.Trainer) -> str:
-        name = self.row or (trainer.logger.name if trainer.logger is not None else None)
+    def _record_name(self, trainer: L.Trainer) -> str:
+        name = self.name or (trainer.logger.name if trainer.logger is not None else None)
         if not name:
-            raise UserError("scorer.row is needed, as there is no logger whose name could be used: set it")
-        check_name(name, "scorer.row (by default the logger's name)")
+            raise UserError("scorer.name is needed, as there is no logger whose name could be used: set it")
+        check_name(name, "scorer.name (by default the logger's name)")
         return name
 
 
