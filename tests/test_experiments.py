@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zigma_pl.cli.main import main
-from zigma_pl.evaluation.record import read_record, record_path
+from zigma_pl.evaluation.record import read_result, record_path
 from zigma_pl.suite.runs.composed import compose
 from zigma_pl.suite.runs.experiment_files import ExperimentFile, find_experiments, overlay_of
 
@@ -89,7 +89,7 @@ def test_experiment_trains_samples_and_is_scored(experiment, folder, monkeypatch
     assert main(["fit", *options]) == 0
     last = folder / "logs" / experiment.name / "version_0" / "checkpoints" / "last.ckpt"
     assert main(["test", *options, "--ckpt_path", str(last)]) == 0
-    record = read_record(record_path(Path("results"), experiment.name))
+    record = read_result(record_path(Path("results"), experiment.name))
     assert (record.row, record.scale, record.training["steps"]) == (experiment.name, "smoke", 3)
     assert record.protocol["num_fake"] == 6
     assert record.scores.keys() > {"validation_loss"}

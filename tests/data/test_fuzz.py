@@ -22,7 +22,7 @@ from zigma_pl.data.images import decode_image, resize_and_crop
 from zigma_pl.data.preparation.check import check_files
 from zigma_pl.data.sources.caption_files import read_captions
 from zigma_pl.data.sources.coco import read_annotations
-from zigma_pl.data.sources.mm_celeba_hq import read_captions as read_caption_file
+from zigma_pl.data.sources.mm_celeba_hq import read_caption_file
 from zigma_pl.data.sources.split_lists import read_filename_list, read_number_list
 from zigma_pl.data.sources.ucf101 import read_class_names, read_list
 

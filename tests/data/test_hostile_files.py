@@ -23,7 +23,7 @@ from zigma_pl.data.picture_files import find_pictures
 from zigma_pl.data.sources.caption_files import read_captions
 from zigma_pl.data.sources.coco import read_annotations
 from zigma_pl.data.sources.faceshq import read_array
-from zigma_pl.data.sources.mm_celeba_hq import read_captions as read_caption_file
+from zigma_pl.data.sources.mm_celeba_hq import read_caption_file
 from zigma_pl.data.sources.split_lists import read_filename_list, read_number_list
 from zigma_pl.data.sources.ucf101 import read_class_names
 from zigma_pl.data.video_files import open_video

@@ -9,7 +9,7 @@ from evaluation.fake_extractor import build_fake
 from zigma_pl.data import Digits
 from zigma_pl.data.sources.digits import DigitImages
 from zigma_pl.evaluation import scoring
-from zigma_pl.evaluation.record import read_record
+from zigma_pl.evaluation.record import read_result
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.callbacks.preview import PreviewGrid
 from zigma_pl.training.callbacks.sample_writer import SampleWriter
@@ -72,7 +72,7 @@ def evaluate(folder, num_pictures, devices=1, **options):
     trainer.test(module, datamodule=data, ckpt_path=folder / "few.ckpt", weights_only=True)
     trainer.predict(module, datamodule=data, return_predictions=False)
     trainer.strategy.barrier()  # process 0 has written the table
-    record = read_record(folder / "results" / "few.json")
+    record = read_result(folder / "results" / "few.json")
     assert record.protocol["num_loss_samples"] == num_pictures
     drawn = [sample["file"] for sample in json.loads((folder / "samples" / "samples.json").read_text())["samples"]]
     assert sorted(path.name for path in (folder / "samples").glob("0*.png")) == drawn

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from zigma_pl.data import Digits
 from zigma_pl.evaluation import scoring
-from zigma_pl.evaluation.record import read_record
+from zigma_pl.evaluation.record import read_result
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.callbacks.scorer import Scorer
 from zigma_pl.training.callbacks.training_totals import TrainingTotals
@@ -43,6 +43,6 @@ def score(trained, in_tmp, fake_features):
         trainer = trainer_for(in_tmp, [EMA(), TrainingTotals(), Scorer(**given)])
         checkpoint = None if ckpt_path is None else trained[of] / "checkpoints" / ckpt_path
         trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        return read_record(Path("results") / "row.json")
+        return read_result(Path("results") / "row.json")
 
     return run

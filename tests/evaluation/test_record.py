@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.records import parse_record
-from zigma_pl.evaluation.record import ResultRecord, ScoreValue, read_record, write_record
+from zigma_pl.evaluation.record import ResultRecord, ScoreValue, read_result, write_result
 
 REPOSITORY = Path(__file__).parents[2]
 RECORDS = [path for path in sorted((REPOSITORY / "results").rglob("*.json")) if '"scores"' in path.read_text()]
@@ -30,9 +30,9 @@ def make(**changes):
 
 def test_written_record_is_read_back(tmp_path):
     record = make()
-    path = write_record(record, tmp_path / "results")
+    path = write_result(record, tmp_path / "results")
     assert path == tmp_path / "results" / "row.json"
-    assert read_record(path) == record
+    assert read_result(path) == record
     assert [entry.name for entry in path.parent.iterdir()] == ["row.json"]
     plain = json.loads(path.read_text())
     assert plain["format_version"] == 1
@@ -42,16 +42,16 @@ def test_written_record_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_score_that_is_not_finite_is_still_json(value, tmp_path):
-    path = write_record(make(scores={"fid": ScoreValue(value=value)}, protocol={"odd": value}), tmp_path)
+    path = write_result(make(scores={"fid": ScoreValue(value=value)}, protocol={"odd": value}), tmp_path)
     plain = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert plain["scores"]["fid"]["value"] is None
-    assert math.isnan(read_record(path).scores["fid"].value)
+    assert math.isnan(read_result(path).scores["fid"].value)
 
 
 def test_every_committed_record_is_read_and_written_with_the_same_values(tmp_path):
     assert len(RECORDS) > 60
     for path in RECORDS:
-        written = write_record(read_record(path), tmp_path)
+        written = write_result(read_result(path), tmp_path)
         assert json.loads(written.read_text()) == json.loads(path.read_text())
 
 
@@ -72,7 +72,7 @@ def test_damaged_or_newer_record_is_one_line(text, tmp_path):
     path = tmp_path / "row.json"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        read_record(path)
+        read_result(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -96,7 +96,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_named(tmp_path):
     (tmp_path / "folder.json").mkdir()
     for name in ("nothing.json", "pipe.json", "folder.json"):
         with pytest.raises(UserError, match=name):
-            read_record(tmp_path / name)
+            read_result(tmp_path / name)
 
 
 VALUES = st.recursive(

@@ -20,7 +20,7 @@ from zigma_pl.cli.main import main
 from zigma_pl.data import Digits
 from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.metrics.clip_score import ClipScore
-from zigma_pl.evaluation.record import read_record
+from zigma_pl.evaluation.record import read_result
 from zigma_pl.evaluation.sampling import describe_sampling
 from zigma_pl.interpolant import Objective
 from zigma_pl.models.flops import count_flops
@@ -85,7 +85,7 @@ def test_record_tells_the_memory_that_training_took(in_tmp, fake_features, monke
     training.fit(build(), datamodule=Digits(batch_size=8))
     scoring = trainer_for(".", [EMA(), Throughput(), Scorer(num_samples=0, name="row")])
     scoring.test(build(), datamodule=Digits(), ckpt_path="checkpoints/last.ckpt", weights_only=True)
-    assert read_record(Path("results/row.json")).training["memory_gb"] == 3.0
+    assert read_result(Path("results/row.json")).training["memory_gb"] == 3.0
 
 
 def test_loss_alone_needs_neither_features_nor_samples(score):
@@ -239,7 +239,7 @@ def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository, fake_f
     assert done.returncode == 0, done.stderr
     assert chunks("one-samples_dir") == chunks("two-samples_dir")
     assert len(chunks("one-samples_dir")) == 4
-    one, two = (read_record(f"{name}-results_dir/digits.json") for name in ("one", "two"))
+    one, two = (read_result(f"{name}-results_dir/digits.json") for name in ("one", "two"))
     assert two.machine["processes"] == 2
     for name, score in one.scores.items():
         assert two.scores[name].value == pytest.approx(score.value, rel=1e-9, abs=1e-9), name

@@ -6,7 +6,7 @@ import pytest
 from examples.printed import BLOCKS, EXAMPLES, SESSIONS, TINY
 
 from zigma_pl.cli.main import main
-from zigma_pl.evaluation.record import read_record
+from zigma_pl.evaluation.record import read_result
 
 # Of one example each; tests/examples/test_own_package.py runs those with all of them.
 ALONE = [commands for commands in SESSIONS if not re.search("together|exported", str(commands))]
@@ -41,5 +41,5 @@ def test_commands_run_as_printed(commands, outside):
             (config,) = (outside / "logs").glob("*/version_0/config.yaml")
             assert own_classes(outside / command[-1]) <= own_classes(config)
         if command[0] == "test":
-            scores = read_record(outside / "results" / "extractor.json").scores
+            scores = read_result(outside / "results" / "extractor.json").scores
             assert scores.keys() == {"validation_loss", "fid_random", "kid_random"}

@@ -17,7 +17,7 @@ from zigma_pl.conditioners import Condition
 from zigma_pl.core.class_paths import class_name
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Batch
-from zigma_pl.evaluation.record import read_record
+from zigma_pl.evaluation.record import read_result
 from zigma_pl.suite.runs.experiment_files import find_experiments
 from zigma_pl.suite.runs.plan import OutputFolders, plan
 from zigma_pl.suite.runs.requirements import missing
@@ -93,7 +93,7 @@ def check_the_samples():
 
 def check_the_scores():
     assert main([*TEST, *TINY, FEW_IMAGES]) == 0
-    record = read_record(Path("results/together.json"))
+    record = read_result(Path("results/together.json"))
     assert record.scores.keys() == {"validation_loss", "fid_random", "kid_random"}
     assert all(np.isfinite(score.value) for score in record.scores.values())
     assert record.protocol["extractors"]["random"]["class_path"] == "own.extractor.RandomConvolutions"

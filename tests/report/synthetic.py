@@ -10,7 +10,7 @@ from PIL import Image
 
 from zigma_pl.core.clips import can_write_mp4, save_gif, save_mp4
 from zigma_pl.core.grid import save_png, tile
-from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_record
+from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_result
 
 STEPS, BATCH_SIZE = 40, 16
 BETTER = {"sweep": 1.0, "zigzag1": 0.9, "zigzag2": 0.8, "zigzag8": 0.6}
@@ -46,7 +46,7 @@ def write_run(folder: Path, row: str, seed: int, loss: float, clips: bool = Fals
     if clips:
         write_clip(folder / pictures / "clips.mp4")
     record = make_record(name, seed, loss, pictures, clips, log)
-    return write_record(record, folder / "results" / "smoke")
+    return write_result(record, folder / "results" / "smoke")
 
 
 def make_record(row: str, seed: int, loss: float, pictures: Path, clips: bool, log: Path) -> ResultRecord:

@@ -20,7 +20,7 @@ from report.synthetic import make_record, write_grid
 
 from zigma_pl.cli.commands import report, tables
 from zigma_pl.core.errors import UserError
-from zigma_pl.evaluation.record import write_record
+from zigma_pl.evaluation.record import write_result
 from zigma_pl.suite.report.experiments import load_experiments
 from zigma_pl.suite.report.markdown import escape, results_page
 from zigma_pl.suite.report.page import Sources, write_report
@@ -248,7 +248,7 @@ def test_mutated_records_give_tables_or_one_line(tmp_path_factory, changes, seco
             reduce(getitem, path[:-1], plain)[path[-1]] = new
     (folder / "a.json").write_text(json.dumps(plain))
     if second:
-        write_record(make_record("table1_sweep_seed1", 1, 1.0, Path("p"), False, Path("logs")), folder)
+        write_result(make_record("table1_sweep_seed1", 1, 1.0, Path("p"), False, Path("logs")), folder)
     message = ""
     try:
         results_page(TABLE1, RecordCollection(load_results(folder)), folder / "results.md", folder)

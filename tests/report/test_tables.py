@@ -7,7 +7,7 @@ from report.synthetic import make_record, write_run
 
 from zigma_pl.cli.commands import tables as command
 from zigma_pl.core.errors import UserError
-from zigma_pl.evaluation.record import ScoreValue, write_record
+from zigma_pl.evaluation.record import ScoreValue, write_result
 from zigma_pl.suite.report.experiments import by_table, load_experiments
 from zigma_pl.suite.report.results import RecordCollection, RecordFile, load_results
 from zigma_pl.suite.report.scores import figure, in_order, mean_and_spread, score_label
@@ -193,7 +193,7 @@ def test_other_json_files_are_no_records(tmp_path):
 
 
 def test_a_record_without_a_row_is_left_out_and_said(project, tmp_path, capsys):
-    write_record(make_record("odd", 0, 1.0, Path("p"), False, Path("l")), tmp_path)
+    write_result(make_record("odd", 0, 1.0, Path("p"), False, Path("l")), tmp_path)
     arguments = [f"--results={tmp_path}", *options(project, tmp_path)[1:]]
     assert command.main(arguments) == 0
     assert "odd.json: left out" in capsys.readouterr().err

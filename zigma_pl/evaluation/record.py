@@ -141,7 +141,7 @@ def record_path(results_dir: str | Path, row: str) -> Path:
     return Path(results_dir) / f"{row}.json"
 
 
-def write_record(record: ResultRecord, results_dir: str | Path) -> Path:
+def write_result(record: ResultRecord, results_dir: str | Path) -> Path:
     """Write a record atomically; returns its path."""
     path = record_path(results_dir, record.row)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def write_record(record: ResultRecord, results_dir: str | Path) -> Path:
     return path
 
 
-def read_record(path: str | Path) -> ResultRecord:
+def read_result(path: str | Path) -> ResultRecord:
     """Read a record.
 
     Raises:

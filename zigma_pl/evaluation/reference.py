@@ -27,7 +27,7 @@ from zigma_pl.evaluation.features import FeatureSet
 from zigma_pl.evaluation.metrics.statistics import FeatureStatistics
 
 
-class Description(Record):
+class ReferenceDescription(Record):
     """The file <stem>.json.
 
     data: result of `describe_real_pictures`.
@@ -103,7 +103,7 @@ class ReferenceFiles:
         """
         if not self.description.is_file():
             return None
-        described = read_record(Description, self.description)
+        described = read_record(ReferenceDescription, self.description)
         self._check_extractor(described.extractor)
         wanted = [self.statistics, *([self.features] if with_features else [])]
         if any(path.name not in described.files for path in wanted):
@@ -142,7 +142,7 @@ class ReferenceFiles:
                 np.save(file, made.features.numpy())
             files[self.features.name] = sha256(self.features)
         made_by = f"zigma_pl {__version__}, torch {torch.__version__}"
-        described = Description(data=self.data, extractor=self.extractor, made_by=made_by, files=files)
+        described = ReferenceDescription(data=self.data, extractor=self.extractor, made_by=made_by, files=files)
         write_record(described, self.description)
 
     def _check_extractor(self, kept: dict[str, Any]) -> None:

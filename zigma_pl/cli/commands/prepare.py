@@ -20,8 +20,8 @@ from zigma_pl.data.cache.manifest import (
     MANIFEST_NAME,
     MAX_SHARD_SIZE,
     KeptDtype,
-    Layout,
     Manifest,
+    ShardLayout,
     num_samples,
     read_manifest,
 )
@@ -123,7 +123,7 @@ def _run(data_class: type[ImageDataModule], options: dict[str, Any]) -> int:
         data_class,
         options,
         Path(own["out"]),
-        Layout(dtype=own["dtype"], shard_size=own["shard_size"]),
+        ShardLayout(dtype=own["dtype"], shard_size=own["shard_size"]),
         own["batch_size"],
         own["num_workers"],
         own["on_bad_file"] == "skip",

@@ -47,7 +47,7 @@ class Content(Part):
     text_encoder: dict[str, Any] | None
 
 
-class Layout(Part):
+class ShardLayout(Part):
     """How the data is stored: file format, dtype of moments and caption features, and items per shard."""
 
     format: Literal["arrays"] = "arrays"
@@ -119,7 +119,7 @@ class Manifest(Record):
     remedy: ClassVar[str] = "copy the prepared folder again, or prepare the data set again into an empty folder"
 
     content: Content
-    layout: Layout
+    layout: ShardLayout
     class_names: list[str] | None = None
     num_items: dict[Split, NumItems]
     splits: dict[Split, list[Shard]]
@@ -171,7 +171,7 @@ def read_manifest(folder: Path) -> Manifest:
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def difference(kept: Content | Layout, wanted: Content | Layout) -> tuple[str, Any, Any] | None:
+def difference(kept: Content | ShardLayout, wanted: Content | ShardLayout) -> tuple[str, Any, Any] | None:
     """Return name, stored value and wanted value of the first field that differs, None if both are equivalent."""
     assert type(kept) is type(wanted)
     for name in type(kept).model_fields:

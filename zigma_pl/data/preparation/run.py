@@ -28,7 +28,7 @@ from zigma_pl.data.cache.folder import (
     remove_shard,
     remove_unless_begun,
 )
-from zigma_pl.data.cache.manifest import Layout, Manifest, Skipped
+from zigma_pl.data.cache.manifest import Manifest, ShardLayout, Skipped
 from zigma_pl.data.cache.record import PreparedRecord
 from zigma_pl.data.preparation.encode import RecordMaker, prepare_items
 from zigma_pl.data.samples import Split
@@ -90,7 +90,7 @@ class Preparation:
     data_class: type[ImageDataModule]
     options: dict[str, Any]
     folder: Path
-    layout: Layout
+    layout: ShardLayout
     batch_size: int = 16
     num_workers: int = 2
     skip_bad_files: bool = False

@@ -46,7 +46,7 @@ class CaptionedFaces(ImageDataset):
         image = decode_image(self.image_folder / f"{image_id}.jpg")
         if not self.with_captions:
             return ImageItem(image)
-        return ImageItem(image, captions=read_captions(self.caption_folder / f"{image_id}.txt"))
+        return ImageItem(image, captions=read_caption_file(self.caption_folder / f"{image_id}.txt"))
 
     def item_names(self) -> Iterable[str]:
         """Return the ids."""
@@ -157,7 +157,7 @@ class MMCelebAHQ(DownloadedDataModule):
         return FacesOnDisk(self.folder)
 
 
-def read_captions(path: Path) -> list[str]:
+def read_caption_file(path: Path) -> list[str]:
     """Return the captions in a file, one per line; empty lines are skipped.
 
     Raises:

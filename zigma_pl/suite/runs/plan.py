@@ -12,7 +12,7 @@ import yaml
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import whole_file
 from zigma_pl.core.shipped import shipped_file
-from zigma_pl.evaluation.record import ResultRecord, read_record, record_path
+from zigma_pl.evaluation.record import ResultRecord, read_result, record_path
 from zigma_pl.suite.runs.composed import compose, differences, fingerprint, option, without
 from zigma_pl.suite.runs.experiment_files import ExperimentFile, overlay_of
 from zigma_pl.training.checkpoints.archive import read_step
@@ -113,7 +113,7 @@ class Run:
         if not self.record.exists():
             return RecordStatus()
         try:
-            record = read_record(self.record)
+            record = read_result(self.record)
         except UserError as error:
             return RecordStatus(note=f"{error}: scored again")
         is_ours = self._is_ours(record)
@@ -133,7 +133,7 @@ class Run:
         Raises:
             UserError: there is no record, or it belongs to another run.
         """
-        if not self._is_ours(read_record(self.record)):
+        if not self._is_ours(read_result(self.record)):
             raise UserError(f"{self.record} does not belong to {self.log_folder}: scoring wrote no record")
         with whole_file(self.scored_config) as temporary:
             temporary.write_text(yaml.safe_dump(self.config), encoding="utf-8")

@@ -17,7 +17,7 @@ from zigma_pl.evaluation.loss_by_time import LossByTime
 from zigma_pl.evaluation.metrics.extractors import FeatureExtractor
 from zigma_pl.evaluation.pictures import write_pictures
 from zigma_pl.evaluation.protocol import describe_data, describe_machine_and_versions
-from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_record
+from zigma_pl.evaluation.record import ResultRecord, ScoreValue, write_result
 from zigma_pl.evaluation.sampling import Precision
 from zigma_pl.evaluation.scoring import Scored, Scoring, ScoringOptions
 from zigma_pl.evaluation.summary import score_table
@@ -160,7 +160,7 @@ class Scorer(L.Callback):
         scored = self._score(trainer, pl_module)
         if trainer.is_global_zero:
             record = self._record(trainer, pl_module, loss, scored)
-            self._report = score_table(record, write_record(record, self.results_dir))
+            self._report = score_table(record, write_result(record, self.results_dir))
         trainer.strategy.barrier()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
