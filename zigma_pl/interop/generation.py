@@ -259,8 +259,8 @@ def encoders_of(
     is_on_hub = isinstance(named, str) and named != "identity" and not Path(named).is_dir()
     if given.get("autoencoder") is None and is_on_hub and not allow_hub:
         raise UserError(
-            f"the model's autoencoder '{named}' is no local folder: pass its folder as autoencoder (--autoencoder), or "
-            "allow_hub (--allow_hub) to download it from the Hugging Face hub"
+            f"the model's autoencoder '{named}' is not a local folder: pass its folder as autoencoder (--autoencoder), "
+            "or allow_hub (--allow_hub) to download it from the Hugging Face hub"
         )
     found |= {name: value for name, value in given.items() if value is not None}
     if "autoencoder" not in found:

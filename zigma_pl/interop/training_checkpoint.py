@@ -42,7 +42,7 @@ def model_of(
         )
     seed = options.get("seed") or 0
     if not isinstance(seed, int):
-        raise UserError(f"{path}: seed {seed!r:.100} is no whole number: export another checkpoint")
+        raise UserError(f"{path}: seed {seed!r:.100} is not a whole number: export another checkpoint")
     defaults = {"objective": "Objective", "sampler": "ODESampler", "guidance": "Guidance"}
     parts = {name: _described(options.get(name) or {}, name, path, class_path) for name, class_path in defaults.items()}
     sampling = read_sampling(**parts, source=path, allow_imports=allow_imports)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Train each experiment of experiments/ and score it, at a scale: smoke (synthetic data, minutes on a CPU), pilot (64 x 64
-pixels, a small model on one GPU; pilot4096 with four times as many tokens, pilotemoji with other data), h100 (64 x 64
-pixels, a larger model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the
+pixels, a small model on one GPU; pilot4096 with four times as many tokens, pilotemoji with emoji as data), h100 (64 x
+64 pixels, a larger model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the
 experiment; configs/scale/SCALE/NAME.yaml or configs/scale/SCALE/table4.yaml replace it for one experiment or table.
 For your own configs, use --experiments FOLDER --scale own, which merges nothing over them.
 Finished experiments are skipped, and interrupted ones resume from their last checkpoint. Records are written to
@@ -37,10 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m zigma_pl ablations", description=DESCRIPTION)
     which = parser.add_argument_group("which experiments")
     which.add_argument(
-        "--scale", default="smoke", help="name of a config in configs/scale, or own (default: %(default)s)"
+        "--scale", default="smoke", help="name of a config in configs/scale, or own for none (default: %(default)s)"
     )
     which.add_argument("--table", help="only experiments of this table: 1, 1x, 2, ...")
-    which.add_argument("--names", nargs="+", default=["*"], metavar="GLOB", help="only experiments with these names")
+    which.add_argument(
+        "--names",
+        nargs="+",
+        default=["*"],
+        metavar="GLOB",
+        help="only experiments whose file names (without .yaml) match",
+    )
     which.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="run each experiment with each seed"
     )
@@ -51,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=find_config,
         default=[],
         metavar="FILE",
-        help="configs that the experiments are merged over, so that they contain only what differs",
+        help="configs with shared options, which the experiments are merged over",
     )
     which.add_argument(
         "--config",
@@ -60,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=find_config,
         default=[],
         metavar="FILE",
-        help="configs merged over experiment and scale, for example with folders of data or devices",
+        help="configs merged over experiment and scale, such as one that sets data folders or devices",
     )
     which.add_argument("--again", action="store_true", help="run experiments again if their options changed")
     how = parser.add_argument_group("how")
@@ -68,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--launch", choices=("local", "slurm"), default="local", help="run here, or submit a SLURM job for each run"
     )
     how.add_argument("--jobs", type=int, help="runs at a time (default: 1; at scale smoke the number of cores)")
-    how.add_argument("--through", type=shlex.split, default=[], metavar="COMMAND", help="command prefix, such as srun")
+    how.add_argument(
+        "--through", type=shlex.split, default=[], metavar="COMMAND", help="prefix of the commands, such as srun"
+    )
     how.add_argument(
         "--template",
         type=Path,

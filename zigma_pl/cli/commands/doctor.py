@@ -74,5 +74,5 @@ def print_backends() -> int:
         is_correct = error < SELF_CHECK_BOUND
         failed |= not is_correct
         verdict = "correct" if is_correct else f"WRONG (bound {SELF_CHECK_BOUND:.0e})"
-        print(f"{name:<15}{verdict}, relative error {error:.1e} on {', '.join(status.devices)}")
+        print(f"{name:<15}{verdict}, relative error {error:.1e}, devices: {', '.join(status.devices)}")
     return int(failed)

@@ -141,7 +141,7 @@ def build_parser(name: str, data_class: type[ImageDataModule]) -> Parser:
     parser = Parser(prog=f"python -m zigma_pl prepare {name}", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder to write, for --data.cache in training")
-    add("--splits", nargs="+", choices=ALL_SPLITS, help="splits to prepare (default: all)")
+    add("--splits", nargs="+", choices=ALL_SPLITS, help="splits to prepare; all if not given")
     add("--dtype", type=KeptDtype, default="float32", help=HELP_OF_DTYPE)
     add("--shard_size", type=ShardSize, default=512, help="images or clips per shard")
     add("--batch_size", type=PositiveInt, default=16, help="images or clips encoded at a time")

@@ -46,7 +46,8 @@ def _read_sources(options: argparse.Namespace) -> "Sources":
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m zigma_pl report",
-        description="Write an HTML page and its folder `assets`. A browser opens the page without a server.",
+        description="Write an HTML page with tables, curves and samples, and its folder `assets`. "
+        "A browser opens it without a server.",
     )
     add_sources(parser)
     parser.add_argument(
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("logs"),
         metavar="FOLDER",
-        help="folder of the runs; those of no table are shown without a record too (default: logs)",
+        help="folder of the runs; those outside the tables are shown even without a record (default: logs)",
     )
     parser.add_argument(
         "--reuse",

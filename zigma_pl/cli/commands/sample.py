@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     encoders.add_argument(
         "--allow_hub",
         action="store_true",
-        help="download the autoencoder that config.json names from the Hugging Face hub if it is no local folder",
+        help="download the autoencoder that config.json names from the Hugging Face hub if it is not a local folder",
     )
     encoders.add_argument("--text_encoder", choices=("hashing", "clip", "minilm"), help="encoder of the prompts")
     encoders.add_argument("--text_encoder_path", metavar="FOLDER", help="folder of the text encoder's weights")

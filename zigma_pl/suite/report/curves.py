@@ -89,7 +89,7 @@ def _checkpoint_of(log_folder: Path) -> Path | None:
     try:
         options = yaml.load(read_content(config, "remove the log folder"), Loader=yaml.BaseLoader)  # strings only
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{config}: is no valid config of a run: {one_line(str(error))}") from error
+        raise UserError(f"{config}: is not a valid config of a run: {one_line(str(error))}") from error
     path = options.get("ckpt_path") if isinstance(options, dict) else None
     if not isinstance(path, str) or not path.endswith(".ckpt"):
         return None

@@ -42,7 +42,7 @@ def _checked_line(text: str) -> str:
 
 def _checked_score(label: str) -> str:
     if label not in PUBLISHED_NAMES:
-        raise ValueError(f"is no known score: scores are {', '.join(PUBLISHED_NAMES)}")
+        raise ValueError(f"is not a known score: scores are {', '.join(PUBLISHED_NAMES)}")
     return label
 
 
@@ -144,7 +144,7 @@ def _read_options(file: Path) -> dict[str, Any]:
         # All values as strings, so that numbers stay as they are written.
         options = yaml.load(content, Loader=yaml.BaseLoader)  # only strings, lists and dictionaries
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: is no valid YAML: {one_line(str(error))}") from error
+        raise UserError(f"{file}: is not valid YAML: {one_line(str(error))}") from error
     if not isinstance(options, dict):
         raise UserError(f"{file}: is no config: {_REMEDY}")
     return options

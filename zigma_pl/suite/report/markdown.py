@@ -17,13 +17,13 @@ GENERATED = "<!-- Written by `python -m zigma_pl tables`. To change it, edit {so
 _MARKUP = re.compile(r"^[#>+=-]|[\\`*\[\]<|~]|&(?=[#\w]+;)|\b_|_\b|(?<=www)\.|(?<=\w):(?=//)")
 
 _INDEX_INTRO = """\
-Each YAML file is an experiment: a row of one of the paper's tables, a control, or an example. It contains only what
-differs from configs/base.yaml, and a scale (configs/scale/*.yaml) is merged over it. `python -m zigma_pl ablations`
-runs all experiments, or those of one table.
+Each YAML file is an experiment: one from a table of the paper, a control, or an example. It contains only what differs
+from configs/base.yaml. `python -m zigma_pl ablations` runs all experiments, or those of one table, at a scale: a config
+such as configs/scale/pilot.yaml (a small model, a short training), which is merged over the experiment.
 
-"Ours" is the result at the largest scale that was run; smoke only shows that an experiment runs. Scores called lite are
-computed on EfficientNet-Lite0 features and cannot be compared with published scores. [docs/results.md]({results}) has
-all numbers."""
+"Ours" is the result at the largest scale that was run; the scale smoke only shows that an experiment runs. Scores
+called lite are computed on EfficientNet-Lite0 features and cannot be compared with published scores.
+[docs/results.md]({results}) has all numbers and explains the names."""
 
 _INDEX_BENCHMARKS = """\
 ## Measurements without training
@@ -49,8 +49,8 @@ Only `title` is required:
 {form}```
 
 - `table` is `table ID` or `figure ID`. Experiments of a table have the same `title` and different `name`s. Without
-  `table`, the experiment belongs to no table, and `title` describes it.
-- `paper` is required if the table is one of the paper's. `published` contains the paper's numbers as printed, or `{{}}`
+  `table`, it is not part of a table, and `title` describes it.
+- `paper` is required for a table of the paper. `published` contains the paper's numbers as printed, or `{{}}`
   if there are none; `protocol` is how they were measured. The scores are
   {scores}.
 - `left_open` is what the paper does not state, with the choice made here, or `nothing`."""
@@ -59,8 +59,12 @@ Only `title` is required:
 _RESULTS_INTRO = """\
 Each of our numbers has a record in `results/`, which contains the protocol of the measurement.
 `python -m zigma_pl ablations` writes the records, and `python -m zigma_pl report` makes a page with curves and samples.
-↓ lower is better, ↑ higher is better. "Lite" scores are computed on EfficientNet-Lite0 features and cannot be compared
-with published scores."""
+docs/protocol.md explains the scores. ↓ lower is better, ↑ higher is better. "Lite" scores are computed on
+EfficientNet-Lite0 features and cannot be compared with published scores.
+
+A sweep scans rows or columns in one direction, a zigzag in alternating directions. The number in names such as zigzag-8
+is the number of scan orders that the layers cycle through. A scale is a config in `configs/scale/`: pilot, for example,
+is a small model with a short training."""
 
 
 def escape(text: str) -> str:

@@ -15,8 +15,8 @@ COMPARED = (
     *("kid_num_subsets", "kid_subset_size", "num_neighbours"),
 )
 _ON_GFLOPS = (
-    "Our GFLOPs include all operations of one call, with the scan, and count a multiply-add as two. The published ones "
-    "were counted differently (docs/performance.md, Efficiency)."
+    "Our GFLOPs include all operations of one call, including the scan, and count a multiply-add as two. The published "
+    "ones were counted differently (docs/performance.md, Efficiency)."
 )
 
 Source = Literal["published", "ours", "training"]
@@ -73,7 +73,7 @@ def heading_of(experiments: Sequence[Experiment]) -> str:
     """Return the heading of a table, such as "Table 1: scan schemes on ..."."""
     about = experiments[0].about
     if about.table is None:
-        return "Experiments of no table"
+        return "Other experiments"
     heading = f"{about.table[0].upper()}{about.table[1:]}: {about.title}"
     return heading if about.paper else f"{heading} (not in the paper)"
 

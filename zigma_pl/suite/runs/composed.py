@@ -31,7 +31,7 @@ def compose(files: Sequence[Path]) -> dict[str, Any]:
             if not isinstance(loaded, dict):
                 raise TypeError("it is no mapping")
         except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
-            raise UserError(f"{path}: is no valid config: {one_line(str(error))}") from error
+            raise UserError(f"{path}: is not a valid config: {one_line(str(error))}") from error
         composed = _merged(composed, loaded)
     return {str(name): value for name, value in composed.items() if name != "about"}
 
