@@ -229,11 +229,11 @@ def _make_tables_and_report(options: argparse.Namespace) -> bool:
 
 def _print_scores(runs: "Sequence[Run]") -> None:
     """Print the scores of each run that has a record; the tables of the shipped experiments do not show them."""
-    from zigma_pl.evaluation.record import read_record
+    from zigma_pl.evaluation.record import read_result
 
     for run in runs:
         if run.record.is_file():
-            scores = read_record(run.record).scores.items()
+            scores = read_result(run.record).scores.items()
             print(f"{run.name}: {', '.join(f'{name} {score.value:.5g}' for name, score in scores)} ({run.record})")
 
 
