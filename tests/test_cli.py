@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -301,14 +302,18 @@ def test_checkpoint_of_another_model_is_refused(digits, in_tmp, capsys):
     assert "does not match this model" in capsys.readouterr().err
 
 
-def test_console_script_runs_the_command_line(repository, capsys):
+def test_console_script_runs_the_command_line(repository, in_tmp, monkeypatch, capsys):
     setup = configparser.ConfigParser()
     setup.read(repository / "setup.cfg")
     name, _, target = setup["options.entry_points"]["console_scripts"].strip().partition(" = ")
     assert name == "zigma_pl"
     script = EntryPoint(name, target, "console_scripts").load()
-    assert script(["--help"]) == 0
+    (in_tmp / "own_module_beside.py").touch()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["zigma_pl", "--help"])
+    assert script() == 0
     assert "python -m zigma_pl" in capsys.readouterr().out
+    assert find_spec("own_module_beside") is not None  # as with `python -m`
 
 
 def test_unknown_command_suggests_the_nearest(capsys):

@@ -82,6 +82,13 @@ def _output_is_closed() -> bool:
     return is_closed
 
 
+def console() -> int:
+    """Entry point of the console script `zigma_pl`; like `python -m zigma_pl`, it imports from the working directory."""
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.getcwd())
+    return main()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
