@@ -83,7 +83,7 @@ def _output_is_closed() -> bool:
 
 
 def console() -> int:
-    """Entry point of the console script `zigma_pl`; like `python -m zigma_pl`, it imports from the working directory."""
+    """Entry point of the console script `zigma_pl`, which imports from the working directory as `python -m` does."""
     if not sys.flags.safe_path:
         sys.path.insert(0, os.getcwd())
     return main()
