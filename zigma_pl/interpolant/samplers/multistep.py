@@ -96,7 +96,7 @@ class MultistepSampler(Sampler):
         self.lambda_range = lambda_range
 
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Integrate the ODE; no noise is drawn."""
+        """Integrate the ODE; no noise is sampled."""
         times = self._times(predictor)
         nodes = [Node.at(t, predictor.objective.path) for t in times]
         calls: list[Call] = []  # those that the step uses, the newest first
