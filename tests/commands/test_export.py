@@ -92,8 +92,8 @@ class Hostile:
         ({"callbacks": {"Hostile": Hostile()}}, "print, which could run code"),
         ({"current_model_state": None}, "no average of the weights.*--weights raw"),
         ({"state_dict": {"backbone.blocks.9.norm.weight": torch.ones(3)}}, "parameters are missing.*such as blocks"),
-        ({"zigma_format_version": 99}, "newer zigma_pl"),
-        ({"global_step": None}, "not of a training run"),
+        ({"zigma_format_version": 99}, "version 99"),
+        ({"global_step": None}, "not a training checkpoint"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(checkpoint, in_tmp, change, message, capsys):
@@ -117,7 +117,7 @@ def test_files_that_are_no_checkpoints_are_refused(checkpoint, in_tmp, capsys):
     (in_tmp / "empty.ckpt").touch()
     refused(["--ckpt_path", "empty.ckpt"], r"cut\.ckpt|empty\.ckpt", capsys)
     torch.save([1], "list.ckpt")
-    refused(["--ckpt_path", "list.ckpt"], "not of a training run", capsys)
+    refused(["--ckpt_path", "list.ckpt"], "not a training checkpoint", capsys)
 
 
 def refused(options, message, capsys):

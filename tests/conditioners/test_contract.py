@@ -274,7 +274,7 @@ def test_a_data_module_gives_conditions_of_its_own():
 
 def test_a_condition_that_the_data_do_not_give_is_named():
     module = GenerativeModule(tiny.build(ZigMa, conditioners={"edges": Map()}), Objective()).train()
-    with pytest.raises(UserError, match=r"'edges'.*conditions of the data are: class"):
+    with pytest.raises(UserError, match=r"'edges'.*: class"):
         module.training_loss(batch_of({"class": tiny.CLASSES}))
 
 

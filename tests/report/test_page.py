@@ -194,7 +194,7 @@ def test_an_earlier_report_replaces_missing_logs_and_images(project, report, tmp
 
 
 def files_below(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 def test_own_runs_are_shown_with_and_without_records(tmp_path, repository):

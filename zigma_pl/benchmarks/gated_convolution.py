@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.mixers import Mixer, MixerOptions, Visit
 
 
@@ -36,6 +37,10 @@ class GatedConvolution(MixerOptions):
     """Options of `GatedConvolutionMixer`."""
 
     kernel_size: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_whole_numbers("GatedConvolution", most=4096, kernel_size=self.kernel_size)
 
     def build(self, width: int) -> GatedConvolutionMixer:
         """Build one layer."""
