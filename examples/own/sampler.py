@@ -22,14 +22,14 @@ class AdamsBashforth(Sampler):
         self.num_steps = num_steps
 
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
-        """Integrate x_t, (B, ...), from noise to data."""
-        t_last, t_start = predictor.objective.time_range
-        grid = time_grid(self.num_steps, start=t_start, last=t_last)
+        """Integrate x_t, (B, ...), from t_start to t_end."""
+        t_last, t_end = predictor.t_last, predictor.t_end
+        grid = time_grid(self.num_steps, start=predictor.t_start, last=t_last, end=t_end)
         slope_before, step_before = None, 0.0
-        for t, t_next in pairwise(grid if t_last == 0 else grid[:-1]):
+        for t, t_next in pairwise(grid if t_last == t_end else grid[:-1]):
             slope, step = predictor(x_t, t).velocity, t_next - t
             change = 0.0 if slope_before is None else (slope - slope_before) * (step / step_before / 2)
             x_t = x_t + step * (slope + change)
             slope_before, step_before = slope, step
         # If the velocity is infinite at t = 0, the last step returns the predicted data instead.
-        return x_t if t_last == 0 else predictor(x_t, grid[-2]).data
+        return x_t if t_last == t_end else predictor(x_t, grid[-2]).data
