@@ -201,6 +201,7 @@ def test_own_runs_are_shown_with_and_without_records(tmp_path, repository):
     (tmp_path / "experiments").mkdir()
     shutil.copyfile(repository / "experiments" / "table1_sweep.yaml", tmp_path / "experiments" / "table1_sweep.yaml")
     write_run(tmp_path, "faces", 0, 1.0)
+    write_run(tmp_path, "larger", 0, 0.5)
     write_logs(tmp_path, Path("logs/cats/version_1"), 0.5, 0)
     write_logs(tmp_path, Path("logs/table1_sweep/version_1"), 0.5, 0)
     config = tmp_path / "dogs.yaml"
@@ -208,6 +209,7 @@ def test_own_runs_are_shown_with_and_without_records(tmp_path, repository):
     out = tmp_path / "report" / "index.html"
     assert command.main([*arguments(tmp_path, out), f"--config={config}"]) == 0
     page = Page(out.read_text())
+    assert "larger scores best" in page.text
     experiments, _, runs = page.text.partition("Runs without scores")[2].partition("Runs without scores")
     assert "faces" in experiments
     assert "dogs" in experiments

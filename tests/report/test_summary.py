@@ -40,7 +40,7 @@ def test_experiments_are_ranked_by_the_mean_of_the_first_score_that_two_have():
     assert found.score.name == "fid_lite"
     assert [(one.label, one.mean) for one in found.ranked] == [("B", 12.0), ("A", 30.0)]
     assert ranking(view, "kid_lite") is None
-    line = headline("table 1", found, [])
+    line = headline("in table 1", found, [])
     assert [part in line for part in ("B", "table 1", "12.00", "A", "30.00")] == [True] * 5
 
 
@@ -98,7 +98,7 @@ def test_better_experiments_of_other_tables_are_named_if_they_are_comparable():
     found, others = ranking(view), {"table 1x": ranking(controls)}
     ((table, better),) = better_elsewhere(found, others)
     assert (table, better.label) == ("table 1x", "C")
-    assert "C of table 1x" in headline("table 1", found, [(table, better)])
+    assert "C of table 1x" in headline("in table 1", found, [(table, better)])
     assert better_elsewhere(others["table 1x"], {"table 1": found}) == []
     records[2].record.protocol["num_fake"] = 7
     assert better_elsewhere(found, others) == []

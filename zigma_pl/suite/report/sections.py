@@ -50,11 +50,12 @@ class SectionWriter:
         main, others = shown[0], shown[1:]
         found = ranking(main)
         better = better_elsewhere(found, rankings) if found else []
+        place = f"in {table}" if table else "among the experiments of no table"
         return {
             "anchor": (table or "other experiments").replace(" ", "-"),
             "heading": heading_of(experiments),
             "scales": [view.scale for view in shown if view.scale] or [NOT_RUN],
-            "headline": headline(table, found, better) if table and found else None,
+            "headline": headline(place, found, better) if found else None,
             "finding": finding(found, main, others, better) if found else [],
             "views": [self._view(table, view) for view in shown],
             "best": self._best(main),

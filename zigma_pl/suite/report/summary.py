@@ -92,17 +92,17 @@ def _values(results: Iterable[RecordFile], score: str) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def headline(table: str, found: Ranking, better: Sequence[tuple[str, Ranked]]) -> str:
+def headline(place: str, found: Ranking, better: Sequence[tuple[str, Ranked]]) -> str:
     """Return one line on the main result.
 
     Args:
-        table: name of the table, such as "table 1".
-        found: the ranking of the table.
+        place: where the experiments are, such as "in table 1".
+        found: their ranking.
         better: better experiments of other tables and their tables.
     """
     best, last = found.best, found.ranked[-1]
     line = (
-        f"{best.label} scores best in {table}: {found.score.label} {figure(best.mean)}, against {figure(last.mean)} "
+        f"{best.label} scores best {place}: {found.score.label} {figure(best.mean)}, against {figure(last.mean)} "
         f"for {last.label}"
     )
     if not better:
