@@ -120,6 +120,12 @@ def test_another_size_without_weights_of_a_size(tmp_path):
     assert model.backbone.latent_shape == (1, 8, 8)
     with pytest.raises(UserError, match="image_size_px"):
         model.generate(image_size_px=0)
+    model.guide_with(saved(tmp_path / "weak", num_classes=None, position_embedding="none"))
+    (guided,) = model.generate(image_size_px=(12, 16), guidance=3.0)
+    assert guided.size == (16, 12)
+    model.guide_with(None)
+    with pytest.raises(UserError, match="null condition"):
+        model.generate(image_size_px=(12, 16), guidance=3.0)
 
 
 def test_encoders_of_the_hub_need_leave(tmp_path, monkeypatch):
