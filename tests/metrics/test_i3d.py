@@ -7,7 +7,7 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.metrics.extractors import build_extractor
 
 
-class StandIn(nn.Module):
+class FakeI3D(nn.Module):
     """Called as I3D's script is; of each clip it tells 400 times the mean, from what it was given, frame 0 counted."""
 
     def __init__(self, num_features: int = 400) -> None:
@@ -22,7 +22,7 @@ class StandIn(nn.Module):
 
 
 def save(path, num_features=400):
-    torch.jit.script(StandIn(num_features)).save(str(path))
+    torch.jit.script(FakeI3D(num_features)).save(str(path))
     return path
 
 
