@@ -102,12 +102,17 @@ def check_32_bit_offsets(op: str, backend: str, *tensors: Tensor | None) -> None
             )
 
 
-def check_visit_order(op: str, visit_order: Tensor, num_tokens: int, device: torch.device) -> None:
-    """Raise UserError for a wrong dtype, shape or device; that visit_order is a permutation is not checked."""
+def check_visit_order(
+    op: str, visit_order: Tensor, num_tokens: int, device: torch.device, batch_size: int | None = None
+) -> None:
+    """Raise UserError for a wrong dtype, shape or device; that visit_order is a permutation is not checked.
+
+    With a batch size, visit_order may also be (B, L), an order for each sample.
+    """
     if visit_order.dtype not in (torch.int32, torch.int64):
         raise UserError(f"{op}: visit_order must be int32 or int64, got {visit_order.dtype}; convert it with .int()")
-    if visit_order.shape != (num_tokens,):
-        shape = tuple(visit_order.shape)
+    shape = tuple(visit_order.shape)
+    if shape != (num_tokens,) and (batch_size is None or shape != (batch_size, num_tokens)):
         raise UserError(f"{op}: visit_order must be (L,) = ({num_tokens},), got {shape}; build it for this grid")
     if visit_order.device != device:
         raise UserError(f"{op}: visit_order is on {visit_order.device}, the first argument on {device}; move it there")

@@ -2,7 +2,7 @@
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import cast
+from typing import Any
 
 from zigma_pl.cli.commands.parser import Parser
 
@@ -61,18 +61,29 @@ def print_devices() -> None:
 
 
 def print_backends() -> int:
-    """Print each scan backend with the error of its output and gradients against the float64 reference."""
-    from zigma_pl.ops.selective_scan import ScanBackend, available_backends, self_check
+    """Print the backends of each scan with the error of outputs and gradients against the float64 reference."""
+    from zigma_pl.ops import selective_scan, ssd
 
-    print("\nscan backend   state")
+    failed = _print_backends_of("scan", selective_scan)
+    return int(_print_backends_of("SSD", ssd) or failed)
+
+
+def _print_backends_of(title: str, op: Any) -> bool:
+    """Print the backends of one op, and return whether any of them is wrong.
+
+    Args:
+        title: name of the op in the heading.
+        op: module of the op, with `available_backends` and `self_check`.
+    """
+    print(f"\n{title + ' backend':<15}state")
     failed = False
-    for name, status in available_backends().items():
+    for name, status in op.available_backends().items():
         if not status.available:
             print(f"{name:<15}not available: {status.reason}")
             continue
-        error = self_check(cast("ScanBackend", name))
+        error = op.self_check(name)
         is_correct = error < SELF_CHECK_BOUND
         failed |= not is_correct
         verdict = "correct" if is_correct else f"WRONG (bound {SELF_CHECK_BOUND:.0e})"
         print(f"{name:<15}{verdict}, relative error {error:.1e}, devices: {', '.join(status.devices)}")
-    return int(failed)
+    return failed
