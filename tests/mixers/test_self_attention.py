@@ -10,10 +10,11 @@ def grid_positions(height, width):
     return torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
 
 
-def test_attention_is_softmax_of_scaled_products_within_each_head():
+@pytest.mark.parametrize("width", [12, 7])
+def test_attention_is_softmax_of_scaled_products_within_each_head(width):
     torch.manual_seed(0)
-    attention = SelfAttentionMixer(12, num_heads=3).double()
-    tokens = torch.randn(2, 5, 12, dtype=torch.float64)
+    attention = SelfAttentionMixer(width, num_heads=3, inner_width=None if width == 12 else 12).double()
+    tokens = torch.randn(2, 5, width, dtype=torch.float64)
     query, key, value = attention.to_query_key_value(tokens).chunk(3, dim=-1)
     heads = []
     for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
@@ -69,7 +70,9 @@ def test_rotary_positions_tell_tokens_apart():
     assert changed.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("options", [{"num_heads": 3}, {"num_heads": 16, "rotary": True}])
+@pytest.mark.parametrize(
+    "options", [{"num_heads": 3}, {"num_heads": 16, "rotary": True}, {"num_heads": 4, "inner_width": 18}]
+)
 def test_heads_that_do_not_fit_the_width_are_refused(options):
     with pytest.raises(UserError, match="num_heads"):
         SelfAttention(**options).build(16)

@@ -1,6 +1,6 @@
 """Self-attention among all tokens, independent of the visit order.
 
-Axes: B batch, L tokens, D width, h heads, d width of a head, A axes of the grid.
+Axes: B batch, L tokens, D width, E inner width, h heads, d = E / h width of a head, A axes of the grid.
 """
 
 from collections.abc import Sequence
@@ -24,28 +24,36 @@ class SelfAttentionMixer(Mixer):
 
     Args:
         width: D.
-        num_heads: attention heads; must divide D.
+        num_heads: attention heads; must divide E.
         bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys of each head by their root mean square (arXiv:2302.05442, section 2).
         rotary: rotate queries and keys by the position of their token, with separate channels for each axis of the
             grid (arXiv:2104.09864).
+        inner_width: E, the width of queries, keys and values over all heads; None for D.
 
-    Raises: UserError if num_heads does not divide D, or if the width of a head is odd with rotary positions.
+    Raises: UserError if num_heads does not divide E, or if the width of a head is odd with rotary positions.
     """
 
     def __init__(
-        self, width: int, num_heads: int, bias: bool = True, qk_norm: bool = False, rotary: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        bias: bool = True,
+        qk_norm: bool = False,
+        rotary: bool = False,
+        inner_width: int | None = None,
     ) -> None:
         super().__init__()
-        if width % num_heads:
-            raise UserError(f"num_heads: {num_heads} does not divide the width {width}: set it to a divisor")
-        if rotary and width // num_heads % 2:
-            raise UserError(f"rotary: needs an even width of heads, not {width // num_heads}: change num_heads")
+        inner = inner_width or width
+        if inner % num_heads:
+            raise UserError(f"num_heads: {num_heads} does not divide the inner width {inner}: set it to a divisor")
+        if rotary and inner // num_heads % 2:
+            raise UserError(f"rotary: needs an even width of heads, not {inner // num_heads}: change num_heads")
         self.num_heads = num_heads
-        self.to_query_key_value = nn.Linear(width, 3 * width, bias=bias)
-        self.out_proj = nn.Linear(width, width)
+        self.to_query_key_value = nn.Linear(width, 3 * inner, bias=bias)
+        self.out_proj = nn.Linear(inner, width)
         self.query_norm, self.key_norm = (
-            nn.RMSNorm(width // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
+            nn.RMSNorm(inner // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
         )
         self.changes_heads = qk_norm or rotary
         self.rotary = rotary
@@ -106,6 +114,8 @@ class SelfAttention(MixerOptions):
         bias: whether queries, keys and values have a bias.
         qk_norm: normalise queries and keys of each head, for stable training.
         rotary: rotate queries and keys by the row and column (and frame) of their token.
+        inner_width: width of queries, keys and values over all heads, for layers with as many parameters as another
+            mixer's; None for the width of the tokens.
     """
 
     takes_mask = True
@@ -114,9 +124,11 @@ class SelfAttention(MixerOptions):
     bias: bool = True
     qk_norm: bool = True
     rotary: bool = False
+    inner_width: int | None = None
 
     def __post_init__(self) -> None:
         check_whole_numbers("SelfAttention", most=4096, num_heads=self.num_heads)
+        check_whole_numbers("SelfAttention", most=2**20, inner_width=self.inner_width)
 
     @property
     def num_orders(self) -> int:
@@ -125,5 +137,5 @@ class SelfAttention(MixerOptions):
 
     def build(self, width: int) -> SelfAttentionMixer:
         """Build one layer."""
-        num_heads = self.num_heads or default_num_heads(width)
-        return SelfAttentionMixer(width, num_heads, self.bias, self.qk_norm, self.rotary)
+        num_heads = self.num_heads or default_num_heads(self.inner_width or width)
+        return SelfAttentionMixer(width, num_heads, self.bias, self.qk_norm, self.rotary, self.inner_width)
