@@ -50,13 +50,13 @@ def test_parallel_mixer(arguments):
         (ONES(2, 4, 8), ONES(2, 3, 7)),
         (ONES(2, 4, 8), ONES(3, 3, 8)),
         (ONES(2, 4, 8), ONES(3, 8)),
-        (ONES(2, 4, 8), ONES(2, 3, 8), ONES(2, 4).bool()),
-        (ONES(2, 4, 8), ONES(2, 3, 8), ONES(3).bool()),
+        (ONES(2, 4, 8), ONES(2, 3, 8), ONES(2, 4)),
+        (ONES(2, 4, 8), ONES(2, 3, 8), ONES(3)),
     ],
 )
 def test_cross_attention(arguments):
     refused(ATTENTION, *arguments)
-    ATTENTION(ONES(2, 4, 8), ONES(2, 3, 8), ONES(2, 3).bool())
+    ATTENTION(ONES(2, 4, 8), ONES(2, 3, 8), ONES(2, 3))
 
 
 @pytest.mark.parametrize("kind", [ZigMa, VisionMamba, ParallelMamba, DiT, UViT])

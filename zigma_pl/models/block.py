@@ -27,12 +27,12 @@ class BlockConditions(NamedTuple):
 
     modulation: (B, D), from which shifts, scales and gates are computed.
     tokens: (B, T, D) for cross-attention, None without it.
-    mask: (B, T) bool, True on valid tokens; None if all are valid.
+    bias: (B, T), added to the scaled products of queries and keys; None if all tokens are valid.
     """
 
     modulation: Tensor
     tokens: Tensor | None = None
-    mask: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class ZigzagBlock(nn.Module):
             assert self.cross_norm is not None
             shift, scale, cross_gate = cross
             x, query = add_branch_and_norm(x, branch, self.cross_norm, shift, scale)
-            branch = Branch(self.cross_attention(query, conditions.tokens, conditions.mask), cross_gate)
+            branch = Branch(self.cross_attention(query, conditions.tokens, conditions.bias), cross_gate)
         return x, branch
 
     def _run_legacy(
@@ -139,7 +139,7 @@ class ZigzagBlock(nn.Module):
             assert self.cross_norm is not None
             shift, scale, gate = cross
             query = modulate(self.cross_norm(x), shift, scale)
-            x = torch.addcmul(x, gate, self.cross_attention(query, conditions.tokens, conditions.mask))
+            x = torch.addcmul(x, gate, self.cross_attention(query, conditions.tokens, conditions.bias))
         return x, residual
 
 

@@ -137,6 +137,6 @@ class DiTBlock(nn.Module):
         if self.cross_attention is not None:
             shift, scale, gate = modulation[6:]
             query = modulate(self.norm(x), shift, scale)
-            x = torch.addcmul(x, gate, self.cross_attention(query, conditions.tokens, conditions.mask))
+            x = torch.addcmul(x, gate, self.cross_attention(query, conditions.tokens, conditions.bias))
         shift, scale, gate = modulation[3:6]
         return torch.addcmul(x, gate, self.mlp(modulate(self.norm(x), shift, scale)))

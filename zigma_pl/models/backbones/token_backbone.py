@@ -18,7 +18,7 @@ from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.block import BlockConditions
 from zigma_pl.models.conditioners import Caption, ClassLabel, ConditionerOptions, Entry, Sizes
 from zigma_pl.models.conditioners.base import joined_tokens
-from zigma_pl.models.layers.cross_attention import CrossAttention
+from zigma_pl.models.layers.cross_attention import CrossAttention, masked_caption
 from zigma_pl.models.layers.embeddings import (
     PatchEmbedding,
     PositionEmbedding,
@@ -169,7 +169,10 @@ class TokenBackbone(Backbone):
         modulation = self.time_embedding(t)
         for entry in entries:
             modulation = modulation if entry.modulation is None else modulation + entry.modulation
-        return BlockConditions(modulation, *joined_tokens(entries))
+        tokens, mask = joined_tokens(entries)
+        if tokens is None:
+            return BlockConditions(modulation)
+        return BlockConditions(modulation, *masked_caption(tokens, mask))
 
 
 def all_conditioners(

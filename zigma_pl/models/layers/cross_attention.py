@@ -3,11 +3,16 @@
 Axes: B batch, L tokens, T caption tokens, D width.
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from zigma_pl.models.layers.shapes import check_shape
+
+EXCLUDED = -30_000.0  # a weight of exp(-30,000) is 0; within the range of float16
+BIAS_ALIGNMENT = 8  # caption tokens; PyTorch's fastest kernel needs aligned rows of the bias
 
 
 class CrossAttention(nn.Module):
@@ -28,20 +33,37 @@ class CrossAttention(nn.Module):
         self.to_value = nn.Linear(width, inner, bias=False)
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, tokens: Tensor, caption: Tensor, caption_mask: Tensor | None = None) -> Tensor:
-        """Attend to the caption tokens where caption_mask, (B, T) bool, is True, or to all tokens if it is None.
+    def forward(self, tokens: Tensor, caption: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend to the caption tokens, with a bias (B, T) that is added to the scaled products; see `masked_caption`.
 
         Raises: UserError for an argument of another shape.
         """
         width = self.to_query.in_features
         check_shape("CrossAttention", "tokens", tokens, "(B, L, D)", None, None, width)
         check_shape("CrossAttention", "caption", caption, "(B, T, D)", len(tokens), None, width)
-        if caption_mask is not None:
-            check_shape("CrossAttention", "caption_mask", caption_mask, "(B, T)", *caption.shape[:2])
+        if bias is not None:
+            check_shape("CrossAttention", "bias", bias, "(B, T)", *caption.shape[:2])
         query, key, value = (
             rearrange(projected, "b l (h d) -> b h l d", h=self.num_heads)
             for projected in (self.to_query(tokens), self.to_key(caption), self.to_value(caption))
         )
-        mask = None if caption_mask is None else caption_mask[:, None, None, :]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attn_mask = None if bias is None else bias.to(query.dtype)[:, None, None, :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
         return self.out_proj(rearrange(attended, "b h l d -> b l (h d)"))
+
+
+def masked_caption(caption: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return caption tokens (B, T, D) and a bias for `CrossAttention` that excludes the tokens whose mask is False.
+
+    Attention with a bias is faster than with a mask of booleans, and faster still if T is a multiple of 8, so the
+    caption is padded with excluded tokens. Without a mask, which is fastest, nothing is padded.
+
+    Args:
+        caption: (B, T, D).
+        mask: (B, T) bool, None if all tokens are valid.
+    """
+    if mask is None:
+        return caption, None
+    num_padding = -caption.shape[1] % BIAS_ALIGNMENT
+    caption, mask = functional.pad(caption, (0, 0, 0, num_padding)), functional.pad(mask, (0, num_padding))
+    return caption, torch.where(mask, 0.0, EXCLUDED)
