@@ -76,6 +76,7 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
         "train/learning_rate",
         "train/images_per_second",
         "validation/loss",
+        "validation/velocity_loss",
     }
     assert expected <= curves
     assert images == {"samples"}

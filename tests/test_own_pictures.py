@@ -97,7 +97,7 @@ def test_the_recipe_runs_as_printed(in_tmp, capsys):
     for path in ("batch.png", "logs/my/version_0/previews", "results/my.json", "results/my/grid.png"):
         assert Path(path).exists()
     (record,) = Path("results/own").glob("*.json")
-    assert json.loads(record.read_text())["scores"].keys() == {"validation_loss"}
+    assert json.loads(record.read_text())["scores"].keys() == {"validation_loss", "velocity_loss"}
 
 
 def test_what_the_recipe_names_exists():

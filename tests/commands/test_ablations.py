@@ -26,7 +26,7 @@ def test_an_experiment_is_trained_scored_continued_and_reported(in_tmp, monkeypa
     record = json.loads(Path("results/smoke/digits.json").read_text())
     assert (record["row"], record["scale"]) == ("digits", "smoke")
     assert record["training"]["steps"] == 4
-    assert record["scores"].keys() == {"validation_loss"}
+    assert record["scores"].keys() == {"validation_loss", "velocity_loss"}
     assert Path("results/smoke/digits/grid.png").is_file()
     (progress,) = Path("logs/smoke/digits").glob("*/progress.json")
     assert json.loads(progress.read_text())["phase"] == "sampling"

@@ -35,10 +35,13 @@ from zigma_pl.training.module import GenerativeModule
 
 def test_record_says_what_was_scored_and_how(score, trained, capsys):
     record = score()
-    assert list(record.scores) == ["validation_loss", "fid_lite", "kid_lite", "precision_lite", "recall_lite"]
+    assert list(record.scores) == [
+        "validation_loss", "velocity_loss", "fid_lite", "kid_lite", "precision_lite", "recall_lite"
+    ]  # fmt: skip
     loss = record.scores["validation_loss"]
     assert loss.value == pytest.approx(np.mean([part for part in loss.by_time if part is not None]), rel=0.2)
     assert len(loss.by_time) == 10
+    assert record.scores["velocity_loss"] == loss  # of the plain velocity objective
     assert all(np.isfinite(score.value) for score in record.scores.values())
     protocol = record.protocol
     assert (protocol["num_fake"], protocol["num_real"], protocol["num_loss_samples"]) == (24, 179, 179)
@@ -90,7 +93,7 @@ def test_record_tells_the_memory_that_training_took(in_tmp, fake_features, monke
 
 def test_loss_alone_needs_neither_features_nor_samples(score):
     record = score(num_samples=0, metrics=["fid_lite"])
-    assert list(record.scores) == ["validation_loss"]
+    assert list(record.scores) == ["validation_loss", "velocity_loss"]
     assert not Path("samples").exists()
     assert not Path("reference").exists()
 
@@ -129,7 +132,7 @@ def test_samples_are_those_of_the_module_under_the_held_out_classes(score, train
 
 def test_clips_are_scored_by_frame_and_by_clip(score):
     record = score(of="clips", num_samples=5, num_columns=2)
-    assert list(record.scores) == ["validation_loss", "frame_fid_lite"]
+    assert list(record.scores) == ["validation_loss", "velocity_loss", "frame_fid_lite"]
     assert record.protocol["num_real"] == 6
     with np.load(next(Path("reference").glob("*-lite-frames.statistics.npz"))) as statistics:
         assert statistics["count"] == 6 * 3

@@ -12,6 +12,7 @@ from zigma_pl.cli.main import main
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.evaluation import scoring
+from zigma_pl.interpolant import Objective
 from zigma_pl.training.callbacks.scorer import Scorer
 from zigma_pl.training.module import GenerativeModule, Samples
 
@@ -58,7 +59,7 @@ def test_pictures_that_are_not_finite_stop_the_run_although_the_latents_are(scor
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_loss_without_a_value_is_an_error_and_no_record(value, score, monkeypatch):
     """Kind: wrong numbers without a word."""
-    monkeypatch.setattr(GenerativeModule, "loss_per_sample", lambda self, batch, t, generators: t + value)
+    monkeypatch.setattr(Objective, "loss_weight", lambda self, t: t + value)
     with pytest.raises(UserError, match="the loss is"):
         score(num_samples=0)
     assert not Path("results/row.json").exists()

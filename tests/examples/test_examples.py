@@ -42,4 +42,4 @@ def test_commands_run_as_printed(commands, outside):
             assert own_classes(outside / command[-1]) <= own_classes(config)
         if command[0] == "test":
             scores = read_result(outside / "results" / "extractor.json").scores
-            assert scores.keys() == {"validation_loss", "fid_random", "kid_random"}
+            assert scores.keys() == {"validation_loss", "velocity_loss", "fid_random", "kid_random"}

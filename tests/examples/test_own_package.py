@@ -94,7 +94,7 @@ def check_the_samples():
 def check_the_scores():
     assert main([*TEST, *TINY, FEW_IMAGES]) == 0
     record = read_result(Path("results/together.json"))
-    assert record.scores.keys() == {"validation_loss", "fid_random", "kid_random"}
+    assert record.scores.keys() == {"validation_loss", "velocity_loss", "fid_random", "kid_random"}
     assert all(np.isfinite(score.value) for score in record.scores.values())
     assert record.protocol["extractors"]["random"]["class_path"] == "own.extractor.RandomConvolutions"
     assert record.training["gflops"] > 0

@@ -91,6 +91,16 @@ def test_the_other_score_and_other_scales_are_mentioned():
     assert "B is best at scale pilot2" in text
 
 
+def test_the_velocity_loss_is_compared_rather_than_the_loss_of_each_objective():
+    scores = [{"velocity_loss": 0.1, "validation_loss": 0.3}, {"velocity_loss": 0.2, "validation_loss": 0.2}]
+    records = [record(name, 0, **of_one) for name, of_one in zip("ab", scores, strict=True)]
+    (view,) = view_of(records)
+    assert (ranking(view).score.name, ranking(view).best.label) == ("velocity_loss", "A")
+    records = [record(name, 0, fid_lite=1.0, **of_one) for name, of_one in zip("ab", scores, strict=True)]
+    (view,) = view_of(records)
+    assert "A also has the lowest velocity loss" in " ".join(finding(ranking(view), view, [], []))
+
+
 def test_better_experiments_of_other_tables_are_named_if_they_are_comparable():
     records = [record(name, 0, fid_lite=value) for name, value in (("a", 3.0), ("b", 4.0), ("c", 2.0), ("d", 5.0))]
     (view,) = view_of(records, "ab")

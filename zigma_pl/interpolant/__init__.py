@@ -12,6 +12,7 @@ from zigma_pl.interpolant.schedules import (
     VPSchedule,
     make_schedule,
 )
+from zigma_pl.interpolant.velocity_loss import velocity_loss
 
 __all__ = [
     "GVPSchedule",
@@ -27,4 +28,5 @@ __all__ = [
     "convert",
     "interpolate",
     "make_schedule",
+    "velocity_loss",
 ]

@@ -135,17 +135,14 @@ class Objective(Configurable):
             fraction = torch.sigmoid(self.logit_mean + self.logit_std * randn_per_sample(generators, ()))
         if self.time_shift != 1:
             fraction = self.time_shift * fraction / (1 + (self.time_shift - 1) * fraction)
-        return to_device(self._stretch(fraction), device)
+        return to_device(_stretch(fraction, *self.time_range), device)
 
     def validation_times(self, sample_ids: Tensor) -> Tensor:
         """Return (B,) float32 times that depend only on the sample ids, (B,) int64, and cover `time_range` evenly.
 
-        Time i is the fractional part of 1/2 + i / golden ratio, so that consecutive ids cover the range evenly for
-        every `time_sampling`, and validation losses of different runs are comparable.
+        They do not depend on `time_sampling` and `time_shift`; see `even_times`.
         """
-        # Exact in wrapping integers for ids of any size; the signed result / 2^64 is the fraction minus 1/2.
-        multiple = sample_ids.to("cpu", torch.int64) * _GOLDEN_STEP
-        return self._stretch(multiple.double() / 2.0**64 + 0.5).to(sample_ids.device)
+        return even_times(sample_ids, *self.time_range)
 
     def training_loss(self, network: Network, x_data: Tensor, x_noise: Tensor, t: Tensor) -> Tensor:
         """Return the weighted mean squared error of each sample, (B,); see `evaluate`."""
@@ -216,11 +213,21 @@ class Objective(Configurable):
         wanted, own = _NOISE_ERROR_WEIGHTS[self.weighting], _NOISE_ERROR_WEIGHTS[self.prediction]
         return _WeightPowers(*(a - b for a, b in zip(wanted, own, strict=True)))
 
-    def _stretch(self, fraction: Tensor) -> Tensor:
-        """Map [0, 1] to `time_range`, in float32, excluding exactly 0 and 1."""
-        low, high = self.time_range
-        half_ulp = torch.finfo(torch.float32).eps / 2
-        return (low + (high - low) * fraction.double()).float().clamp(half_ulp, 1 - half_ulp)
+
+def even_times(sample_ids: Tensor, low: float, high: float) -> Tensor:
+    """Return (B,) float32 times in [low, high], without exactly 0 and 1, that depend only on sample ids, (B,) int64.
+
+    Time i is at the fractional part of 1/2 + i / golden ratio, so that consecutive ids cover the range evenly.
+    """
+    # Exact in wrapping integers for ids of any size; the signed result / 2^64 is the fraction minus 1/2.
+    multiple = sample_ids.to("cpu", torch.int64) * _GOLDEN_STEP
+    return _stretch(multiple.double() / 2.0**64 + 0.5, low, high).to(sample_ids.device)
+
+
+def _stretch(fraction: Tensor, low: float, high: float) -> Tensor:
+    """Map [0, 1] to [low, high], in float32, excluding exactly 0 and 1."""
+    half_ulp = torch.finfo(torch.float32).eps / 2
+    return (low + (high - low) * fraction.double()).float().clamp(half_ulp, 1 - half_ulp)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:

@@ -48,6 +48,14 @@ class Schedule(ABC):
     def coefficients(self, t: Tensor) -> PathCoefficients:
         """Return alpha, sigma and their derivatives at times `t` in [0, 1] of any shape, float32 or float64."""
 
+    @abstractmethod
+    def time_of_noise_fraction(self, fraction: Tensor) -> Tensor:
+        """Return the times at which sigma / (alpha + sigma) is `fraction`, in [0, 1], in its shape and dtype.
+
+        `fraction` is the time at which the linear path has the same signal-to-noise ratio. For fractions that the path
+        does not reach, times above 1 are returned.
+        """
+
     def weights(self, t: float) -> tuple[float, float]:
         """Return alpha and sigma at one time, computed in float64."""
         path = self.coefficients(torch.tensor(t, dtype=torch.float64))
@@ -64,6 +72,10 @@ class LinearSchedule(Schedule):
         """See `Schedule.coefficients`."""
         return PathCoefficients(1 - t, t, torch.full_like(t, -1.0), torch.ones_like(t))
 
+    def time_of_noise_fraction(self, fraction: Tensor) -> Tensor:
+        """See `Schedule.time_of_noise_fraction`."""
+        return fraction
+
 
 class GVPSchedule(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2), alpha^2 + sigma^2 = 1. All coefficients are finite at both ends."""
@@ -77,6 +89,10 @@ class GVPSchedule(Schedule):
         # As a sine of 1 - t, alpha is exactly 0 at t = 1, unlike cos(pi / 2) in floating point.
         alpha, sigma = torch.sin(half_pi * (1 - t)), torch.sin(half_pi * t)
         return PathCoefficients(alpha, sigma, -half_pi * sigma, half_pi * alpha)
+
+    def time_of_noise_fraction(self, fraction: Tensor) -> Tensor:
+        """See `Schedule.time_of_noise_fraction`."""
+        return torch.atan2(fraction, 1 - fraction) * (2 / math.pi)
 
 
 class VPSchedule(Schedule):
@@ -107,6 +123,15 @@ class VPSchedule(Schedule):
         alpha = torch.exp(log_alpha)
         sigma = torch.sqrt(-torch.expm1(2 * log_alpha))  # expm1 keeps precision for alpha close to 1
         return PathCoefficients(alpha, sigma, -alpha * beta / 2, alpha * alpha * beta / (2 * sigma))
+
+    def time_of_noise_fraction(self, fraction: Tensor) -> Tensor:
+        """See `Schedule.time_of_noise_fraction`; infinite for pure noise."""
+        # (1 - f)^2 / f^2 = alpha^2 / (1 - alpha^2), so alpha^-2 = 1 + f^2 / (1 - f)^2. The time is the positive root of
+        # beta_slope t^2 / 4 + beta_min t / 2 = -log alpha, written without a difference of almost equal numbers.
+        minus_log_alpha = torch.log1p((fraction / (1 - fraction)) ** 2) / 2
+        half_min = self.beta_min / 2
+        root = torch.sqrt(half_min**2 + (self.beta_max - self.beta_min) * minus_log_alpha)
+        return 2 * minus_log_alpha / (half_min + root)
 
 
 _SCHEDULES: dict[str, type[Schedule]] = {"linear": LinearSchedule, "gvp": GVPSchedule, "vp": VPSchedule}

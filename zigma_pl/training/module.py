@@ -25,6 +25,7 @@ from zigma_pl.evaluation.loss_by_time import LossByTime, MeanByTime, bin_name
 from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm
 from zigma_pl.interpolant.objective import Evaluation, Objective
 from zigma_pl.interpolant.samplers import Guidance, ODESampler, Sampler, guided_network
+from zigma_pl.interpolant.velocity_loss import equivalent_times, has_linear_times, linear_times, velocity_loss
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.taps import tapped
 from zigma_pl.runtime.compiling import compile_regions
@@ -121,8 +122,9 @@ class GenerativeModule(L.LightningModule):
         self._graphed_training = GraphedTraining(backbone)
         self.seed = seed
         self.trained_on: dict[str, Any] = {}
-        self.evaluation_loss = MeanByTime()
+        self.evaluation_loss, self.velocity_loss = MeanByTime(), MeanByTime()
         self.test_loss: LossByTime | None = None
+        self.test_velocity_loss: LossByTime | None = None
         self._is_first_batch = True  # since training started or resumed
         self._losses: list[Tensor] = []  # losses of the micro-batches of this optimiser step
         self._terms: list[dict[str, Tensor]] = []  # their terms, if there is more than one
@@ -237,34 +239,50 @@ class GenerativeModule(L.LightningModule):
         return dropped
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a held-out batch to the fixed validation loss, whose noise and times are functions of the sample ids."""
-        generators = sample_generators(EVALUATION_SEED, "validation", batch.sample_ids)
-        t = to_device(self.objective.validation_times(batch.sample_ids), self.device)
-        losses = self.loss_per_sample(batch, t, generators)  # also for filler batches, as sharded weights are gathered
+        """Add a held-out batch to the fixed losses, whose noise and times are functions of the sample ids.
+
+        The validation loss is the objective's. The velocity loss is comparable between objectives; it has times of its
+        own, which need a second network call unless they are those of the validation loss.
+        """
+        ids = batch.sample_ids
+        t, linear_t = self.objective.validation_times(ids), linear_times(ids)
+        evaluation = comparable = self._evaluate_held_out(batch, t)
+        comparable_t = equivalent_times(self.objective, linear_t)
+        if not has_linear_times(self.objective):
+            comparable = self._evaluate_held_out(batch, comparable_t)
+        velocity_losses = velocity_loss(self.objective, comparable, to_device(comparable_t, self.device))
         if not batch.is_filler:
-            self.evaluation_loss.update(losses, t)
+            self.evaluation_loss.update(evaluation.loss, t)
+            self.velocity_loss.update(velocity_losses, linear_t)
+
+    def _evaluate_held_out(self, batch: Batch, t: Tensor) -> Evaluation:
+        # Also called for filler batches, since sharded weights are gathered from all processes.
+        generators = sample_generators(EVALUATION_SEED, "validation", batch.sample_ids)
+        return self._evaluate(batch, to_device(t, self.device), generators)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss, overall and by time."""
-        self._log_evaluation_loss("validation", prog_bar=True)
+        """Log the losses, overall and by time."""
+        self._log_evaluation_losses("validation", prog_bar=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Like `validation_step`, on the test split."""
         self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log the loss, overall and by time, and store it as `test_loss`."""
-        self.test_loss = self._log_evaluation_loss("test")
+        """Log the losses, overall and by time, and store them as `test_loss` and `test_velocity_loss`."""
+        self.test_loss, self.test_velocity_loss = self._log_evaluation_losses("test")
 
-    def _log_evaluation_loss(self, stage: str, prog_bar: bool = False) -> LossByTime:
-        loss = self.evaluation_loss.compute()
+    def _log_evaluation_losses(self, stage: str, prog_bar: bool = False) -> tuple[LossByTime, LossByTime]:
+        loss, of_velocity = self.evaluation_loss.compute(), self.velocity_loss.compute()
         self.evaluation_loss.reset()
+        self.velocity_loss.reset()
         # Already equal on all processes; `sync_dist` only avoids Lightning's warning.
         self.log(f"{stage}/loss", loss.value, prog_bar=prog_bar, sync_dist=True)
+        self.log(f"{stage}/velocity_loss", of_velocity.value, sync_dist=True)
         for index, value in enumerate(loss.by_time):
             if value is not None:
                 self.log(f"{stage}/loss_by_time/{bin_name(index)}", value, sync_dist=True)
-        return loss
+        return loss, of_velocity
 
     def on_train_start(self) -> None:
         """Reset the state of a step that was interrupted."""

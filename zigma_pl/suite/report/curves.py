@@ -14,6 +14,7 @@ from zigma_pl.suite.report.assets import RunAssets
 from zigma_pl.suite.report.results import RecordFile
 
 TAGS = ("train/loss", "validation/loss")  # shown by the report
+VELOCITY_LOSS = "validation/velocity_loss"  # shown for runs with a record
 NUM_PARTS = 100  # points of a long training curve, each the mean of a part
 _DIGITS = 5  # significant ones of stored values
 
@@ -30,7 +31,7 @@ def curves_of(result: RecordFile, run: RunAssets) -> dict[str, Points]:
     """
     folder = result.record.training.get("log_folder")
     logged = read_curves(result.locate(folder)) if folder else {}
-    curves = {tag: shortened(over_samples(result, logged[tag])) for tag in TAGS if tag in logged}
+    curves = {tag: shortened(over_samples(result, logged[tag])) for tag in (*TAGS, VELOCITY_LOSS) if tag in logged}
     if not any(curves.values()):
         curves = _stored(run.earlier("curves.json"))
     if curves:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zigma_pl.suite.report.charts import Chart, Series, dot_chart, line_chart
-from zigma_pl.suite.report.curves import Points
+from zigma_pl.suite.report.curves import VELOCITY_LOSS, Points
 from zigma_pl.suite.report.results import RecordCollection, RecordFile
-from zigma_pl.suite.report.scores import in_order, score_label
+from zigma_pl.suite.report.scores import LOSSES, in_order, score_label
 from zigma_pl.suite.report.tables import View
 
 SAMPLES_SEEN = "samples seen"
@@ -33,15 +33,16 @@ def figures(view: View, results: RecordCollection, curves: Mapping[Path, Mapping
         score: name of the score of the main chart, next to the validation loss.
     """
     training = line_chart("Training loss", SAMPLES_SEEN, "training loss", _series(view, _logged(curves, "train/loss")))
-    logged = _series(view, _logged(curves, "validation/loss"))
-    validation = line_chart("Validation loss", SAMPLES_SEEN, "validation loss", logged)
+    losses = {
+        name: line_chart(label.capitalize(), SAMPLES_SEEN, label, _series(view, _logged(curves, tag)))
+        for (name, label), tag in zip(LOSSES.items(), ("validation/loss", VELOCITY_LOSS), strict=True)
+    }
     by_time = line_chart(
         "Validation loss by time", "t, from data (0) to noise (1)", "validation loss", _series(view, _loss_by_time)
     )
     names = in_order([name for line in view.lines for result in line.results for name in result.record.scores])
     by_score = {name: _score_chart(view, results, name) for name in names}
-    if validation is not None:
-        by_score["validation_loss"] = validation  # more points than the records have
+    by_score |= {name: chart for name, chart in losses.items() if chart is not None}  # more points than the records
     main = [by_score.pop(name, None) for name in dict.fromkeys((score, "validation_loss"))]
     others = [training, by_time, *by_score.values()]
     return Figures(tuple(filter(None, main)), tuple(filter(None, others)))

@@ -27,8 +27,11 @@ class ScoreLabel:
         return f"{self.label} {'↓' if self.better == 'lower' else '↑'}"
 
 
+# The validation loss depends on the objective; the velocity loss can be compared between objectives.
+LOSSES = {"validation_loss": "validation loss", "velocity_loss": "velocity loss"}
+
 _OF_RECORDS = (
-    ScoreLabel("validation_loss", "validation loss"),
+    *(ScoreLabel(name, label) for name, label in LOSSES.items()),
     ScoreLabel("fid", "FID"),
     ScoreLabel("sfid", "sFID"),
     ScoreLabel("fdd", "FDD"),
@@ -41,7 +44,8 @@ _OF_RECORDS = (
     ScoreLabel("memory_gb", "memory GB"),
     ScoreLabel("gflops", "GFLOPs"),
 )
-PUBLISHED_NAMES = {score.label: score.name for score in _OF_RECORDS[1:]}  # names allowed in `about:` blocks
+# Names allowed in `about:` blocks.
+PUBLISHED_NAMES = {score.label: score.name for score in _OF_RECORDS if score.name not in LOSSES}
 
 
 def score_label(name: str) -> ScoreLabel:

@@ -9,6 +9,7 @@ from zigma_pl.suite.report.experiments import Experiment
 from zigma_pl.suite.report.results import RecordCollection, RecordFile, data_of, is_paper_data
 from zigma_pl.suite.report.scores import (
     LITE,
+    LOSSES,
     ScoreLabel,
     base_name,
     figure,
@@ -19,6 +20,7 @@ from zigma_pl.suite.report.scores import (
 from zigma_pl.suite.report.tables import COMPARED, Line, View
 
 _NOT_RANKED = ("memory_gb", "gflops")
+_LOSSES = tuple(reversed(LOSSES))  # the comparable one first
 _LARGEST_LIST = 3  # pairs of experiments named in a sentence
 PAPER_SCALE = "paper"
 
@@ -70,13 +72,14 @@ def ranking(view: View, score: str | None = None) -> Ranking | None:
     Args:
         view: a table at one scale.
         score: name of the score; by default the first one that two experiments have, FID before others, and the
-            validation loss only if there is no other.
+            losses only if there is no other: the velocity loss, then the validation loss.
 
     Returns: None if fewer than two experiments have the score, or if they were trained on different data.
     """
     if score is None:
         names = in_order([name for line in view.lines for result in line.results for name in result.record.scores])
-        names = sorted((name for name in names if name not in _NOT_RANKED), key=lambda name: name == "validation_loss")
+        names = [name for name in names if name not in (*_NOT_RANKED, *_LOSSES)]
+        names += _LOSSES
         return next((found for name in names if (found := ranking(view, name)) is not None), None)
     label = score_label(score)
     ranked = [
@@ -171,12 +174,12 @@ def _certainty(found: Ranking) -> list[str]:
 
 
 def _by_loss(found: Ranking, view: View) -> list[str]:
-    by_loss = ranking(view, "validation_loss")
-    if by_loss is None or found.score.name == "validation_loss":
+    by_loss = next((by for name in _LOSSES if (by := ranking(view, name)) is not None), None)
+    if by_loss is None or found.score.name in _LOSSES:
         return []
     lowest = by_loss.best
     also = "also " if lowest.line.experiment == found.best.line.experiment else ""
-    return [f"{lowest.label} {also}has the lowest validation loss, {lowest.text}."]
+    return [f"{lowest.label} {also}has the lowest {by_loss.score.label}, {lowest.text}."]
 
 
 def _paper_order(found: Ranking) -> list[str]:

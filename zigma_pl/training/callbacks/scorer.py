@@ -30,14 +30,14 @@ NO_CHECKPOINT = "test needs a checkpoint: give its path with --ckpt_path (see lo
 
 
 class Scorer(L.Callback):
-    """Score a checkpoint: compute the fixed loss of the test split, then compare samples with held-out real images.
+    """Score a checkpoint: compute the fixed losses of the test split, then compare samples with held-out real images.
 
     Samples are stored in <samples_dir>/<name>/<hash of everything they depend on>/, so that an interrupted run is
     resumed, and a run with more samples only generates the missing ones. Sample i has the noise of (seed, i) and the
     class or caption of item i of the split. Scores and protocol are written to <results_dir>/<name>.json.
 
     Args:
-        num_samples: number of images or clips to generate; 0 only computes the loss.
+        num_samples: number of images or clips to generate; 0 only computes the losses.
         metrics: scores to compute: fid, sfid, kid, precision, recall, fdd, clip_score; for clips fvd and frame_fid.
             Without downloads: fid_lite, kid_lite, precision_lite, recall_lite; for clips frame_fid_lite. By default
             those without downloads, which are not comparable with published ones, and those on `extractors`.
@@ -145,13 +145,13 @@ class Scorer(L.Callback):
         assert self._scoring is not None
         self._scoring.load_references(pl_module.device)
 
-    # --- after the loss -----------------------------------------------------------------------------------------------
+    # --- after the losses ---------------------------------------------------------------------------------------------
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Generate samples, score them, and write the record."""
         assert isinstance(pl_module, GenerativeModule)
-        assert pl_module.test_loss is not None
         loss = pl_module.test_loss
+        assert loss is not None
         if not math.isfinite(loss.value):
             raise UserError(
                 f"the loss is {loss.value}: use --trainer.precision 32-true, or an earlier checkpoint if training "
@@ -159,7 +159,7 @@ class Scorer(L.Callback):
             )
         scored = self._score(trainer, pl_module)
         if trainer.is_global_zero:
-            record = self._record(trainer, pl_module, loss, scored)
+            record = self._record(trainer, pl_module, scored)
             self._report = score_table(record, write_result(record, self.results_dir))
         trainer.strategy.barrier()
 
@@ -181,8 +181,10 @@ class Scorer(L.Callback):
             None if progress is None else partial(progress.on_images_sampled, trainer),
         )
 
-    def _record(self, trainer: L.Trainer, module: GenerativeModule, loss: LossByTime, scored: Scored) -> ResultRecord:
+    def _record(self, trainer: L.Trainer, module: GenerativeModule, scored: Scored) -> ResultRecord:
         assert self._checkpoint is not None
+        assert module.test_loss is not None
+        assert module.test_velocity_loss is not None
         record_name = self._record_name(trainer)
         pictures: dict[str, Any] = {"grid": None, "clips": []}
         if scored.store is not None:
@@ -195,13 +197,17 @@ class Scorer(L.Callback):
         protocol = {
             "data": describe_data(_datamodule(trainer), self.data_note),
             "weights": self.weights,
-            "num_loss_samples": loss.num_samples,
+            "num_loss_samples": module.test_loss.num_samples,
             **scored.protocol,
         }
         parts = {
             "row": record_name,
             "scale": self.scale,
-            "scores": {"validation_loss": ScoreValue(value=loss.value, by_time=loss.by_time), **scored.scores},
+            "scores": {
+                "validation_loss": _as_score(module.test_loss),
+                "velocity_loss": _as_score(module.test_velocity_loss),
+                **scored.scores,
+            },
             "protocol": protocol,
             "training": describe_training(trainer, module, self._checkpoint),
             "machine": describe_machine_and_versions(module.device),
@@ -215,6 +221,10 @@ class Scorer(L.Callback):
             raise UserError("scorer.name is needed, as there is no logger whose name could be used: set it")
         check_name(name, "scorer.name (by default the logger's name)")
         return name
+
+
+def _as_score(loss: LossByTime) -> ScoreValue:
+    return ScoreValue(value=loss.value, by_time=loss.by_time)
 
 
 def _datamodule(trainer: L.Trainer) -> ImageDataModule:
