@@ -24,7 +24,8 @@ class AdamsBashforth(Sampler):
     def integrate(self, predictor: Predictor, x_t: Tensor, generators: list[torch.Generator] | None) -> Tensor:
         """Integrate x_t, (B, ...), from t_start to t_end."""
         t_last, t_end = predictor.t_last, predictor.t_end
-        grid = time_grid(self.num_steps, start=predictor.t_start, last=t_last, end=t_end)
+        shift = predictor.objective.time_shift  # that of the training times
+        grid = time_grid(self.num_steps, start=predictor.t_start, last=t_last, end=t_end, shift=shift)
         slope_before, step_before = None, 0.0
         for t, t_next in pairwise(grid if t_last == t_end else grid[:-1]):
             slope, step = predictor(x_t, t).velocity, t_next - t

@@ -1,7 +1,8 @@
 import pytest
 
 from zigma_pl.core.errors import UserError
-from zigma_pl.interpolant.samplers.time_grids import check_steps, shift_time, time_grid
+from zigma_pl.interpolant.objective import shift_time
+from zigma_pl.interpolant.samplers.time_grids import check_steps, time_grid
 
 
 def test_even_grid() -> None:

@@ -105,7 +105,7 @@ def describe_sampling(
     description = {
         "backbone": summary(backbone),
         "objective": summary(objective, Objective),
-        "sampler": summary(sampler),
+        "sampler": _describe_sampler(sampler, objective),
         "guidance": _describe_guidance(module.guidance),
         "seed": module.seed,
         "precision": precision,
@@ -119,6 +119,13 @@ def describe_sampling(
         description["weak_model"] = {**summary(weak), "weights_sha256": hash_of_weights(weak)}
     check_recordable(description, "scoring")  # the description must identify the model
     return description
+
+
+def _describe_sampler(sampler: Sampler, objective: Objective) -> dict[str, Any]:
+    described = summary(sampler)
+    if "time_shift" in described and described["time_shift"] is None:
+        described["time_shift"] = objective.time_shift
+    return described
 
 
 def _describe_guidance(guidance: Guidance) -> dict[str, Any]:

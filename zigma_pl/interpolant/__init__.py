@@ -2,7 +2,7 @@
 
 from zigma_pl.interpolant.conversions import Quantity, convert, interpolate
 from zigma_pl.interpolant.loss_terms import LossInputs, LossTerm
-from zigma_pl.interpolant.objective import Objective
+from zigma_pl.interpolant.objective import Objective, resolution_shift
 from zigma_pl.interpolant.schedules import (
     GVPSchedule,
     LinearSchedule,
@@ -28,5 +28,6 @@ __all__ = [
     "convert",
     "interpolate",
     "make_schedule",
+    "resolution_shift",
     "velocity_loss",
 ]

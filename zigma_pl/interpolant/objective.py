@@ -1,7 +1,8 @@
 """The training objective: prediction target, distribution of times, loss weighting (SiT, arXiv:2401.08740, Sec. 2)."""
 
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from zigma_pl.core.class_paths import Configurable
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.randomness import rand_per_sample, randn_per_sample
-from zigma_pl.core.ranges import check_numbers
+from zigma_pl.core.ranges import check_numbers, check_whole_numbers
 from zigma_pl.core.transfer import to_device
 from zigma_pl.interpolant.conversions import Quantity, coefficients_like, convert, interpolate
 from zigma_pl.interpolant.schedules import ScheduleName, make_schedule
@@ -20,6 +21,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 PredictionType = Literal["velocity", "score", "noise", "data"]
 Weighting = Literal["uniform", "velocity", "noise", "likelihood", "min_snr"]
 TimeSampling = Literal["uniform", "logit_normal"]
+Time = TypeVar("Time", float, Tensor)
 
 # 2^64 divided by the golden ratio, as a signed 64-bit number; its multiples modulo 2^64 are evenly distributed.
 _GOLDEN_STEP = 0x9E3779B97F4A7C15 - 2**64
@@ -76,7 +78,8 @@ class Objective(Configurable):
         logit_mean: mean of that normal distribution; positive values give more times near noise.
         logit_std: standard deviation of that normal distribution, > 0.
         time_shift: replaces training times t by shift t / (1 + (shift - 1) t), for both distributions; values above 1
-            give more times near noise, which suits large images (arXiv:2403.03206); > 0.
+            give more times near noise, which suits large images (arXiv:2403.03206); > 0. Samplers shift their time grid
+            in the same way. See `resolution_shift`.
         snr_gamma: maximum of the weight "min_snr", > 0.
         time_margin: distance, in (0, 0.5), that training and sampling keep from t = 0 or t = 1 if the target, its
             weight or its conversion to a velocity is infinite there; see `time_range`. With prediction "data" and
@@ -134,7 +137,7 @@ class Objective(Configurable):
         else:
             fraction = torch.sigmoid(self.logit_mean + self.logit_std * randn_per_sample(generators, ()))
         if self.time_shift != 1:
-            fraction = self.time_shift * fraction / (1 + (self.time_shift - 1) * fraction)
+            fraction = shift_time(fraction, self.time_shift)
         return to_device(_stretch(fraction, *self.time_range), device)
 
     def validation_times(self, sample_ids: Tensor) -> Tensor:
@@ -212,6 +215,27 @@ class Objective(Configurable):
             return _WeightPowers(0, 0, 0)
         wanted, own = _NOISE_ERROR_WEIGHTS[self.weighting], _NOISE_ERROR_WEIGHTS[self.prediction]
         return _WeightPowers(*(a - b for a, b in zip(wanted, own, strict=True)))
+
+
+def shift_time(t: Time, shift: float) -> Time:
+    """Return shift t / (1 + (shift - 1) t), which is closer to noise for shift > 1 (arXiv:2403.03206, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def resolution_shift(num_tokens: int, base_tokens: int) -> float:
+    """Return the `time_shift` for images of `num_tokens` tokens, sqrt(num_tokens / base_tokens).
+
+    With more pixels, the same noise level hides less of the image. On the linear path, this shift gives the mean of
+    num_tokens noisy pixels the uncertainty that base_tokens have at the unshifted time (arXiv:2403.03206, eq. 23).
+
+    Args:
+        num_tokens: tokens, or pixels, of the images, >= 1.
+        base_tokens: number of tokens for which a shift of 1 is good, >= 1.
+
+    Raises: UserError for a number out of range.
+    """
+    check_whole_numbers("resolution_shift", num_tokens=num_tokens, base_tokens=base_tokens)
+    return math.sqrt(num_tokens / base_tokens)
 
 
 def even_times(sample_ids: Tensor, low: float, high: float) -> Tensor:

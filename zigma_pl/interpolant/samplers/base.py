@@ -79,6 +79,10 @@ class Predictor:
         if self.t_last >= self.t_start:
             raise UserError(f"sample.t_start: must be above {self.t_last}, got {t_start}: raise it or lower t_end")
 
+    def time_shift(self, own: float | None) -> float:
+        """Return the shift of a sampler's time grid: its own option, or None for that of training."""
+        return self.objective.time_shift if own is None else own
+
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Prediction:
         """Call the network once, at x_t (B, ...) and t, a number or (B,), which it receives as (B,) in x_t's dtype."""
         batch_size = x_t.shape[0]

@@ -64,7 +64,8 @@ class MultistepSampler(Sampler):
         num_steps: number of steps, including the last.
         spacing: "time" for steps that are even in t, or shifted by `time_shift`; "lambda" for steps that are even in
             lambda.
-        time_shift: with "time" spacing, 1 for even steps, > 1 for more of them near noise (arXiv:2403.03206).
+        time_shift: with "time" spacing, 1 for even steps, > 1 for more of them near noise (arXiv:2403.03206); None for
+            the objective's, with which it was trained. "lambda" spacing does not use it.
         lambda_range: with "lambda" spacing, lambda at which the even steps start, and lambda of the last call; limited
             to what `t_start` and the objective's `time_range` allow. At lambda = 3 the noise is 1/20 of the data.
 
@@ -77,7 +78,7 @@ class MultistepSampler(Sampler):
         order: int = 3,
         num_steps: int = 10,
         spacing: Spacing = "time",
-        time_shift: float = 1.0,
+        time_shift: float | None = None,
         lambda_range: tuple[float, float] = (-3.0, 3.0),
     ) -> None:
         check_steps("MultistepSampler", num_steps, time_shift)
@@ -116,10 +117,11 @@ class MultistepSampler(Sampler):
         if self.spacing == "lambda":
             path, last = predictor.objective.path, predictor.t_last
             return lambda_grid(self.num_steps, path, **ends, last=last, lambda_range=self.lambda_range)
-        times = time_grid(self.num_steps, **ends, shift=self.time_shift)
+        shift = predictor.time_shift(self.time_shift)
+        times = time_grid(self.num_steps, **ends, shift=shift)
         if times[-2] >= predictor.t_last:
             return times
-        return time_grid(self.num_steps, **ends, last=predictor.t_last, shift=self.time_shift)
+        return time_grid(self.num_steps, **ends, last=predictor.t_last, shift=shift)
 
 
 def extrapolate(x: Tensor, calls: Sequence[Call], target: Node) -> Tensor:

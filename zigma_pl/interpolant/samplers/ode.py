@@ -38,7 +38,8 @@ class ODESampler(Sampler):
     Args:
         method: "euler" (order 1), "heun" (order 2) or "dopri5" (adaptive, order 5).
         num_steps: number of steps of euler and heun, including the last one; dopri5 chooses its own.
-        time_shift: 1 for uniform steps of euler and heun, > 1 for more steps near noise (arXiv:2403.03206).
+        time_shift: 1 for uniform steps of euler and heun, > 1 for more steps near noise (arXiv:2403.03206); None for
+            the objective's, with which it was trained. dopri5 does not use it.
         atol: absolute tolerance of dopri5.
         rtol: relative tolerance of dopri5.
         error_control: step size control of dopri5. "per_sample": separate steps for every sample, so that samples do
@@ -52,7 +53,7 @@ class ODESampler(Sampler):
         self,
         method: ODEMethod = "euler",
         num_steps: int = 50,
-        time_shift: float = 1.0,
+        time_shift: float | None = None,
         atol: float = 1e-6,
         rtol: float = 1e-3,
         error_control: ErrorControl = "per_sample",
@@ -77,7 +78,7 @@ class ODESampler(Sampler):
         if self.method == "dopri5":
             x_t = self._adaptive(predictor, x_t, predictor.t_start, predictor.t_last)
             return x_t if is_regular else predictor(x_t, predictor.t_last).data
-        grid = self._grid(predictor.t_start, predictor.t_last, predictor.t_end)
+        grid = self._grid(predictor, predictor.t_last, predictor.t_end)
         x_t = self._along(predictor, x_t, grid if is_regular else grid[:-1])
         return x_t if is_regular else predictor(x_t, grid[-2]).data
 
@@ -107,13 +108,14 @@ class ODESampler(Sampler):
         if self.method == "dopri5":
             x_t = self._adaptive(predictor, x_t, lowest, predictor.t_start)
         else:
-            x_t = self._along(predictor, x_t, self._grid(predictor.t_start, lowest, lowest)[::-1])
+            x_t = self._along(predictor, x_t, self._grid(predictor, lowest, lowest)[::-1])
         # `sample` starts from sigma x_noise, also where the network's range ends before t = 1.
         x_noise = x_t / objective.path.weights(highest)[1] if t_end == 1 else x_t
         return EncodeResult(x_noise, predictor.num_calls)
 
-    def _grid(self, start: float, last: float, end: float) -> list[float]:
-        return time_grid(self.num_steps, start=start, last=last, end=end, shift=self.time_shift)
+    def _grid(self, predictor: Predictor, last: float, end: float) -> list[float]:
+        shift = predictor.time_shift(self.time_shift)
+        return time_grid(self.num_steps, start=predictor.t_start, last=last, end=end, shift=shift)
 
     def _along(self, predictor: Predictor, x_t: Tensor, times: list[float]) -> Tensor:
         for t, t_next in pairwise(times):

@@ -57,7 +57,8 @@ class SDESampler(Sampler):
         last_step: "mean" is the SDE step without its noise, "euler" the step of the ODE, "tweedie" returns the expected
             data.
         last_step_size: start time of the last step, in (0, 1); SiT uses 0.04.
-        time_shift: 1 for uniform steps, > 1 for more steps near noise.
+        time_shift: 1 for uniform steps, > 1 for more steps near noise; None for the objective's, with which it was
+            trained.
 
     Raises: UserError for an unknown option or a number out of range.
     """
@@ -70,7 +71,7 @@ class SDESampler(Sampler):
         diffusion_scale: float = 1.0,
         last_step: LastStep = "mean",
         last_step_size: float = 0.04,
-        time_shift: float = 1.0,
+        time_shift: float | None = None,
     ) -> None:
         check_steps("SDESampler", num_steps, time_shift)
         _check_choice("method", method, get_args(SDEMethod))
@@ -105,7 +106,8 @@ class SDESampler(Sampler):
         t_start, t_last = predictor.t_start, max(self.last_step_size, predictor.t_last)
         if t_last >= t_start:
             raise UserError(f"SDESampler.last_step_size: {t_last} must be less than the start time {t_start}: lower it")
-        grid = time_grid(self.num_steps, start=t_start, last=t_last, end=predictor.t_end, shift=self.time_shift)
+        shift = predictor.time_shift(self.time_shift)
+        grid = time_grid(self.num_steps, start=t_start, last=t_last, end=predictor.t_end, shift=shift)
         is_regular = t_last == predictor.t_end
         for t, t_next in pairwise(grid if is_regular else grid[:-1]):
             x_t = self._step(predictor, x_t, t, t_next, generators)

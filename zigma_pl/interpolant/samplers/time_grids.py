@@ -7,23 +7,19 @@ from torch import Tensor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_numbers, check_whole_numbers
+from zigma_pl.interpolant.objective import shift_time
 from zigma_pl.interpolant.schedules import Schedule
 
 MAX_STEPS = 1_000_000
 
 
-def check_steps(owner: str, num_steps: int, time_shift: float) -> None:
-    """Check the options that all fixed-step samplers have.
+def check_steps(owner: str, num_steps: int, time_shift: float | None) -> None:
+    """Check the options that all fixed-step samplers have; `time_shift` may be None for the objective's.
 
     Raises: UserError that names `owner` and the option.
     """
     check_whole_numbers(owner, most=MAX_STEPS, num_steps=num_steps)
     check_numbers(owner, above=0, most=1e6, time_shift=time_shift)
-
-
-def shift_time(t: float, shift: float) -> float:
-    """Return shift t / (1 + (shift - 1) t), which is closer to noise for shift > 1 (arXiv:2403.03206)."""
-    return shift * t / (1 + (shift - 1) * t)
 
 
 def time_grid(
