@@ -189,3 +189,24 @@ def test_a_copy_replays_its_own_backbone(num_recorded):
 
 def test_gradient_checkpointing_is_replayed_too():
     assert_follows(GraphedTraining(build(gradient_checkpointing=True)), *draw())
+
+
+def test_a_network_that_cannot_be_recorded_runs_step_by_step_unless_recording_is_required(monkeypatch, caplog):
+    def fail(*calls):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphed_training, "record", fail)
+    optional = GraphedTraining(build(), required=False)
+    for seed in range(2):
+        assert_follows(optional, *draw(seed))
+    assert len(caplog.records) == 1
+    with pytest.raises(RuntimeError, match="capturing"):
+        GraphedTraining(build())(*draw())
+
+
+def test_a_forgotten_recording_is_made_again(num_recorded):
+    graphed = GraphedTraining(build())
+    for _ in range(2):
+        assert_follows(graphed, *draw())
+        graphed.forget()
+    assert len(num_recorded) == 2

@@ -26,6 +26,7 @@ from zigma_pl.data.from_options import make_data_module
 from zigma_pl.data.specification import Specification, fill_from
 from zigma_pl.interop.folder import from_pretrained
 from zigma_pl.interop.training_checkpoint import initialise
+from zigma_pl.training.callbacks.activation_memory import ActivationMemory
 from zigma_pl.training.callbacks.agreement import Agreement
 from zigma_pl.training.callbacks.checkpoint import Checkpoint
 from zigma_pl.training.callbacks.checkpoint_options import Group, stored_specification
@@ -146,7 +147,7 @@ class ZigmaCLI(LightningCLI):
         self._name_run()
         options = vars(self.config[self.config["subcommand"]].as_flat())
         compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
-        self.trainer_defaults["callbacks"] = [Agreement(compared)]
+        self.trainer_defaults["callbacks"] = [Agreement(compared), ActivationMemory()]
         if self._get(self.config, "trainer").enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(StepProgressBar())
 

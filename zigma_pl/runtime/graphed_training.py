@@ -1,6 +1,7 @@
 """A backbone whose passes are replayed as CUDA graphs in training, as launches may take longer than the kernels."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from zigma_pl.runtime.cuda_graphs import (
     warm_up,
 )
 
+log = logging.getLogger(__name__)
+
 
 class GraphedTraining:
     """A callable like its backbone; in training on a CUDA device, it replays both passes as CUDA graphs.
@@ -34,17 +37,25 @@ class GraphedTraining:
 
     Args:
         backbone: the network, which must not synchronise with the device.
+        required: raise the error of a network that cannot be recorded. Otherwise it is logged, and the backbone itself
+            is called from then on.
     """
 
     device_type = "cuda"
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, required: bool = True) -> None:
         self.backbone = backbone
+        self.required = required
         self._recording: _Recording | None = None
+        self._has_failed = False
+
+    def forget(self) -> None:
+        """Free the recording; the next call makes a new one."""
+        self._recording = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphedTraining":
         """Copy the backbone, and record new graphs for the copy."""
-        return type(self)(copy.deepcopy(self.backbone, memo))
+        return type(self)(copy.deepcopy(self.backbone, memo), self.required)
 
     def __call__(
         self,
@@ -59,14 +70,25 @@ class GraphedTraining:
             return self.backbone(*inputs)
         dtype = autocast_dtype(self.device_type)
         if self._recording is None or not self._recording.matches(self.backbone):
-            self._recording = None  # frees its memory first
-            self._recording = _Recording(self.backbone, inputs, dtype, self.device_type)
-        if not self._recording.takes(inputs, dtype):
+            self.forget()  # frees its memory first
+            self._recording = self._record(inputs, dtype)
+        if self._recording is None or not self._recording.takes(inputs, dtype):
             return self.backbone(*inputs)
         return _Replay.apply(self._recording, inputs, *self._recording.parameters)
 
+    def _record(self, inputs: Inputs, dtype: torch.dtype | None) -> "_Recording | None":
+        try:
+            return _Recording(self.backbone, inputs, dtype, self.device_type)
+        except RuntimeError as error:  # such as a network that synchronises, or too little memory
+            if self.required:
+                raise
+            self._has_failed = True
+            reason = str(error).splitlines()[0]
+            log.warning("model.graph_training: training steps cannot be recorded as CUDA graphs: %s", reason)
+            return None
+
     def _is_training_on(self, device: torch.device) -> bool:
-        trains = self.backbone.training and torch.is_grad_enabled()
+        trains = self.backbone.training and torch.is_grad_enabled() and not self._has_failed
         return trains and device.type == self.device_type and not has_forward_hooks(self.backbone)
 
 

@@ -75,8 +75,10 @@ class GenerativeModule(L.LightningModule):
             conditioner can have its own dropout rate in addition.
         compile_backbone: compile the backbone's blocks and other parts with torch.compile, for training and sampling.
         graph_sampling: on a CUDA device, replay the backbone as a CUDA graph when sampling.
-        graph_training: on a CUDA device, replay forward and backward pass of the backbone as CUDA graphs in training.
-            Useful if network and batch are so small that the GPU waits for the CPU. Not used with sharded parameters.
+        graph_training: on a CUDA device, replay forward and backward pass of the backbone as CUDA graphs in training,
+            from the second step on, so that the GPU does not wait for the CPU. None replays networks that can be
+            recorded, and runs others step by step; True raises an error for the latter. Not used with sharded
+            parameters, and in steps with loss terms that use features of the network.
         seed: seed of all random numbers; the command line sets it to seed_everything.
 
     Attributes:
@@ -97,7 +99,7 @@ class GenerativeModule(L.LightningModule):
         condition_dropout: float = 0.1,
         compile_backbone: bool = False,
         graph_sampling: bool = True,
-        graph_training: bool = False,
+        graph_training: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -119,7 +121,7 @@ class GenerativeModule(L.LightningModule):
         self._graphed_backbone = GraphedBackbone(backbone, compile_backbone)
         self._graphed_weak: GraphedBackbone | None = None
         self.graph_training = graph_training
-        self._graphed_training = GraphedTraining(backbone)
+        self._graphed_training = GraphedTraining(backbone, required=bool(graph_training))
         self.seed = seed
         self.trained_on: dict[str, Any] = {}
         self.evaluation_loss, self.velocity_loss = MeanByTime(), MeanByTime()
@@ -220,7 +222,8 @@ class GenerativeModule(L.LightningModule):
         if self.training and self.backbone.droppable_conditions:
             dropped = self._dropped(generators)  # also with rate 0, so that null entries get a zero gradient, not None
 
-        replayed = replayed and self.graph_training and self.device_mesh is None
+        if self.graph_training is False or self.device_mesh is not None or self._is_first_batch:
+            replayed = False
         backbone = self._graphed_training if replayed else self.backbone
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
@@ -284,6 +287,10 @@ class GenerativeModule(L.LightningModule):
                 self.log(f"{stage}/loss_by_time/{bin_name(index)}", value, sync_dist=True)
         return loss, of_velocity
 
+    def forget_recordings(self) -> None:
+        """Record training steps again; needed after a change that recordings do not include."""
+        self._graphed_training.forget()
+
     def on_train_start(self) -> None:
         """Reset the state of a step that was interrupted."""
         self._losses, self._terms, self._gradient_norm = [], [], None
@@ -293,10 +300,10 @@ class GenerativeModule(L.LightningModule):
         """In the first step, warn about conditions that the backbone ignores."""
         if self._is_first_batch:
             warn_of_ignored_conditions(batch.conditions, list(self.backbone.conditioners))
-        self._is_first_batch = False
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Schedule the next validation."""
+        self._is_first_batch = False
         schedule_validation(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -106,6 +106,18 @@ class Mixer(nn.Module, ABC):
         x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, inverse)
         return x, self(tokens, visit if inverse is None else visit.arranged()), inverse
 
+    def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
+        """Return how many more bytes the layer would store in a training step after `store_more_activations`.
+
+        Args:
+            num_tokens: number of tokens of all samples of a batch.
+            itemsize: bytes of an activation.
+        """
+        return 0
+
+    def store_more_activations(self) -> None:
+        """From now on, store activations for the backward pass instead of recomputing them, if that is left open."""
+
     def projections(self) -> Sequence[nn.Linear]:
         """Return the linear layers that a transformer initialises like its own; by default none."""
         return ()

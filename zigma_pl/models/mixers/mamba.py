@@ -5,7 +5,7 @@ Axes: B batch, L tokens, D width, E inner width, N state.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,11 @@ from zigma_pl.models.layers.shapes import check_shape
 from zigma_pl.models.mixers.base import Branch, Mixer, MixerOptions, Visit
 from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
-from zigma_pl.ops.mamba_mixer import ActivationMemory, MixerWeights
+from zigma_pl.ops.mamba_mixer import MixerWeights
+from zigma_pl.ops.mamba_mixer_cuda import KEEP_EVERY
 from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
+
+ActivationMemory = Literal["auto", "lean", "fast"]
 
 
 class ScanDirection(nn.Module):
@@ -98,7 +101,7 @@ class MambaMixer(ScanDirection, Mixer):
     Args:
         width, state_size, expand, conv_kernel, scan_backend: see `ScanDirection`.
         activation_memory: "lean" stores few activations for the backward pass on a GPU and recomputes the rest; "fast"
-            stores more.
+            stores more; "auto" is "lean" until `store_more_activations` is called.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class MambaMixer(ScanDirection, Mixer):
         expand: int = 2,
         conv_kernel: int = 4,
         scan_backend: ScanBackend = "auto",
-        activation_memory: ActivationMemory = "lean",
+        activation_memory: ActivationMemory = "auto",
     ) -> None:
         super().__init__(width, state_size, expand, conv_kernel, scan_backend)
         inner = expand * width
@@ -132,6 +135,18 @@ class MambaMixer(ScanDirection, Mixer):
             columns.copy_(columns[:, order])
         for half in self.in_proj.weight.chunk(2):
             half.copy_(half[order])
+
+    def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
+        """Return the bytes of four more tensors of the inner width, and of four times as many states of the scan."""
+        if self.activation_memory != "auto":
+            return 0
+        states = self.state_size * 4 * (1 / KEEP_EVERY["fast"] - 1 / KEEP_EVERY["lean"])  # in float32
+        return round(num_tokens * self.out_proj.in_features * (4 * itemsize + states))
+
+    def store_more_activations(self) -> None:
+        """Change "auto" to "fast"."""
+        if self.activation_memory == "auto":
+            self.activation_memory = "fast"
 
     def wants_rows_arranged(self, visit: Visit) -> bool:
         """Return True for an order per sample, since the kernels read rows through a single order."""
@@ -159,7 +174,7 @@ class MambaMixer(ScanDirection, Mixer):
         x, mixed = mamba_mixer.add_norm_mix(
             *(x, rows, gate, norm.weight, shift, scale, weights, visit.order),
             epsilon=norm.eps,
-            activation_memory=self.activation_memory,
+            activation_memory="fast" if self.activation_memory == "fast" else "lean",
             deterministic=torch.are_deterministic_algorithms_enabled(),
             branch_inverse=inverse,
         )
@@ -183,14 +198,15 @@ class Mamba(MixerOptions):
         conv_kernel: taps of the causal convolution.
         scan_backend: implementation of the scan; "auto" chooses by device.
         activation_memory: how many activations a layer stores for the backward pass on a GPU: "lean" few, with the rest
-            recomputed; "fast" twice as many, for training steps that take a tenth less time.
+            recomputed; "fast" twice as many, for training steps that take a tenth less time; "auto" the latter if the
+            memory of the GPU suffices, which `fit` finds out in its first step.
     """
 
     state_size: int = 16
     expand: int = 2
     conv_kernel: int = 4
     scan_backend: ScanBackend = "auto"
-    activation_memory: ActivationMemory = "lean"
+    activation_memory: ActivationMemory = "auto"
 
     def __post_init__(self) -> None:
         check_sizes(self)
