@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zigma_pl.suite.runs.composed import compose, differences
-from zigma_pl.suite.runs.experiment_files import find_experiments
+from zigma_pl.suite.runs.experiment_files import find_experiments, overlay_of
 from zigma_pl.suite.runs.plan import OutputFolders, plan, without_copies
 
 REPOSITORY = Path(__file__).parents[2]
@@ -20,9 +20,27 @@ def runs(request):
     return plan(experiments, request.param, [0], scales=SCALES, folders=OutputFolders(Path("logs"), Path("results")))
 
 
-def test_every_experiment_of_a_table_runs_at_every_scale(runs):
-    tables = {path.stem for path in (REPOSITORY / "experiments").glob("table*.yaml")}
+def test_every_experiment_of_a_table_of_the_paper_runs_at_every_scale(runs):
+    experiments = find_experiments(REPOSITORY / "experiments")
+    ours = {"table8", "table10", "table11", None}
+    tables = {experiment.name for experiment in experiments if experiment.prefix not in ours}
+    assert len(tables) > 30
     assert tables <= {run.experiment.name for run in runs}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "pilot"])
+def test_every_experiment_of_our_tables_runs_at_small_scales(scale):
+    experiments = find_experiments(REPOSITORY / "experiments", patterns=("table8_*", "table10_*", "table11_*"))
+    folders = OutputFolders(Path("logs"), Path("results"))
+    planned = plan(experiments, scale, [0], scales=SCALES, folders=folders)
+    assert [run.experiment for run in planned] == experiments
+    assert without_copies(planned)[1] == []  # no two of them are equal
+
+
+def test_a_scale_that_would_replace_the_optimizer_of_an_experiment_is_not_for_it():
+    muon, sweep = find_experiments(REPOSITORY / "experiments", patterns=("table8_muon_1e3", "table1_sweep"))[::-1]
+    assert overlay_of(sweep, "h100", SCALES) == SCALES / "h100.yaml"
+    assert overlay_of(muon, "h100", SCALES) is None
 
 
 def test_a_scale_changes_no_class_and_names_itself(runs):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.records import check_name
+from zigma_pl.suite.runs.composed import compose, option
 
 _TABLE = re.compile(r"(table|figure)\w+?_")
 
@@ -61,12 +62,21 @@ def overlay_of(experiment: ExperimentFile, scale: str, scales: Path) -> Path | N
     """Return the config that a scale adds to an experiment, None if the scale has none for it.
 
     It is the first existing file of `<scale>/<experiment>.yaml`, `<scale>/<table>.yaml` and, for experiments of tables,
-    `<scale>.yaml` in the folder `scales`. An experiment of no table therefore runs only at scales with a file for it.
+    `<scale>.yaml` in the folder `scales`. An experiment of no table therefore runs only at scales with a file for it,
+    and so does an experiment that names an optimiser or a schedule which `<scale>.yaml` would replace.
     """
     candidates = [scales / scale / f"{experiment.name}.yaml"]
     if experiment.prefix is not None:
         candidates += [scales / scale / f"{experiment.prefix}.yaml", scales / f"{scale}.yaml"]
-    return next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.is_file()), None)
+    is_shared = found == scales / f"{scale}.yaml"
+    return None if found is None or (is_shared and _replaces_recipe(found, experiment)) else found
+
+
+def _replaces_recipe(overlay: Path, experiment: ExperimentFile) -> bool:
+    """Return whether a config sets the optimiser or the schedule of an experiment that names its own."""
+    own, above = compose([experiment.path]), compose([overlay])
+    return any(option(own, name) and option(above, name) for name in ("model.optimizer", "model.lr_schedule"))
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
