@@ -2,17 +2,17 @@
 
     python tools/sampler_search.py logs/pilot/NAME/config_HASH --out search.json [--what ode sde guidance]
 
-Reads the newest checkpoint and config.yaml of the log folder of a run. After each setting, it writes the results so far,
-so the search can be stopped, or limited with --max_seconds, and prints a Markdown table of the scores by network calls.
-"ode" compares Euler, Heun, DPM-Solver++ and UniPC, "sde" Euler-Maruyama with three numbers of calls, and "guidance"
-scales with and without an interval, with the sampler of the checkpoint. Calls count twice with guidance.
+Reads the newest checkpoint and config.yaml of the log folder of a run. It writes the results so far after each setting,
+so that the search can be stopped, or limited with --max_seconds, and prints a Markdown table of scores by network
+calls. "ode" compares Euler, Heun, DPM-Solver++ and UniPC, "sde" Euler-Maruyama with Euler, and "guidance" scales with
+and without an interval, with the sampler of the checkpoint. With guidance, each step counts as two calls.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Setting:
 
     name: str
     sampler: Sampler | None
-    guidance: Guidance = Guidance()  # noqa: B008  frozen
+    guidance: Guidance = field(default_factory=Guidance)
 
 
 def of_ode() -> Iterator[Setting]:
@@ -91,27 +91,37 @@ def data_of(log_folder: Path) -> ImageDataModule:
     return data
 
 
-def table(results: list[dict[str, object]], score: str) -> str:
+@dataclass(frozen=True)
+class Row:
+    """The score of a setting.
+
+    calls: network calls for each sample; with guidance, the conditional and the unconditional ones.
+    """
+
+    name: str
+    calls: int
+    score: float
+    seconds: float
+
+
+def table(rows: list[Row], score: str) -> str:
     """Return a Markdown table: a row for each sampler, a column for each number of network calls."""
-    calls = sorted({row["calls"] for row in results})  # type: ignore[type-var]
-    cell = {(row["name"], row["calls"]): f"{row[score]:.1f}" for row in results}
-    lines = [
-        f"| {score} | " + " | ".join(f"{number} calls" for number in calls) + " |",
-        "|---" * (len(calls) + 1) + "|",
-    ]
-    for name in dict.fromkeys(row["name"] for row in results):
-        lines.append(f"| {name} | " + " | ".join(cell.get((name, number), "") for number in calls) + " |")
-    return "\n".join(lines)
+    calls = sorted({row.calls for row in rows})
+    cells = {(row.name, row.calls): f"{row.score:.1f}" for row in rows}
+    lines = [[score, *(f"{number} calls" for number in calls)], ["---"] * (len(calls) + 1)]
+    for name in dict.fromkeys(row.name for row in rows):
+        lines.append([name, *(cells.get((name, number), "") for number in calls)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def summary(results: list[dict[str, object]], score: str) -> str:
-    """Return how the best sampler with few calls compares with Euler and many calls."""
-    reference = [row[score] for row in results if row["name"] == "Euler" and row["calls"] == REFERENCE_CALLS]
-    few = [(row[score], row["name"]) for row in results if row["calls"] == FEW_CALLS]
+def summary(rows: list[Row]) -> str:
+    """Return how the best sampler with few calls compares with Euler and many calls, "" without both."""
+    reference = [row.score for row in rows if row.name == "Euler" and row.calls == REFERENCE_CALLS]
+    few = [(row.score, row.name) for row in rows if row.calls == FEW_CALLS]
     if not reference or not few:
         return ""
-    value, name = min(few)  # type: ignore[type-var]
-    return f"{name} with {FEW_CALLS} calls: {value / reference[0]:.3f} of Euler with {REFERENCE_CALLS}"  # type: ignore[operator]
+    score, name = min(few)
+    return f"{name} with {FEW_CALLS} calls: {score / reference[0]:.3f} of Euler with {REFERENCE_CALLS}"
 
 
 def read_options() -> argparse.Namespace:
@@ -142,7 +152,7 @@ def main() -> None:
     precision = Precision()
     if device.type == "cuda":
         precision = Precision("bf16-mixed", partial(torch.autocast, "cuda", torch.bfloat16))
-    own_sampler, results = model.sampler, []
+    own_sampler, rows = model.sampler, list[Row]()
     for setting in [each for name in options.what for each in SEARCHES[name]()][: options.num_settings]:
         if time.monotonic() - began > options.max_seconds:
             break
@@ -151,15 +161,13 @@ def main() -> None:
         name = f"search_{options.log_folder.parent.name}"
         scored = scoring.score(model, {"checkpoint": str(path)}, name, precision)
         calls = scored.protocol["num_network_calls"] * (1 if setting.guidance.scale == 1 else 2)
-        value = scored.scores[options.score].value
-        seconds = round(time.monotonic() - start, 1)
-        results.append({"name": setting.name, "calls": calls, options.score: value, "seconds": seconds})
-        print(results[-1], flush=True)
-        content = {"checkpoint": str(path), "num_samples": options.num_samples, "device": str(device), "rows": results}
+        rows.append(Row(setting.name, calls, scored.scores[options.score].value, round(time.monotonic() - start, 1)))
+        print(rows[-1], flush=True)
+        content = {"checkpoint": str(path), "num_samples": options.num_samples, "score": options.score}
         with whole_file(options.out) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-    print(table(results, options.score))
-    print(summary(results, options.score))
+            temporary.write_text(json.dumps({**content, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    print(table(rows, options.score))
+    print(summary(rows))
 
 
 if __name__ == "__main__":
