@@ -42,6 +42,8 @@ def test_overlays_of_experiment_and_table_come_before_that_of_the_scale(tmp_path
     experiments = {
         name: ExperimentFile(tmp_path / f"{name}.yaml") for name in ("table1_a", "table4_a", "table4_b", "digits")
     }
+    for experiment in experiments.values():
+        experiment.path.touch()
     (tmp_path / "smoke").mkdir()
     for name in ("smoke.yaml", "smoke/table4.yaml", "smoke/table4_b.yaml"):
         (tmp_path / name).touch()
