@@ -3,20 +3,24 @@
 Matrices of the same shape are updated together, so a network of many equal layers needs few batched products per step.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.sgd import sgd
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_numbers, check_whole_numbers
+from zigma_pl.runtime.sharding import is_sharded
 
 AdjustLR = Literal["original", "match_rms_adamw"]
 NUM_ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; singular values end between about 0.7 and 1.2
+MAX_STACK = 2**25  # elements orthogonalised at once; bounds the temporary memory to about 10 bytes for each
 
 
 class Muon(Optimizer):
@@ -75,111 +79,170 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step."""
+        """Take one step. It does not wait for the device."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         skip: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            stacks: dict[Any, list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    stacks[_kind(parameter)].append(parameter)
-            for parameters in stacks.values():
-                self._update(parameters, group, skip)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            update_averages(self._averages(parameters), _gradients(parameters), group["momentum"], skip)
+            for alike in _stackable(parameters):
+                self._update(alike, group, skip)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
-        """Update matrices of the same shape and sharding."""
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [_local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
-        gradient = torch.stack([_local(parameter.grad) for parameter in parameters])
-        average = torch.stack(buffers)
-        weight = torch.tensor(1 - group["momentum"], device=gradient.device, dtype=gradient.dtype)
-        if skip is not None:
-            gradient = torch.where(skip.bool(), torch.zeros_like(gradient), gradient)
-            weight = weight * (1 - skip)
-        average = average.lerp(gradient, weight)
-        torch._foreach_copy_(buffers, list(average))
-        direction = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
+    def _averages(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [_local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
 
-        height, width = parameters[0].shape
-        whole = _gathered(direction, parameters)
-        update = _scattered(
-            orthogonalised(whole, group["num_iterations"], getattr(torch, group["dtype"])).to(direction.dtype),
-            parameters,
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        """Update matrices of the same shape and sharding, whose averages are up to date."""
+        directions = stacked_directions(
+            self._averages(parameters),
+            _gradients(parameters) if group["nesterov"] else None,
+            group["momentum"],
+            getattr(torch, group["dtype"]),
         )
+        whole = _gathered(directions, parameters[0])
+        updates = _scattered(orthogonalised(whole, group["num_iterations"]), parameters[0], len(parameters))
+        height, width = parameters[0].shape
         if group["adjust_lr_fn"] == "original":
             factor = max(1, height / width) ** 0.5
         else:
             factor = 0.2 * max(height, width) ** 0.5
-        if skip is not None:
-            update = torch.where(skip.bool(), torch.zeros_like(update), update)
-        locals_ = [_local(parameter) for parameter in parameters]
-        if group["weight_decay"]:
-            decay = group["lr"] * group["weight_decay"]
-            kept: Any = 1 - decay if skip is None else 1 - decay * (1 - skip)
-            torch._foreach_mul_(locals_, kept)
-        torch._foreach_add_(locals_, list(update), alpha=-group["lr"] * factor)
+        apply_updates([_local(p) for p in parameters], updates, group["lr"], factor, group["weight_decay"], skip)
 
 
-def orthogonalised(
-    matrices: Tensor, num_iterations: int = NUM_ITERATIONS, dtype: torch.dtype = torch.bfloat16
+# The elementwise operations are steps of stochastic gradient descent, whose fused kernel updates a list of tensors in
+# one launch and skips the update on the device if the flag is set.
+
+
+def update_averages(averages: list[Tensor], gradients: list[Tensor], momentum: float, skip: Tensor | None) -> None:
+    """Set each average to momentum * average + (1 - momentum) * gradient, in place.
+
+    That is average - (1 - momentum) * (average - gradient): a step with weight decay 1 along the negative gradient.
+    """
+    _descend(averages, gradients, 1 - momentum, weight_decay=1.0, maximize=True, skip=skip)
+
+
+def stacked_directions(
+    averages: list[Tensor], gradients: list[Tensor] | None, momentum: float, dtype: torch.dtype
 ) -> Tensor:
+    """Return the directions of n matrices up to a positive factor, (n, height, width).
+
+    Args:
+        averages: moving averages of the gradients.
+        gradients: the gradients with Nesterov's momentum, None without.
+        momentum: decay of the averages.
+        dtype: type of the result.
+    """
+    stack = torch.empty(len(averages), *averages[0].shape, dtype=dtype, device=averages[0].device)
+    if gradients is None:
+        torch._foreach_copy_(list(stack), averages)
+    else:
+        for direction, average, gradient in zip(stack, averages, gradients, strict=True):
+            # Without the factor 1 - momentum, one kernel reads both, adds in float32, and writes `dtype`.
+            torch.add(gradient, average, alpha=momentum / (1 - momentum), out=direction)
+    return stack
+
+
+def apply_updates(
+    parameters: list[Tensor], updates: Tensor, lr: float, factor: float, weight_decay: float, skip: Tensor | None
+) -> None:
+    """Subtract lr * (factor * update + weight_decay * parameter) from each parameter, in place."""
+    typed = list(updates.to(parameters[0].dtype))
+    _descend(parameters, typed, lr * factor, weight_decay=weight_decay / factor, maximize=False, skip=skip)
+
+
+def _descend(
+    values: list[Tensor], gradients: list[Tensor], lr: float, weight_decay: float, maximize: bool, skip: Tensor | None
+) -> None:
+    sgd(
+        values,
+        gradients,
+        [None] * len(values),
+        fused=True,
+        found_inf=skip,
+        weight_decay=weight_decay,
+        momentum=0.0,
+        lr=lr,
+        dampening=0.0,
+        nesterov=False,
+        maximize=maximize,
+    )
+
+
+def orthogonalised(matrices: Tensor, num_iterations: int = NUM_ITERATIONS) -> Tensor:
     """Approximate U V^T of each matrix U S V^T, (n, height, width), by a quintic Newton-Schulz iteration.
 
-    The result is in `dtype`.
+    An iteration multiplies x by p(x x^T), where p(g) = a + b g + c g^2. Iterations are done in pairs: after the first,
+    x x^T is p g p, so the second polynomial needs no product of the larger size. More than two at once would be
+    inaccurate in bfloat16. Tall matrices are multiplied from the right, so no matrix is transposed in memory.
+
+    The products and the result have the type of `matrices`.
     """
-    a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(dtype)
-    x = x.mT if is_tall else x
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(num_iterations):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if is_tall else x
+    x = matrices / torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for done in range(0, num_iterations, 2):
+        gram = x.mT @ x if is_tall else x @ x.mT
+        multiplier = _polynomial(gram)
+        if done + 1 < num_iterations:
+            multiplier = _polynomial(multiplier @ gram @ multiplier) @ multiplier
+        x = x @ multiplier if is_tall else multiplier @ x
+    return x
 
 
-def _is_sharded(parameter: Tensor) -> bool:
-    return hasattr(parameter, "full_tensor")
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = COEFFICIENTS
+    polynomial = gram.clone()
+    polynomial.diagonal(dim1=-2, dim2=-1).add_(a / b)  # here, as it would cancel digits of the result
+    return polynomial.baddbmm_(gram, gram, beta=b, alpha=c)
 
 
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if _is_sharded(tensor) else tensor
+def _stackable(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Split matrices into lists that are updated together: of the same shape and sharding, and not too large."""
+    stacks: dict[Any, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        stacks[_kind(parameter)].append(parameter)
+    for alike in stacks.values():
+        num_parts = math.ceil(len(alike) * alike[0].numel() / MAX_STACK)
+        size = math.ceil(len(alike) / num_parts)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 def _kind(parameter: Any) -> Any:
     """Return a key that is equal for matrices that can be stacked."""
-    sharding = (parameter.device_mesh, tuple(parameter.placements)) if _is_sharded(parameter) else None
-    return tuple(parameter.shape), _local(parameter).shape, parameter.dtype, parameter.device, sharding
+    sharding = (parameter.device_mesh, tuple(parameter.placements)) if is_sharded(parameter) else None
+    return tuple(parameter.shape), parameter.dtype, parameter.device, sharding
 
 
-def _gathered(stack: Tensor, parameters: list[Any]) -> Tensor:
-    """Return whole matrices from the shards of all processes; every process must call this."""
-    if not _is_sharded(parameters[0]):
-        return stack
-    from torch.distributed.tensor import DTensor
-
-    like = parameters[0]
-    options = {"shape": like.shape, "stride": like.stride(), "run_check": False}
-    whole = [DTensor.from_local(part, like.device_mesh, like.placements, **options).full_tensor() for part in stack]
-    return torch.stack(whole)
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def _scattered(stack: Tensor, parameters: list[Any]) -> Tensor:
-    """Return this process's shards of whole matrices that all processes have."""
-    if not _is_sharded(parameters[0]):
-        return stack
-    from torch.distributed.tensor import DTensor, Replicate
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [_local(parameter.grad) for parameter in parameters]
 
-    mesh, placements = parameters[0].device_mesh, parameters[0].placements
-    parts = [
-        DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(placements=placements)
-        for whole in stack
-    ]
-    return torch.stack([part.to_local() for part in parts])
+
+def _gathered(stack: Tensor, like: Any) -> Tensor:
+    """Exchange shards of all matrices for a part of the matrices, each of them whole; every process must call this."""
+    return _exchanged(stack, like, len(stack), gather=True) if is_sharded(like) else stack
+
+
+def _scattered(stack: Tensor, like: Any, num_matrices: int) -> Tensor:
+    """Exchange whole matrices for shards of all matrices, the reverse of `_gathered`."""
+    return _exchanged(stack, like, num_matrices, gather=False) if is_sharded(like) else stack
+
+
+def _exchanged(stack: Tensor, like: Any, num_matrices: int, gather: bool) -> Tensor:
+    from torch.distributed.tensor import DTensor, Shard
+
+    sharded = [Shard(one.dim + 1) if one.is_shard() else one for one in like.placements]
+    whole = [Shard(0) if one.is_shard() else one for one in like.placements]
+    source, target = (sharded, whole) if gather else (whole, sharded)
+    shape, stride = (num_matrices, *like.shape), (like.numel(), like.shape[1], 1)
+    stacked = DTensor.from_local(stack, like.device_mesh, source, run_check=False, shape=shape, stride=stride)  # type: ignore[arg-type]
+    return stacked.redistribute(placements=target).to_local()
