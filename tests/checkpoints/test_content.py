@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kills_driver import build, trainer_for
 
+import zigma_pl
+from zigma_pl.core.class_paths import described
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
+from zigma_pl.data.specification import Specification
+from zigma_pl.interop.training_checkpoint import model_of
+from zigma_pl.training.callbacks.checkpoint_options import stored_specification
 from zigma_pl.training.checkpoints.archive import read_step
 from zigma_pl.training.checkpoints.io import WholeFileIO, read_checkpoint
 from zigma_pl.training.checkpoints.newest import newest_checkpoint
@@ -172,6 +177,10 @@ WRONG = [
     (("averaging_state",), {"n_averaged": 3}),
     (("averaging_state", "n_averaged"), torch.zeros(3)),
     (("zigma_options",), {"scan": [1]}),
+    (("zigma_options", "training", "seed"), torch.zeros(2)),
+    (("trained_on",), {"class_names": 3}),
+    (("trained_on",), {"captions": [1]}),
+    (("trained_on",), {"data": {"class_path": torch.zeros(2)}}),
 ]
 
 
@@ -189,6 +198,14 @@ def test_a_wrong_type_or_number_is_one_line(place, value, load, tmp_path):
     torch.save(content, tmp_path / "a.ckpt")
     message = refused(fit, tmp_path, tmp_path / "a.ckpt", STEPS + 1)
     assert "a.ckpt" in message
+
+
+@pytest.mark.parametrize("value", [[1], {1: 2}, "8", 8.0, True])
+def test_a_size_of_another_type_does_not_reach_the_backbone(value, load, tmp_path):
+    content = load()
+    content["zigma_options"]["backbone"]["latent_height"] = value
+    torch.save(content, tmp_path / "a.ckpt")
+    assert "latent_height" in refused(stored_specification, tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("part", ["loops", "optimizer_states", "lr_schedulers"])
@@ -259,6 +276,52 @@ def test_any_metadata_is_resumed_from_or_refused(data, saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     torch.save(content, folder / "a.ckpt")
     assert_one_line(fit, folder, folder / "a.ckpt", STEPS + 1)
+
+
+@pytest.fixture(scope="module")
+def exportable(saved, tmp_path_factory):
+    """The checkpoint with the options that a run on the command line stores."""
+    content, module = torch.load(saved, weights_only=True), build()
+    parts = {name: described(getattr(module, name)) for name in ("backbone", "objective", "sampler", "guidance")}
+    content["hyper_parameters"] = {**parts, "seed": 1}
+    content["trained_on"] = {"class_names": ["a"], "data": {"class_path": "zigma_pl.data.Digits"}}
+    path = tmp_path_factory.mktemp("exportable") / "a.ckpt"
+    torch.save(content, path)
+    return path
+
+
+def export(path):
+    zigma_pl.save_pretrained(model_of(read_checkpoint(path), "average", path), path.parent / "model")
+
+
+def test_what_is_not_changed_is_exported(exportable):
+    export(exportable)
+    assert zigma_pl.from_pretrained(exportable.parent / "model").seed == 1
+
+
+@pytest.mark.parametrize("part", ["backbone", "objective", "sampler", "guidance", "seed"])
+@pytest.mark.parametrize("value", [torch.zeros(2), [1], "a", True])
+def test_hyper_parameters_of_another_type_are_not_exported(part, value, exportable, tmp_path):
+    content = torch.load(exportable, weights_only=True)
+    content["hyper_parameters"][part] = value
+    torch.save(content, tmp_path / "a.ckpt")
+    refused(export, tmp_path / "a.ckpt")
+
+
+@pytest.mark.usefixtures("one_gigabyte_more")
+@bounded(max_examples=40)
+@given(data=st.data())
+def test_any_options_are_exported_or_refused(data, exportable, tmp_path_factory):
+    content = torch.load(exportable, weights_only=True)
+    options = [
+        *places({name: content[name] for name in ("hyper_parameters", "trained_on")}),
+        *(("zigma_options", group, name) for group in ("backbone", "conditions") for name in Specification._fields),
+    ]
+    replace(content, data.draw(st.sampled_from(options)), data.draw(VALUES))
+    path = tmp_path_factory.mktemp("fuzz") / "a.ckpt"
+    torch.save(content, path)
+    assert_one_line(export, path)
+    assert_one_line(stored_specification, path)
 
 
 @pytest.mark.usefixtures("one_gigabyte_more")

@@ -95,6 +95,7 @@ def test_an_average_with_nan_ends_training_and_is_not_saved(guarded, tmp_path):
     trainer.callbacks[place] = SpoilsAverage(decay=0.5)
     with pytest.raises(UserError, match="NaN or infinity"):
         trainer.fit(build(), datamodule=Digits(batch_size=4))
+    assert trainer.global_step == (1 if guarded else 2)  # the guard's check comes before the first checkpoint
     assert newest_checkpoint(tmp_path / "checkpoints").path is None
 
 

@@ -40,11 +40,11 @@ def model_of(
             f"{path} does not describe its backbone, because its run was started from Python: export the module there "
             "with zigma_pl.save_pretrained(module, folder)"
         )
-    seed = options.get("seed") or 0
+    seed = 0 if options.get("seed") is None else options["seed"]
     if not isinstance(seed, int):
         raise UserError(f"{path}: seed {seed!r:.100} is not a whole number: export another checkpoint")
     defaults = {"objective": "Objective", "sampler": "ODESampler", "guidance": "Guidance"}
-    parts = {name: _described(options.get(name) or {}, name, path, class_path) for name, class_path in defaults.items()}
+    parts = {name: _described(options.get(name), name, path, class_path) for name, class_path in defaults.items()}
     sampling = read_sampling(**parts, source=path, allow_imports=allow_imports)
     own_weights = _backbone_weights(checkpoint, weights, path, "--weights raw")
     backbone = build_backbone(_described(options["backbone"], "backbone", path), own_weights, path, allow_imports)
@@ -93,6 +93,7 @@ def _backbone_weights(checkpoint: Mapping[str, Any], weights: Weights, path: Pat
 
 def _described(given: Any, what: str, path: Path, default: str | None = None) -> Description:
     """Return options of the command line as a description; options without a class path belong to class `default`."""
+    given = {} if given is None else given
     if isinstance(given, Mapping) and "class_path" not in given and default is not None:
         given = {"class_path": default, "init_args": given}
     try:

@@ -143,7 +143,7 @@ def _dropped_names(backbone: GuidableBackbone, guidance: Guidance) -> list[str]:
     unknown = set(guidance.drop or ()) - set(droppable)
     if unknown:
         raise UserError(
-            f"guidance.drop: {sorted(unknown)[0]!r} is not a condition that this backbone can drop: choose from "
+            f"guidance.drop: {sorted(unknown)[0][:100]!r} is not a condition that this backbone can drop: choose from "
             f"{', '.join(droppable)}"
         )
     return list(droppable if guidance.drop is None else guidance.drop)

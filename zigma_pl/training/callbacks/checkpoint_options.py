@@ -67,11 +67,21 @@ def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
     return plain
 
 
-def stored_specification(path: Path) -> dict[str, Any]:
-    """Return the `Specification` fields of a checkpoint's backbone, by name; the weights are not read."""
+def stored_specification(path: Path) -> dict[str, int | None]:
+    """Return the `Specification` fields of a checkpoint's backbone, by name; the weights are not read.
+
+    Raises: UserError if the checkpoint cannot be read, or one of them is not a whole number.
+    """
     options = read_checkpoint(path, "meta").get(OPTIONS, {})
     stored = {**options.get("backbone", {}), **options.get("conditions", {})}
-    return {name: stored.get(name) for name in Specification._fields}
+    found = {name: stored.get(name) for name in Specification._fields}
+    for name, value in found.items():
+        if value is not None and type(value) is not int:
+            raise UserError(
+                f"checkpoint {path} is invalid ({OPTIONS}: {name} is a {type(value).__name__} and not an int): use the "
+                "previous checkpoint"
+            )
+    return found
 
 
 def check_same(found: Mapping[str, Mapping[str, Any]], own: Options, allowed: Collection[str], where: Any) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
@@ -57,6 +57,14 @@ class AveragingState(_Part):
     n_averaged: Tensor
 
 
+class TrainedOn(_Part):
+    """Description of the training data; see `GenerativeModule.trained_on`."""
+
+    class_names: list[str] | None = None
+    captions: list[str] | None = None
+    data: dict[str, JsonValue] = Field(default_factory=dict)
+
+
 class CheckpointContent(_Part):
     """A training checkpoint. Other keys belong to Lightning or other packages and must be plain values."""
 
@@ -68,8 +76,8 @@ class CheckpointContent(_Part):
     raw_weights: dict[str, Tensor] = Field(default_factory=dict, alias="current_model_state")
     averaging_state: AveragingState | None = None
     hyper_parameters: Plain = Field(default_factory=dict)
-    options: dict[str, Plain] = Field(default_factory=dict, alias="zigma_options")
-    trained_on: Plain = Field(default_factory=dict)
+    options: dict[str, dict[str, JsonValue]] = Field(default_factory=dict, alias="zigma_options")
+    trained_on: TrainedOn = Field(default_factory=TrainedOn)
     callbacks: dict[str, Any] = Field(default_factory=dict)
     loops: dict[str, Plain] = Field(default_factory=dict)
     optimizer_states: list[OptimizerState] = Field(default_factory=list)
