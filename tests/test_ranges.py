@@ -12,23 +12,25 @@ import torch
 
 import zigma_pl
 from zigma_pl.backbones import Backbone, ZigMa
+from zigma_pl.conditioners import ConditionerOptions, Sizes
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_numbers, check_whole_numbers
 from zigma_pl.data import Digits
 from zigma_pl.data.base import ImageDataModule
+from zigma_pl.encoders import HashingTextEncoder
 from zigma_pl.evaluation.metrics.feature_sets import GivenFeatures
 from zigma_pl.evaluation.metrics.kernel_distance import KernelDistance
 from zigma_pl.evaluation.metrics.precision_recall import PrecisionRecall
-from zigma_pl.interpolant import Objective
+from zigma_pl.interpolant import LossTerm, Objective
 from zigma_pl.interpolant.schedules import VPSchedule
 from zigma_pl.mixers import Mamba, MixerOptions
 from zigma_pl.models.zigzag_mamba import ZigzagMamba
-from zigma_pl.optimizers import LearningRateSchedule
+from zigma_pl.optimizers import LearningRateSchedule, Muon
 from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.module import GenerativeModule
 
-ANY_VALUE = {("Objective", "logit_mean")}  # numeric options that may be negative
+ANY_VALUE = {("Objective", "logit_mean"), ("PlainTerm", "weight")}  # numeric options that may be negative
 NOT_OPTIONS = {"RequestedData", "SamplingBar"}  # built by our code alone
 BACKBONE = {"in_channels": 1, "latent_height": 4, "latent_width": 4, "width": 8, "depth": 1, "num_classes": None}
 REQUIRED = {
@@ -38,7 +40,15 @@ REQUIRED = {
     "width": 8,
     "objective": Objective(),
     "synthetic": True,
+    "params": [torch.zeros(2, 2)],
 }
+
+
+class PlainTerm(LossTerm):
+    """Has the options that all loss terms have."""
+
+    def forward(self, inputs):
+        raise AssertionError
 
 
 def subclasses(base):
@@ -51,8 +61,10 @@ def our_classes():
     for module in pkgutil.walk_packages(zigma_pl.__path__, "zigma_pl."):
         if module.name.startswith(("zigma_pl.training.callbacks.", "zigma_pl.data.", "zigma_pl.samplers.")):
             import_module(module.name)
-    found = {ScanConfig, Guidance, Objective, VPSchedule, GenerativeModule, ZigzagMamba}
-    for base in (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule, MixerOptions):
+    found = {ScanConfig, Guidance, Objective, VPSchedule, GenerativeModule, ZigzagMamba, PlainTerm, Muon}
+    found |= {HashingTextEncoder}
+    bases = (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule, MixerOptions, ConditionerOptions)
+    for base in bases:
         found |= subclasses(base)
     return sorted((each for each in found if each.__name__ not in NOT_OPTIONS), key=lambda each: each.__name__)
 
@@ -78,7 +90,8 @@ def build(some_class, **options):
     given = {name: value for name, value in required.items() if name in names}
     if some_class is GenerativeModule:
         given["backbone"] = ZigMa(**BACKBONE)
-    return some_class(**{**given, **options})
+    built = some_class(**{**given, **options})
+    return built.build(Sizes(8, (1, 4, 4), 3, 4)) if isinstance(built, ConditionerOptions) else built
 
 
 CASES = [(each, option) for each in our_classes() for option in sorted(set(numeric_options(each)))]
@@ -94,6 +107,10 @@ def test_walk_finds_the_options():
         ("UCF101", "batch_size"),
         ("Scorer", "kid_subset_size"),
         ("ScanConfig", "indices"),
+        ("ClassLabel", "dropout"),
+        ("Map", "num_channels"),
+        ("PlainTerm", "end_step"),
+        ("Muon", "lr"),
     } <= found
     assert len(found) > 100
 
@@ -129,6 +146,8 @@ def test_every_numeric_option_refuses_nonsense(some_class, option):
         (Digits, "num_workers", 10**6),
         (Guidance, "scale", math.inf),
         (Objective, "logit_std", 0),
+        (HashingTextEncoder, "dim", 10**9),
+        (HashingTextEncoder, "max_tokens", 10**6),
     ],
 )
 def test_values_out_of_range_are_refused_in_one_short_line(make, option, value):

@@ -100,6 +100,7 @@ def test_fingerprint_follows_weights_and_length(clip_folder, tmp_path):
         ({"name": "clip", "path": "nowhere"}, "nowhere"),
         ({"name": "clip", "dim": 32}, "caption_dim"),
         ({"name": "clip", "max_tokens": 78}, "77"),
+        ({"name": "clip", "max_tokens": 0}, "max_tokens"),
         ({"name": "minilm", "dim": 768}, "384"),
         ({"name": "hashing", "path": "somewhere"}, "no weights"),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.text_base import TextEncoder
 from zigma_pl.encoders.transformer_text import CLIPTextEncoder, MiniLMTextEncoder
@@ -20,6 +21,7 @@ TextEncoderName = Literal["hashing", "clip", "minilm"]
 _EMPTY_CAPTION = "<empty>"  # cannot be a word: the word pattern has no brackets
 
 _WORDS_KEPT = _CAPTIONS_KEPT = 65_536
+_MAX_FEATURES = 2**26  # of a caption, far above any use
 
 
 class HashingTextEncoder(TextEncoder):
@@ -37,11 +39,19 @@ class HashingTextEncoder(TextEncoder):
     Args:
         dim: feature width of a token, at least 2.
         max_tokens: maximum number of words of a caption, at least 1; the rest is dropped.
+
+    Raises:
+        UserError: a number is out of range, or dim * max_tokens is larger than 67,108,864 (256 MB).
     """
 
     def __init__(self, dim: int = 256, max_tokens: int = 32) -> None:
-        if dim < 2 or max_tokens < 1:
-            raise UserError(f"text encoder: dim must be at least 2 and max_tokens at least 1, got {dim}, {max_tokens}")
+        check_whole_numbers("text encoder", least=2, dim=dim)
+        check_whole_numbers("text encoder", max_tokens=max_tokens)
+        if dim * max_tokens > _MAX_FEATURES:
+            raise UserError(
+                f"text encoder: {max_tokens:,} tokens of {dim:,} features are more than {_MAX_FEATURES:,} numbers: "
+                "lower dim or max_tokens"
+            )
         self.dim = dim
         self.max_tokens = max_tokens
         self._positions = sinusoidal_positions(max_tokens, dim)

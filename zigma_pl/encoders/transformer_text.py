@@ -39,7 +39,8 @@ class TransformerTextEncoder(TextEncoder):
         self.path = Path(path)
         config = self._text_config()
         self.dim = config["hidden_size"]
-        self.max_tokens = max_tokens or self.default_max_tokens
+        check_whole_numbers("text encoder", max_tokens=max_tokens)
+        self.max_tokens = self.default_max_tokens if max_tokens is None else max_tokens
         if dim not in (None, self.dim):
             raise UserError(
                 f"caption_dim: the {self.name} encoder in {path} has {self.dim} features per token, not {dim}: "

@@ -10,8 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from zigma_pl.core.batch import Batch
-from zigma_pl.core.errors import UserError
-from zigma_pl.core.ranges import check_numbers
+from zigma_pl.core.ranges import check_numbers, check_whole_numbers
 from zigma_pl.interpolant.objective import Evaluation, Objective
 
 
@@ -56,8 +55,8 @@ class LossTerm(nn.Module, ABC):
         averaged: bool = False,
     ) -> None:
         super().__init__()
-        if start_step < 0 or (end_step is not None and end_step <= start_step):
-            raise UserError(f"loss term: expected 0 <= start_step < end_step, got {start_step} and {end_step}")
+        check_whole_numbers("loss term", least=0, start_step=start_step)
+        check_whole_numbers("loss term", least=start_step + 1, end_step=end_step)
         check_numbers("loss term", weight=weight)
         self.weight = weight
         self.start_step = start_step
