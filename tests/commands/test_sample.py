@@ -1,9 +1,11 @@
 """`sample`: the pictures are those of the exported model, under what was asked for; the rest is one line."""
 
+import inspect
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,14 +15,19 @@ from data.prepared.tiny import save_tiny_kl
 from PIL import Image
 
 import zigma_pl
+from zigma_pl import samplers
 from zigma_pl.backbones import ZigMa
 from zigma_pl.cli.commands.export import data_options
+from zigma_pl.cli.commands.sample_options import SAMPLERS
 from zigma_pl.cli.main import main
+from zigma_pl.conditioners import Map
 from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.core.class_paths import summary
 from zigma_pl.core.clips import clip_suffix
+from zigma_pl.data.images import resize_and_crop
 from zigma_pl.encoders import HashingTextEncoder, KLAutoencoder
 from zigma_pl.interpolant import Objective
-from zigma_pl.samplers import Guidance, ODESampler
+from zigma_pl.samplers import Guidance, MultistepSampler, ODESampler, Sampler, SDESampler
 from zigma_pl.training.callbacks import sampling_bar
 
 # The second is longer than the 16 tokens that the model was trained with.
@@ -151,6 +158,107 @@ def weak(by_class, in_tmp):
     return zigma_pl.save_pretrained(model, "weak")
 
 
+def test_sampler_and_guidance_give_the_images_of_predict(by_class, in_tmp):
+    checkpoint = by_class.parent / "logs" / "digits" / "version_0" / "checkpoints" / "random.ckpt"
+    config = str(REPOSITORY / "experiments" / "digits.yaml")
+    predict = ["predict", "--config", config, *TINY[:2], f"--ckpt_path={checkpoint}", "--seed_everything=3"]
+    predict += ["--model.sampler=MultistepSampler", "--model.sampler.method=unipc", "--model.sampler.order=2"]
+    predict += ["--model.sampler.num_steps=4", "--model.sampler.lambda_range=[-4,2.5]"]
+    predict += ["--model.sampler.spacing=lambda", "--model.guidance.scale=3", "--model.guidance.interval=[0.1,0.8]"]
+    predict += ["--model.guidance.drop=[class]", "--data.init_args.num_predict_samples=3"]
+    predict += ["--samples.folder=predicted", "--trainer.accelerator=cpu"]
+    assert main(predict) == 0
+    expected = [np.asarray(Image.open(f"predicted/{number:08d}.png")) for number in range(3)]
+
+    classes = [f"--class={number}" for number in range(3)]
+    of_sampler = ["--sampler", "MultistepSampler", "--sampler.method", "unipc", "--sampler.order=2"]
+    of_sampler += ["--sampler.lambda-range", "[-4, 2.5]", "--sampler.spacing", "lambda", "--num_steps", "4"]
+    of_guidance = ["--guidance", "3", "--guidance_interval", "0.1", "0.8", "--guidance_drop", "class"]
+    options = [*classes, "--num_samples=1", "--seed=3"]
+    pictures, table = sample(by_class, *options, *of_sampler, *of_guidance)
+    assert_same(pictures, expected)
+    predicted = json.loads(Path("predicted/samples.json").read_text())
+    for name in ("seed", "sampler", "guidance", "num_network_calls"):
+        assert table[name] == predicted[name]
+
+    generated = zigma_pl.from_pretrained(by_class).generate(
+        [0, 1, 2],
+        seed=3,
+        sampler=MultistepSampler("unipc", 2, 4, spacing="lambda", lambda_range=(-4, 2.5)),
+        guidance=Guidance(3, (0.1, 0.8), ["class"]),
+    )
+    assert_same(list(map(np.asarray, generated)), expected)
+    for changed in (of_sampler, of_guidance):  # each has an effect
+        others, _ = sample(by_class, *options, *changed)
+        assert any((picture != other).any() for picture, other in zip(pictures, others, strict=True))
+
+
+def test_an_option_alone_changes_the_sampler_of_the_model(by_class, in_tmp):
+    _, table = sample(by_class, "--class=1", "--num_samples=1", "--sampler.time_shift", "2")
+    assert table["sampler"] == {**summary(zigma_pl.from_pretrained(by_class).sampler), "time_shift": 2.0}
+    _, table = sample(by_class, "--class=1", "--num_samples=1", "--sampler", "SDESampler", "--sampler.num_steps=2")
+    assert table["sampler"] == summary(SDESampler(num_steps=2))
+
+
+def test_help_lists_the_options_of_every_sampler():
+    assert {cls.__name__ for cls in Sampler.__subclasses__() if cls.__module__.startswith("zigma_pl.")} == {*SAMPLERS}
+    for name, options in SAMPLERS.items():
+        cls = getattr(samplers, name)
+        hints = get_type_hints(cls.__init__)
+        assert list(inspect.signature(cls.__init__).parameters)[1:] == list(options)
+        for option, values in options.items():
+            named = get_args(hints[option]) if get_origin(hints[option]) is Literal else ()
+            assert tuple(filter(None, values.split(", "))) == named
+
+
+def test_sampling_starts_from_an_image(by_class, in_tmp):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("image.png")
+    options = ["--class=4", "--num_samples=3", "--image=image.png"]
+    pictures, table = sample(by_class, *options, "--t_start=0.3", "--t_end=0.1", "--batch_size=2")
+    assert (table["t_start"], table["t_end"]) == (0.3, 0.1)
+
+    model = zigma_pl.from_pretrained(by_class)
+    side = model.backbone.latent_shape[-1]
+    grey = np.asarray(resize_and_crop(Image.fromarray(pixels).convert("L"), side))
+    latents = (torch.tensor(grey).float() / 127.5 - 1).expand(3, 1, side, side)
+    batch = Batch(latents, torch.arange(3), {"class": Condition(torch.full((3,), 4))})
+    assert_same(pictures, as_pictures(model.sample(batch, t_start=0.3, t_end=0.1).latents))
+    generated = model.generate(4, 3, image=Image.fromarray(pixels), t_start=0.3, t_end=0.1)
+    assert_same(list(map(np.asarray, generated)), pictures)
+    assert model.predict_times == (1.0, 0.0)
+    close, _ = sample(by_class, *options, "--t_start=0.001")
+    np.testing.assert_allclose(close[0].astype(int), grey.astype(int), atol=6)
+
+
+def test_sampling_from_an_image_of_latents_in_another_shape(by_caption, in_tmp):
+    image = Image.new("RGB", (50, 70), "red")
+    model = zigma_pl.from_pretrained(by_caption)
+    (picture,) = model.generate("a hat", image=image, t_start=0.5)
+    assert picture.size == (16, 16)
+
+
+def test_conditions_are_given_as_numbers_or_files(in_tmp, capsys):
+    torch.manual_seed(0)
+    backbone = ZigMa(1, 8, 8, patch_size=2, width=16, depth=2, conditioners={"edges": Map()})
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    module = zigma_pl.GenerativeModule(backbone, Objective(), ODESampler(num_steps=2))
+    zigma_pl.save_pretrained(module, "model", {"data": {"autoencoder": "identity"}})
+    edges = np.linspace(-3, 3, 64).reshape(1, 8, 8)
+    np.save("edges.npy", edges)
+    given, _ = sample("model", "--num_samples=3", "--condition=edges=edges.npy", "--batch_size=2")
+    model = zigma_pl.from_pretrained("model")
+    condition = Condition(torch.tensor(edges[None], dtype=torch.float32))
+    assert_same(given, list(map(np.asarray, model.generate(num=3, conditions={"edges": condition}))))
+    listed, _ = sample("model", "--num_samples=3", f"--condition=edges={edges.tolist()}")
+    assert_same(given, listed)
+    without, _ = sample("model", "--num_samples=3")
+    assert any((picture != other).any() for picture, other in zip(given, without, strict=True))
+    for wrong in ("edges", "edge=3", "edges=3", "edges=x", "edges=no.npy", "edges=[[1], [1, 2]]"):
+        refused(["--model", "model", "--condition", wrong], r"condition.*edge", capsys, out="refused")
+
+
 def test_a_weak_model_guides_sample_and_predict(by_class, weak, in_tmp):
     pictures, table = sample(by_class, "--class", "3", "--num_samples", "2", "--weak_model", str(weak))
     model, batch = (
@@ -247,6 +355,21 @@ def refused(options, message, capsys, out="out"):
         ("by_class", ["--class", "1", "--num_steps", "0"], "ODESampler.num_steps"),
         ("by_class", ["--class", "1", "--guidance", "-1"], "guidance.scale"),
         ("by_class", ["--class", "1", "--autoencoder", "nowhere"], "no folder 'nowhere'"),
+        ("by_class", ["--class", "1", "--seed", "-1"], "seed"),
+        ("by_class", ["--class", "1", "--sampler", "Guidance"], "Guidance.*MultistepSampler"),
+        ("by_class", ["--class", "1", "--sampler", "own.Sampler"], "--allow_import own"),
+        ("by_class", ["--class", "1", "--sampler.order", "2"], "order.*ODESampler.*time_shift"),
+        ("by_class", ["--class", "1", "--sampler.method", "huen"], "method.*heun"),
+        ("by_class", ["--class", "1", "--sampler", "MultistepSampler", "--sampler.order=x"], "order"),
+        ("by_class", ["--class", "1", "--sampler", "MultistepSampler", "--sampler.order=9"], "order"),
+        ("by_class", ["--class", "1", "--guidance_interval", "0.5", "0.4"], "interval"),
+        ("by_class", ["--class", "1", "--guidance", "2", "--guidance_drop", "caption"], "'caption'.*class"),
+        ("by_class", ["--class", "1", "--guidance", "1", "--guidance_drop", "class"], "--guidance"),
+        ("by_class", ["--class", "1", "--t_start", "0.5"], "--image"),
+        ("by_class", ["--class", "1", "--image", "gone.png"], "--t_start"),
+        ("by_class", ["--class", "1", "--image", "gone.png", "--t_start", "0.5"], "gone.png"),
+        ("by_class", ["--class", "1", "--t_start", "0"], "t_start"),
+        ("by_class", ["--class", "1", "--t_end", "1"], "t_end"),
         ("by_class", ["--class", "1", "--weak_model", str(REPOSITORY / "models/portraits")], "weak model"),
         ("by_class", ["--class", "1", "--weak_model", "nowhere"], "nowhere"),
         ("unconditional", ["--prompt", "a seven"], "--prompt"),

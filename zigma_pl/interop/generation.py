@@ -1,25 +1,24 @@
 """Generating images from an exported model: code shared by `generate` and `python -m zigma_pl sample`."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
 
-from zigma_pl.core.batch import Condition, Conditions
+from zigma_pl.core.batch import Conditions
 from zigma_pl.core.class_paths import build_described, options_of
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.grid import to_pil, to_uint8
-from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
+from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.data.requested import RequestedData
 from zigma_pl.data.samples import Sample
 from zigma_pl.encoders.autoencoder import Autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName
-from zigma_pl.interpolant.samplers import Sampler
+from zigma_pl.interop.sampling import SamplingOptions, sampling_options
+from zigma_pl.interpolant.samplers import Guidance, Sampler
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.training.module import GenerativeModule, mismatch
 
@@ -43,9 +42,13 @@ class PretrainedModel(GenerativeModule):
         *,
         classes: str | int | Sequence[str | int] | None = None,
         conditions: Conditions | None = None,
-        num_steps: int | None = None,
+        image: Image | str | Path | None = None,
         seed: int = 0,
-        guidance: float | None = None,
+        sampler: Sampler | None = None,
+        num_steps: int | None = None,
+        t_start: float = 1.0,
+        t_end: float = 0.0,
+        guidance: float | Guidance | None = None,
         image_size_px: int | tuple[int, int] | None = None,
         batch_size: int = 4,
         autoencoder: str | Autoencoder | None = None,
@@ -66,9 +69,15 @@ class PretrainedModel(GenerativeModule):
             classes: names or indices of classes, for a model conditioned on captions and classes.
             conditions: further conditions by name, each of one sample, (1, ...), and used for all images, for example
                 {"edges": Condition(edges)} with edges (1, 1, H, W). A condition that is not given is null.
-            num_steps: steps of the sampler; None for the model's.
+            image: image to start from instead of noise alone (image-to-image), with `t_start` below 1: a PIL image or
+                a file, which is resized and cropped to the size of the samples.
             seed: seed of the noise.
-            guidance: guidance scale; None for the model's.
+            sampler: such as `zigma_pl.samplers.MultistepSampler(order=3)`; None for the model's.
+            num_steps: number of steps of the sampler; None for the sampler's.
+            t_start: start time, in (0, 1]: 1 is noise, and lower times keep more of `image`.
+            t_end: end time, in [0, t_start). 0 is data; the images of later times still contain noise.
+            guidance: guidance scale, or a `zigma_pl.samplers.Guidance` with scale, interval and dropped conditions. A
+                scale keeps the model's interval and dropped conditions; None keeps all of the model's guidance.
             image_size_px: side of the images, or (height, width); None for the model's. Another size requires weights
                 whose shapes do not depend on it, for example no position embedding.
             batch_size: number of images generated at a time.
@@ -81,7 +90,7 @@ class PretrainedModel(GenerativeModule):
         Raises: UserError if prompts or options do not suit the model, or an encoder is unknown or missing.
         """
         check_whole_numbers("generate", most=1_000_000, num=num, batch_size=batch_size)
-        given = {
+        named = {
             "autoencoder": autoencoder,
             "autoencoder_subfolder": autoencoder_subfolder,
             "text_encoder": text_encoder,
@@ -90,39 +99,18 @@ class PretrainedModel(GenerativeModule):
         if classes is None and self.backbone.caption_dim is None:
             prompts, classes = None, prompts
         requests = requests_of(self, _as_list(prompts), _as_list(classes), num)
-        encoders = encoders_of(self, given, allow_hub=allow_hub, allow_imports=self.allow_imports)
-        model, data = model_and_data(self, requests, encoders, batch_size, image_size_px)
+        encoders = encoders_of(self, named, allow_hub=allow_hub, allow_imports=self.allow_imports)
+        options = SamplingOptions(seed, sampler, num_steps, guidance, t_start, t_end)
+        options.check_image(image is not None)
+        given = {"conditions": conditions, "image": image}
+        model, data = model_and_data(self, requests, {**encoders, **given}, batch_size, image_size_px)
         generated: list[Any] = []
-        with _sampling_options(model, seed=seed, num_steps=num_steps, guidance=guidance):
+        with sampling_options(model, options):
             for raw in data.predict_dataloader():
                 moved = data.transfer_batch_to_device(raw, model.device, 0)
-                batch = data.encode(moved, model.device)
-                further = repeated(conditions or {}, model.backbone, len(batch.sample_ids), model.device)
-                samples = model.sample(batch._replace(conditions={**batch.conditions, **further}))
+                samples = model.predict_step(data.encode(moved, model.device), 0)
                 generated += map(as_pil, to_uint8(data.decode(samples.latents)))
         return generated
-
-
-def repeated(conditions: Conditions, backbone: Backbone, batch_size: int, device: torch.device) -> dict[str, Condition]:
-    """Repeat conditions of one sample, (1, ...), for a batch, (B, ...).
-
-    Raises: UserError for a condition that the backbone does not have, or of more than one sample.
-    """
-    for name, condition in conditions.items():
-        if name not in backbone.conditioners:
-            raise UserError(f"conditions: the model has no {name!r}, only {', '.join(backbone.conditioners) or 'none'}")
-        if len(condition.values) != 1:
-            raise UserError(
-                f"conditions: {name!r} must be of one sample, (1, ...), not {tuple(condition.values.shape)}"
-            )
-
-    def of_batch(values: torch.Tensor) -> torch.Tensor:
-        return values.to(device).repeat_interleave(batch_size, dim=0)
-
-    return {
-        name: Condition(of_batch(values), None if mask is None else of_batch(mask))
-        for name, (values, mask) in conditions.items()
-    }
 
 
 def _as_list(given: str | int | Sequence[str | int] | None) -> list[str | int]:
@@ -132,48 +120,6 @@ def _as_list(given: str | int | Sequence[str | int] | None) -> list[str | int]:
 def as_pil(picture: torch.Tensor) -> Image | list[Image]:
     """Return an image (H, W, C) uint8 as a PIL image, a clip (F, H, W, C) as a list of PIL images."""
     return [to_pil(frame) for frame in picture] if picture.ndim == 4 else to_pil(picture)
-
-
-@contextmanager
-def _sampling_options(
-    model: GenerativeModule, *, seed: int, num_steps: int | None, guidance: float | None
-) -> Iterator[GenerativeModule]:
-    """Put a model in evaluation mode and set its sampling options, until the end of the block."""
-    before = {name: getattr(model, name) for name in ("seed", "sampler", "guidance")}
-    was_training = model.training
-    try:
-        set_sampling(model.eval(), seed=seed, num_steps=num_steps, guidance=guidance)
-        yield model
-    finally:
-        for name, value in before.items():
-            setattr(model, name, value)
-        model.train(was_training)
-
-
-def set_sampling(model: GenerativeModule, *, seed: int, num_steps: int | None, guidance: float | None) -> None:
-    """Set the sampling options of a model; None keeps the model's.
-
-    Raises: UserError for a value out of range, or `num_steps` for a sampler without that option.
-    """
-    check_whole_numbers("generate", least=0, most=LARGEST_SEED, seed=seed)
-    model.seed = seed
-    model.sampler = sampler_with_steps(model.sampler, num_steps)
-    if guidance is not None:
-        model.guidance = replace(model.guidance, scale=guidance)
-
-
-def sampler_with_steps(sampler: Sampler, num_steps: int | None) -> Sampler:
-    """Return the sampler with another number of steps, unchanged for None.
-
-    Raises: UserError for a number out of range, or a sampler with adaptive steps.
-    """
-    if num_steps is None:
-        return sampler
-    options = options_of(sampler)
-    if "num_steps" not in options or options.get("method") == "dopri5":
-        name = options.get("method", type(sampler).__name__)
-        raise UserError(f"num_steps: the model's sampler, {name}, chooses its own steps: omit the option")
-    return type(sampler)(**{**options, "num_steps": num_steps})
 
 
 # --- what to generate -------------------------------------------------------------------------------------------------
@@ -276,15 +222,22 @@ def encoders_of(
 def model_and_data(
     model: GenerativeModule,
     requests: Sequence[Sample],
-    encoders: Mapping[str, Any],
+    given: Mapping[str, Any],
     batch_size: int,
     size: int | tuple[int, int] | None = None,
 ) -> tuple[GenerativeModule, RequestedData]:
     """Return a model for images of this size (the given model, if it has this size) and a data module of the requests.
 
+    Args:
+        model: the model.
+        requests: conditions of the samples.
+        given: encoders, further conditions and the image to start from; see `RequestedData`.
+        batch_size: samples per batch.
+        size: side in pixels, or (height, width); None for the model's.
+
     Raises: UserError if an encoder does not suit the model, or it cannot generate this size.
     """
-    data = RequestedData(model.backbone, requests, batch_size, **encoders)
+    data = RequestedData(model.backbone, requests, batch_size, **given)
     if size is None:
         return model, data
     height, width = (size, size) if isinstance(size, int) else size
@@ -300,7 +253,7 @@ def model_and_data(
     if model.weak_backbone is not None:
         weak = resized(model.weak_backbone, height // downsampling, width // downsampling)
         other.guide_with(type(model)(weak, model.objective))
-    return other.to(model.device), RequestedData(backbone, requests, batch_size, **encoders)
+    return other.to(model.device), RequestedData(backbone, requests, batch_size, **given)
 
 
 def resized(backbone: Backbone, height: int, width: int) -> Backbone:

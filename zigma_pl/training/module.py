@@ -85,6 +85,7 @@ class GenerativeModule(L.LightningModule):
         trained_on: plain values that describe the training data: `class_names` in the order of class ids, some
             `captions`, and `data`, the class of the data set and its frozen encoders. Set from the data module when
             training starts.
+        predict_times: `t_start` and `t_end` of the samples of `predict_step`.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class GenerativeModule(L.LightningModule):
         self._graphed_training = GraphedTraining(backbone, required=bool(graph_training))
         self.seed = seed
         self.trained_on: dict[str, Any] = {}
+        self.predict_times = (1.0, 0.0)
         self.evaluation_loss, self.velocity_loss = MeanByTime(), MeanByTime()
         self.test_loss: LossByTime | None = None
         self.test_velocity_loss: LossByTime | None = None
@@ -386,7 +388,9 @@ class GenerativeModule(L.LightningModule):
         self._graphed_weak = GraphedBackbone(weak.backbone.eval())
 
     @torch.no_grad()
-    def sample(self, batch: Batch, guidance: Guidance | None = None, *, t_start: float = 1.0) -> Samples:
+    def sample(
+        self, batch: Batch, guidance: Guidance | None = None, *, t_start: float = 1.0, t_end: float = 0.0
+    ) -> Samples:
         """Generate one latent for each sample id of `batch` under its conditions.
 
         Args:
@@ -394,6 +398,7 @@ class GenerativeModule(L.LightningModule):
             guidance: None for that of the model.
             t_start: start time, in (0, 1]; below 1, sampling starts from `batch.latents` with noise added
                 (image-to-image).
+            t_end: end time, in [0, t_start); above 0, the samples still contain noise.
         """
         generators = sample_generators(self.seed, "sample", batch.sample_ids)
         x_noise = randn_per_sample(generators, self.backbone.latent_shape, device=self.device)
@@ -414,6 +419,7 @@ class GenerativeModule(L.LightningModule):
                 generators=generators,
                 x_data=batch.latents if t_start < 1 else None,
                 t_start=t_start,
+                t_end=t_end,
             )
         return Samples(result.x_data, batch.sample_ids, result.num_network_calls)
 
@@ -425,7 +431,8 @@ class GenerativeModule(L.LightningModule):
         """Generate samples for a batch of ids and conditions; none for a filler batch."""
         if batch.is_filler:
             return Samples(torch.empty(0, *self.backbone.latent_shape), batch.sample_ids[:0], 0)
-        return self.sample(batch)
+        t_start, t_end = self.predict_times
+        return self.sample(batch, t_start=t_start, t_end=t_end)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the description of the training data."""

@@ -106,6 +106,7 @@ class SampleWriter(L.Callback):
         """Return the content of samples.json: how the samples were generated, and the class or caption of each."""
         module = cast(Any, pl_module)
         num_samples, size = datamodule.num_predict_samples, datamodule.batch_size
+        t_start, t_end = module.predict_times
         rows: list[dict[str, Any]] = []
         for first in range(0, num_samples, size):
             ids = range(first, min(first + size, num_samples))
@@ -115,6 +116,8 @@ class SampleWriter(L.Callback):
             "sampler": summary(module.sampler),
             "guidance": summary(module.guidance, Guidance),
             **({} if module.weak_backbone is None else {"weak_model": summary(module.weak_backbone)}),
+            **({} if t_start == 1 else {"t_start": t_start}),
+            **({} if t_end == 0 else {"t_end": t_end}),
             "num_network_calls": self._num_network_calls,
             "samples": rows,
         }
