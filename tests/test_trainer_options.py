@@ -1,7 +1,10 @@
 """Kind: options of Lightning's Trainer that it accepts, and then ignores or gets wrong in training without epochs."""
 
+import os
+
 import lightning as L
 import pytest
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from zigma_pl.backbones import ZigMa
 from zigma_pl.cli import lightning_cli as cli
@@ -74,6 +77,22 @@ def test_values_that_would_be_ignored_or_wrong_are_refused_by_name(options):
 )
 def test_values_that_work_pass(options):
     check_trainer_options(options)
+
+
+@pytest.mark.parametrize("devices", [5, "5", 9999])
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_more_processes_than_cores_are_refused_without_a_gpu(devices, accelerator, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: False)
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"trainer\.devices {devices}.* 4 ") as refused:
+        check_trainer_options({"devices": devices, "accelerator": accelerator})
+    assert "\n" not in str(refused.value)
+    for few in (1, 4, "4", "auto", -1, "-1", [0, 1]):
+        check_trainer_options({"devices": few, "accelerator": accelerator})
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    check_trainer_options({"devices": devices, "accelerator": "cuda"})
+    check_trainer_options({"devices": devices, "accelerator": "auto"})
 
 
 def build():

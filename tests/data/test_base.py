@@ -254,6 +254,15 @@ def test_predict_in_a_trainer(tmp_path, monkeypatch):
     assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_predict_combines_every_class_with_every_caption():
+    data = ColouredData()
+    data.num_classes = 2
+    raw = data.raw_conditions(range(5))
+    assert list(zip(raw.class_ids.tolist(), raw.captions, strict=True)) == [
+        *((0, "one"), (1, "one"), (0, "two"), (1, "two"), (0, "one"))
+    ]
+
+
 def test_captions_to_sample_are_of_the_validation_split_in_a_fixed_order():
     captions = ColouredData(predict_captions=None).example_captions()
     items = [int(caption.split()[-1]) for caption in captions]

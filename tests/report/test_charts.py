@@ -4,10 +4,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 from report.synthetic import BATCH_SIZE, STEPS
 
+from zigma_pl.core.errors import UserError
 from zigma_pl.suite.report.charts import FAINT, INK, LIGHT, MUTED, Series, dot_chart, line_chart, path_chart
 from zigma_pl.suite.report.curves import averaged, over_samples, read_curves
+from zigma_pl.suite.report.own_runs import logged_runs
 from zigma_pl.suite.report.results import load_results
 
 COLOURS = [*LIGHT, INK[0], MUTED[0], FAINT[0]]
@@ -36,6 +39,17 @@ def test_a_wide_range_is_logarithmic():
     series = [Series("a", 0, [(0.0, 0.01), (1.0, 0.1), (2.0, 1.0)])]
     heights = [y for _, y in curves_of(line_chart("Loss", "samples", "loss", series).svg)[LIGHT[0]]]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
+
+
+@pytest.mark.parametrize(("last", "label"), [(1.0, "0.2"), (500.0, "200"), (200_000.0, "100k")])
+def test_only_thousands_are_shortened_on_the_x_axis(last, label):
+    for chart in (
+        line_chart("Loss", "t", "loss", [Series("a", 0, [(0.0, 1.0), (last, 2.0)])]),
+        dot_chart("FID", "FID", [Series("a", 0, [(0.0, 0), (last, 0)])]),
+    ):
+        labels = re.findall(r">([^<>]+)</text>", chart.svg)
+        assert label in labels
+        assert not [text for text in labels if re.fullmatch(r"[\d.]+[mµn]", text)]
 
 
 def test_a_dot_for_each_seed_and_a_place_for_experiments_without():
@@ -75,6 +89,23 @@ def test_curves_go_back_to_the_run_that_was_continued(project):
     assert [step for step, _ in both] == list(range(STEPS))
     assert dict(both)[0] == pytest.approx(1.1)
     assert read_curves(project / "nowhere") == {}
+
+
+def test_curves_of_csv_logger_are_read_and_other_files_are_refused(tmp_path):
+    logger = CSVLogger(tmp_path, "mine", "version_0")
+    logger.log_metrics({"train/loss": 2.0, "train/learning_rate": 0.1}, step=0)
+    logger.log_metrics({"train/loss": 1.0}, step=49)
+    logger.log_metrics({"validation/loss": math.nan}, step=49)
+    logger.save()
+    folder = tmp_path / "mine" / "version_0"
+    curves = read_curves(folder)
+    assert curves["train/loss"] == [(0, 2), (49, 1)]
+    assert [step for step, _ in curves["validation/loss"]] == [49]
+    assert [run.name for run in logged_runs(tmp_path, [], [])] == ["mine/version_0"]
+    for wrong in ("train/loss\n1\n", "step,train/loss\n1,x\n", "step,train/loss\n,1\n", b"step,train/loss\n\xff,1"):
+        (folder / "metrics.csv").write_bytes(wrong if isinstance(wrong, bytes) else wrong.encode())
+        with pytest.raises(UserError, match=r"metrics\.csv"):
+            read_curves(folder)
 
 
 def test_the_last_step_is_at_all_samples_seen(project):

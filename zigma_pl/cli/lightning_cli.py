@@ -69,8 +69,9 @@ DESCRIPTIONS = {
     "validate": "Compute the validation loss of a checkpoint, on fixed noise and times.",
     "test": "Score a checkpoint: loss on the test split, and samples compared with real images.",
     "predict": "Sample from a checkpoint: its classes in turn, or the captions given as --data.predict_captions, by "
-    "default some captions of the validation split, which are stored in the checkpoint. The data set is only needed "
-    "for conditions that are computed from images, such as maps.",
+    "default some captions of the validation split, which are stored in the checkpoint. A model with both gets every "
+    "class with the first caption, then every class with the second. The data set is only needed for conditions that "
+    "are computed from images, such as maps.",
 }
 
 

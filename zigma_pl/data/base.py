@@ -286,7 +286,8 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
     def raw_conditions(self, sample_ids: Sequence[int]) -> RawBatch:
         """Return the classes and captions that `predict` and previews use for these sample ids.
 
-        Sample ids cycle through classes and captions (`predict_captions`). If the model of the trainer has other
+        Sample ids cycle through classes or captions (`predict_captions`). With both, every class has the first caption,
+        then every class the second. If the model of the trainer has other
         conditions, such as a map, the batch consists of items of the validation split, from which they are computed.
 
         Raises:

@@ -15,7 +15,8 @@ NUM_EXAMPLE_CAPTIONS = 16
 class ConditionSamples(Dataset[Sample]):
     """Samples without images: the condition is a function of the sample id, so no data set is needed on disk.
 
-    Sample ids cycle through the classes and captions, so that a grid shows all of them.
+    Sample ids cycle through the classes or the captions, so that a grid shows all of them. With both, every class has
+    the first caption, then every class the second, and so on.
     """
 
     def __init__(self, num_classes: int | None, captions: Sequence[str] | None) -> None:
@@ -24,11 +25,12 @@ class ConditionSamples(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         sample_id, _ = key
-        return Sample(
-            sample_id,
-            class_id=None if self.num_classes is None else sample_id % self.num_classes,
-            caption=None if self.captions is None else self.captions[sample_id % len(self.captions)],
-        )
+        class_id, caption, round_of_classes = None, None, sample_id
+        if self.num_classes is not None:
+            round_of_classes, class_id = divmod(sample_id, self.num_classes)
+        if self.captions is not None:
+            caption = self.captions[round_of_classes % len(self.captions)]
+        return Sample(sample_id, class_id=class_id, caption=caption)
 
 
 class ItemConditions(Dataset[Sample]):

@@ -1,9 +1,11 @@
 """Checks of the options of Lightning's Trainer: training is counted in optimiser steps and has no epochs."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import LARGEST_COUNT, check_numbers, check_whole_numbers
@@ -61,6 +63,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     if options.get("max_steps") != -1:
         check_whole_numbers("trainer", max_steps=options.get("max_steps"))
     _check_validation_interval(options)
+    _check_num_processes(options)
     check_length(options)
 
 
@@ -73,6 +76,19 @@ def _check_validation_interval(options: Mapping[str, Any]) -> None:
         )
     if isinstance(interval, int):
         check_whole_numbers("trainer", val_check_interval=interval)
+
+
+def _check_num_processes(options: Mapping[str, Any]) -> None:
+    """Check that no more processes are started on a CPU than it has cores."""
+    devices, accelerator, num_cores = options.get("devices"), options.get("accelerator", "auto"), os.cpu_count() or 1
+    is_number = isinstance(devices, int) or (isinstance(devices, str) and devices.isdecimal())
+    if accelerator not in ("auto", "cpu") or not is_number or int(devices or 0) <= num_cores:
+        return
+    if accelerator == "cpu" or not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise UserError(
+            f"trainer.devices {devices} starts {devices} processes, but this machine has {num_cores} CPU cores and no "
+            f"GPU is used: set it to {num_cores} or less"
+        )
 
 
 def schedule_validation(trainer: L.Trainer) -> None:

@@ -30,7 +30,7 @@ _IN_DARK = dict([*zip(LIGHT, DARK, strict=True), INK, MUTED, FAINT])
 LOGARITHMIC_FROM = 5.0  # minimum ratio of largest to smallest value for a logarithmic axis
 _LARGEST = 1e100  # larger values are not plotted
 _WIDTH_INCH = 4.6
-_STYLE = 1  # of the charts: increase it to replace the charts of earlier reports
+_STYLE = 2  # of the charts: increase it to replace the charts of earlier reports
 _NUM_PATH_PARTS = 6  # parts of a scan order, plotted with increasing opacity
 
 
@@ -106,6 +106,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
                 marker="o" if len(line.points) == 1 else "",
             )
         axes.set_xlim(left=0)
+        _shorten_thousands(axes)
         axes.set_xlabel(x_label, color=MUTED[0])
         if min(ys) > 0 and max(ys) / min(ys) > LOGARITHMIC_FROM:
             _make_logarithmic(axes)
@@ -128,6 +129,7 @@ def dot_chart(title: str, x_label: str, series: Sequence[Series]) -> Chart | Non
         for height, row in enumerate(shown):
             values = [x for x, _ in row.points]
             axes.scatter(values, [height] * len(values), color=LIGHT[row.index % len(LIGHT)], alpha=0.75)
+        _shorten_thousands(axes)
         labels = [_plain(f"{row.name}  {mean}") for row, mean in zip(shown, means, strict=True)]
         axes.set_yticks(range(len(shown)), labels, color=INK[0])
         axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -160,17 +162,22 @@ def path_chart(title: str, order: np.ndarray, side: int, adjacent: float) -> Cha
 
 
 def _axes(drawn: "Figure") -> "Axes":
-    from matplotlib.ticker import EngFormatter
-
     drawn.set_layout_engine("constrained")
     axes = drawn.subplots()
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.ticklabel_format(useOffset=False)
     axes.tick_params(length=0, labelcolor=MUTED[0])
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
     return axes
+
+
+def _shorten_thousands(axes: "Axes") -> None:
+    """Label the x axis with numbers such as 20k, if it passes 1,000: the format has letters for small numbers too."""
+    from matplotlib.ticker import EngFormatter
+
+    if axes.get_xlim()[1] >= 1000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _make_logarithmic(axes: "Axes") -> None:

@@ -1,5 +1,6 @@
-"""Training curves of a run, from the TensorBoard files in its log folder or from an earlier report."""
+"""Training curves of a run, from the files of TensorBoard or CSVLogger in its log folder or from an earlier report."""
 
+import csv
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from zigma_pl.suite.report.results import RecordFile
 
 TAGS = ("train/loss", "validation/loss")  # shown by the report
 VELOCITY_LOSS = "validation/velocity_loss"  # shown for runs with a record
+EVENTS, CSV_FILE = "events.out.tfevents.*", "metrics.csv"  # files with curves in a log folder
 NUM_PARTS = 100  # points of a long training curve, each the mean of a part
 _DIGITS = 5  # significant ones of stored values
 
@@ -100,13 +102,27 @@ def _checkpoint_of(log_folder: Path) -> Path | None:
 
 
 def _scalars(folder: Path) -> dict[str, Points]:
+    if not any(folder.glob(EVENTS)):
+        return _scalars_of_csv(folder / CSV_FILE) if (folder / CSV_FILE).is_file() else {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    if not any(folder.glob("events.out.tfevents.*")):
-        return {}
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1}).Reload()
     found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     return {tag: points for tag, points in found.items() if points}
+
+
+def _scalars_of_csv(file: Path) -> dict[str, Points]:
+    """Return the scalars of a file of CSVLogger: a column for each tag, and empty fields for values not logged."""
+    remedy = "remove the log folder"
+    found: dict[str, Points] = {}
+    try:
+        for row in csv.DictReader(read_content(file, remedy).decode().splitlines()):
+            for tag in (*TAGS, VELOCITY_LOSS):
+                if row.get(tag):
+                    found.setdefault(tag, []).append((float(row["step"]), float(row[tag])))
+    except (ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(f"{file}: is not a file of CSVLogger ({one_line(str(error))}): {remedy}") from error
+    return found
 
 
 def averaged(points: Points, num_parts: int) -> Points:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.suite.report.charts import Chart, Series, line_chart
-from zigma_pl.suite.report.curves import TAGS, Points, read_curves, resumed_from, shortened
+from zigma_pl.suite.report.curves import CSV_FILE, EVENTS, TAGS, Points, read_curves, resumed_from, shortened
 from zigma_pl.suite.report.experiments import About, Experiment, experiment_name, natural_order, read_config
 from zigma_pl.suite.report.results import RecordFile
 
 STEPS = "steps"
-_EVENTS = "events.out.tfevents.*"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def logged_runs(logs: Path, results: Sequence[RecordFile], ignored: Collection[s
         results: all records.
         ignored: names of experiments to leave out.
     """
-    folders = {path.parent for path in logs.rglob(_EVENTS)}
+    folders = {path.parent for name in (EVENTS, CSV_FILE) for path in logs.rglob(name)}
     shown = {run.resolve() for result in results for run in _runs_of(result)}
     resumed = {earlier.resolve() for folder in folders for earlier in resumed_from(folder)}
     runs = []
