@@ -127,7 +127,8 @@ def _check_further(conditions: Conditions, backbone: Backbone) -> None:
             raise UserError(
                 f"conditions: {name!r} must be of one sample, (1, ...), not {tuple(condition.values.shape)}"
             )
-        backbone.conditioners[name].check(name, condition, 1)
+        conditioner: Any = backbone.conditioners[name]
+        conditioner.check(name, condition, 1)
 
 
 def _repeated(condition: Condition, batch_size: int, device: torch.device | str) -> Condition:

@@ -33,7 +33,9 @@ def sampler_from_text(
     """
     if class_path is None and not options:
         return current
-    description = described(current) if class_path is None else {"class_path": class_path, "init_args": {}}
+    description: dict[str, Any] = (
+        described(current) if class_path is None else {"class_path": class_path, "init_args": {}}
+    )
     cls = _class_of_sampler(description["class_path"], allow_imports)
     _, *known = inspect.signature(cls.__init__).parameters.values()
     names = [option.name for option in known]
@@ -90,7 +92,8 @@ def condition_from_text(text: str, backbone: Backbone) -> tuple[str, Condition]:
     if name not in backbone.conditioners:
         known = ", ".join(backbone.conditioners) or "none"
         raise UserError(f"--condition {name}: the model has no such condition, only: {known}")
-    dtype = backbone.conditioners[name].placeholder(1, torch.device("cpu")).values.dtype
+    conditioner: Any = backbone.conditioners[name]
+    dtype = conditioner.placeholder(1, torch.device("cpu")).values.dtype
     try:
         given = map_npy(Path(value)) if value.endswith(".npy") else json.loads(value)
         values = torch.as_tensor(given).to(dtype)
