@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from zigma_pl.core.errors import UserError
@@ -21,6 +23,22 @@ def test_after_the_warm_up():
     assert factors(Cosine(10, final_factor=0.2), 60, 110) == pytest.approx([0.6, 0.2])
     schedule = WarmupStableDecay(10, decay_steps=20, final_factor=0.5)
     assert factors(schedule, 10, 90, 100, 110) == pytest.approx([1, 1, 0.75, 0.5])
+
+
+def test_cosine_in_closed_form():
+    """At quarters of the decay, where a cosine differs from a line."""
+    expected = [0.5 + 0.5 * math.cos(math.pi * (step - 10) / 100) for step in range(10, 111)]
+    assert factors(Cosine(10), *range(10, 111)) == pytest.approx(expected)
+    assert factors(Cosine(10), 35, 85) == pytest.approx([0.5 + 0.5**1.5, 0.5 - 0.5**1.5])
+    expected = [0.2 + 0.8 * factor for factor in expected]
+    assert factors(Cosine(10, final_factor=0.2), *range(10, 111)) == pytest.approx(expected)
+
+
+def test_warmup_stable_decay_in_closed_form():
+    schedule = WarmupStableDecay(10, decay_steps=20, final_factor=0.5)
+    warmup = [(step + 1) / 11 for step in range(10)]
+    decay = [1 - 0.5 * done / 20 for done in range(21)]
+    assert factors(schedule, *range(111)) == pytest.approx([*warmup, *[1.0] * 80, *decay])
 
 
 @pytest.mark.parametrize(
