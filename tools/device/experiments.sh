@@ -8,8 +8,8 @@
 # data/synthetic/ (archives packed by tools/synthetic/portraits.py, named portraits-*, or packed folders of other sets)
 # and starts the commands in the file COMMANDS, one per line, in this order, RUNS_PER_GPU at a time on each GPU. They
 # continue after `begin` has returned.
-# `collect` unpacks its archives, waits until all commands are done or SECONDS have passed, prints the progress, and
-# packs the results so far, without checkpoints, to $OUT/results.tar.gz.aa, .ab, ... (join the parts with `cat`).
+# `collect` unpacks its archives, waits until all commands are done or SECONDS have passed, prints progress and scores,
+# and packs the results so far, without checkpoints, to $OUT/results.tar.gz.aa, .ab, ... (join the parts with `cat`).
 set -u
 : "${OUT:?set OUT to the folder for the results}"
 verb=$1 folder=$2
@@ -72,6 +72,7 @@ collect)
     ls -t output/* | head -n 16 | while read -r log; do head -n 1 "$log" | cut -c 1-100 && tail -c 90 "$log" && echo; done
     echo "GPU, busy %, MiB over the last minutes:"
     tail -n 480 utilization | awk -F', ' '{ n[$1]++; u[$1] += $2; m[$1] = $3 } END { for (i in n) print i, u[i] / n[i], m[i] }'
+    [ -d results ] && "$python" tools/device/scores.py results
     find results logs output build -type f -newer begun ! -path '*/checkpoints/*' ! -path '*/previews/*' \
         ! -path 'build/cache/*' -print0 2>/dev/null | tar -cz --null --files-from - | split -b 15m - "$OUT/results.tar.gz."
     ls -l "$OUT"
