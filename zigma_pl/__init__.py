@@ -44,6 +44,7 @@ _MODULES = (
     "data",
     "encoders",
     "interpolant",
+    "losses",
     "metrics",
     "mixers",
     "optimizers",

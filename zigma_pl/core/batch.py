@@ -66,7 +66,7 @@ class Batch(NamedTuple):
         back from a GPU would synchronise with it. All noise of a sample is a function of (seed, sample id).
     conditions: by name, such as "class" or "caption"; empty for an unconditional model.
     images: (B, 3 or 1, height, width) uint8, (B, F, 3, height, width) for videos: the pixels that were encoded to the
-        latents, for loss terms that read them; None when sampling and with a prepared data set, which stores no pixels.
+        latents, for loss terms that read them; None when sampling and with a prepared data set that stores latents.
     """
 
     latents: Tensor | None

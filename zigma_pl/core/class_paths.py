@@ -39,6 +39,7 @@ PUBLIC_MODULES = tuple(
         "encoders",
         "data",
         "metrics",
+        "losses",
     )
 )
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

@@ -40,7 +40,7 @@ from zigma_pl.data.samples import (
     held_out_conditions,
     read_batch,
 )
-from zigma_pl.encoders.autoencoder import Autoencoder, build_autoencoder
+from zigma_pl.encoders.autoencoder import Autoencoder, IdentityAutoencoder, build_autoencoder
 from zigma_pl.encoders.text import TextEncoderName, build_text_encoder
 from zigma_pl.encoders.text_base import TextEncoder
 
@@ -237,6 +237,11 @@ class ImageDataModule(Configurable, L.LightningDataModule, ABC):
     def frozen_autoencoder(self) -> Autoencoder:
         """The frozen autoencoder; its weights are loaded on first use."""
         return self._encoder
+
+    @property
+    def has_images(self) -> bool:
+        """Whether batches contain the images; a cache has none, except with the identity autoencoder."""
+        return self.cache is None or isinstance(self.frozen_autoencoder, IdentityAutoencoder)
 
     @property
     def text_encoder(self) -> TextEncoder | None:

@@ -5,7 +5,7 @@ Axes: B batch, L tokens, D width.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -44,7 +44,12 @@ class LossTerm(nn.Module, ABC):
         layers: layers of the backbone whose output the term uses, such as "blocks.3".
         averaged: include the term's parameters in the exponential moving average; otherwise the averaged weights
             contain a copy of the current parameters.
+
+    Attributes:
+        needs_images: whether the term uses `LossInputs.batch.images`.
     """
+
+    needs_images: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -67,6 +72,12 @@ class LossTerm(nn.Module, ABC):
     def is_active(self, step: int) -> bool:
         """Return whether the term is active in an optimiser step."""
         return self.start_step <= step and (self.end_step is None or step < self.end_step)
+
+    def attach(self, backbone: nn.Module) -> None:
+        """Create the parts that depend on the backbone, such as a head of its width; called when the model is built."""
+
+    def prepare(self) -> None:
+        """Load what only training needs, such as a frozen network; called before training starts."""
 
     @abstractmethod
     def forward(self, inputs: LossInputs) -> Tensor:

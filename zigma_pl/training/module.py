@@ -115,6 +115,8 @@ class GenerativeModule(L.LightningModule):
         # Wrapped in a function, which the EMA's deep copy shares: the command line's callable refers to the trainer.
         self.optimizer: OptimizerCallable = _shared(optimizer)
         self.lr_schedule = lr_schedule or Constant()
+        for term in (loss_terms or {}).values():
+            term.attach(backbone)
         self.loss_terms = nn.ModuleDict(loss_terms or {})
         self.condition_dropout = condition_dropout
         self.compile_backbone = compile_backbone
@@ -143,15 +145,32 @@ class GenerativeModule(L.LightningModule):
             check_data_fit_backbone(datamodule, self.backbone)
         if stage == "fit" and datamodule is not None and hasattr(datamodule, "kept_with_model"):
             self.trained_on = {**self.trained_on, **datamodule.kept_with_model()}
+        if stage == "fit":
+            self._prepare_loss_terms(datamodule)
         if self.compile_backbone:
             compile_regions(self.backbone)
         # Buffers are constants. DDP would broadcast them in every call, which is useless, and deadlocks in evaluation
         # if one process has more batches than another.
         keep_from_ddp(self, (name for name, _ in self.named_buffers()))
 
+    def _prepare_loss_terms(self, datamodule: Any) -> None:
+        terms: dict[str, Any] = dict(self.loss_terms.items())
+        for name, term in terms.items():
+            if term.needs_images and not getattr(datamodule, "has_images", True):
+                raise UserError(
+                    f"model.loss_terms.{name} needs images, but data.cache {datamodule.cache} has only latents: leave "
+                    "out data.cache, so that images are encoded during training"
+                )
+            term.prepare()
+
     def configure_model(self) -> None:
         """Shard the backbone over the processes of the strategy's device mesh, if it has one."""
         if self.device_mesh is not None:
+            if any(True for _ in self.loss_terms.parameters()):
+                raise UserError(
+                    "model.loss_terms: terms with parameters cannot be combined with sharded parameters: use "
+                    "configs/strategy/ddp.yaml"
+                )
             shard(self.backbone, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -195,6 +214,9 @@ class GenerativeModule(L.LightningModule):
         for name, term in terms.items():
             values[name] = term(inputs).mean()
             total = total + term.weight * values[name]
+        if terms.keys() != self.loss_terms.keys() and trainer_of(self) is not None and self.trainer.world_size > 1:
+            # DistributedDataParallel waits for a gradient of every parameter; these are removed before the step.
+            total = total + sum(parameter.flatten()[:0].sum() for parameter in self._inactive_parameters())
         if terms:
             self._terms.append({name: value.detach() for name, value in values.items()})
         return total
@@ -203,6 +225,11 @@ class GenerativeModule(L.LightningModule):
         step = 0 if trainer_of(self) is None else self.trainer.global_step
         terms: dict[str, Any] = dict(self.loss_terms.items())
         return {name: term for name, term in terms.items() if term.is_active(step)}
+
+    def _inactive_parameters(self) -> list[nn.Parameter]:
+        active = self._active_terms()
+        inactive = [term for name, term in self.loss_terms.items() if name not in active]
+        return [parameter for term in inactive for parameter in term.parameters()]
 
     def loss_per_sample(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return the objective's loss of each sample, (B,), at times t, (B,)."""
@@ -311,8 +338,11 @@ class GenerativeModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """In logging steps, log the mean loss, the gradient norm before clipping, and the learning rate.
 
-        The mean is over all processes and accumulated micro-batches.
+        The mean is over all processes and accumulated micro-batches. Parameters of inactive loss terms get no gradient,
+        so the optimiser does not change them.
         """
+        for parameter in self._inactive_parameters():
+            parameter.grad = None
         if self.logs_this_step():
             loss = torch.stack(self._losses).mean()
             # Moved to the CPU here: Lightning reads values of the progress bar in each step, which would synchronise.

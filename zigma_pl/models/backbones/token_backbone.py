@@ -62,6 +62,7 @@ class TokenBackbone(Backbone):
             )
         latent_shape = frame_shape if num_frames is None else (num_frames, *frame_shape)
         super().__init__(latent_shape)
+        self.width = width
         self.num_frames = num_frames
         self.patch_size: int = config["patch_size"]
         self.gradient_checkpointing: bool = config["gradient_checkpointing"]
