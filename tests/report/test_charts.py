@@ -1,17 +1,21 @@
 import math
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
-from report.synthetic import BATCH_SIZE, STEPS
+from report.synthetic import BATCH_SIZE, STEPS, make_record
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.suite.report.charts import FAINT, INK, LIGHT, MUTED, Series, dot_chart, line_chart, path_chart
-from zigma_pl.suite.report.curves import averaged, over_samples, read_curves
+from zigma_pl.suite.report.curves import VELOCITY_LOSS, averaged, over_samples, read_curves
+from zigma_pl.suite.report.experiments import About, Experiment
+from zigma_pl.suite.report.figures import figures
 from zigma_pl.suite.report.own_runs import logged_runs
-from zigma_pl.suite.report.results import load_results
+from zigma_pl.suite.report.results import RecordCollection, RecordFile, load_results
+from zigma_pl.suite.report.tables import Line, View
 
 COLOURS = [*LIGHT, INK[0], MUTED[0], FAINT[0]]
 
@@ -39,6 +43,37 @@ def test_a_wide_range_is_logarithmic():
     series = [Series("a", 0, [(0.0, 0.01), (1.0, 0.1), (2.0, 1.0)])]
     heights = [y for _, y in curves_of(line_chart("Loss", "samples", "loss", series).svg)[LIGHT[0]]]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
+
+
+def test_the_x_axis_is_logarithmic_only_if_lines_end_far_apart():
+    def widths(last):
+        lines = [Series("a", 0, [(1.0, 1.0), (10.0, 1.0), (100.0, 1.0)]), Series("b", 1, [(1.0, 1.0), (last, 1.0)])]
+        places = [x for x, _ in curves_of(line_chart("Loss", "operations", "loss", lines, log_x=True).svg)[LIGHT[0]]]
+        return places[1] - places[0], places[2] - places[1]
+
+    first, second = widths(last=1000.0)
+    assert first == pytest.approx(second, abs=0.1)
+    first, second = widths(last=90.0)
+    assert second == pytest.approx(10 * first, rel=0.01)
+
+
+def test_velocity_loss_is_plotted_over_the_cost_of_training(tmp_path):
+    record = make_record("table1_sweep", 0, 1.0, Path("pictures"), False, Path("logs"))
+    record = record.model_copy(update={"training": {**record.training, "seconds": 50.0, "gflops": 2.0}})
+    result = RecordFile(tmp_path / "table1_sweep.json", record)
+    experiment = Experiment(tmp_path / "table1_sweep.yaml", About(title="scans", table="table 1", name="sweep"))
+    view = View("smoke", "title", (), (Line(experiment, (), (result,)),), ())
+    seen = STEPS * BATCH_SIZE
+    curves = {result.file: {VELOCITY_LOSS: [(seen / 2, 0.4), (seen, 0.3)]}}
+    charts = {chart.title: chart.data for chart in figures(view, RecordCollection([result]), curves, "fid_lite").others}
+    (line,) = charts["Velocity loss by training time"][2]
+    assert line.points == [(25.0, 0.4), (50.0, 0.3)]
+    (line,) = charts["Velocity loss by operations"][2]
+    petaflops = 3 * 2e9 * seen / 1e15
+    assert line.points == [(pytest.approx(petaflops / 2), 0.4), (pytest.approx(petaflops), 0.3)]
+    assert "Velocity loss by operations" not in {
+        chart.title for chart in figures(view, RecordCollection([result]), {result.file: {}}, "fid_lite").others
+    }
 
 
 @pytest.mark.parametrize(("last", "label"), [(1.0, "0.2"), (500.0, "200"), (200_000.0, "100k")])

@@ -87,13 +87,21 @@ class Chart:
         return _svg(drawn)
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> Chart | None:
-    """Return a line chart, with a logarithmic y axis if the values span a wide range; None without points."""
+def line_chart(
+    title: str, x_label: str, y_label: str, series: Sequence[Series], *, log_x: bool = False
+) -> Chart | None:
+    """Return a line chart, with a logarithmic y axis if the values span a wide range; None without points.
+
+    With `log_x`, the x axis is logarithmic, too, if the ends of the lines span a wide range.
+    """
     shown = [Series(line.name, line.index, _finite(line.points)) for line in series]
     shown = [line for line in shown if line.points]
     ys = [y for line in shown for _, y in line.points]
     if not ys:
         return None
+
+    ends_x = [line.points[-1][0] for line in shown]
+    has_log_x = log_x and min(ends_x) > 0 and max(ends_x) / min(ends_x) > LOGARITHMIC_FROM
 
     def plot(drawn: "Figure") -> None:
         axes = _axes(drawn)
@@ -105,8 +113,11 @@ def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series])
                 linestyle="--" if line.index >= len(LIGHT) else "-",
                 marker="o" if len(line.points) == 1 else "",
             )
-        axes.set_xlim(left=0)
-        _shorten_thousands(axes)
+        if has_log_x:
+            axes.set_xscale("log")
+        else:
+            axes.set_xlim(left=0)
+            _shorten_thousands(axes)
         axes.set_xlabel(x_label, color=MUTED[0])
         if min(ys) > 0 and max(ys) / min(ys) > LOGARITHMIC_FROM:
             _make_logarithmic(axes)

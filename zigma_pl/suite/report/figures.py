@@ -11,6 +11,9 @@ from zigma_pl.suite.report.scores import LOSSES, in_order, score_label
 from zigma_pl.suite.report.tables import View
 
 SAMPLES_SEEN = "samples seen"
+SECONDS = "training time in seconds, with validation"
+OPERATIONS = "operations of training, PFLOP"
+PASSES = 3  # operations of a training step divided by those of a forward pass
 
 CurveOf = Callable[[RecordFile], Points]
 
@@ -44,8 +47,37 @@ def figures(view: View, results: RecordCollection, curves: Mapping[Path, Mapping
     by_score = {name: _score_chart(view, results, name) for name in names}
     by_score |= {name: chart for name, chart in losses.items() if chart is not None}  # more points than the records
     main = [by_score.pop(name, None) for name in dict.fromkeys((score, "validation_loss"))]
-    others = [training, by_time, *by_score.values()]
+    others = [*_by_cost(view, curves), training, by_time, *by_score.values()]
     return Figures(tuple(filter(None, main)), tuple(filter(None, others)))
+
+
+def _by_cost(view: View, curves: Mapping[Path, Mapping[str, Points]]) -> list[Chart | None]:
+    """Return the velocity loss over the time and over the operations of training."""
+
+    def over(cost_of: Callable[[RecordFile], float | None]) -> CurveOf:
+        def curve_of(result: RecordFile) -> Points:
+            cost, seen = cost_of(result), result.samples_seen
+            points = curves[result.file].get(VELOCITY_LOSS, [])
+            return [(x * cost / seen, y) for x, y in points] if cost and seen else []
+
+        return curve_of
+
+    return [
+        line_chart("Velocity loss by training time", SECONDS, "velocity loss", _series(view, over(_seconds))),
+        line_chart(
+            "Velocity loss by operations", OPERATIONS, "velocity loss", _series(view, over(petaflops)), log_x=True
+        ),
+    ]
+
+
+def _seconds(result: RecordFile) -> float | None:
+    return result.record.training.get("seconds")
+
+
+def petaflops(result: RecordFile) -> float | None:
+    """Return the operations of a training in 10^15; None if the record has no count for the network."""
+    gflops = result.record.training.get("gflops")
+    return PASSES * gflops * (result.samples_seen or 0) / 1e6 if gflops else None
 
 
 def _logged(curves: Mapping[Path, Mapping[str, Points]], tag: str) -> CurveOf:
