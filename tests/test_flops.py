@@ -9,11 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.core.batch import Condition
 from zigma_pl.core.errors import UserError
-from zigma_pl.mixers import Mamba, SelfAttention
+from zigma_pl.mixers import LinearAttention, Mamba, Mamba2, ParallelDirections, SelfAttention
 from zigma_pl.models.flops import count_flops, counting, operations_of
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.operations import Flops
 from zigma_pl.ops.selective_scan import reference, selective_scan
+from zigma_pl.ops.ssd import ssd
 from zigma_pl.scan.schedule import ScanConfig
 
 # Batch, channels, tokens (a grid of 3 x 2), width, inner width, states, taps, rank of the step sizes.
@@ -22,6 +23,7 @@ M, HEADS = 96, 2  # hidden width of the perceptron, heads of the attention
 GRID = {"in_channels": C, "latent_height": 3, "latent_width": 2}
 ONE_LAYER = {**GRID, "width": D, "depth": 1, "position_embedding": "learnable"}
 PERCEPTRON = {"mlp_ratio": M / D}
+MAMBA2 = Mamba2(state_size=N, head_dim=16, num_groups=2)
 DIT, UVIT = SelfAttention(HEADS, qk_norm=False), SelfAttention(HEADS, bias=False, qk_norm=False)
 
 
@@ -57,6 +59,23 @@ def mamba_block(num_directions):
     )
     block = modulation(3) + Flops(matrix_products=projections, elementwise=norm + (num_directions - 1) * B * L * E)
     return sum([direction] * num_directions, block)
+
+
+def mamba2_block():
+    """RMSNorm, modulation, projection, convolution of x, B and C, one chunk of SSD, norm of 2 groups, projection."""
+    heads, groups, tokens = E // 16, 2, B * L
+    convolved, projected = E + 2 * groups * N, 2 * E + 2 * groups * N + heads
+    norms = 4 * tokens * D + 2 * tokens + B * D + 2 * tokens * D + 4 * tokens * E + 2 * tokens * groups
+    pairs = B * L * L
+    # C B^T of each group; difference, exp and product with C B^T; M X; d x, skip, gate; d A, its sum, bias, softplus.
+    scan = 2 * pairs * groups * N + heads * pairs * (3 + 2 * 16) + tokens * E * (1 + 2 + 5) + tokens * heads * 5
+    mixer = Flops(
+        matrix_products=2 * tokens * D * projected + 2 * tokens * E * D,
+        convolution=2 * K * tokens * convolved,
+        scan=scan,
+        elementwise=norms + tokens * convolved * (1 + 4) + 2 * heads,  # bias and SiLU; -exp(A_log)
+    )
+    return modulation(3) + mixer
 
 
 def attention(num_tokens, query_bias):
@@ -116,6 +135,30 @@ def test_the_backward_pass_takes_two_products_for_each(backbone, forward):
     # Forward; again but C h; the adjoint and what it passes on; dC, dB, d(delta u); d(delta A) and its parts. Rows.
     in_both = (7 + 5 + 3 + 6 + 6) * N + 11 + (4 + 4 + 13 + 8)
     assert both.scan == num_scans(forward) * B * L * E * in_both
+
+
+def test_a_layer_of_mamba2_takes_what_is_counted_by_hand():
+    by_hand = embeddings() + mamba2_block() + final_layer(True)
+    assert count_flops(ZigMa(**ONE_LAYER, mixers=MAMBA2), B) == by_hand
+
+
+def test_ssd_in_chunks_is_linear_in_the_tokens():
+    """Chunks of 64 tokens with states between them, counted by hand; the backward pass in proportion."""
+    x, steps, states = (torch.empty(1, 256, *axes, device="meta") for axes in ((3, 8), (3,), (1, 16)))
+    A = torch.empty(3, device="meta")
+    counts = []
+    for num_chunks in (2, 4):
+        rows = [tensor[:, : 64 * num_chunks].requires_grad_() for tensor in (x, steps, states, states)]
+        with counting() as counter:
+            ssd(rows[0], rows[1], A, *rows[2:], backend="cpu").backward(torch.empty_like(rows[0]))
+        counts.append(operations_of(counter).scan)
+        per_pair, per_state = 3 * (2 * 8 + 3) + 2 * 16, 3 * (2 * 2 * 8 + 2)
+        forward = num_chunks * (64 * 64 * per_pair + 64 * 16 * per_state + 64 * 3 * (8 + 2) + 3 * 16 * 8 * 2)
+        with counting() as counter:
+            ssd(*(tensor.detach() for tensor in (rows[0], rows[1], A, *rows[2:])), backend="cpu")
+        assert operations_of(counter).scan == forward
+        assert 2 * forward < counts[-1] - forward < 3 * forward
+    assert counts[1] == 2 * counts[0]
 
 
 def num_scans(forward):
@@ -209,6 +252,9 @@ VARIANTS = {
     "bidirectional clip": VisionMamba(**ONE_LAYER, latent_frames=2, caption_dim=8),
     "skips": UViT(**GRID, width=D, depth=3, latent_frames=2, caption_dim=8),
     "hybrid": ZigMa(**GRID, width=D, depth=2, mixers=[Mamba(), SelfAttention(rotary=True)]),
+    "Mamba-2": ZigMa(**GRID, width=D, depth=2, mixers=[MAMBA2, SelfAttention()]),
+    "parallel Mamba-2": ZigMa(**GRID, width=D, depth=2, mixers=ParallelDirections(2, direction=MAMBA2)),
+    "linear attention": ZigMa(**GRID, width=D, depth=2, mixers=LinearAttention()),
     "DiT with captions": DiT(**GRID, width=D, depth=2, latent_frames=2, caption_dim=8),
 }
 

@@ -8,10 +8,12 @@ import torch
 from zigma_pl.benchmarks import scan
 from zigma_pl.benchmarks.checks import WrongNumbersError
 from zigma_pl.benchmarks.roofline import Rates, Work, scan_work
-from zigma_pl.benchmarks.scan_contestants import make_arguments, make_contestant, make_order
+from zigma_pl.benchmarks.scan_contestants import SSD_NAMES, default_names, make_contestant
+from zigma_pl.benchmarks.scan_kinds import SSD, make_arguments, make_order, make_ssd_arguments
 from zigma_pl.core.errors import BackendUnavailable, UserError
-from zigma_pl.ops.backends import relative_errors
+from zigma_pl.ops.backends import Backend, relative_errors
 from zigma_pl.ops.selective_scan import reference
+from zigma_pl.ops.ssd import reference as ssd_reference
 
 CPU = torch.device("cpu")
 OPTIONS = scan.ScanOptions(CPU, torch.float32, repeats=1, bytes_per_second=1e9)
@@ -61,6 +63,62 @@ def test_fused_arguments_are_laid_out_as_projections_leave_them():
     assert arguments["A"].dtype == arguments["skip"].dtype == arguments["delta_bias"].dtype == torch.float32
     steps = torch.nn.functional.softplus(arguments["delta_bias"])
     assert 0.001 <= steps.min() <= steps.max() <= 0.101
+
+
+@pytest.fixture
+def ssd_kernels(monkeypatch):
+    """mamba-ssm's SSD function by our reference, available on any device."""
+
+    def mamba_chunk_scan_combined(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False):
+        return ssd_reference.run(x, dt, A, B, C, D, z, dt_bias)
+
+    module = type(sys)("mamba_ssm.ops.triton.ssd_combined")
+    module.mamba_chunk_scan_combined = mamba_chunk_scan_combined
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("zigma_pl.ops.ssd.BACKENDS.choose", lambda name, device: Backend(name, None, None))
+
+
+@pytest.mark.usefixtures("ssd_kernels")
+@pytest.mark.parametrize("name", [name for name in SSD_NAMES if "cuda" not in name])
+@pytest.mark.parametrize("fused", [False, True])
+def test_contestants_of_ssd_compute_its_outputs_and_gradients(name, fused):
+    contestant = make_contestant(name, CPU)
+    arguments = make_ssd_arguments((2, 9, 128, 16), torch.float32, CPU, fused)
+    order = make_order(9, CPU) if contestant.follows_order else None
+    errors = relative_errors(contestant, ssd_reference.run, arguments, visit_order=order)
+    assert set(errors) == {"output", *arguments}
+    assert max(errors.values()) < 1e-5
+    assert (arguments["B"].shape, arguments["dt"].shape) == ((2, 9, 1, 64), (2, 9, 2))
+    assert contestant.follows_order == (name != "ssd-mamba_ssm")
+
+
+@pytest.mark.usefixtures("ssd_kernels")
+def test_ssd_is_timed_at_the_same_shapes_and_compared_with_its_own_peer():
+    names = ("cpu", "ssd-cpu", "ssd-mamba_ssm")
+    contestants = {name: make_contestant(name, CPU) for name in names}
+    result = scan.run(OPTIONS, contestants, [(1, 4, 64, 2)], MACHINE, lambda result: None)
+    by_name = {record["contestant"]: record for record in result.records}
+    assert [by_name[name]["ratio_to"] for name in names] == [None, "ssd-mamba_ssm", "ssd-mamba_ssm"]
+    assert by_name["ssd-mamba_ssm"]["ratio"] == 1
+    rows, matrices = 4 * 64, 2 * 4 * 64
+    assert by_name["ssd-cpu"]["forward"]["work"]["num_bytes"] == 4 * (2 * rows + matrices + 4)
+
+
+def test_heads_of_ssd_fit_the_channels():
+    for num_channels, heads in ((1536, (24, 64)), (96, (3, 32)), (2, (1, 2))):
+        arguments = make_ssd_arguments((1, 4, num_channels, 2), torch.float32, CPU, False)
+        assert arguments["x"].shape[2:] == heads
+
+
+def test_ssd_takes_part_by_default():
+    assert "ssd-cpu" in default_names(CPU)
+
+
+def test_a_wrong_ssd_is_found():
+    contestant = make_contestant("ssd-cpu", CPU)
+    deaf = scan.ScanContestant("ssd-cpu", lambda arguments, order: contestant.run(arguments, None), kind=SSD)
+    assert list(scan.findings(OPTIONS, {"ssd-cpu": deaf}, [16]))
+    assert not list(scan.findings(OPTIONS, {"ssd-cpu": contestant}, [16]))
 
 
 def test_rows_records_and_the_ratio():

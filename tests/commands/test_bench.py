@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from zigma_pl.benchmarks import forward, scan, scan_contestants
+from zigma_pl.benchmarks import forward, scan, scan_contestants, scan_kinds
 from zigma_pl.benchmarks.model_table import Setting
 from zigma_pl.cli.commands import bench
 from zigma_pl.core.errors import BackendUnavailable, UserError
@@ -53,7 +53,7 @@ def test_scan_prints_a_table_and_writes_figures_and_picture(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert f"torch {torch.__version__}, threads {torch.get_num_threads()}" in lines[0]
     rows = [line for line in lines if line.startswith("(")]
-    assert [row.split(")")[1].split()[0] for row in rows] == ["cpu", "mambapy"] * 2
+    assert [row.split(")")[1].split()[0] for row in rows] == ["cpu", "mambapy", "ssd-cpu"] * 2
     record = json.loads(figures.read_text())
     assert record["complete"] is True
     assert record["machine"]["torch"] == torch.__version__
@@ -76,7 +76,7 @@ def test_without_mambapy_there_is_no_ratio_and_a_hint(capsys):
 @pytest.mark.usefixtures("mambapy")
 def test_the_yardstick_does_the_same_work():
     cpu = torch.device("cpu")
-    arguments = scan_contestants.make_arguments((2, 9, 4, 3), torch.float32, cpu, fused=False)
+    arguments = scan_kinds.make_arguments((2, 9, 4, 3), torch.float32, cpu, fused=False)
     errors = relative_errors(scan_contestants.make_contestant("mambapy", cpu), reference.run, arguments)
     assert set(errors) == {"output", "u", "delta", "A", "B", "C", "skip"}
     assert max(errors.values()) < 1e-5

@@ -12,7 +12,17 @@ from zigma_pl.backbones import Backbone, DiT, UViT, ZigMa
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
-from zigma_pl.mixers import Branch, Mamba, Mixer, MixerOptions, ParallelDirections, SelfAttention, Visit
+from zigma_pl.mixers import (
+    Branch,
+    LinearAttention,
+    Mamba,
+    Mamba2,
+    Mixer,
+    MixerOptions,
+    ParallelDirections,
+    SelfAttention,
+    Visit,
+)
 from zigma_pl.models.block import BlockConditions, ZigzagBlock
 from zigma_pl.models.mixers.base import layers_of
 from zigma_pl.ops.rows import inverse_order, take_rows
@@ -55,9 +65,12 @@ class OwnOptions(MixerOptions):
 
 OPTIONS = {
     "mamba": Mamba(state_size=4),
+    "mamba2": Mamba2(state_size=4, head_dim=4, num_groups=2),
     "parallel": ParallelDirections(3, state_size=4),
+    "parallel mamba2": ParallelDirections(3, direction=Mamba2(state_size=4, head_dim=4)),
     "attention": SelfAttention(num_heads=2),
     "rotary": SelfAttention(num_heads=2, rotary=True),
+    "linear attention": LinearAttention(num_heads=2),
     "own": OwnOptions(2.0),
 }
 
@@ -112,7 +125,7 @@ def test_to_visit_in_an_order_is_to_mix_tokens_that_lie_in_it(options):
     torch.testing.assert_close(mixer.mix(tokens[:, renumbered], moved), expected)
 
 
-@pytest.mark.parametrize("name", ["mamba", "attention", "own"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "attention", "linear attention", "own"])
 def test_each_sample_may_have_its_own_order(name):
     options = OPTIONS[name]
     mixer, tokens, visit = build(options), draw(2, NUM_TOKENS), visit_of(options, per_sample=True)

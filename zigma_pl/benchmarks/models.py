@@ -14,8 +14,7 @@ from zigma_pl.benchmarks.gated_convolution import GatedConvolution
 from zigma_pl.benchmarks.memory import forget_compiled_code
 from zigma_pl.core.errors import UserError
 from zigma_pl.models.backbones.base import Backbone
-from zigma_pl.models.mixers import Mamba, MixerOptions, SelfAttention
-from zigma_pl.models.mixers.mamba import ScanDirection
+from zigma_pl.models.mixers import Direction, LinearAttention, Mamba, Mamba2, MixerOptions, SelfAttention
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.graphed_sampling import GraphedBackbone
 from zigma_pl.runtime.graphed_training import GraphedTraining
@@ -160,6 +159,7 @@ def executions_of(
 
 FAST = Mamba(activation_memory="fast")
 HYBRID = (Mamba(), Mamba(), Mamba(), SelfAttention())
+HYBRID2 = (Mamba2(), Mamba2(), Mamba2(), SelfAttention())
 FAMILIES: dict[str, Contestant] = {
     **executions_of("zigzag8", "ZigMa", "ZigMa zigzag-8", ScanConfig("zigzag", 8)),
     **executions_of("sweep", "ZigMa", "ZigMa sweep", ScanConfig("sweep", 1)),
@@ -169,6 +169,10 @@ FAMILIES: dict[str, Contestant] = {
     **executions_of("parallel8", "ParallelMamba", "parallel Mamba-8", ScanConfig("zigzag", 8)),
     **executions_of("attention", "ZigMa", "attention", ScanConfig("zigzag", 8), SelfAttention()),
     **executions_of("hybrid", "ZigMa", "ZigMa, attention in one of four", ScanConfig("zigzag", 8), *HYBRID),
+    **executions_of("mamba2", "ZigMa", "ZigMa zigzag-8, Mamba-2", ScanConfig("zigzag", 8), Mamba2()),
+    **executions_of("mamba2-sweep", "ZigMa", "ZigMa sweep, Mamba-2", ScanConfig("sweep", 1), Mamba2()),
+    **executions_of("hybrid2", "ZigMa", "ZigMa, Mamba-2, attention in one of four", ScanConfig("zigzag", 8), *HYBRID2),
+    **executions_of("linear", "ZigMa", "linear attention", ScanConfig("zigzag", 8), LinearAttention()),
     **executions_of("conv-sweep", "ZigMa", "convolution, sweep", ScanConfig("sweep", 1), GatedConvolution()),
     **executions_of("conv-zigzag", "ZigMa", "convolution, zigzag-8", ScanConfig("zigzag", 8), GatedConvolution()),
     **executions_of("conv-hilbert", "ZigMa", "convolution, Hilbert-8", ScanConfig("hilbert", 8), GatedConvolution()),
@@ -294,8 +298,8 @@ def _reference(contestant: Contestant, small: ModelOptions, like: Backbone) -> B
     on_cpu = ModelOptions(torch.device("cpu"), torch.float32, 1, None, small.width, small.depth)
     reference = build(contestant, CHECKED_GRID, on_cpu)
     for module in reference.modules():
-        if isinstance(module, ScanDirection):
-            module.scan_backend = "reference"
+        if isinstance(module, Direction):
+            module.scan_backend = "reference"  # type: ignore[assignment]
     reference.load_state_dict(like.state_dict())
     return reference.double()
 

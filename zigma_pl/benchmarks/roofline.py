@@ -86,3 +86,19 @@ def scan_work(shape: tuple[int, int, int, int], bytes_per_element: int, gated: b
 
 def _work(num_bytes: int, num_updates: int, update: StateUpdate) -> Work:
     return Work(num_bytes, num_updates * update.exponentials, num_updates * update.instructions)
+
+
+def ssd_work(
+    shape: tuple[int, int, int, int], bytes_per_element: int, gated: bool, num_states: int, head_dim: int
+) -> dict[Pass, Work]:
+    """Count the bytes of SSD for (B, L, E), with inputs read once and outputs written once.
+
+    No arithmetic is counted, as matrix units take less time for it than the bytes take.
+    """
+    num_rows, num_tokens, num_channels, _ = shape
+    tokens = num_rows * num_tokens * bytes_per_element
+    rows, matrices, steps = tokens * num_channels, 2 * tokens * num_states, tokens * num_channels // head_dim
+    # Forward: x, out, gate. Backward: x, dout, dx, gate and its gradient.
+    forward = Work((2 + gated) * rows + matrices + steps, 0, 0)
+    backward = Work((3 + 2 * gated) * rows + 2 * matrices + 2 * steps, 0, 0)
+    return {"forward": forward, "backward": backward, "both": forward + backward}

@@ -1,4 +1,4 @@
-"""bench scan: the selective scan, compared with other packages and with the limit of the device.
+"""bench scan: the selective scan and SSD, compared with other packages and with the limit of the device.
 
 Axes: B batch, L tokens, E inner width, N state.
 """
@@ -20,14 +20,16 @@ from zigma_pl.benchmarks.report import (
     ratio,
     time_cell,
 )
-from zigma_pl.benchmarks.roofline import Pass, Rates, scan_work
-from zigma_pl.benchmarks.scan_contestants import (
-    MAMBA_SSM,
-    MAMBAPY,
+from zigma_pl.benchmarks.roofline import Pass, Rates
+from zigma_pl.benchmarks.scan_contestants import MAMBA_SSM, MAMBAPY, SSD_MAMBA_SSM, ScanContestant
+from zigma_pl.benchmarks.scan_kinds import (
+    SELECTIVE_SCAN,
+    SSD,
+    SSD_HEAD_DIM,
+    SSD_STATES,
     Arguments,
-    ScanContestant,
+    ScanKind,
     Shape,
-    make_arguments,
     make_order,
 )
 from zigma_pl.benchmarks.timing import (
@@ -43,7 +45,6 @@ from zigma_pl.benchmarks.timing import (
 )
 from zigma_pl.core.machine import Machine
 from zigma_pl.ops.backends import relative_errors
-from zigma_pl.ops.selective_scan import reference
 
 PASSES: tuple[Pass, ...] = get_args(Pass)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -89,45 +90,63 @@ def run(
     shapes = list(shapes)
     raise_if_any("scan", findings(options, contestants, sorted({shape[3] for shape in shapes})))
     rates = Rates.of(options.device, options.bytes_per_second or copy_bandwidth(options.device))
-    rival = next((name for name in (MAMBA_SSM, MAMBAPY) if name in contestants), None)
+    rivals = _rivals(contestants)
     clock = KernelClock() if options.device.type == "cuda" else HostClock()
-    result = BenchmarkResult("scan", machine, _notes(options, contestants, rates, rival), _columns(rival), plot_scan)
+    result = BenchmarkResult("scan", machine, _notes(options, contestants, rates, rivals), COLUMNS, plot_scan)
     for shape in shapes:
         progress(f"scan, shape {shape}")
         measurements = _measure_shape(options, contestants, shape, clock)
-        for name in contestants:
-            _add(result, options, shape, name, rival, measurements, rates)
+        for contestant in contestants.values():
+            _add(result, options, shape, contestant, rivals[contestant.kind], measurements, rates)
         save(result)
     return result
+
+
+def _rivals(contestants: Mapping[str, ScanContestant]) -> dict[ScanKind, str | None]:
+    """Return the contestant that others of its kind are compared with, None if there is none."""
+    rivals = {SELECTIVE_SCAN: (MAMBA_SSM, MAMBAPY), SSD: (SSD_MAMBA_SSM,)}
+    return {kind: next((name for name in names if name in contestants), None) for kind, names in rivals.items()}
 
 
 def findings(
     options: ScanOptions, contestants: Mapping[str, ScanContestant], state_sizes: Iterable[int]
 ) -> Iterator[str]:
     """Yield a line for each contestant, dtype and state size that differs from float64 in a small case."""
-    for num_states in state_sizes:
-        for dtype in sorted({options.dtype, torch.float32}, key=str):
-            arguments = make_arguments((2, 67, 40, num_states), dtype, options.device, options.fused)
-            for contestant in contestants.values():
-                order = make_order(67, options.device) if contestant.follows_order else None
-                errors = relative_errors(contestant, reference.run, arguments, visit_order=order)
+    state_sizes = list(state_sizes)
+    for contestant in contestants.values():
+        shapes = dict.fromkeys(map(contestant.kind.checked_shape, state_sizes))
+        for shape in shapes:
+            for dtype in sorted({options.dtype, torch.float32}, key=str):
+                errors = _errors(contestant, shape, dtype, options)
                 worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # NaN sorts last
                 if not errors[worst] <= TOLERANCE[dtype]:
                     yield (
-                        f"{contestant.name} is wrong with N = {num_states} in {dtype_name(dtype)}: relative error "
+                        f"{contestant.name} is wrong with N = {shape[3]} in {dtype_name(dtype)}: relative error "
                         f"{errors[worst]:.1e} of {worst} against the float64 reference, {TOLERANCE[dtype]:.0e} allowed"
                     )
+
+
+def _errors(contestant: ScanContestant, shape: Shape, dtype: torch.dtype, options: ScanOptions) -> dict[str, float]:
+    """Return the relative errors of output and gradients against the float64 reference."""
+    arguments = contestant.kind.make_arguments(shape, dtype, options.device, options.fused)
+    order = make_order(shape[1], options.device) if contestant.follows_order else None
+    return relative_errors(contestant, contestant.kind.reference, arguments, visit_order=order)
 
 
 # ------------------------------------------------------------------------------------------------------------ times
 def _measure_shape(
     options: ScanOptions, contestants: Mapping[str, ScanContestant], shape: Shape, clock: Clock
 ) -> dict[tuple[str, Pass], Measurement]:
-    arguments = make_arguments(shape, options.dtype, options.device, options.fused)
+    arguments = {
+        kind: kind.make_arguments(shape, options.dtype, options.device, options.fused)
+        for kind in {contestant.kind for contestant in contestants.values()}
+    }
     order = make_order(shape[1], options.device)
     prepare: dict[Pass, Callable[..., Prepared]] = {"forward": _forward, "backward": _backward, "both": _both}
     makers = {
-        (name, which): partial(prepare[which], contestant, arguments, order if contestant.follows_order else None)
+        (name, which): partial(
+            prepare[which], contestant, arguments[contestant.kind], order if contestant.follows_order else None
+        )
         for name, contestant in contestants.items()
         for which in PASSES
     }
@@ -166,7 +185,10 @@ def _both(contestant: ScanContestant, arguments: Arguments, order: torch.Tensor 
 
 # ----------------------------------------------------------------------------------------------------------- report
 def _notes(
-    options: ScanOptions, contestants: Mapping[str, ScanContestant], rates: Rates, rival: str | None
+    options: ScanOptions,
+    contestants: Mapping[str, ScanContestant],
+    rates: Rates,
+    rivals: Mapping[ScanKind, str | None],
 ) -> list[str]:
     order = "zigzag order" if options.fused else "random order"
     raster = ", ".join(name for name, contestant in contestants.items() if not contestant.follows_order)
@@ -182,26 +204,34 @@ def _notes(
         + (f"{order}, but raster order for {raster}" if raster else order),
         limit,
     ]
-    if rival is None:
+    kinds = {contestant.kind for contestant in contestants.values()}
+    if SSD in kinds:
+        notes.append(f"ssd-*: heads of {SSD_HEAD_DIM}, {SSD_STATES} states instead of N, one group; limit: bytes alone")
+    compared = [f"{rivals[kind]} for {what}" for kind, what in _WORDS.items() if kind in kinds and rivals[kind]]
+    if compared:
+        notes.append(f"to the peer: {', '.join(compared)}")
+    if SELECTIVE_SCAN in kinds and rivals[SELECTIVE_SCAN] is None:
         notes.append(f"no ratios, as neither {MAMBA_SSM} nor {MAMBAPY} is timed: pip install {MAMBAPY}")
     return notes
 
 
-def _columns(rival: str | None) -> tuple[str, ...]:
-    times = ("forward ms", "backward ms", "both ms", f"to {rival or 'a peer'}")
-    return ("shape (B, L, E, N)", "scan", *times, "GB", "limit ms", "limit/forward", "limit/backward", "limit/both")
+_WORDS = {SELECTIVE_SCAN: "selective scans", SSD: "SSD"}
+COLUMNS = (
+    *("shape (B, L, E, N)", "scan", "forward ms", "backward ms", "both ms", "to the peer"),
+    *("GB", "limit ms", "limit/forward", "limit/backward", "limit/both"),
+)
 
 
 def _add(
     result: BenchmarkResult,
     options: ScanOptions,
     shape: Shape,
-    name: str,
+    contestant: ScanContestant,
     rival: str | None,
     measurements: Mapping[tuple[str, Pass], Measurement],
     rates: Rates,
 ) -> None:
-    work = scan_work(shape, options.dtype.itemsize, options.fused)
+    name, work = contestant.name, contestant.kind.work(shape, options.dtype.itemsize, options.fused)
     own = {which: measurements[name, which] for which in PASSES}
     limit = {which: work[which].least_seconds(rates) for which in PASSES}
     fractions = {which: ratio(limit[which], _median(own[which])) for which in PASSES}

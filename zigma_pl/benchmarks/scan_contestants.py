@@ -4,7 +4,6 @@ Axes: B batch, L tokens, E inner width, N state.
 """
 
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,19 +12,24 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
+from zigma_pl.benchmarks.scan_kinds import SELECTIVE_SCAN, SSD, Arguments, ScanKind
 from zigma_pl.core.errors import UserError
+from zigma_pl.ops import ssd as ssd_op
 from zigma_pl.ops.rows import inverse_order
 from zigma_pl.ops.selective_scan import BACKENDS, ScanBackend, mamba_ssm, selective_scan
-from zigma_pl.scan.paths import visit_order as zigzag_order
-
-Shape = tuple[int, int, int, int]
-Arguments = dict[str, Tensor]
+from zigma_pl.ops.ssd import SsdBackend, ssd
 
 MAMBAPY = "mambapy"
 MAMBA_SSM = "mamba_ssm"
 MAMBA_SSM_GATHERS = "mamba_ssm+gathers"
 OURS: tuple[str, ...] = tuple(name for name in get_args(ScanBackend) if name not in ("auto", MAMBA_SSM))
-NAMES = (*OURS, MAMBA_SSM, MAMBA_SSM_GATHERS, MAMBAPY)
+SSD_PREFIX = "ssd-"
+SSD_MAMBA_SSM, SSD_MAMBA_SSM_GATHERS = SSD_PREFIX + MAMBA_SSM, SSD_PREFIX + MAMBA_SSM_GATHERS
+SSD_NAMES: tuple[str, ...] = (
+    *(SSD_PREFIX + name for name in get_args(SsdBackend) if name != "auto"),
+    SSD_MAMBA_SSM_GATHERS,
+)
+NAMES = (*OURS, MAMBA_SSM, MAMBA_SSM_GATHERS, MAMBAPY, *SSD_NAMES)
 
 
 def _unchanged(arguments: Arguments, visit_order: Tensor | None) -> Arguments:
@@ -44,8 +48,9 @@ class ScanContestant:
         name: name in options.
         run: (arranged arguments, visit order) -> output; this is timed.
         follows_order: False if it only supports raster order.
-        arrange: converts (B, L, E) arguments to the layout of `run`; not timed.
-        restore: converts the output back to (B, L, E).
+        arrange: converts arguments from the layout of this package's op to that of `run`; not timed.
+        restore: converts the output back to that layout.
+        kind: what it computes.
     """
 
     name: str
@@ -53,19 +58,22 @@ class ScanContestant:
     follows_order: bool = True
     arrange: Callable[[Arguments, Tensor | None], Arguments] = _unchanged
     restore: Callable[[Tensor], Tensor] = _identity
+    kind: ScanKind = SELECTIVE_SCAN
 
     def __call__(self, visit_order: Tensor | None = None, **arguments: Tensor) -> Tensor:
-        """Scan (B, L, E) arguments, converting them to the contestant's layout."""
+        """Scan arguments in the layout of this package's op, converting them to the contestant's layout."""
         return self.restore(self.run(self.arrange(arguments, visit_order), visit_order))
 
 
 def default_names(device: torch.device) -> list[str]:
-    """Return the default contestants: the fastest backend of this package, and installed peers."""
+    """Return the default contestants: the fastest backends of this package, and installed peers."""
     if device.type == "cpu":
-        return ["cpu"] + ([MAMBAPY] if _mambapy_is_installed() else [])
-    fastest = BACKENDS.choose("auto", device.type).name
+        return ["cpu"] + ([MAMBAPY] if _mambapy_is_installed() else []) + [SSD_PREFIX + "cpu"]
+    fastest, fastest_ssd = (op.choose("auto", device.type).name for op in (BACKENDS, ssd_op.BACKENDS))
     peers = [MAMBA_SSM, MAMBA_SSM_GATHERS] if mamba_ssm.available()[0] else []
-    return peers if fastest == MAMBA_SSM else [fastest, *peers]
+    ssd_peers = [SSD_MAMBA_SSM, SSD_MAMBA_SSM_GATHERS] if ssd_op.mamba_ssm.available()[0] else []
+    names = peers if fastest == MAMBA_SSM else [fastest, *peers]
+    return [*names, *(ssd_peers if fastest_ssd == MAMBA_SSM else [SSD_PREFIX + fastest_ssd, *ssd_peers])]
 
 
 def make_contestant(name: str, device: torch.device) -> ScanContestant:
@@ -83,11 +91,25 @@ def make_contestant(name: str, device: torch.device) -> ScanContestant:
         BACKENDS.choose(MAMBA_SSM, device.type)
         gathers = name == MAMBA_SSM_GATHERS
         return ScanContestant(name, _run_mamba_ssm, gathers, _channel_first, partial(torch.transpose, dim0=1, dim1=2))
+    if name in SSD_NAMES:
+        return _make_ssd_contestant(name, device)
     if name not in OURS:
         raise UserError(f"--contestants {name} does not exist: choose from {', '.join(NAMES)}")
     BACKENDS.choose(name, device.type)
     scan: Callable[..., Tensor] = partial(selective_scan, backend=cast("ScanBackend", name))
     return ScanContestant(name, lambda arguments, visit_order: scan(**arguments, visit_order=visit_order))
+
+
+def _make_ssd_contestant(name: str, device: torch.device) -> ScanContestant:
+    """Return a backend of SSD; mamba-ssm's kernels run in raster order, or with gathers through our backend."""
+    gathers = name == SSD_MAMBA_SSM_GATHERS
+    backend = MAMBA_SSM if gathers else name.removeprefix(SSD_PREFIX)
+    ssd_op.BACKENDS.choose(backend, device.type)
+    scan: Callable[..., Tensor] = partial(ssd, backend=cast("SsdBackend", backend))
+    follows_order = gathers or backend != MAMBA_SSM
+    return ScanContestant(
+        name, lambda arguments, visit_order: scan(**arguments, visit_order=visit_order), follows_order, kind=SSD
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ peers
@@ -136,48 +158,3 @@ def _run_mamba_ssm(arguments: Arguments, visit_order: Tensor | None) -> Tensor:
         delta_softplus="delta_bias" in arguments,
     )
     return y if visit_order is None else y.index_select(2, arguments["inverse_order"])
-
-
-# ----------------------------------------------------------------------------------------------------------- inputs
-def make_arguments(shape: Shape, dtype: torch.dtype, device: torch.device, fused: bool) -> Arguments:
-    """Return random inputs with the magnitudes of a freshly initialised Mamba block.
-
-    Args:
-        shape: (B, L, E, N).
-        dtype: dtype of u, delta, B, C and gate; A, skip and delta_bias are float32.
-        device: device of the inputs.
-        fused: include gate and delta_bias, with B, C and gate as slices of larger tensors, as in a network; otherwise
-            delta > 0.
-    """
-    num_rows, num_tokens, num_channels, num_states = shape
-    generator = torch.Generator(device).manual_seed(0)
-    normal = partial(torch.randn, generator=generator, device=device, dtype=dtype)
-    uniform = partial(torch.rand, generator=generator, device=device)
-    dt_rank = math.ceil(num_channels / 32) if fused else 0
-    low_rank = normal(num_rows, num_tokens, dt_rank + 2 * num_states)
-    arguments = {
-        "u": normal(num_rows, num_tokens, num_channels),
-        "A": -torch.arange(1.0, num_states + 1, device=device).repeat(num_channels, 1),
-        "B": low_rank[..., dt_rank : dt_rank + num_states],
-        "C": low_rank[..., dt_rank + num_states :],
-        "skip": normal(num_channels).float(),
-    }
-    if not fused:
-        return arguments | {"delta": (0.001 + 0.1 * uniform(num_rows, num_tokens, num_channels)).to(dtype)}
-    delta = 0.001 + 0.1 * uniform(num_channels)
-    return (
-        arguments
-        | {
-            "delta": 0.1 * normal(num_rows, num_tokens, num_channels),
-            "delta_bias": delta + torch.log(-torch.expm1(-delta)),  # inverse softplus of delta
-            "gate": normal(num_rows, num_tokens, 2 * num_channels)[..., num_channels:],
-        }
-    )
-
-
-def make_order(num_tokens: int, device: torch.device) -> Tensor:
-    """Return the first zigzag order on a GPU if the tokens form a square grid, else a random order."""
-    side = math.isqrt(num_tokens)
-    if device.type == "cuda" and side**2 == num_tokens:
-        return torch.as_tensor(zigzag_order("zigzag", side, side), dtype=torch.int32, device=device)
-    return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(0)).int().to(device)

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import zigma_pl.ops.causal_conv1d
-import zigma_pl.ops.selective_scan.operations  # noqa: F401  both register the formulas of their ops
+import zigma_pl.ops.selective_scan.operations
+import zigma_pl.ops.ssd.operations  # noqa: F401  all three register the formulas of their ops
 from zigma_pl.core.batch import Condition, Conditions
 from zigma_pl.core.class_paths import packages_named
 from zigma_pl.core.errors import UserError
@@ -173,7 +174,9 @@ _TORCH_FORMULAS: dict[Any, Formula] = {
         (aten.add, aten.sub, aten.rsub, aten.add_, aten.sub_, aten.mul, aten.div, aten.neg, aten.pow), _each_output(1)
     ),
     **dict.fromkeys((aten.exp, aten.log, aten.cos, aten.sin, aten.tanh, aten.sqrt, aten.rsqrt), _each_output(1)),
-    **dict.fromkeys((aten.abs, aten.relu, aten.clamp, aten.maximum, aten.minimum), _each_output(1)),
+    **dict.fromkeys(
+        (aten.abs, aten.relu, aten.threshold_backward, aten.clamp, aten.maximum, aten.minimum), _each_output(1)
+    ),
     **dict.fromkeys((aten.ge, aten.gt, aten.le, aten.lt, aten.eq, aten.ne), _each_output(1)),
     **dict.fromkeys((aten.sum, aten.mean, aten.cumsum, aten.embedding_dense_backward), _each_input(1)),
 }

@@ -168,13 +168,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     names = ",".join(("scan", *MODEL_SUBJECTS))
     subjects = parser.add_subparsers(dest="subject", required=True, metavar=f"{{{names}}}")
     scan = subjects.add_parser(
-        "scan", help="the selective scan against mamba-ssm's kernels or mambapy, and against the hardware's limit"
+        "scan", help="the selective scan and SSD against mamba-ssm's kernels or mambapy, and the hardware's limit"
     )
     scan.add_argument("--shapes", nargs="+", type=_shape, metavar="B,L,E,N", help="batch, tokens, channels, states")
     scan.add_argument(
         "--bandwidth", type=float, metavar="GB/S", help="bandwidth of the memory (default: measured with a copy)"
     )
-    _add_common_options(scan, "backends of this package, mamba_ssm, mamba_ssm+gathers or mambapy")
+    _add_common_options(
+        scan, "backends of this package, mamba_ssm, mamba_ssm+gathers or mambapy; for SSD with the prefix ssd-"
+    )
     for name, summary in MODEL_SUBJECTS.items():
         subject = subjects.add_parser(name, help=summary)
         _add_size_options(subject, name)
@@ -191,8 +193,8 @@ def _contestants_in_words(subject: str) -> str:
     if subject == "order":
         return "zigzag or parallel, optionally with the suffix -graph"
     families = (
-        "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, attention, hybrid, conv-sweep, "
-        "conv-zigzag, conv-hilbert, conv-random, dit or uvit"
+        "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, attention, hybrid, mamba2, mamba2-sweep, "
+        "hybrid2, linear, conv-sweep, conv-zigzag, conv-hilbert, conv-random, dit or uvit"
     )
     if subject == "flops":
         return families

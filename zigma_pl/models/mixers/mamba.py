@@ -13,7 +13,8 @@ from torch.nn.functional import linear
 
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.layers.shapes import check_shape
-from zigma_pl.models.mixers.base import Branch, Mixer, MixerOptions, Visit
+from zigma_pl.models.mixers.base import Branch, Mixer, Visit
+from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.mamba_mixer import MixerWeights
@@ -23,7 +24,7 @@ from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
 ActivationMemory = Literal["auto", "lean", "fast"]
 
 
-class ScanDirection(nn.Module):
+class ScanDirection(Direction):
     """The causal convolution and the selective scan of one direction, with their parameters.
 
     Args:
@@ -51,6 +52,7 @@ class ScanDirection(nn.Module):
     ) -> None:
         super().__init__()
         inner = expand * width
+        self.inner_width, self.num_projected = inner, 2 * inner
         self.state_size = state_size
         self.dt_rank = math.ceil(width / 16)
         self.scan_backend: ScanBackend = scan_backend
@@ -70,9 +72,10 @@ class ScanDirection(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def scan(self, x: Tensor, gate: Tensor, visit_order: Tensor | None = None) -> Tensor:
-        """Convolve and scan x, (B, L, E), along visit_order, (L,) int32, and multiply by silu(gate): (B, L, E)."""
+    def scan(self, projected: Tensor, visit_order: Tensor | None = None) -> Tensor:
+        """Convolve and scan along visit_order, (L,), and multiply by silu(gate): (B, L, 2 E) -> (B, L, E)."""
         deterministic = torch.are_deterministic_algorithms_enabled()  # set by Trainer(deterministic=True)
+        x, gate = projected.chunk(2, dim=-1)
         x = causal_conv1d(
             x, self.conv_weight, self.conv_bias, visit_order=visit_order, activation="silu", deterministic=deterministic
         )
@@ -155,8 +158,7 @@ class MambaMixer(ScanDirection, Mixer):
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
         """Mix tokens (B, L, D) along the order of the visit, (L,), or in stored order without one."""
         check_shape("MambaMixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
-        x, gate = self.in_proj(tokens).chunk(2, dim=-1)
-        return self.out_proj(self.scan(x, gate, visit.order))
+        return self.out_proj(self.scan(self.in_proj(tokens), visit.order))
 
     def add_norm_mix(
         self, x: Tensor, branch: Branch | None, norm: nn.RMSNorm, shift: Tensor, scale: Tensor, visit: Visit
@@ -189,7 +191,7 @@ def check_sizes(options: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Mamba(MixerOptions):
+class Mamba(DirectionOptions):
     """Mamba (arXiv:2312.00752): a causal convolution and a selective scan along one order.
 
     Args:
@@ -216,3 +218,7 @@ class Mamba(MixerOptions):
         return MambaMixer(
             *(width, self.state_size, self.expand, self.conv_kernel, self.scan_backend, self.activation_memory)
         )
+
+    def build_direction(self, width: int) -> ScanDirection:
+        """Build the scan of one direction."""
+        return ScanDirection(width, self.state_size, self.expand, self.conv_kernel, self.scan_backend)

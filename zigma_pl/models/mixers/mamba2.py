@@ -1,0 +1,209 @@
+"""The mixer of Mamba-2, whose scan has one decay per head and can be computed with matrix products.
+
+Axes: B batch, L tokens, D width, E inner width, H heads, P width of a head, G groups, N state.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.shapes import check_shape
+from zigma_pl.models.mixers.base import Mixer, Visit
+from zigma_pl.models.mixers.directions import Direction, DirectionOptions
+from zigma_pl.models.mixers.mamba import check_sizes
+from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.ssd import SsdBackend, ssd
+
+
+class SsdDirection(Direction):
+    """The causal convolution and the scan (SSD) of one direction, with their parameters.
+
+    Args:
+        inner_width: E, a multiple of head_dim.
+        head_dim: P; each of the H = E / P heads has one decay rate and one step size per token.
+        state_size: N, number of states per inner channel.
+        num_groups: G; the heads of a group share B and C.
+        conv_kernel: taps of the causal convolution over x, B and C.
+        scan_backend: implementation of the scan; "auto" chooses by device.
+    """
+
+    parameter_roles: ClassVar[dict[str, str]] = {
+        "A_log": "scan",
+        "D": "scan",
+        "dt_bias": "scan",
+        "conv1d.weight": "convolution",
+    }
+
+    def __init__(
+        self,
+        inner_width: int,
+        head_dim: int = 64,
+        state_size: int = 64,
+        num_groups: int = 1,
+        conv_kernel: int = 4,
+        scan_backend: SsdBackend = "auto",
+    ) -> None:
+        super().__init__()
+        num_heads, num_convolved = inner_width // head_dim, inner_width + 2 * num_groups * state_size
+        self.inner_width = inner_width
+        self.head_dim, self.state_size, self.num_groups = head_dim, state_size, num_groups
+        self.parts = [inner_width, num_convolved, num_heads]  # gate; x, B and C; step sizes
+        self.num_projected = sum(self.parts)
+        self.scan_backend: SsdBackend = scan_backend
+        # The module has the names and shapes of mamba_ssm's Mamba2; its parameters are used by another implementation.
+        self.conv1d = nn.Conv1d(num_convolved, num_convolved, conv_kernel, groups=num_convolved)
+        self.dt_bias = nn.Parameter(_initial_step_sizes(num_heads))
+        self.A_log = nn.Parameter(torch.empty(num_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(num_heads))
+
+    def scan(self, projected: Tensor, visit_order: Tensor | None = None) -> Tensor:
+        """Convolve and scan along visit_order, (L,), and multiply by silu(gate): (B, L, num_projected) -> (B, L, E)."""
+        deterministic = torch.are_deterministic_algorithms_enabled()  # set by Trainer(deterministic=True)
+        gate, convolved, dt = projected.split(self.parts, dim=-1)
+        convolved = causal_conv1d(
+            convolved,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            visit_order=visit_order,
+            activation="silu",
+            deterministic=deterministic,
+        )
+        group_width = self.num_groups * self.state_size
+        x, B, C = convolved.split([self.inner_width, group_width, group_width], dim=-1)
+        y = ssd(
+            x.unflatten(-1, (-1, self.head_dim)),
+            dt,
+            -torch.exp(self.A_log.float()),
+            B.unflatten(-1, (self.num_groups, -1)),
+            C.unflatten(-1, (self.num_groups, -1)),
+            skip=self.D,
+            gate=gate.unflatten(-1, (-1, self.head_dim)),
+            dt_bias=self.dt_bias,
+            visit_order=visit_order,
+            backend=self.scan_backend,
+            deterministic=deterministic,
+        )
+        return y.flatten(2)
+
+
+def _initial_step_sizes(num_heads: int, smallest: float = 1e-3, largest: float = 0.1) -> Tensor:
+    """Draw step sizes log-uniformly from [smallest, largest], and return softplus^-1 of them, (H,)."""
+    steps = torch.exp(torch.empty(num_heads).uniform_(math.log(smallest), math.log(largest)))
+    return steps + torch.log(-torch.expm1(-steps))
+
+
+class GroupRMSNorm(nn.Module):
+    """RMSNorm of each of `num_groups` equal parts of (B, L, width), with one weight per channel."""
+
+    def __init__(self, width: int, num_groups: int = 1, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.num_groups, self.epsilon = num_groups, epsilon
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalise (B, L, width)."""
+        parts = rows.unflatten(-1, (self.num_groups, -1))
+        normalised = F.rms_norm(parts, parts.shape[-1:], eps=self.epsilon).flatten(-2)
+        return normalised * self.weight.to(normalised.dtype)
+
+
+class Mamba2Mixer(SsdDirection, Mixer):
+    """The mixer of Mamba-2 (arXiv:2405.21060, section 7): (B, L, D) -> (B, L, D).
+
+    One projection gives the gate, x, B, C and the step sizes; x, B and C are convolved; the gated output of the scan is
+    normalised and projected. Parameters have the names and shapes of `mamba_ssm.Mamba2`, so that `load_state_dict`
+    loads its weights.
+
+    Rows are taken in visit order, since the norms before and after the mixer reorder them at no cost.
+
+    Args:
+        width: D.
+        inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend: see `SsdDirection`.
+    """
+
+    takes_rows_in_visit_order = True
+
+    def __init__(
+        self,
+        width: int,
+        inner_width: int,
+        head_dim: int = 64,
+        state_size: int = 64,
+        num_groups: int = 1,
+        conv_kernel: int = 4,
+        scan_backend: SsdBackend = "auto",
+    ) -> None:
+        super().__init__(inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend)
+        self.in_proj = nn.Linear(width, self.num_projected, bias=False)
+        self.norm = GroupRMSNorm(inner_width, num_groups)
+        self.out_proj = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
+        """Mix tokens (B, L, D) in the order in which they are stored."""
+        check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
+        return self.out_proj(self.norm(self.scan(self.in_proj(tokens), visit.order)))
+
+
+@dataclass(frozen=True)
+class Mamba2(DirectionOptions):
+    """Mamba-2 (arXiv:2405.21060): a causal convolution and a scan along one order, with one decay rate per head.
+
+    Args:
+        state_size: N, number of states per inner channel of the scan.
+        head_dim: width of a head; must divide the inner width. On a GPU, a number of heads that is a multiple of 8 is
+            fastest.
+        expand: inner width divided by D.
+        num_groups: number of groups of heads that share B and C; must divide the number of heads.
+        conv_kernel: taps of the causal convolution.
+        inner_width: inner width, in place of expand * D; for example for layers with as many parameters as another
+            mixer's.
+        scan_backend: implementation of the scan; "auto" chooses by device.
+    """
+
+    state_size: int = 64
+    head_dim: int = 64
+    expand: int = 2
+    num_groups: int = 1
+    conv_kernel: int = 4
+    inner_width: int | None = None
+    scan_backend: SsdBackend = "auto"
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        check_whole_numbers("Mamba2", most=4096, head_dim=self.head_dim, num_groups=self.num_groups)
+        check_whole_numbers("Mamba2", most=2**20, inner_width=self.inner_width)
+
+    def build(self, width: int) -> Mamba2Mixer:
+        """Build one layer."""
+        return Mamba2Mixer(width, *self._scan_options(width))
+
+    def build_direction(self, width: int) -> SsdDirection:
+        """Build the scan of one direction."""
+        return SsdDirection(*self._scan_options(width))
+
+    def build_norm(self, width: int) -> GroupRMSNorm:
+        """Build the norm of the gated outputs."""
+        return GroupRMSNorm(self._inner_width(width), self.num_groups)
+
+    def _inner_width(self, width: int) -> int:
+        inner = self.expand * width if self.inner_width is None else self.inner_width
+        if inner % self.head_dim:
+            raise UserError(
+                f"Mamba2.head_dim: {self.head_dim} does not divide the inner width {inner}: set it to a divisor"
+            )
+        if inner // self.head_dim % self.num_groups:
+            raise UserError(
+                f"Mamba2.num_groups: {self.num_groups} does not divide the {inner // self.head_dim} heads: set it to "
+                "a divisor"
+            )
+        return inner
+
+    def _scan_options(self, width: int) -> tuple[int, int, int, int, int, SsdBackend]:
+        inner = self._inner_width(width)
+        return inner, self.head_dim, self.state_size, self.num_groups, self.conv_kernel, self.scan_backend
