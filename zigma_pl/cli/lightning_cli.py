@@ -74,6 +74,10 @@ DESCRIPTIONS = {
     "are computed from images, such as maps.",
 }
 
+OPTIONS = dict.fromkeys(DESCRIPTIONS, "--config FILE.yaml --ckpt_path CKPT [options]") | {
+    "fit": "--config FILE.yaml [options]"
+}
+
 
 class ZigmaCLI(LightningCLI):
     """LightningCLI with one module, any data module, and a group of options for each callback."""
@@ -315,7 +319,7 @@ def main(argv: list[str]) -> int:
             ZigmaCLI,
             command,
             argv,
-            {"prog": "python -m zigma_pl", command: parser_of(command, DESCRIPTIONS[command])},
+            {"prog": "python -m zigma_pl", command: parser_of(command, DESCRIPTIONS[command], OPTIONS[command])},
             save_config_callback=SaveConfigOnFit,
             save_config_kwargs={"overwrite": True},
         )

@@ -57,7 +57,9 @@ SPLITS_OF_STAGE: dict[str, tuple[Split, ...]] = {
 
 
 class ImageDataModule(Configurable, L.LightningDataModule, ABC):
-    """Base class of all data modules. Subclasses implement `load_split` and set the class attributes below.
+    """A data set, and the frozen encoders of its images and captions.
+
+    Base class of all data modules. Subclasses implement `load_split` and set the class attributes below.
 
     Workers decode and crop images to uint8. `on_after_batch_transfer` then runs on the device: it computes latents with
     the frozen autoencoder and caption features with the frozen text encoder. The encoders belong to the data module and

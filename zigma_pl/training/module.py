@@ -57,7 +57,7 @@ class Samples(NamedTuple):
 
 
 class GenerativeModule(L.LightningModule):
-    """Trains a backbone on the stochastic-interpolant objective, and samples from it.
+    """The model: a backbone, trained on the stochastic-interpolant objective, and the sampler that generates from it.
 
     All random numbers of a sample (noise, time, dropped conditions) are a function of (seed, sample id), so results do
     not depend on the batch size or the number of processes.

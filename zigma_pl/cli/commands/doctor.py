@@ -31,7 +31,10 @@ SELF_CHECK_BOUND = 1e-4
 
 def main(argv: list[str]) -> int:
     """Print the report; returns 1 if an available backend computes wrong numbers."""
-    parser = Parser(prog="python -m zigma_pl doctor", description=__doc__)
+    parser = Parser(
+        prog="python -m zigma_pl doctor",
+        description="List versions and devices, and check which scan backends run here and give correct results.",
+    )
     parser.parse_args(argv)
     print_versions()
     print_devices()

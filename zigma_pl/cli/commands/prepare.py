@@ -69,6 +69,10 @@ OWN_OPTIONS = (
 HELP_OF_DTYPE = "dtype of latent moments and caption features; float16 halves the size and rounds to 1 part in 2,000"
 ENTRIES_TO_CHECK = 3  # per split
 SKIPPED_TO_SHOW = 10
+DESCRIPTION = (
+    "Decode and encode a data set once, and write the result to a folder that `fit --data.cache FOLDER` reads instead "
+    "of the data set."
+)
 USAGE = f"usage: python -m zigma_pl prepare {{{','.join(DATA_SETS)},my_package.MyData}} --root DIR --out DIR [options]"
 
 
@@ -84,7 +88,7 @@ class Parser(ArgumentParser):
 def main(argv: list[str]) -> int:
     """Prepare a data set, or check a prepared one; returns the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"{USAGE}\n\n{__doc__}\n\nThe options of a data set: python -m zigma_pl prepare mm_celeba_hq --help")
+        print(f"{USAGE}\n\n{DESCRIPTION}\n\nThe options of a data set: python -m zigma_pl prepare mm_celeba_hq --help")
         return 0
     name = argv[0] if "." in argv[0] else argv[0].replace("-", "_")
     if name not in DATA_SETS and "." not in name:
@@ -138,7 +142,7 @@ def _run(data_class: type[ImageDataModule], options: dict[str, Any]) -> int:
 
 def build_parser(name: str, data_class: type[ImageDataModule]) -> Parser:
     """Return the parser of one data set: options of this command, and those of the data module for the result."""
-    parser = Parser(prog=f"python -m zigma_pl prepare {name}", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog=f"python -m zigma_pl prepare {name}", description=DESCRIPTION, allow_abbrev=False)
     add = parser.add_argument
     add("--out", type=str, required=True, help="folder to write, for --data.cache in training")
     add("--splits", nargs="+", choices=ALL_SPLITS, help="splits to prepare; all if not given")

@@ -1,6 +1,7 @@
 """`python -m zigma_pl show-batch`: plot a batch as the model gets it, decoded, with class or caption of each sample."""
 
 import textwrap
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ class DataCLI(ZigmaCLI):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--out", type=Path, default=Path("batch.png"), help="image to write (.png)")
         parser.add_argument("--num_samples", type=int, default=12, help="samples to show")
-        for option in ("--ckpt_path", "--weights_only"):  # keys of the config.yaml that `fit` writes
-            parser.add_argument(option, default=None, help="ignored")
+        for option in ("--ckpt_path", "--weights_only"):  # keys of the config.yaml that `fit` writes; ignored
+            parser.add_argument(option, default=None, help=SUPPRESS)
         parser.add_argument("--split", type=str, default="train", help="train, validation or test")
 
     def _parse_ckpt_path(self) -> None:
@@ -66,7 +67,7 @@ def read_configuration(argv: list[str]) -> DataCLI:
     """Parse the options and build the data module that they describe."""
     parser = parser_of(
         "show-batch",
-        "Plot a batch of the data set that a config names.",
+        "Plot a batch of a config's data set as the model gets it, with class or caption of each sample.",
         "--config FILE.yaml --out batch.png [options]",
     )
     return run_cli(DataCLI, "show-batch", argv, {"prog": "python -m zigma_pl show-batch", **parser}, run=False)

@@ -22,7 +22,10 @@ from zigma_pl.core.weight_files import (
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    parser = Parser(prog="python -m zigma_pl weights", description=__doc__)
+    parser = Parser(
+        prog="python -m zigma_pl weights",
+        description="List, check or download the weights of frozen networks. Only `fetch` uses the internet.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,check,fetch}")
     texts = {
         "list": "list the known weights with their purpose, size, hash and address",
