@@ -95,6 +95,7 @@ class Training(TypedDict, total=False):
     steps: Count | None
     samples_seen: Count | None
     log_folder: OneLinePath | None
+    seconds: float | None
     memory_gb: float | None
     gflops: float | None
 
