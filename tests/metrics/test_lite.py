@@ -1,4 +1,5 @@
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -84,6 +85,23 @@ def test_unknown_name_and_broken_weights_are_named(tmp_path):
     (tmp_path / "other.pth").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"lite: cannot load .*other\.pth") as error:
         build_extractor("lite", tmp_path / "other.pth")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "damaged"])
+def test_weights_that_grow_when_they_are_read_are_not_read(kind, tmp_path, monkeypatch):
+    """Kind: files that are small and become large."""
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "whole.pth")
+    path = tmp_path / "other.pth"
+    if kind == "compressed":
+        with zipfile.ZipFile(tmp_path / "whole.pth") as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+    else:
+        path.write_bytes((tmp_path / "whole.pth").read_bytes().replace(b"PK\x01\x02", bytes(4)))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("the file was read"))
+    with pytest.raises(UserError, match=rf"other\.pth.*{kind}") as error:
+        build_extractor("lite", path)
     assert "\n" not in str(error.value)
 
 

@@ -11,4 +11,4 @@ if [ $# -gt 0 ]; then
     "${PYTHON:-python3}" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$1"/*.whl
 fi
 PYTHONPATH="$site:.${PYTHONPATH:+:$PYTHONPATH}" "${PYTHON:-python3}" -m pytest -p no:cacheprovider \
-    tests/metrics/test_{inception,resize,dinov2,clip,i3d,distances}.py
+    tests/metrics/test_{inception,resize,dinov2,clip,i3d,distances,torchmetrics}.py

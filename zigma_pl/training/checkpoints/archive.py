@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zigma_pl.core.archives import inflated
+
 STEP_KEY = "global_step"
 # Tensors and plain values. torch's own list also allows types that create large or sparse tensors from a few bytes.
 PLAIN_GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)|torch \w+")
@@ -30,7 +32,7 @@ def damage_of(path: Path) -> str | None:
             if file.read(2) != b"PK":
                 return "is not a checkpoint of zigma_pl, or is truncated"
         with zipfile.ZipFile(path) as archive:  # the index is at the end, so a truncated file has none
-            wrong = _inflated(archive, path)
+            wrong = _refused(archive, path)
             altered = None if wrong else archive.testzip()
     except zipfile.BadZipFile:
         return "is truncated"
@@ -41,13 +43,11 @@ def damage_of(path: Path) -> str | None:
     return wrong or (None if altered is None else f"is corrupted (in {altered})")
 
 
-def _inflated(archive: zipfile.ZipFile, path: Path) -> str | None:
-    entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        return "has compressed entries, which zigma_pl never writes"
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        return "declares more bytes than it has"
-    names = [entry.filename for entry in entries]
+def _refused(archive: zipfile.ZipFile, path: Path) -> str | None:
+    too_large = inflated(archive, path.stat().st_size)
+    if too_large is not None:
+        return too_large
+    names = archive.namelist()
     if len(set(names)) < len(names) or sum(name.endswith("data.pkl") for name in names) != 1:
         return "is not a checkpoint of zigma_pl"
     return None
@@ -82,7 +82,7 @@ def foreign_object(path: Path) -> str | None:
 
 def _operations(path: Path) -> Iterator[tuple[str, Any]]:
     with zipfile.ZipFile(path) as archive:
-        if _inflated(archive, path):
+        if _refused(archive, path):
             raise ValueError(path)
         (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
         content = archive.read(name)
