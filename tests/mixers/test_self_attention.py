@@ -45,6 +45,21 @@ def test_queries_and_keys_are_normalised_within_each_head():
     assert not torch.allclose(attention(tokens, visit), before)
 
 
+def test_normalised_attention_by_hand():
+    """Queries and keys of each head are divided by their own root mean square, and multiplied by learned weights."""
+    torch.manual_seed(0)
+    attention = SelfAttentionMixer(12, num_heads=3, qk_norm=True).double()
+    for norm in (attention.query_norm, attention.key_norm):
+        torch.nn.init.normal_(norm.weight)
+    tokens = torch.randn(2, 5, 12, dtype=torch.float64)
+    query, key, value = attention.to_query_key_value(tokens).unflatten(-1, (3, 3, 4)).unbind(2)  # (2, 5, heads, 4)
+    query, key = (part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() for part in (query, key))
+    query, key = query * attention.query_norm.weight, key * attention.key_norm.weight
+    weights = (torch.einsum("bihd,bjhd->bhij", query, key) / 2.0).softmax(-1)
+    expected = torch.einsum("bhij,bjhd->bihd", weights, value).flatten(2)
+    torch.testing.assert_close(attention(tokens, Visit(torch.zeros(5, 2))), attention.out_proj(expected))
+
+
 def test_rotated_products_depend_on_the_distance_in_the_grid_alone():
     positions = grid_positions(4, 5)
     query, key = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64).expand(-1, -1, -1, 20, -1)
