@@ -158,6 +158,20 @@ def test_processes_that_differ_are_refused_by_both(pair, what, named):
     assert first.startswith(f"{named}: process 0 has")
 
 
+def test_snapshots_are_those_of_one_process(pair, tmp_path):
+    train(tmp_path)
+    for name in ("ddp", "fsdp", "fsdp-resumed"):
+        paths = sorted((pair[0] / name / "snapshots").iterdir())
+        assert len(paths) == 2 if name == "fsdp-resumed" else 4
+        for path in paths:
+            whole, own = (
+                torch.load(one / path.name, weights_only=True) for one in (tmp_path / "snapshots", path.parent)
+            )
+            assert own["state_dict"].keys() == whole["state_dict"].keys()
+            for parameter, weight in whole["state_dict"].items():
+                torch.testing.assert_close(own["state_dict"][parameter], weight, rtol=2e-3, atol=1e-5)
+
+
 def test_sharded_parameters_are_nowhere_whole(pair, alone):
     whole = torch.load(pair[0] / "fsdp" / "last.ckpt", weights_only=True)["state_dict"]
     sizes = [found["local_parameters"] for found in pair[1]]
@@ -175,6 +189,9 @@ def test_sharded_checkpoint_is_that_of_one_process(pair, alone, tmp_path):
     for key in ("state_dict", "current_model_state"):
         for name, weight in ends[0][key].items():
             torch.testing.assert_close(ends[1][key][name], weight, rtol=1e-4, atol=1e-6)
+    for width, averages in ends[0]["power_averages"].items():
+        for name, average in averages.items():
+            torch.testing.assert_close(ends[1]["power_averages"][width][name], average, rtol=1e-4, atol=1e-6)
 
 
 def test_a_bad_number_on_one_process_is_skipped_by_both(pair):

@@ -59,7 +59,7 @@ def train(folder, module=None, callbacks=(), ckpt_path=None, batch_size=GLOBAL_B
         accelerator="cpu",
         logger=False,
         gradient_clip_val=0.5,
-        callbacks=[EMA(decay=0.5), *callbacks, remember, checkpoints],
+        callbacks=[EMA(decay=0.5, snapshot_every_n_steps=3), *callbacks, remember, checkpoints],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

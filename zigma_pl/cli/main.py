@@ -33,6 +33,10 @@ COMMANDS = {
     "tables": ("commands.tables", "write experiments/README.md and docs/results.md from the result records"),
     "report": ("commands.report", "write an HTML page: tables, curves, samples, scan orders"),
     "weights": ("commands.weights", "list, check or download the weights of frozen networks"),
+    "average": (
+        "commands.average",
+        "reconstruct an average of the weights of any width: RUN_FOLDER --sigma_rel WIDTH --out CKPT",
+    ),
     "export": ("commands.export", "write a checkpoint as safetensors + config.json: --ckpt_path CKPT --out FOLDER"),
     "import-zigma": ("commands.import_zigma", "write an official ZigMa checkpoint as safetensors + config.json"),
 }

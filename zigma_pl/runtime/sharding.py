@@ -89,6 +89,18 @@ def made_whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def copy_whole(target: Tensor, whole: Tensor) -> None:
+    """Copy a full tensor, which all processes have, into a tensor that may be sharded."""
+    if is_sharded(target):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        sharded: Any = target
+        replicated = [Replicate()] * sharded.device_mesh.ndim
+        given = DTensor.from_local(whole.to(target.device), sharded.device_mesh, replicated, run_check=False)
+        whole = given.redistribute(placements=sharded.placements)
+    target.copy_(whole)
+
+
 def is_sharded(value: Any) -> bool:
     """Return whether a value is a sharded tensor."""
     return hasattr(value, "full_tensor")

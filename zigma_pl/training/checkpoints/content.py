@@ -16,6 +16,8 @@ FORMAT_KEY = "zigma_format_version"
 FORMAT_VERSION = 1  # increase it when older versions of zigma_pl would misread a new file
 RAW_WEIGHTS = "current_model_state"  # present if "state_dict" contains the average
 RANDOM_STATES = "random_states"  # by rank
+POWER_AVERAGES = "power_averages"  # see `callbacks/power_averages.py`
+POWER_AVERAGE = "power_average"  # present if "state_dict" contains such an average and there are no raw weights
 TRAINED_ON = "trained_on"  # see `GenerativeModule.trained_on`
 OPTIONS = "zigma_options"  # see `callbacks/checkpoint_options.py`
 
@@ -75,6 +77,8 @@ class CheckpointContent(_Part):
     state_dict: dict[str, Tensor]
     raw_weights: dict[str, Tensor] = Field(default_factory=dict, alias="current_model_state")
     averaging_state: AveragingState | None = None
+    power_averages: dict[str, dict[str, Tensor]] = Field(default_factory=dict)
+    power_average: Plain = Field(default_factory=dict)
     hyper_parameters: Plain = Field(default_factory=dict)
     options: dict[str, dict[str, JsonValue]] = Field(default_factory=dict, alias="zigma_options")
     trained_on: TrainedOn = Field(default_factory=TrainedOn)

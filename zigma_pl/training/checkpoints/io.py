@@ -12,7 +12,14 @@ from torch import Tensor
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import written_whole
 from zigma_pl.training.checkpoints.archive import damage_of, foreign_object
-from zigma_pl.training.checkpoints.content import FORMAT_KEY, FORMAT_VERSION, RAW_WEIGHTS, check_content, check_finite
+from zigma_pl.training.checkpoints.content import (
+    FORMAT_KEY,
+    FORMAT_VERSION,
+    POWER_AVERAGE,
+    RAW_WEIGHTS,
+    check_content,
+    check_finite,
+)
 
 Weights = Literal["average", "raw"]
 _MALFORMED = (  # errors that torch and pickle raise for invalid files
@@ -122,9 +129,11 @@ def weights_of(checkpoint: Mapping[str, Any], weights: Weights, path: Path | str
         path: the file, for the error message.
         otherwise: how to use the raw weights, for the error message.
 
-    Raises: UserError if the average is requested and the checkpoint has none.
+    Raises: UserError if the checkpoint has no average, or only an average, and the other is requested.
     """
-    has_average = RAW_WEIGHTS in checkpoint
+    if weights == "raw" and POWER_AVERAGE in checkpoint:
+        raise UserError(f"checkpoint {path} contains only an average: use a checkpoint of its run for the raw weights")
+    has_average = RAW_WEIGHTS in checkpoint or POWER_AVERAGE in checkpoint
     if weights == "average" and not has_average:
         raise UserError(
             f"checkpoint {path} has no average of the weights (it was saved before ema.starting_at_step, or without "
