@@ -53,7 +53,7 @@ class BrightShapes(Shapes):
     """Shapes with the conditions "class" and "brightness"."""
 
     def encode_conditions(self, raw: RawBatch, device: torch.device | str) -> dict[str, Condition]:
-        """Return the conditions of a batch by name; when only samples are generated, there are no images."""
+        """Return the conditions of a batch by name; prepared latents come without images."""
         conditions = super().encode_conditions(raw, device)
         if raw.images is not None:
             conditions["brightness"] = Condition(raw.images.float().mean(dim=(1, 2, 3)) / 255)

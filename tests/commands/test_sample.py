@@ -322,6 +322,12 @@ def test_bar_moves_with_every_network_call(by_class, in_tmp, monkeypatch):
     first = [0, 1, 1, 2]  # Heun in two steps: called at t = 1, 1/2, 1/2, 0
     assert places == [*first, 2, *(2 + place for place in first), 4, "closed"]
 
+    places.clear()
+    Image.new("L", (8, 8)).save("image.png")
+    start = ["--image=image.png", "--t_start=0.5", "--t_end=0.25"]
+    sample(by_class, "--class", "0", "--num_samples", "4", "--batch_size", "4", *start)
+    assert places == [0, 2, 2, 4, 4, "closed"]
+
 
 def test_clips_are_written_as_clips(in_tmp):
     torch.manual_seed(0)
@@ -362,6 +368,7 @@ def refused(options, message, capsys, out="out"):
         ("by_class", ["--class", "1", "--sampler.method", "huen"], "method.*heun"),
         ("by_class", ["--class", "1", "--sampler", "MultistepSampler", "--sampler.order=x"], "order"),
         ("by_class", ["--class", "1", "--sampler", "MultistepSampler", "--sampler.order=9"], "order"),
+        ("by_class", ["--class", "1", "--num_steps", "3", "--sampler.num_steps", "4"], "--num_steps"),
         ("by_class", ["--class", "1", "--guidance_interval", "0.5", "0.4"], "interval"),
         ("by_class", ["--class", "1", "--guidance", "2", "--guidance_drop", "caption"], "'caption'.*class"),
         ("by_class", ["--class", "1", "--guidance", "1", "--guidance_drop", "class"], "--guidance"),

@@ -25,8 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Write the model of a training checkpoint to a folder: model.safetensors and config.json "
         "(backbone, objective, sampler, guidance, step). The data set and the config are not needed.",
     )
-    parser.add_argument("--ckpt_path", required=True, type=Path, help="the checkpoint")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--ckpt_path", required=True, type=Path, metavar="CKPT", help="the checkpoint")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder to write")
     parser.add_argument(
         "--weights",
         choices=("average", "raw"),

@@ -17,14 +17,16 @@ def build_parser() -> argparse.ArgumentParser:
         "time and sign convention is folded into the weights.",
     )
     parser.add_argument("file", help="the checkpoint: .safetensors, or .pt/.pth/.ckpt (read with weights_only=True)")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
         "--scan_type",
         help=f"the official scan_type of the model, which the file does not contain (default: {DEFAULT_SCAN_TYPE}, as "
         "in the released configs)",
     )
     parser.add_argument("--img_dim", type=int, help="side of the latent grid; needed only without position embedding")
-    parser.add_argument("--weights", default="ema", help="which state dict of a .pt file to use (default: ema)")
+    parser.add_argument(
+        "--weights", default="ema", metavar="NAME", help="which state dict of a .pt file to use (default: ema)"
+    )
     return parser
 
 

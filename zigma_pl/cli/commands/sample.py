@@ -55,6 +55,8 @@ def set_sampling(model: "GenerativeModule", options: argparse.Namespace, of_samp
     from zigma_pl.interop.sampling import SamplingOptions
     from zigma_pl.interop.text import guidance_from_options, sampler_from_text
 
+    if options.num_steps is not None and "num_steps" in of_sampler:
+        raise UserError("--num_steps and --sampler.num_steps are the same option: omit one of them")
     sampler = sampler_from_text(model.sampler, options.sampler, of_sampler, options.allow_import)
     given = (options.guidance, options.guidance_interval, options.guidance_drop)
     guidance = guidance_from_options(model.guidance, *given)

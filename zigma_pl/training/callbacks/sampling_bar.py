@@ -15,8 +15,8 @@ DELAY_SECONDS = 1e-3  # positive, so that the bar is not shown if an error occur
 class SamplingBar(L.Callback):
     """Counts generated samples; on a CPU, where a batch may take minutes, also the progress within a batch.
 
-    The progress within a batch follows from the time t of the network calls, which decreases to 0 in every sampler. It
-    is not shown on a GPU, where reading t would synchronise and replayed CUDA graphs do not call the network.
+    The progress within a batch follows from the time t of the network calls, which decreases in every sampler. It is
+    not shown on a GPU, where reading t would synchronise and replayed CUDA graphs do not call the network.
 
     Args:
         num_samples: total number of samples.
@@ -26,10 +26,12 @@ class SamplingBar(L.Callback):
         self._bar = tqdm(total=num_samples, desc="sampling", bar_format=FORMAT, delay=DELAY_SECONDS)
         self._num_done = 0
         self._batch_size = 0
+        self._t_start, self._t_end = 1.0, 0.0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """On a CPU, observe the network calls."""
         assert isinstance(pl_module, GenerativeModule)
+        self._t_start, self._t_end = pl_module.predict_times
         if pl_module.device.type == "cpu":
             pl_module.backbone.register_forward_pre_hook(self._show)
 
@@ -53,7 +55,8 @@ class SamplingBar(L.Callback):
 
     def _show(self, backbone: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         _, t, *_ = arguments
-        self._move_to(self._num_done + self._batch_size * (1 - t.mean().item()))
+        progress = (self._t_start - t.mean().item()) / (self._t_start - self._t_end)
+        self._move_to(self._num_done + self._batch_size * progress)
 
     def _move_to(self, position: float) -> None:
         self._bar.update(position - self._bar.n)
