@@ -2,12 +2,14 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from backbones import tiny
 from backbones.tiny import BACKBONES
 
+from zigma_pl.models.taps import tapped
 from zigma_pl.runtime import graphed_training
 from zigma_pl.runtime.graphed_training import GraphedTraining
 
@@ -80,6 +82,40 @@ def test_every_backbone_is_replayed_right(name, kind, dtype, num_recorded):
         dropped = dict.fromkeys(conditions, torch.arange(3) == seed)
         assert_follows(graphed, *draw(seed), tiny.masked(conditions, seed), dropped, dtype=dtype)
     assert len(num_recorded) == 1
+
+
+def tapped_step(network, backbone, tap, layers, *inputs):
+    """Return the loss of prediction and tapped layers, and its gradients."""
+    backbone.zero_grad()
+    with tap(layers) as features:
+        prediction = network(*inputs)
+    assert features.keys() == set(layers)
+    loss = prediction.square().mean() + sum(features[layer].sin().mean() for layer in layers)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in backbone.parameters())]
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_tapped_layers_are_replayed_with_their_gradients(name, gradient_checkpointing, num_recorded):
+    graphed = GraphedTraining(build(name, gradient_checkpointing=gradient_checkpointing))
+    for seed, layers in enumerate([["blocks.0"], ["blocks.0"], [], ["blocks.0", "blocks.1"]]):
+        replayed = tapped_step(graphed, graphed.backbone, graphed.tapped, layers, *draw(seed))
+        expected = tapped_step(
+            graphed.backbone, graphed.backbone, partial(tapped, graphed.backbone), layers, *draw(seed)
+        )
+        for a, b in zip(replayed, expected, strict=True):
+            torch.testing.assert_close(a, b)
+    assert len(num_recorded) == 3
+
+
+def test_a_layer_that_the_loss_does_not_use_has_no_effect():
+    graphed = GraphedTraining(build())
+    with graphed.tapped(["blocks.0"]) as features:
+        found = step(graphed, graphed.backbone, *draw())
+    assert features["blocks.0"].requires_grad
+    graphed.backbone.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(found, step(graphed.backbone, graphed.backbone, *draw()), strict=True))
 
 
 def test_optimiser_steps_are_seen(num_recorded):

@@ -19,20 +19,23 @@ def tapped(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
         backbone: the network.
         layers: names as in `backbone.named_modules()`.
 
-    Yields: a dictionary to which the layers' outputs are added. For a block that returns tokens and a branch that has
-        not been added yet, the output is their sum.
+    Yields: a dictionary to which the layers' outputs are added at the end of the block. For a block that returns tokens
+        and a branch that has not been added yet, the output is their sum.
 
     Raises: UserError for a layer that the backbone does not have.
     """
     features: dict[str, Tensor] = {}
+    outputs: dict[str, Any] = {}
 
     def keep(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        features[name] = _tokens_of(output)
+        outputs[name] = output
 
     with ExitStack() as hooks:
         for name in layers:
             hooks.callback(_layer(backbone, name).register_forward_hook(partial(keep, name)).remove)
         yield features
+    # Not in the hooks: with gradient checkpointing, a recomputation without hooks must save the same tensors.
+    features.update({name: _tokens_of(output) for name, output in outputs.items()})
 
 
 def _layer(backbone: nn.Module, name: str) -> nn.Module:

@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from zigma_pl.core.batch import Conditions
 from zigma_pl.core.torch_private import has_forward_hooks
 from zigma_pl.models.backbones.base import Backbone
+from zigma_pl.models.taps import tapped
 from zigma_pl.runtime.cuda_graphs import (
     Inputs,
     addresses,
@@ -29,8 +31,9 @@ log = logging.getLogger(__name__)
 class GraphedTraining:
     """A callable like its backbone; in training on a CUDA device, it replays both passes as CUDA graphs.
 
-    The passes are recorded at the first call, for its shapes and dtypes, and again if parameters have moved in memory.
-    Only parameters receive gradients, and the backward pass of each call must run before the next call.
+    The passes are recorded at the first call, for its shapes and dtypes, and again if other layers are tapped or
+    parameters have moved in memory. Only parameters receive gradients, and the backward pass of each call must run
+    before the next call.
 
     The backbone itself is called on other devices, without gradients, in evaluation mode, for inputs of other shapes,
     and if it has forward hooks, which a replay would not call.
@@ -48,6 +51,17 @@ class GraphedTraining:
         self.required = required
         self._recording: _Recording | None = None
         self._has_failed = False
+        self._layers: tuple[str, ...] = ()
+        self._features: dict[str, Tensor] = {}
+
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Collect the outputs of the named layers in calls within the block; see `zigma_pl.models.taps.tapped`."""
+        self._layers, self._features = tuple(layers), {}
+        try:
+            yield self._features
+        finally:
+            self._layers, self._features = (), {}
 
     def forget(self) -> None:
         """Free the recording; the next call makes a new one."""
@@ -67,18 +81,26 @@ class GraphedTraining:
         """Predict (B, C, H, W); see `Backbone.forward` for the arguments."""
         inputs = Inputs.of(x_t, t, conditions, dropped)
         if not self._is_training_on(x_t.device):
-            return self.backbone(*inputs)
+            return self._call_backbone(inputs)
         dtype = autocast_dtype(self.device_type)
-        if self._recording is None or not self._recording.matches(self.backbone):
+        if self._recording is None or not self._recording.matches(self.backbone, self._layers):
             self.forget()  # frees its memory first
             self._recording = self._record(inputs, dtype)
         if self._recording is None or not self._recording.takes(inputs, dtype):
-            return self.backbone(*inputs)
-        return _Replay.apply(self._recording, inputs, *self._recording.parameters)
+            return self._call_backbone(inputs)
+        prediction, *features = _Replay.apply(self._recording, inputs, *self._recording.parameters)
+        self._features.update(zip(self._layers, features, strict=True))
+        return prediction
+
+    def _call_backbone(self, inputs: Inputs) -> Tensor:
+        with tapped(self.backbone, self._layers) as features:
+            prediction: Tensor = self.backbone(*inputs)
+        self._features.update(features)
+        return prediction
 
     def _record(self, inputs: Inputs, dtype: torch.dtype | None) -> "_Recording | None":
         try:
-            return _Recording(self.backbone, inputs, dtype, self.device_type)
+            return _Recording(self.backbone, self._layers, inputs, dtype, self.device_type)
         except RuntimeError as error:  # such as a network that synchronises, or too little memory
             if self.required:
                 raise
@@ -93,55 +115,60 @@ class GraphedTraining:
 
 
 class _Recording:
-    """Recordings of both passes of a backbone for one batch size."""
+    """Recordings of both passes of a backbone for one batch size; its outputs are the prediction and tapped layers."""
 
-    def __init__(self, backbone: Backbone, inputs: Inputs, dtype: torch.dtype | None, device_type: str) -> None:
+    def __init__(
+        self, backbone: Backbone, layers: tuple[str, ...], inputs: Inputs, dtype: torch.dtype | None, device_type: str
+    ) -> None:
+        self.layers = layers
         self.parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         self.num_forward_passes = 0
         self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
-            with uncached_autocast(device_type, dtype):
-                self._output = backbone(*self._inputs)
-            return (self._output,)
+            with uncached_autocast(device_type, dtype), tapped(backbone, layers) as features:
+                prediction = backbone(*self._inputs)
+            self._outputs = (prediction, *(features[layer] for layer in layers))
+            return self._outputs
 
         def backward() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(self._output, self.parameters, self._doutput)
+            return torch.autograd.grad(self._outputs, self.parameters, self._doutputs)
 
         def both() -> None:
             forward()
-            self._doutput = torch.zeros_like(self._output)
+            self._doutputs = tuple(torch.zeros_like(output) for output in self._outputs)
             backward()
 
         warm_up(both)
-        del self._output
+        del self._outputs
         passes = record(forward, backward)
-        (self._replay_forward, (prediction,)), (self._replay_backward, self._gradients) = passes
+        (self._replay_forward, outputs), (self._replay_backward, self._gradients) = passes
         # The autograd graph is freed, here and after the warm-up: while it exists, gradients are accumulated on the
         # stream on which it was created.
-        self._prediction = prediction.detach()
-        del self._output
+        self._recorded_outputs = tuple(output.detach() for output in outputs)
+        del self._outputs
 
-    def matches(self, backbone: Backbone) -> bool:
-        """Return whether the backbone's parameters and buffers are at the recorded addresses."""
-        return self._addresses == addresses(backbone)
+    def matches(self, backbone: Backbone, layers: tuple[str, ...]) -> bool:
+        """Return whether these layers were tapped, and parameters and buffers are at the recorded addresses."""
+        return self.layers == layers and self._addresses == addresses(backbone)
 
     def takes(self, inputs: Inputs, dtype: torch.dtype | None) -> bool:
         """Return whether inputs have the recorded shapes and dtypes, under the same autocast."""
         return self._signature == signature(inputs, dtype)
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Return the prediction in a new tensor."""
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Return the prediction and the outputs of the tapped layers in new tensors."""
         self._copy_accumulated_gradients()
         fill(self._inputs, inputs)
         self._replay_forward()
         self.num_forward_passes += 1
-        return self._prediction.detach().clone()
+        return tuple(output.clone() for output in self._recorded_outputs)
 
-    def backward(self, doutput: Tensor) -> list[Tensor]:
+    def backward(self, doutputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Return the gradients of the parameters, in memory that the next forward pass may overwrite."""
-        self._doutput.copy_(doutput)
+        for recorded, doutput in zip(self._doutputs, doutputs, strict=True):
+            recorded.copy_(doutput)
         self._replay_backward()
         return [gradient.detach() for gradient in self._gradients]
 
@@ -156,13 +183,13 @@ class _Replay(torch.autograd.Function):
     """A recording as an autograd function of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, recording: _Recording, inputs: Inputs, *parameters: Tensor) -> Tensor:
-        prediction = recording.forward(inputs)
+    def forward(ctx: Any, recording: _Recording, inputs: Inputs, *parameters: Tensor) -> tuple[Tensor, ...]:
+        outputs = recording.forward(inputs)
         ctx.recording, ctx.index = recording, recording.num_forward_passes
-        return prediction
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, doutput: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *doutputs: Tensor) -> tuple[Tensor | None, ...]:
         assert ctx.index == ctx.recording.num_forward_passes, "another forward pass ran before the backward pass"
-        return None, None, *ctx.recording.backward(doutput)
+        return None, None, *ctx.recording.backward(doutputs)

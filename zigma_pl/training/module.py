@@ -206,8 +206,10 @@ class GenerativeModule(L.LightningModule):
         t = self.objective.sample_time(generators, device=self.device)
         terms = self._active_terms()
         layers = sorted({layer for term in terms.values() for layer in term.layers})
-        with tapped(self.backbone, layers) as features:
-            evaluation = self._evaluate(batch, t, generators, replayed=not layers)
+        backbone = self._trained_backbone
+        taps = backbone.tapped(layers) if isinstance(backbone, GraphedTraining) else tapped(backbone, layers)
+        with taps as features:
+            evaluation = self._evaluate(batch, t, generators)
         inputs = LossInputs(batch, t, evaluation, self.objective, features)
         total = evaluation.loss.mean()
         values = {OWN_TERM: total}
@@ -235,9 +237,13 @@ class GenerativeModule(L.LightningModule):
         """Return the objective's loss of each sample, (B,), at times t, (B,)."""
         return self._evaluate(batch, t, generators).loss
 
-    def _evaluate(
-        self, batch: Batch, t: Tensor, generators: list[torch.Generator], *, replayed: bool = True
-    ) -> Evaluation:
+    @property
+    def _trained_backbone(self) -> Backbone | GraphedTraining:
+        if self.graph_training is False or self.device_mesh is not None or self._is_first_batch:
+            return self.backbone
+        return self._graphed_training
+
+    def _evaluate(self, batch: Batch, t: Tensor, generators: list[torch.Generator]) -> Evaluation:
         assert batch.latents is not None
         missing = [name for name in self.backbone.conditioners if name not in batch.conditions]
         if missing:
@@ -251,9 +257,7 @@ class GenerativeModule(L.LightningModule):
         if self.training and self.backbone.droppable_conditions:
             dropped = self._dropped(generators)  # also with rate 0, so that null entries get a zero gradient, not None
 
-        if self.graph_training is False or self.device_mesh is not None or self._is_first_batch:
-            replayed = False
-        backbone = self._graphed_training if replayed else self.backbone
+        backbone = self._trained_backbone
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
             return backbone(x_t, t, self._conditions(batch), dropped)

@@ -21,8 +21,6 @@ class REPA(LossTerm):
     The tokens of one layer, computed from the noisy latents, are projected by an MLP. The teacher sees the clean
     images, and its feature maps are resampled to the token grid. Videos are aligned frame by frame.
 
-    In training with `graph_training`, the backbone is not replayed as a CUDA graph while the term is active.
-
     Args:
         teacher: frozen network.
         layer: number of blocks before the tap, from 1 to the depth of the backbone; None for a third of the depth.
