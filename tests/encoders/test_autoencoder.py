@@ -1,5 +1,9 @@
+import json
+from functools import reduce
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.randomness import sample_generators
@@ -16,8 +20,7 @@ def save_tiny_kl(path, **config):
         block_out_channels=(8, 8, 8),
         norm_num_groups=4,
         latent_channels=4,
-        mid_block_add_attention=False,
-        **config,
+        **{"mid_block_add_attention": False, **config},
     )
     network.save_pretrained(path)
     return network.eval()
@@ -87,6 +90,85 @@ def test_half_a_scale_is_refused(tmp_path, wrong):
     save_tiny_kl(tmp_path, **wrong)
     with pytest.raises(UserError, match=next(reversed(wrong)).replace("latents_mean", "latents_std")):
         KLAutoencoder(str(tmp_path))
+
+
+MALFORMED = [
+    {"block_out_channels": [32, "x"]},
+    {"block_out_channels": []},
+    {"block_out_channels": 7},
+    {"block_out_channels": [8] * 3000},
+    {"in_channels": "3"},
+    {"in_channels": None},
+    {"latent_channels": -1},
+    {"latent_channels": 10**9},
+    {"layers_per_block": 10**6},
+    {"norm_num_groups": 0},
+    {"scaling_factor": None},
+    {"scaling_factor": "x"},
+    {"shift_factor": [1]},
+    {"latents_mean": ["a"] * 4, "latents_std": [1.0] * 4},
+    {"_class_name": ["a\nb"]},
+    {"_class_name": "a" * 10_000},
+    None,
+    [],
+    "AutoencoderKL",
+]
+
+
+@pytest.mark.parametrize("changed", MALFORMED, ids=lambda value: str(value)[:30])
+def test_malformed_but_valid_json_is_one_line(tmp_path, changed):
+    """Kind: files of others that are JSON and hold something else."""
+    save_tiny_kl(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed} if isinstance(changed, dict) else changed))
+    with pytest.raises(UserError, match="autoencoder") as error:
+        KLAutoencoder(str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_network_that_its_files_cannot_hold_is_not_allocated(tmp_path, monkeypatch):
+    """Kind: sizes in a file that are allocated before they are checked."""
+    save_tiny_kl(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "block_out_channels": [16_384] * 3}))
+    autoencoder = KLAutoencoder(str(tmp_path))
+    monkeypatch.setattr(
+        "diffusers.AutoencoderKL.from_pretrained", lambda *_, **__: pytest.fail("the network was built")
+    )
+    with pytest.raises(UserError, match=r"describes \d+,\d+,\d+,\d+ weights"):
+        autoencoder.decode(torch.zeros(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("spoil", ["missing", "NaN"])
+def test_weights_that_are_missing_or_not_finite_are_not_made_up(tmp_path, spoil):
+    """Kind: wrong numbers without a word; diffusers initialises missing weights randomly."""
+    save_tiny_kl(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if spoil == "missing":
+        del weights["decoder.conv_out.bias"]
+    else:
+        weights["decoder.conv_out.bias"][0] = torch.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{spoil}.*decoder\.conv_out\.bias|decoder\.conv_out\.bias.*{spoil}") as error:
+        KLAutoencoder(str(tmp_path)).decode(torch.zeros(1, 4, 2, 2))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_under_the_older_names_of_attention_are_complete(tmp_path):
+    """As in stabilityai/sd-vae-ft-ema."""
+    save_tiny_kl(tmp_path, mid_block_add_attention=True)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    latents = torch.randn(1, 4, 2, 2)
+    expected = KLAutoencoder(str(tmp_path)).decode(latents)
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(path)
+    for name in [name for name in weights if ".attentions." in name]:
+        renamed = reduce(lambda text, pair: text.replace(*pair), older.items(), name)
+        weights[renamed] = weights.pop(name)
+    save_file(weights, path, metadata={"format": "pt"})
+    assert torch.equal(KLAutoencoder(str(tmp_path)).decode(latents), expected)
 
 
 def test_a_sample_does_not_depend_on_its_batch(tiny_kl):

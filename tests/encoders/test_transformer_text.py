@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.encoders.text import build_text_encoder
@@ -110,6 +111,51 @@ def test_options_that_do_not_fit_are_refused_in_one_line(clip_folder, options, m
         options = {"path": None if options["name"] == "minilm" else str(clip_folder), **options}
     with pytest.raises(UserError, match=message) as error:
         build_text_encoder(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "NaN"])
+def test_weights_that_are_missing_or_not_finite_are_not_made_up(clip_folder, tmp_path, spoil):
+    """Kind: wrong numbers without a word; transformers initialises missing weights randomly."""
+    folder = shutil.copytree(clip_folder, tmp_path / "spoilt")
+    weights = load_file(folder / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("final_layer_norm.bias"))
+    if spoil == "missing":
+        del weights[name]
+    else:
+        weights[name][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{spoil}.*final_layer_norm\.bias|final_layer_norm\.bias.*{spoil}") as error:
+        CLIPTextEncoder(folder)(["a"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"vocab_size": 10**9},
+        {"intermediate_size": 10**9},
+        {"max_position_embeddings": 65_536},
+        {"num_hidden_layers": 10**6},
+        {"num_hidden_layers": "a"},
+        {"bos_token_id": [1]},
+        {"num_attention_heads": 0},
+        {"hidden_act": "x"},
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_the_weights_is_refused_before_they_are_read(
+    clip_folder, tmp_path, changed, monkeypatch
+):
+    """Kind: sizes in a file that are allocated before they are checked."""
+    folder = shutil.copytree(clip_folder, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    monkeypatch.setattr(
+        "transformers.CLIPTextModel.from_pretrained", lambda *_, **__: pytest.fail("the network was built")
+    )
+    with pytest.raises(UserError, match="text_encoder_path") as error:
+        CLIPTextEncoder(folder)(["a"])
     assert "\n" not in str(error.value)
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from zigma_pl.core.class_paths import Configurable
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.randomness import randn_per_sample
-from zigma_pl.core.ranges import check_numbers
+from zigma_pl.core.records import problems
 from zigma_pl.core.transfer import to_device
-from zigma_pl.encoders.weights import hash_of_weights, loading
+from zigma_pl.encoders.kl_config import KLConfig
+from zigma_pl.encoders.weights import check_complete, check_size, hash_of_weights, loading
 
 _PIXELS_PER_CALL = 32 * 256 * 256  # limits the memory of one call: 32 images at 256 px, 2 at 1024 px
 
@@ -160,37 +162,37 @@ class KLAutoencoder(Autoencoder):
             )
         with self._loading():
             config: dict[str, Any] = AutoencoderKL.load_config(self.path, **self._where())
-        if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+            class_name = config.get("_class_name", "AutoencoderKL")
+            config = {**_default_arguments(AutoencoderKL), **config}
+        if class_name != "AutoencoderKL":
             raise UserError(
-                f"autoencoder: '{self.path}' contains a {config['_class_name']}: pass the folder of an AutoencoderKL"
+                f"autoencoder: '{self.path}' contains a {class_name!r:.100}: pass the folder of an AutoencoderKL"
             )
-        config = {**_default_arguments(AutoencoderKL), **config}
-        self._check_shift_and_scale(config)
+        try:
+            KLConfig.model_validate({**config, "block_out_channels": list(config["block_out_channels"])})
+        except (ValidationError, TypeError) as error:
+            problem = problems(error) if isinstance(error, ValidationError) else "block_out_channels: not a list"
+            raise UserError(
+                f"autoencoder: config.json of '{self.path}' is invalid ({problem}): save the autoencoder again"
+            ) from error
         return config
-
-    def _check_shift_and_scale(self, config: dict[str, Any]) -> None:
-        """Reject a shift without its scale, with which latents would not be normalised as intended."""
-        mean, std, num_channels = config["latents_mean"], config["latents_std"], int(config["latent_channels"])
-        if mean is None and std is None:
-            check_numbers("autoencoder", above=0, scaling_factor=config["scaling_factor"])
-            return
-        for name, values in (("latents_mean", mean), ("latents_std", std)):
-            if not isinstance(values, list) or len(values) != num_channels:
-                raise UserError(
-                    f"autoencoder: config.json of '{self.path}' needs both latents_mean and latents_std: set {name} to "
-                    f"a list of {num_channels} numbers"
-                )
-        for value in std:
-            check_numbers("autoencoder", above=0, latents_std=value)
 
     @cached_property
     def _network(self) -> Any:
         from diffusers import AutoencoderKL
 
         with self._loading():
-            network = AutoencoderKL.from_pretrained(
-                self.path, torch_dtype=torch.float32, low_cpu_mem_usage=False, **self._where()
+            folder = Path(self.path, self.subfolder or "")
+            if folder.is_dir():
+                check_size(lambda: AutoencoderKL.from_config(self.config), folder)
+            network, report = AutoencoderKL.from_pretrained(
+                self.path,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+                **self._where(),
             )
+            check_complete(network, report["missing_keys"])
         return network.eval().requires_grad_(False)
 
     def _loading(self) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from zigma_pl.core.files import read_regular
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.core.transfer import to_device
 from zigma_pl.encoders.text_base import TextEncoder
-from zigma_pl.encoders.weights import hash_of_weights, loading
+from zigma_pl.encoders.weights import check_complete, check_size, hash_of_weights, loading
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
@@ -71,8 +71,8 @@ class TransformerTextEncoder(TextEncoder):
         return {"name": self.name, "max_tokens": self.max_tokens, "weights_sha256": hash_of_weights(self._network)}
 
     @abstractmethod
-    def _load(self) -> tuple[Any, nn.Module]:
-        """Load tokenizer and network from `path`, without downloads."""
+    def _load(self) -> tuple[Any, tuple[nn.Module, dict[str, Any]]]:
+        """Load from `path`, without downloads, the tokenizer, and the network with a report on its weights."""
 
     def _text_config(self) -> dict[str, Any]:
         with self._loading():
@@ -83,6 +83,7 @@ class TransformerTextEncoder(TextEncoder):
                 raise ValueError("config.json does not describe a network")
             sizes = {name: config.get(name, "nothing") for name in ("hidden_size", "max_position_embeddings")}
             check_whole_numbers("config.json", most=65_536, **sizes)
+            check_whole_numbers("config.json", most=1000, num_hidden_layers=config.get("num_hidden_layers"))
         return config
 
     def _loading(self) -> AbstractContextManager[None]:
@@ -97,7 +98,8 @@ class TransformerTextEncoder(TextEncoder):
             # Without its files, transformers would create an empty tokenizer.
             if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
                 raise OSError(f"there is no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
-            tokenizer, network = self._load()
+            tokenizer, (network, report) = self._load()
+            check_complete(network, report["missing_keys"])
         return tokenizer, network.eval().requires_grad_(False).float()
 
     @property
@@ -116,11 +118,13 @@ class CLIPTextEncoder(TransformerTextEncoder):
     where_from = " (python -m zigma_pl weights fetch clip-vit-large-patch14)"
     default_max_tokens = 77
 
-    def _load(self) -> tuple[Any, nn.Module]:
-        from transformers import CLIPTextModel, CLIPTokenizer
+    def _load(self) -> tuple[Any, tuple[nn.Module, dict[str, Any]]]:
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+        config = CLIPTextConfig.from_pretrained(self.path, local_files_only=True)
+        check_size(lambda: CLIPTextModel(config), self.path)
         tokenizer = CLIPTokenizer.from_pretrained(self.path, local_files_only=True)
-        return tokenizer, CLIPTextModel.from_pretrained(self.path, local_files_only=True)
+        return tokenizer, CLIPTextModel.from_pretrained(self.path, local_files_only=True, output_loading_info=True)
 
 
 class MiniLMTextEncoder(TransformerTextEncoder):
@@ -137,13 +141,15 @@ class MiniLMTextEncoder(TransformerTextEncoder):
     def __init__(self, path: str | Path | None = None, dim: int | None = None, max_tokens: int | None = None) -> None:
         super().__init__(path or _minilm_folder(), dim, max_tokens)
 
-    def _load(self) -> tuple[Any, nn.Module]:
-        from transformers import AutoTokenizer, BertModel
+    def _load(self) -> tuple[Any, tuple[nn.Module, dict[str, Any]]]:
+        from transformers import AutoTokenizer, BertConfig, BertModel
 
+        config = BertConfig.from_pretrained(self.path, local_files_only=True)
+        check_size(lambda: BertModel(config, add_pooling_layer=False), self.path)
         tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         # The pooling layer is not used here, and the package has no weights for it.
-        network = BertModel.from_pretrained(self.path, add_pooling_layer=False, local_files_only=True)
-        return tokenizer, network
+        options = {"add_pooling_layer": False, "local_files_only": True, "output_loading_info": True}
+        return tokenizer, BertModel.from_pretrained(self.path, **options)
 
 
 def _minilm_folder() -> Path:
