@@ -71,9 +71,9 @@ def sampled_conditions(monkeypatch):
     """Return a list that collects the conditions of every batch that is sampled."""
     seen, sample = [], GenerativeModule.sample
 
-    def recorded(self, batch, guidance=None):
+    def recorded(self, batch, guidance=None, **times):
         seen.append(batch.conditions)
-        return sample(self, batch, guidance)
+        return sample(self, batch, guidance, **times)
 
     monkeypatch.setattr(GenerativeModule, "sample", recorded)
     return seen
