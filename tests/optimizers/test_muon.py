@@ -45,12 +45,12 @@ def test_it_computes_what_torch_does(adjust_lr_fn, nesterov):
         muon.step()
         reference.step()
     for own, other, start in zip(ours, theirs, matrices(), strict=True):
-        assert (own - other).norm() < 5e-2 * (other - start).norm()  # both iterate in bfloat16
+        assert (own - other).norm() < 0.1 * (other - start).norm()  # both iterate in bfloat16
 
 
 @pytest.mark.parametrize("adjust_lr_fn", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("max_stack", [2**25, 100])
+@pytest.mark.parametrize("max_stack", [2**26, 100])
 def test_it_computes_what_the_paper_says(monkeypatch, adjust_lr_fn, nesterov, max_stack):
     monkeypatch.setattr("zigma_pl.training.optimizers.muon.MAX_STACK", max_stack)
     ours, expected = matrices(), [matrix.detach().double() for matrix in matrices()]
@@ -71,18 +71,35 @@ def test_it_computes_what_the_paper_says(monkeypatch, adjust_lr_fn, nesterov, ma
         torch.testing.assert_close(parameter.detach().double(), matrix, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2, 5, 6])
+@pytest.mark.parametrize("num_iterations", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 5e-2)]
 )
-def test_pairs_of_iterations_are_the_iteration(shape, num_iterations, dtype, tolerance):
+def test_iterations_at_once_are_the_iteration(shape, num_iterations, dtype, tolerance):
     matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     update = orthogonalised(matrix.to(dtype), num_iterations)
     assert update.dtype == dtype
     for own, of_one in zip(update.double(), matrix, strict=True):
         expected = exact(of_one, num_iterations)
         assert (own - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_scale_of_gradients_does_not_matter(scale):
+    matrix = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(orthogonalised(scale * matrix), orthogonalised(matrix), atol=1e-4, rtol=0)
+    assert torch.equal(orthogonalised(torch.zeros(1, 16, 40, dtype=torch.bfloat16)), torch.zeros(1, 16, 40).bfloat16())
+
+
+@pytest.mark.parametrize("exponent", [-2, -4])
+def test_ill_conditioned_matrices_in_bfloat16(exponent):
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(size, 128, generator=generator))[0] for size in (128, 384))
+    matrix = (u * torch.logspace(0, exponent, 128)) @ v.mT
+    update, expected = orthogonalised(matrix[None].bfloat16())[0].double(), exact(matrix.double())
+    assert (update - expected).norm() < 0.12 * expected.norm()
+    assert torch.linalg.matrix_norm(update, 2) < 1.25
 
 
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])

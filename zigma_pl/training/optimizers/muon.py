@@ -20,7 +20,7 @@ from zigma_pl.runtime.sharding import is_sharded
 AdjustLR = Literal["original", "match_rms_adamw"]
 NUM_ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; singular values end between about 0.7 and 1.2
-MAX_STACK = 2**25  # elements orthogonalised at once; bounds the temporary memory to about 10 bytes for each
+MAX_STACK = 2**26  # elements orthogonalised at once; bounds the temporary memory to about 10 bytes for each
 
 
 class Muon(Optimizer):
@@ -178,20 +178,30 @@ def _descend(
 def orthogonalised(matrices: Tensor, num_iterations: int = NUM_ITERATIONS) -> Tensor:
     """Approximate U V^T of each matrix U S V^T, (n, height, width), by a quintic Newton-Schulz iteration.
 
-    An iteration multiplies x by p(x x^T), where p(g) = a + b g + c g^2. Iterations are done in pairs: after the first,
-    x x^T is p g p, so the second polynomial needs no product of the larger size. More than two at once would be
-    inaccurate in bfloat16. Tall matrices are multiplied from the right, so no matrix is transposed in memory.
+    An iteration multiplies x by p(x x^T), where p(g) = a + b g + c g^2. After it, x x^T is p g p, so the polynomials of
+    several iterations need no products of the larger size. As rounding errors of g grow with each of them, x x^T is
+    computed again after the first three iterations, in which singular values are still small, and then after every two.
+    Tall matrices are multiplied from the right, so no matrix is transposed in memory. The norm, too, is that of x x^T.
 
     The products and the result have the type of `matrices`.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices / torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for done in range(0, num_iterations, 2):
+    x, num_done = matrices, 0
+    while num_done < num_iterations:
         gram = x.mT @ x if is_tall else x @ x.mT
-        multiplier = _polynomial(gram)
-        if done + 1 < num_iterations:
-            multiplier = _polynomial(multiplier @ gram @ multiplier) @ multiplier
+        if num_done == 0:
+            squared_norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].clamp(min=1e-14)
+            gram /= squared_norm
+        multiplier = polynomial = _polynomial(gram)
+        num_at_once = min(2 if num_done else 3, num_iterations - num_done)
+        for _ in range(num_at_once - 1):
+            gram = polynomial @ gram @ polynomial
+            polynomial = _polynomial(gram)
+            multiplier = polynomial @ multiplier
+        if num_done == 0:
+            multiplier /= squared_norm.sqrt()
         x = x @ multiplier if is_tall else multiplier @ x
+        num_done += num_at_once
     return x
 
 
