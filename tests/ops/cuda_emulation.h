@@ -48,7 +48,7 @@ static bool block_vote;
 static jmp_buf scheduler;
 static Fiber* running;
 static void (*entry)();
-static dim3 blockIdx, blockDim;
+static dim3 blockIdx, blockDim, gridDim;
 static float deposits[32][32][6];  // warp, lane
 
 #define threadIdx (running->index)
@@ -95,11 +95,25 @@ inline float (*deposit(std::initializer_list<float> values))[6] {
     return deposits[warp];
 }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask) {
-    const float other = deposit({value})[(threadIdx.x % 32) ^ mask][0];
+template <class Number>
+inline Number shuffle(Number value, int from) {
+    float halves[2] = {};
+    memcpy(halves, &value, sizeof value);
+    auto all = deposit({halves[0], halves[1]});
+    if (from < 0 || from > 31) from = threadIdx.x % 32;
+    memcpy(&value, all[from], sizeof value);
     meet_warp();
-    return other;
+    return value;
 }
+
+template <class Number>
+inline Number __shfl_sync(unsigned, Number value, int lane) { return shuffle(value, lane); }
+template <class Number>
+inline Number __shfl_xor_sync(unsigned, Number value, int mask) { return shuffle(value, (threadIdx.x % 32) ^ mask); }
+template <class Number>
+inline Number __shfl_up_sync(unsigned, Number value, int reach) { return shuffle(value, threadIdx.x % 32 - reach); }
+template <class Number>
+inline Number __shfl_down_sync(unsigned, Number value, int reach) { return shuffle(value, threadIdx.x % 32 + reach); }
 
 inline unsigned ballot(bool vote) {
     auto all = deposit({(float)vote});
@@ -136,6 +150,22 @@ inline void multiply4(float (&c)[4], float a0, float a1, float b) {
         c[i] = 0;
         for (int k = 0; k < 4; ++k) c[i] += all[row * 4 + k][i / 2] * all[(column + i % 2) * 4 + k][2];
     }
+    meet_warp();
+}
+
+// Lane 8 i + j passes row j of matrix i; lane 4 g + q gets [g][2 q], [g][2 q + 1] of each matrix or of its transpose.
+template <bool TURNED>
+inline void load_matrices(unsigned (&to)[4], const char* from) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    auto all = deposit({__uint_as_float(from - emulated_shared)});
+    auto item = [&](int matrix, int i, int j) {
+        uint16_t bits;
+        memcpy(&bits, emulated_shared + __float_as_uint(all[matrix * 8 + i][0]) + 2 * j, 2);
+        return (unsigned)bits;
+    };
+    for (int i = 0; i < 4; ++i)
+        to[i] = TURNED ? item(i, column, row) | item(i, column + 1, row) << 16
+                       : item(i, row, column) | item(i, row, column + 1) << 16;
     meet_warp();
 }
 
@@ -185,8 +215,10 @@ inline void copy_async(void* shared, const void* global, bool present) {
     if (present) memcpy(shared, global, BYTES); else memset(shared, 0, BYTES);
 }
 inline void close_copies() {}
+inline void prefetch(const void*) {}
 inline void await_copies() {}
 inline void add_global(float* to, float value) { *to += value; }
+inline void add_global2(float* to, float2 v) { to[0] += v.x, to[1] += v.y; }
 inline void add_global4(float* to, float4 v) { to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w; }
 
 static void run_fiber() {
@@ -199,6 +231,7 @@ static void run_fiber() {
 static void launch(void (*kernel)(), dim3 grid, int threads, int shared_bytes) {
     entry = kernel;
     blockDim = {threads, 1, 1};
+    gridDim = grid;
     for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
             for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {

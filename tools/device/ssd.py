@@ -1,0 +1,353 @@
+"""Compare the CUDA kernels of SSD with float64 and time them on this GPU: python tools/device/ssd.py --help.
+
+Prints tables and writes all numbers as JSON. Kernels are compiled in parallel before the first check.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from checks import errors_of, output_and_gradients
+from inputs import bfloat16_arguments, random_order
+from kernels import median_ms
+
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.selective_scan import cuda as mamba1
+from zigma_pl.ops.selective_scan import direct
+from zigma_pl.ops.ssd import cpu, cuda, launch, mamba_ssm
+
+NAMES = ("x", "dt", "A", "B", "C", "skip", "gate", "dt_bias")
+OPTIONAL = ("skip", "gate", "dt_bias")
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-2}
+SHAPES = [(32, 1024), (8, 4096), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
+SIZES = (24, 64, 64)  # heads, their channels, states
+
+
+def arguments_of(shape, dtype, sizes=SIZES, groups=1, optional=OPTIONAL, decay="usual"):
+    """Return inputs for (B, L) with a mixer's strides, by name.
+
+    decay: "usual" as in a new mixer, "strong" with log decays of -30 beside some near 0, "none" with log decays of -1e-7.
+    """
+    heads, width, states = sizes
+    generator = torch.Generator("cuda").manual_seed(0)
+    normal = functools.partial(torch.randn, generator=generator, device="cuda")
+    uniform = functools.partial(torch.rand, generator=generator, device="cuda")
+    x, B, C = normal(*shape, heads * width + 2 * groups * states).to(dtype).split(
+        [heads * width, groups * states, groups * states], -1
+    )
+    gate, _, dt = normal(*shape, 2 * heads * width + heads).to(dtype).split([heads * width, heads * width, heads], -1)
+    step = torch.exp(uniform(heads) * 4.6 - 6.9)
+    arguments = {
+        "x": x.unflatten(-1, (heads, width)),
+        "dt": dt,
+        "A": -1 - 15 * uniform(heads),
+        "B": B.unflatten(-1, (groups, states)),
+        "C": C.unflatten(-1, (groups, states)),
+        "skip": normal(heads),
+        "gate": gate.unflatten(-1, (heads, width)),
+        "dt_bias": step + torch.log(-torch.expm1(-step)),
+    }
+    if decay != "usual" or "dt_bias" not in optional:
+        optional = [name for name in optional if name != "dt_bias"]
+        arguments["dt"] = uniform(*shape, heads).mul(0.1).add(1e-3).to(dtype)
+    if decay == "strong":
+        strong = uniform(*shape, heads) < 0.2
+        arguments["dt"] = torch.where(strong, 1.0, 1e-3).to(dtype)
+        arguments["A"] = torch.where(torch.arange(heads, device="cuda") % 2 == 0, -30.0, -1e-2)
+    if decay == "none":
+        arguments["A"] = torch.full((heads,), -1e-6, device="cuda")
+    return {n: t for n, t in arguments.items() if n in optional or n not in OPTIONAL}
+
+
+def orders_of(shape):
+    """Return a random order for each sample, (B, L)."""
+    return torch.stack([random_order(shape[1], seed) for seed in range(shape[0])])
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+@contextlib.contextmanager
+def pieces(number):
+    """Divide sequences into this many pieces; None for the usual number."""
+    with mock.patch.object(launch, "pieces_for", lambda *_: number) if number else contextlib.nullcontext():
+        yield
+
+
+def check(failures, shape, dtype, *, number=None, deterministic=False, **options):
+    """Compare output and gradients with float64."""
+    arguments, order = arguments_of(shape, dtype, **options), orders_of(shape)
+    run = functools.partial(cuda.run, visit_order=order, deterministic=deterministic)
+    with pieces(number):
+        errors = errors_of(run, functools.partial(cpu.run, visit_order=order), arguments)
+    worst = max(errors, key=lambda name: errors[name][1])
+    good = all(norm < TOLERANCES[dtype] for _, norm in errors.values())  # NaN never passes
+    line = f"{shape} {str(dtype)[6:]} {options} pieces={number} det={deterministic}"
+    print("ok  " if good else "FAIL", line, f"worst {worst}, max {errors[worst][0]:.1e}, norm {errors[worst][1]:.1e}")
+    if not good:
+        failures.append(line)
+        print("    ", {name: f"{largest:.1e} {norm:.1e}" for name, (largest, norm) in errors.items()}, flush=True)
+
+
+def check_repetition(failures):
+    """Check that deterministic runs give the same bits, and that a sample does not depend on its batch."""
+    arguments, orders = arguments_of((4, 1000), torch.bfloat16), orders_of((4, 1000))
+    alone = {n: t if t.ndim == 1 else t[3:] for n, t in arguments.items()}
+
+    def run(order, **leaves):
+        return cuda.run(**leaves, visit_order=order, deterministic=True)
+
+    for number in (1, 3):
+        with pieces(number):
+            first, again = (output_and_gradients(functools.partial(run, orders), arguments) for _ in range(2))
+            out = run(orders[3:], **alone)
+        if not all(torch.equal(first[name], again[name]) for name in first):
+            failures.append(f"two deterministic runs differ, pieces={number}")
+        if not torch.equal(first["output"][3:], out):
+            failures.append(f"the last sample depends on the others, pieces={number}")
+
+
+def check_all():
+    """Check lengths, sizes, dtypes, decays, groups and pieces; return the failures."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialised memory with NaN
+    failures = []
+    few = (4, 64, 64)
+    for dtype in (torch.bfloat16, torch.float32):
+        for num_tokens in (1, 2, 63, 64, 65, 1000):
+            check(failures, (3, num_tokens), dtype, sizes=few)
+        check(failures, (2, 1000), dtype, sizes=few, number=4, deterministic=True)
+        for decay in ("strong", "none"):
+            check(failures, (2, 1000), dtype, sizes=few, decay=decay)
+        check(failures, (1, 100_000), dtype, sizes=(2, 64, 64), decay="none")
+    for sizes in ((4, 32, 16), (4, 128, 64), (4, 64, 128)):
+        check(failures, (2, 200), torch.bfloat16, sizes=sizes, groups=2)
+    check(failures, (2, 200), torch.bfloat16, sizes=few, optional=())
+    check(failures, (2, 1000), torch.float16, sizes=few)
+    check(failures, (2, 4096), torch.bfloat16)
+    check(failures, (1, 100_000), torch.bfloat16, sizes=few)
+    check_repetition(failures)
+    torch.use_deterministic_algorithms(False)
+    return failures
+
+
+# ------------------------------------------------------------------------------------------------------------ timing
+def time_ssd(shape, sizes=SIZES, eager=False):
+    """Return milliseconds of the kernels of both passes, replayed, and of the op with autograd without a graph."""
+    arguments, order = arguments_of(shape, torch.bfloat16, sizes), random_order(shape[1])
+    inputs = [arguments[name] for name in NAMES]
+    out, states = cuda.forward(*inputs, order, True)
+    dout = torch.randn_like(out)
+    times = {
+        "inference": median_ms(lambda: cuda.forward(*inputs, order, False), 0.1, 5),
+        "forward": median_ms(lambda: cuda.forward(*inputs, order, True), 0.1, 5),
+        "backward": median_ms(lambda: cuda.backward(dout, *inputs, order, states, False), 0.1, 5),
+    }
+    if eager:
+        times["autograd"] = eager_ms(functools.partial(cuda.run, visit_order=order), arguments, dout)
+    return times
+
+
+def time_mamba1(shape):
+    """Return the same milliseconds of the selective scan with as many channels and 16 states."""
+    arguments, order = bfloat16_arguments(shape), random_order(shape[1])
+    inputs = [*(arguments[n] for n in ("u", "delta", "A", "B", "C", "skip", "gate", "delta_bias")), order]
+    out, states = direct.forward(*inputs)
+    return {
+        "forward": median_ms(lambda: direct.forward(*inputs), 0.1, 5),
+        "backward": median_ms(lambda: direct.backward(out, *inputs, states), 0.1, 5),
+        "autograd": eager_ms(functools.partial(mamba1.run, visit_order=order), arguments, torch.randn_like(out)),
+    }
+
+
+def eager_ms(run, arguments, dout, repeats=20):
+    """Return the median milliseconds of forward + backward with autograd, with the gaps between launches."""
+    leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+    times = []
+    for _ in range(repeats + 5):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        torch.autograd.grad(run(**leaves), list(leaves.values()), dout)
+        end.record()
+        times.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in times[5:])
+
+
+def show(results, key, times):
+    """Print one line of a table, and keep the numbers."""
+    results[key] = times
+    print(f"{key:60s}", " ".join(f"{name} {ms:.3f}" for name, ms in times.items()), flush=True)
+
+
+FORWARD_VARIANTS = [
+    {"stages": stages, "forward_blocks": blocks} for stages, blocks in ((2, 2), (2, 3), (2, 4), (1, 3), (1, 4), (1, 5))
+]
+BACKWARD_VARIANTS = [{"backward_blocks": blocks} for blocks in (2, 3)]
+PIECES = (1, 2, 3, 4, 6)
+
+
+@contextlib.contextmanager
+def variant(changes):
+    """Change fields of the layout of bfloat16 rows."""
+    known = launch.layout_of
+
+    def layout_of(num_states, head_dim, dtype, device):
+        return dataclasses.replace(known(num_states, head_dim, dtype, device), **changes)
+
+    with mock.patch.object(launch, "layout_of", layout_of):
+        yield
+
+
+def time_variants(results):
+    """Time launch shapes at the two training shapes, and numbers of pieces at all shapes."""
+    for changes, shape in itertools.product(FORWARD_VARIANTS + BACKWARD_VARIANTS, SHAPES[:2]):
+        with variant(changes), pieces(1):
+            times = time_ssd(shape)
+        keep = ("backward",) if "backward_blocks" in changes else ("inference", "forward")
+        show(results, f"{shape} {changes}", {name: times[name] for name in keep})
+    for shape in SHAPES[1:]:
+        for number in PIECES if shape[0] > 1 else (4, 8, 16, 32):
+            if number * 256 <= shape[1]:
+                with pieces(number):
+                    show(results, f"{shape} pieces {number}", time_ssd(shape))
+    for sizes in ((24, 64, 128), (12, 128, 64), (48, 32, 64)):
+        show(results, f"{SHAPES[0]} heads, channels, states {sizes}", time_ssd(SHAPES[0], sizes))
+
+
+def time_kernels(results, shape):
+    """Print the time of each kernel of one forward and backward pass by PyTorch's profiler."""
+    arguments, order = arguments_of(shape, torch.bfloat16), random_order(shape[1])
+    leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+    dout = torch.randn_like(arguments["x"])
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(5):
+            torch.autograd.grad(cuda.run(**leaves, visit_order=order), list(leaves.values()), dout)
+        torch.cuda.synchronize()
+    events = [e for e in profile.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    for event in sorted(events, key=lambda e: -e.self_device_time_total):
+        show(results, f"{shape} kernel {event.key[:40]}", {"ms": event.self_device_time_total / 5000})
+
+
+# ------------------------------------------------------------------------------------------------------- compilation
+def compile_all(cases):
+    """Compile in parallel what the cases load; each is a function that launches kernels on tensors without data."""
+    jobs = set()
+
+    def record(sources, name, options, **_):
+        jobs.add(("\n".join(path.read_text() for path in sources), options))
+        return lambda *_: None
+
+    with mock.patch.object(nvrtc, "load", record):
+        for case in cases:
+            launch.kernel.cache_clear()
+            case()
+    launch.kernel.cache_clear()
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        list(pool.map(compile_job, [(*job, architecture) for job in jobs]))
+    return len(jobs)
+
+
+def compile_job(job):
+    """Compile one kernel into the cache."""
+    nvrtc.compile_cached(*job)
+
+
+def launch_both(sizes=SIZES, dtype=torch.bfloat16, optional=OPTIONAL, changes=None, **options):
+    """Launch both passes on small inputs."""
+    arguments = arguments_of((2, 64), dtype, sizes, optional=optional, **options)
+    leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+    with variant(changes or {}):
+        for deterministic in (False, True):
+            out = cuda.run(**leaves, deterministic=deterministic)
+            torch.autograd.grad(out, list(leaves.values()), out)
+        cuda.forward(*(arguments.get(name) for name in NAMES), None, False)
+
+
+def cases():
+    """Return functions that launch all kernels that the checks and timings use."""
+    few = (4, 64, 64)
+    found = [functools.partial(launch_both, few, dtype) for dtype in TOLERANCES]
+    found += [functools.partial(launch_both, few, dtype, decay="none") for dtype in (torch.bfloat16, torch.float32)]
+    found += [functools.partial(launch_both, sizes) for sizes in ((4, 32, 16), (4, 128, 64), (4, 64, 128), (4, 32, 64))]
+    found.append(functools.partial(launch_both, few, optional=()))
+    return found + [functools.partial(launch_both, changes=c) for c in FORWARD_VARIANTS + BACKWARD_VARIANTS]
+
+
+# ------------------------------------------------------------------------------------------------------------- peers
+def time_peers(results, seconds):
+    """Time mamba_ssm's Triton kernels in a process of their own, since their tuning takes minutes."""
+    command = [sys.executable, __file__, "--only-peers"]
+    try:
+        done = subprocess.run(command, timeout=seconds, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        print(f"mamba_ssm: not done within {seconds} s")
+        return
+    print(done.stdout, done.stderr[-500:] if done.returncode else "")
+    results["mamba_ssm"] = done.stdout
+
+
+def only_peers():
+    """Print milliseconds of mamba_ssm's Triton kernels with autograd; the inputs are in raster order."""
+    print("mamba_ssm:", mamba_ssm.available())
+    for shape in SHAPES[:2]:
+        arguments = arguments_of(shape, torch.bfloat16)
+        dout = torch.randn_like(arguments["x"])
+        print(f"mamba_ssm {shape} autograd {eager_ms(mamba_ssm.run, arguments, dout):.3f}", flush=True)
+
+
+def main():
+    """Read the command line, check, time and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-check", action="store_true")
+    parser.add_argument("--no-time", action="store_true")
+    parser.add_argument("--no-variants", action="store_true")
+    parser.add_argument("--peers", type=int, metavar="SECONDS", default=0, help="time mamba_ssm for at most so long")
+    parser.add_argument("--only-peers", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="run each kernel once at 32 x 1,024, for a profiler")
+    parser.add_argument("--out", type=Path, default=Path("ssd.json"))
+    options = parser.parse_args()
+    if options.only_peers:
+        only_peers()
+        return
+    if options.profile:
+        launch_both()
+        time_ssd(SHAPES[0])
+        return
+    begin = time.perf_counter()
+    results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    print(results, cuda.available())
+    print("compiled", compile_all(cases()), f"modules, {time.perf_counter() - begin:.0f} s", flush=True)
+    results["failures"] = [] if options.no_check else check_all()
+    print(len(results["failures"]), f"failures, {time.perf_counter() - begin:.0f} s", results["failures"], flush=True)
+    options.out.write_text(json.dumps(results, indent=1))
+    if not options.no_time:
+        for shape in SHAPES:
+            show(results, f"ssd {shape}", time_ssd(shape, eager=True))
+            show(results, f"selective scan {shape}", time_mamba1(shape))
+        for shape in SHAPES[:2]:
+            time_kernels(results, shape)
+        options.out.write_text(json.dumps(results, indent=1))
+        print(f"{time.perf_counter() - begin:.0f} s", flush=True)
+    if not (options.no_time or options.no_variants):
+        time_variants(results)
+    if options.peers:
+        time_peers(results, options.peers)
+    options.out.write_text(json.dumps(results, indent=1))
+    print(f"{time.perf_counter() - begin:.0f} s")
+    if results["failures"]:
+        raise SystemExit(f"checks failed: {results['failures']}")
+
+
+if __name__ == "__main__":
+    main()

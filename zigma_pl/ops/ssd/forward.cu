@@ -1,0 +1,193 @@
+// The output, and the state at the end of pieces.
+
+struct Front {  // shared memory of the forward pass
+    Common common;
+    alignas(16) Byte state[STATE_BYTES];
+    Byte x[STAGES][SLICE_BYTES], B[STAGES][TERM_BYTES], C[STAGES][TERM_BYTES];
+};
+static_assert(sizeof(Front) == FORWARD_BYTES, "Layout.forward_bytes");
+
+__device__ __forceinline__ void copy_inputs(const Params& p, const Walk& w, Front& m, int stage, const int* rows, bool want_C) {
+    copy_tile<SLICE>(m.x[stage], w.x, (int)p.x_row * ROW_BYTES, rows, SLICE);
+    copy_tile<STATES>(m.B[stage], w.B, (int)p.B_row * ROW_BYTES, rows, (int)p.num_states);
+    if (want_C) copy_tile<STATES>(m.C[stage], w.C, (int)p.C_row * ROW_BYTES, rows, (int)p.num_states);
+    close_copies();
+}
+
+__device__ __forceinline__ void convert_inputs(Front& m, int stage, bool want_C) {
+    convert_tile<SLICE>(m.x[stage]);
+    convert_tile<STATES>(m.B[stage]);
+    if (want_C) convert_tile<STATES>(m.C[stage]);
+}
+
+// Reads the row indices of the first two chunks, and prepares the first.
+__device__ __forceinline__ void open_walk(const Params& p, const Walk& w, Common& common, int first, int step) {
+    for (int i = threadIdx.x; i < 2 * TOKENS; i += THREADS)
+        common.rows[i / TOKENS][i % TOKENS] = row_of(p, w, first + i / TOKENS * step, i % TOKENS);
+    __syncthreads();
+    if (w.warp == 0) {
+        float dt[PER_LANE];
+        load_steps(p, w, common.rows[0], dt);
+        make_vectors(w, common.rows[0], dt, common.vectors[0]);
+    }
+}
+
+// S d L + skip for tokens low and low + 8 of the chunk and 16 tokens j; `masked` if some of these come later.
+__device__ __forceinline__ void scale_square(Sum& s, const Vectors& v, int low, int j, bool masked, float skip) {
+    const float F[2] = {v.F[low], v.F[low + 8]}, rest[2] = {v.rest[low], v.rest[low + 8]};
+#pragma unroll
+    for (int t = 0; t < 2; ++t)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int column = j + t * 8 + LANE_COLUMN + e;
+            const float column_F = v.F[column], column_rest = v.rest[column], d = v.d[column];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float& a = s[t][r * 2 + e];
+                a *= d * decay(F[r], rest[r], column_F, column_rest);
+                if (masked) a = column < low + r * 8 ? a : column == low + r * 8 ? a + skip : 0.f;
+            }
+        }
+}
+
+// y = M x + 2^F C H for 16 tokens of the chunk; the state's share of the chunk is added as well.
+__device__ __forceinline__ void forward_chunk(
+    const Params& p, const Walk& w, const Front& m, int stage, const Vectors& v, const int* rows, int block, State& state
+) {
+    const Byte *x = m.x[stage], *B = m.B[stage], *C = m.C[stage];
+    const int low = block * 16 + LANE_ROW, high = low + 8;
+    const float skip = p.skip ? p.skip[w.head] : 0.f;
+    Patch gate[GATED ? SLICE_BLOCKS : 1];
+    Sum y[SLICE_BLOCKS];
+    Left c[STATE_BLOCKS];
+#pragma unroll
+    for (int n = 0; n < STATE_BLOCKS; ++n) load_left<STATES>(c[n], C, block * 16, n * 16);
+#pragma unroll
+    for (int b = 0; b < SLICE_BLOCKS; ++b) {
+        clear(y[b]);
+#pragma unroll
+        for (int n = 0; n < STATE_BLOCKS; ++n) {
+            Right h;
+            load_right_turned<SLICE>(h, m.state, n * 16, b * 16);
+            multiply_into(y[b], c[n], h);
+        }
+        scale_rows(y[b], v.from_start[low], v.from_start[high]);
+    }
+#pragma unroll 1
+    for (int j = 0; j <= block; ++j) {
+        Sum s;
+        clear(s);
+#pragma unroll
+        for (int n = 0; n < STATE_BLOCKS; ++n) {
+            Right b;
+            load_right<STATES>(b, B, j * 16, n * 16);
+            multiply_into(s, c[n], b);
+        }
+        scale_square(s, v, low, j * 16, j == block, skip);
+        Left M;
+        as_left(M, s);
+#pragma unroll
+        for (int b = 0; b < SLICE_BLOCKS; ++b) {
+            Right right;
+            load_right_turned<SLICE>(right, x, j * 16, b * 16);
+            multiply_into(y[b], M, right);
+        }
+    }
+    if (GATED)
+#pragma unroll
+        for (int b = 0; b < SLICE_BLOCKS; ++b) fetch(gate[b], gate_of(p, w), p.gate_row, rows + block * 16, b * 16);
+    scale_state(state, v.from_start[TOKENS - 1]);
+    add_to_state(w, state, B, v.weight, x);
+#pragma unroll
+    for (int b = 0; b < SLICE_BLOCKS; ++b) {
+        if (GATED) {
+            Sum z;
+            spread(z, gate[b]);
+#pragma unroll
+            for (int t = 0; t < 2; ++t)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) y[b][t][i] *= z[t][i] * sigmoid(z[t][i]);
+        }
+        put(own_rows(p, w, p.out), own_stride(p), rows + block * 16, b * 16, y[b]);
+    }
+}
+
+__device__ __forceinline__ void write_states(const Params& p, const Walk& w, int chunk, const Byte* tile) {
+    uint4* to = (uint4*)((Byte*)p.states + (w.sequence * p.num_chunks + chunk) * STATE_BYTES);
+#pragma unroll
+    for (int i = 0; i < STATE_BYTES / 16 / THREADS; ++i) {
+        const int piece = i * THREADS + threadIdx.x;
+        const int row = piece / (SLICE / GRANULE), column = piece % (SLICE / GRANULE) * GRANULE;
+        to[piece] = *(const uint4*)(tile + place<SLICE>(row, column));
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forward(const Params p) {
+    DYNAMIC_SHARED(memory);
+    Front& m = *(Front*)memory;
+    Walk w;
+    start(p, w);
+    State state;
+    read_carries(p, w, state, 0, 1);
+    open_walk(p, w, m.common, w.begin, 1);
+    store_state(w, m.state, state);
+    copy_inputs(p, w, m, 0, m.common.rows[0], true);
+    for (int chunk = w.begin, i = 0; chunk < w.end; ++chunk, ++i) {
+        const int stage = STAGES == 2 ? i % 2 : 0;
+        const int *rows = m.common.rows[i % ROW_BUFFERS], *next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];
+        close_copies();
+        await_copies();
+        convert_inputs(m, stage, true);
+        __syncthreads();
+        if (STAGES == 2 && chunk + 1 < w.end) copy_inputs(p, w, m, 1 - stage, next_rows, true);
+        float dt[PER_LANE];
+        if (w.warp == 0) load_steps(p, w, next_rows, dt);
+        int far_row = 0;
+        if (threadIdx.x < TOKENS) far_row = row_of(p, w, chunk + 2, threadIdx.x);
+        if (GATED && PREFETCH && threadIdx.x < TOKENS && next_rows[threadIdx.x] >= 0)
+            prefetch(gate_of(p, w) + next_rows[threadIdx.x] * p.gate_row);
+        if (KEEPING) write_states(p, w, chunk, m.state);
+        // Blocks of 16 tokens take the longer the later they are: each warp gets all of them in turn.
+        forward_chunk(p, w, m, stage, m.common.vectors[i % 2], rows, (w.warp + i + w.head) % BLOCKS, state);
+        if (w.warp == 0) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
+        if (threadIdx.x < TOKENS) m.common.rows[(i + 2) % ROW_BUFFERS][threadIdx.x] = far_row;
+        __syncthreads();
+        store_state(w, m.state, state);
+        if (STAGES == 1 && chunk + 1 < w.end) copy_inputs(p, w, m, 0, next_rows, true);
+    }
+}
+
+// The state at the end of a piece that starts with 0, and the piece's log decay.
+extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forward_carries(const Params p) {
+    DYNAMIC_SHARED(memory);
+    Front& m = *(Front*)memory;
+    Walk w;
+    start(p, w);
+    State state;
+    FOR_STATE(a, b) clear(state[a][b]);
+    open_walk(p, w, m.common, w.begin, 1);
+    copy_inputs(p, w, m, 0, m.common.rows[0], false);
+    float duration = 0.f;
+    for (int chunk = w.begin, i = 0; chunk < w.end; ++chunk, ++i) {
+        const int stage = STAGES == 2 ? i % 2 : 0;
+        const int* next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];
+        const Vectors& v = m.common.vectors[i % 2];
+        close_copies();
+        await_copies();
+        convert_inputs(m, stage, false);
+        __syncthreads();
+        if (STAGES == 2 && chunk + 1 < w.end) copy_inputs(p, w, m, 1 - stage, next_rows, false);
+        float dt[PER_LANE];
+        if (w.warp == 0) load_steps(p, w, next_rows, dt);
+        int far_row = 0;
+        if (threadIdx.x < TOKENS) far_row = row_of(p, w, chunk + 2, threadIdx.x);
+        scale_state(state, v.from_start[TOKENS - 1]);
+        add_to_state(w, state, m.B[stage], v.weight, m.x[stage]);
+        duration += v.F[TOKENS - 1];
+        if (w.warp == 0) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
+        if (threadIdx.x < TOKENS) m.common.rows[(i + 2) % ROW_BUFFERS][threadIdx.x] = far_row;
+        __syncthreads();
+        if (STAGES == 1 && chunk + 1 < w.end) copy_inputs(p, w, m, 0, next_rows, false);
+    }
+    write_carry(p, w, state, duration);
+}

@@ -1,0 +1,190 @@
+"""Launches of the CUDA kernels of SSD: conversion of tensors to the kernels' arguments, and the sequence of kernels."""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zigma_pl.core.errors import UserError
+from zigma_pl.ops import nvrtc
+from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
+from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, layout_for, pieces_for
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
+RESULTS = ("out", "dx", "dgate", "ddt", "states", "carries", "durations", "dBC", "sums")
+
+_FOLDER = Path(__file__).parent
+_COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu", _FOLDER / "forward.cu")
+_NUM_FIELDS = 46  # in struct Params of walk.cu
+_MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
+
+
+class Call:
+    """The inputs of one call, converted for the kernels: aligned rows in one dtype, float32 parameters.
+
+    Args:
+        x, dt, A, B, C, skip, gate, dt_bias, visit_order: see `zigma_pl.ops.ssd.ssd`.
+        dout: gradient of the output.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        skip: Tensor | None,
+        gate: Tensor | None,
+        dt_bias: Tensor | None,
+        visit_order: Tensor | None,
+        dout: Tensor | None = None,
+    ) -> None:
+        self.batch_size, self.num_tokens, self.num_heads, self.head_dim = x.shape
+        self.num_groups, self.num_states = B.shape[2:]
+        self.dtype = row_dtype(x, B, C, gate)
+        self.device = x.get_device()
+        self.layout = layout_of(self.num_states, self.head_dim, self.dtype, self.device)
+        self.rows = [rows if rows is None else _aligned(rows, self.dtype) for rows in (x, B, C, gate, dout)]
+        self.dt = dt if dt.dtype in KINDS else dt.float()
+        self.order = as_order(visit_order)
+        self._parameters = (as_parameter(A), as_parameter(skip), as_parameter(dt_bias))
+        self.gated, self.biased = gate is not None, dt_bias is not None
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the sequence."""
+        return self.layout.num_chunks(self.num_tokens)
+
+    @property
+    def parts(self) -> int:
+        """Blocks that contribute to one row of dB or dC."""
+        return self.num_heads // self.num_groups * self.layout.slices
+
+    def fields(self, results: dict[str, Tensor], num_pieces: int) -> list[int]:
+        """Return the fields of the kernels' struct Params."""
+        tensors = (*self.rows, self.dt)
+        fields = [0 if t is None else t.data_ptr() for t in tensors]
+        for tensor in tensors:
+            fields += (0, 0, 0) if tensor is None else tensor.stride()[:3]
+        fields += [0 if t is None else t.data_ptr() for t in (*self._parameters, self.order)]
+        fields.append(self.num_tokens if self.order is not None and self.order.ndim == 2 else 0)
+        fields += [results[name].data_ptr() if name in results else 0 for name in RESULTS]
+        parts = results["dBC"] if "dBC" in results else None
+        fields.append(0 if parts is None or len(parts) == 1 else parts[0].numel())
+        fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups, self.num_states)
+        fields += (self.num_chunks, -(-self.num_chunks // num_pieces))
+        return fields
+
+
+def row_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
+    """Return the dtype of rows in the kernels: x's dtype if all are equal, otherwise float32."""
+    return x.dtype if all(other is None or other.dtype is x.dtype for other in others) else torch.float32
+
+
+def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert rows (B, L, X, Y) to a dtype, and copy them unless each starts at a multiple of 16 bytes."""
+    rows = rows.to(dtype)
+    stride, size = rows.stride(), rows.element_size()
+    steps = [step * size for step, length in zip(stride[:3], rows.shape[:3], strict=True) if length > 1]
+    if stride[3] != 1 or stride[1] * size > MAX_ROW_BYTES or any(step % 16 for step in (rows.data_ptr(), *steps)):
+        return rows.clone(memory_format=torch.contiguous_format)
+    return rows
+
+
+def check_sizes(num_states: int, head_dim: int) -> None:
+    """Raise UserError for sizes that the kernels do not support."""
+    if head_dim not in HEAD_DIMS:
+        raise UserError(f"ssd: backend 'cuda' has heads of {HEAD_DIMS} channels, got {head_dim}; use backend 'cpu'")
+    if num_states > MAX_STATES or num_states % _MIN_STATES_MULTIPLE:
+        raise UserError(
+            f"ssd: backend 'cuda' supports up to {MAX_STATES} states in multiples of {_MIN_STATES_MULTIPLE}, got "
+            f"{num_states}; use backend 'cpu'"
+        )
+
+
+def layout_of(num_states: int, head_dim: int, dtype: torch.dtype, device: int) -> Layout:
+    """Return the layout for N states, heads of P channels, rows in a dtype, and a CUDA device."""
+    return layout_for(num_states, head_dim, 4 if dtype is torch.float32 else 2, shared_bytes(device))
+
+
+@functools.cache
+def shared_bytes(device: int) -> int:
+    """Return the largest shared memory of a block on a CUDA device."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+@functools.cache
+def kernel(
+    name: str, layout: Layout, row_kind: int, dt_kind: int, gated: bool, biased: bool, option: bool, device: int
+) -> nvrtc.Kernel:
+    """Load a kernel of forward.cu or backward.cu for one combination of options.
+
+    Args:
+        option: whether the forward pass stores states, or the backward pass adds to dB and dC instead of storing them.
+        name, layout, row_kind, dt_kind, gated, biased, device: which kernel, and for which inputs.
+    """
+    backward = name.startswith("ssd_backward")
+    options = {
+        "ROW_KIND": row_kind,
+        "DT_KIND": dt_kind,
+        "TOKENS": layout.tokens,
+        "STATES": layout.states,
+        "SLICE": layout.slice,
+        "SLICES": layout.slices,
+        "GATED": int(gated),
+        "BIASED": int(biased),
+        "STAGES": layout.stages,
+        "PREFETCH": int(layout.prefetch),
+        "KEEPING": int(option and not backward),
+        "ADDING": int(option and backward),
+        "FORWARD_BLOCKS": layout.forward_blocks,
+        "BACKWARD_BLOCKS": layout.backward_blocks,
+        "FORWARD_BYTES": layout.forward_bytes,
+        "BACKWARD_BYTES": layout.backward_bytes,
+    }
+    return nvrtc.load(
+        (*_COMMON, _FOLDER / "backward.cu") if backward else _COMMON,
+        name,
+        tuple(options.items()),
+        threads=layout.threads,
+        shared_bytes=layout.backward_bytes if backward else layout.forward_bytes,
+        num_fields=_NUM_FIELDS,
+        device=device,
+    )
+
+
+def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bool) -> None:
+    """Launch the kernels of one pass: the walk, after a kernel that computes the state between pieces if needed.
+
+    Args:
+        call: the inputs.
+        results: outputs, by the names in RESULTS, as far as they are needed; the number of pieces follows from "sums".
+        backward: launch the backward pass instead of the forward pass.
+        option: see `kernel`.
+    """
+    layout = call.layout
+    columns = call.num_heads * layout.slices
+    num_pieces = num_pieces_of(call, backward)
+    grid = (columns, call.batch_size, num_pieces)
+    if num_pieces > 1:
+        carries = (num_pieces, call.batch_size, columns)
+        new = functools.partial(torch.empty, dtype=torch.float32, device=call.dt.device)
+        results = results | {"carries": new(*carries, layout.states, layout.slice), "durations": new(carries)}
+    fields = call.fields(results, num_pieces)
+    kinds = (layout, KINDS[call.dtype], KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
+    name = "ssd_backward" if backward else "ssd_forward"
+    if num_pieces > 1:
+        kernel(f"{name}_carries", *kinds)(grid, fields)
+    kernel(name, *kinds)(grid, fields)
+
+
+def num_pieces_of(call: Call, backward: bool) -> int:
+    """Return the number of pieces for a call on its device; none is empty."""
+    layout = call.layout
+    resident = layout.backward_blocks if backward else layout.forward_blocks
+    blocks = call.num_heads * layout.slices * call.batch_size
+    pieces = pieces_for(blocks, call.num_chunks, num_multiprocessors(call.device), resident)
+    return -(-call.num_chunks // -(-call.num_chunks // pieces))

@@ -1,0 +1,286 @@
+// One block walks along a piece of the path of one head (or of SLICE of its channels) in chunks of TOKENS tokens. It holds
+// the state, STATES x SLICE, in accumulators that are divided among its warps.
+//
+// In a chunk that starts with state H, with F[i] the sum of the log decays of tokens 0..i (base 2, F < 0):
+//   y[i] = sum over j <= i of (C[i] . B[j]) 2^(F[i] - F[j]) d[j] x[j] + 2^F[i] C[i] H + skip x[i]
+//   H'   = 2^F[last] H + sum over j of 2^(F[last] - F[j]) d[j] B[j] x[j]^T
+
+#define WARPS (TOKENS / 16)
+#define THREADS (TOKENS * 2)
+#define BLOCKS (TOKENS / 16)    // 16 x 16 blocks along the tokens,
+#define STATE_BLOCKS (STATES / 16)  // the states,
+#define SLICE_BLOCKS (SLICE / 16)   // and the channels
+// The blocks of the state that a warp holds: OWN_ROWS x OWN_COLUMNS.
+#define SHARING (STATE_BLOCKS < WARPS ? WARPS / STATE_BLOCKS : 1)  // warps per row of blocks
+#define OWN_ROWS (STATE_BLOCKS < WARPS ? 1 : STATE_BLOCKS / WARPS)
+#define OWN_COLUMNS (SLICE_BLOCKS / SHARING)
+
+#define SLICE_BYTES (TOKENS * SLICE * ITEM_BYTES)
+#define TERM_BYTES (TOKENS * STATES * ITEM_BYTES)
+#define STATE_BYTES (STATES * SLICE * ITEM_BYTES)
+#define SQUARE_BYTES (TOKENS * TOKENS * ITEM_BYTES)
+
+// Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1, rows start at 16 bytes.
+struct Params {
+    const Element *x, *B, *C, *gate, *dout;
+    const void* dt;
+    Long x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, gate_batch, gate_row, gate_head;
+    Long dout_batch, dout_row, dout_head, dt_batch, dt_row, dt_head;
+    const float *A, *skip, *bias;  // (H), the last two may be absent
+    const int* order;              // absent, (L), or (B, L)
+    Long order_batch;
+    Element *out, *dx, *dgate;     // contiguous (B, L, H, P)
+    void* ddt;                     // (B, L, H) like dt, or a float32 part for each slice if there are several
+    void* states;                  // states at the start of chunks: (B, H slices, chunks, STATES, SLICE) of items
+    float *carries, *durations;    // of pieces: (pieces, B, H slices, STATES, SLICE), (pieces, B, H slices)
+    float* dBC;                    // (parts, B, L, 2, G, N); one part to which blocks add unless part_stride > 0
+    float* sums;                   // (B, pieces, H slices, 3): gradients of A, skip and bias
+    Long part_stride, num_batch, num_tokens, num_heads, num_groups, num_states, num_chunks, piece_chunks;
+};
+
+struct Walk {
+    int batch, head, group, slice, piece;
+    int begin, end;  // chunks
+    Long sequence;   // index among (B, H slices)
+    int warp, state_row, state_column;  // first state and channel of the warp's part of the state
+    const Element *x, *B, *C;
+    const int* order;
+    float A, bias;   // A in base 2
+};
+
+// One chunk's vectors over the tokens, in shared memory.
+struct Vectors {
+    float F[TOKENS], rest[TOKENS];  // F in two parts: their differences stay precise beside large decays
+    float d[TOKENS], slope[TOKENS]; // step size and its derivative by dt
+    float from_start[TOKENS];       // 2^F
+    float to_end[TOKENS];           // 2^(F[last] - F)
+    float weight[TOKENS];           // to_end d
+};
+
+#define ROW_BUFFERS 3  // row indices of this chunk and the next two
+
+struct Common {
+    Vectors vectors[2];
+    int rows[ROW_BUFFERS][TOKENS];
+};
+
+__device__ __forceinline__ void start(const Params& p, Walk& w) {
+    const int slices = SLICES;
+    w.head = blockIdx.x / slices, w.slice = blockIdx.x % slices;
+    w.batch = blockIdx.y, w.piece = blockIdx.z;
+    w.group = w.head / ((int)p.num_heads / (int)p.num_groups);
+    w.begin = w.piece * (int)p.piece_chunks;
+    w.end = min(w.begin + p.piece_chunks, p.num_chunks);
+    w.sequence = (Long)w.batch * p.num_heads * slices + blockIdx.x;
+    w.warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0);  // known to be the same in all lanes
+    w.state_row = (SHARING > 1 ? w.warp % STATE_BLOCKS : w.warp * OWN_ROWS) * 16;
+    w.state_column = (SHARING > 1 ? w.warp / STATE_BLOCKS * OWN_COLUMNS : 0) * 16;
+    w.x = p.x + w.batch * p.x_batch + w.head * p.x_head + w.slice * SLICE;
+    w.B = p.B + w.batch * p.B_batch + w.group * p.B_group;
+    w.C = p.C + w.batch * p.C_batch + w.group * p.C_group;
+    w.order = p.order ? p.order + w.batch * p.order_batch : p.order;
+    w.A = p.A[w.head] * LOG2_E;
+    w.bias = BIASED ? p.bias[w.head] : 0.f;
+}
+
+__device__ __forceinline__ const Element* gate_of(const Params& p, const Walk& w) {
+    return p.gate + w.batch * p.gate_batch + w.head * p.gate_head + w.slice * SLICE;
+}
+
+__device__ __forceinline__ const Element* dout_of(const Params& p, const Walk& w) {
+    return p.dout + w.batch * p.dout_batch + w.head * p.dout_head + w.slice * SLICE;
+}
+
+// Where contiguous rows (B, L, H, P) of the block begin, and how far they are apart.
+__device__ __forceinline__ Element* own_rows(const Params& p, const Walk& w, Element* rows) {
+    return rows + (w.batch * p.num_tokens * p.num_heads + w.head) * SLICES * SLICE + w.slice * SLICE;
+}
+__device__ __forceinline__ Long own_stride(const Params& p) { return p.num_heads * SLICES * SLICE; }
+
+// Raster row of a token of a chunk, -1 outside of the sequence.
+__device__ __forceinline__ int row_of(const Params& p, const Walk& w, int chunk, int token) {
+    const Long step = (Long)chunk * TOKENS + token;
+    if (chunk < 0 || step >= p.num_tokens) return -1;
+    return w.order ? w.order[step] : (int)step;
+}
+
+// ---------------------------------------------------------------------------------------------------- step sizes
+#define PER_LANE (TOKENS / 32)
+#if ROW_KIND == 0
+typedef double Duration;
+#else
+typedef float Duration;
+#endif
+
+__device__ __forceinline__ float read_dt(const Params& p, Long at) {
+#if DT_KIND == 0
+    return ((const float*)p.dt)[at];
+#elif DT_KIND == 1
+    return __uint_as_float((Word)((const unsigned short*)p.dt)[at] << 16);
+#else
+    return half_to_float(((const unsigned short*)p.dt)[at]);
+#endif
+}
+
+__device__ __forceinline__ void load_steps(const Params& p, const Walk& w, const int* rows, float (&dt)[PER_LANE]) {
+#pragma unroll
+    for (int i = 0; i < PER_LANE; ++i) {
+        const int row = rows[LANE * PER_LANE + i];
+        dt[i] = row < 0 ? 0.f : read_dt(p, w.batch * p.dt_batch + row * p.dt_row + w.head * p.dt_head);
+    }
+}
+
+// Executed by one warp, which holds the chunk's dt.
+__device__ __forceinline__ void make_vectors(const Walk& w, const int* rows, const float (&dt)[PER_LANE], Vectors& v) {
+    float d[PER_LANE], slope[PER_LANE];
+    Duration F[PER_LANE], sum = 0;
+#pragma unroll
+    for (int i = 0; i < PER_LANE; ++i) {
+        const bool present = rows[LANE * PER_LANE + i] >= 0;
+        d[i] = !present ? 0.f : BIASED ? softplus(dt[i] + w.bias) : dt[i];
+        slope[i] = BIASED ? sigmoid(dt[i] + w.bias) : 1.f;
+        F[i] = sum += (Duration)(d[i]) * w.A;
+    }
+    Duration before = sum;
+#pragma unroll
+    for (int reach = 1; reach < 32; reach *= 2) {
+        const Duration other = __shfl_up_sync(0xffffffffu, before, reach);
+        if (LANE >= reach) before += other;
+    }
+    const Duration total = __shfl_sync(0xffffffffu, before, 31);
+    before -= sum;
+#pragma unroll
+    for (int i = 0; i < PER_LANE; ++i) {
+        const int at = LANE * PER_LANE + i;
+        const Duration f = before + F[i];
+        v.F[at] = (float)f, v.rest[at] = (float)(f - (Duration)(float)f);
+        v.d[at] = d[i], v.slope[at] = slope[i];
+        v.from_start[at] = exp2_fast((float)f);
+        v.to_end[at] = exp2_fast((float)(total - f));
+        v.weight[at] = v.to_end[at] * d[i];
+    }
+}
+
+// Decay between two tokens, the later of which comes first here.
+__device__ __forceinline__ float decay(float F_later, float rest_later, float F, float rest) {
+#if ROW_KIND == 0
+    return exp2_fast((F_later - F) + (rest_later - rest));
+#else
+    return exp2_fast(F_later - F);
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------------ copies
+// A thread copies the same granule of rows that are COPY_STEP(WIDTH) apart.
+#define COPY_STEP(WIDTH) (THREADS / (WIDTH / GRANULE))
+
+// Byte offset of a thread's granule `row` rows after its first one, at `offset`. Granules repeat every eight rows.
+template <int WIDTH>
+__device__ __forceinline__ int granule_at(int offset, int first, int row, int column) {
+    return COPY_STEP(WIDTH) % 8 == 0 ? offset + row * WIDTH * ITEM_BYTES : place<WIDTH>(first + row, column);
+}
+
+// Starts copies of a chunk's rows; columns >= width become zero. `stride` in bytes.
+template <int WIDTH>
+__device__ __forceinline__ void copy_tile(Byte* tile, const Element* from, int stride, const int* rows, int width) {
+    const int first = threadIdx.x / (WIDTH / GRANULE), column = threadIdx.x % (WIDTH / GRANULE) * GRANULE;
+    const Byte* source = (const Byte*)(column < width ? from + column : from);
+    const int offset = place<WIDTH>(first, column);
+#pragma unroll
+    for (int row = 0; row < TOKENS; row += COPY_STEP(WIDTH)) {
+        const int at = rows[first + row];
+        copy_async<16>(tile + granule_at<WIDTH>(offset, first, row, column), source + (Long)max(at, 0) * stride, at >= 0 && column < width);
+    }
+}
+
+// Starts the copy of a stored state.
+__device__ __forceinline__ void copy_state(Byte* tile, const Byte* from) {
+    const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
+    const int offset = place<SLICE>(first, column);
+#pragma unroll
+    for (int row = 0; row < STATES; row += COPY_STEP(SLICE))
+        copy_async<16>(tile + granule_at<SLICE>(offset, first, row, column), from + threadIdx.x * 16 + row * SLICE * ITEM_BYTES, true);
+}
+
+// Converts what this thread has copied to items, before the barrier.
+template <int WIDTH>
+__device__ __forceinline__ void convert_tile(Byte* tile) {
+#if ROW_KIND == 2
+    const int first = threadIdx.x / (WIDTH / GRANULE), column = threadIdx.x % (WIDTH / GRANULE) * GRANULE;
+#pragma unroll
+    for (int row = 0; row < TOKENS; row += COPY_STEP(WIDTH)) {
+        uint4* at = (uint4*)(tile + place<WIDTH>(first + row, column));
+        const uint4 halves = *at;
+        *at = make_uint4(as_bfloats(halves.x), as_bfloats(halves.y), as_bfloats(halves.z), as_bfloats(halves.w));
+    }
+#endif
+}
+
+// ------------------------------------------------------------------------------------------------------- state
+typedef Sum State[OWN_ROWS][OWN_COLUMNS];
+
+#define FOR_STATE(a, b)                        \
+    _Pragma("unroll") for (int a = 0; a < OWN_ROWS; ++a) _Pragma("unroll") for (int b = 0; b < OWN_COLUMNS; ++b)
+
+__device__ __forceinline__ void scale_state(State& state, float factor) {
+    FOR_STATE(a, b) scale_rows(state[a][b], factor, factor);
+}
+
+__device__ __forceinline__ void store_state(const Walk& w, Byte* tile, const State& state) {
+    FOR_STATE(a, b) store_sum<SLICE>(tile, w.state_row + a * 16, w.state_column + b * 16, state[a][b]);
+}
+
+// state += (scaled terms)^T rows, over the chunk.
+__device__ __forceinline__ void add_to_state(
+    const Walk& w, State& state, const Byte* terms, const float* factors, const Byte* rows
+) {
+#pragma unroll 1
+    for (int k = 0; k < BLOCKS; ++k) {
+        Left left[OWN_ROWS];
+#pragma unroll
+        for (int a = 0; a < OWN_ROWS; ++a) {
+            load_left_turned<STATES>(left[a], terms, k * 16, w.state_row + a * 16);
+            scale_inner(left[a], factors + k * 16);
+        }
+#pragma unroll
+        for (int b = 0; b < OWN_COLUMNS; ++b) {
+            Right right;
+            load_right_turned<SLICE>(right, rows, k * 16, w.state_column + b * 16);
+#pragma unroll
+            for (int a = 0; a < OWN_ROWS; ++a) multiply_into(state[a][b], left[a], right);
+        }
+    }
+}
+
+__device__ __forceinline__ Long carry_at(const Params& p, const Walk& w, int piece) {
+    return piece * p.num_batch * p.num_heads * SLICES + w.sequence;
+}
+
+__device__ __forceinline__ float2* carry_of(const Params& p, const Walk& w, int piece, int a, int b, int t, int half) {
+    const int row = w.state_row + a * 16 + LANE_ROW + half * 8, column = w.state_column + b * 16 + t * 8 + LANE_COLUMN;
+    return (float2*)(p.carries + (carry_at(p, w, piece) * STATES + row) * SLICE + column);
+}
+
+__device__ __forceinline__ void write_carry(const Params& p, const Walk& w, const State& state, float duration) {
+    FOR_STATE(a, b)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        *carry_of(p, w, w.piece, a, b, i / 2, i % 2) =
+            make_float2(state[a][b][i / 2][i % 2 * 2], state[a][b][i / 2][i % 2 * 2 + 1]);
+    if (threadIdx.x == 0) p.durations[carry_at(p, w, w.piece)] = duration;
+}
+
+// The state after pieces first, first + step, .., before this piece.
+__device__ __forceinline__ void read_carries(const Params& p, const Walk& w, State& state, int first, int step) {
+    FOR_STATE(a, b) clear(state[a][b]);
+    for (int piece = first; piece != w.piece; piece += step) {
+        const float factor = exp2_fast(p.durations[carry_at(p, w, piece)]);
+        FOR_STATE(a, b)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 two = *carry_of(p, w, piece, a, b, i / 2, i % 2);
+            float* to = &state[a][b][i / 2][i % 2 * 2];
+            to[0] = fmaf(to[0], factor, two.x), to[1] = fmaf(to[1], factor, two.y);
+        }
+    }
+}
