@@ -37,14 +37,16 @@ SIZES = (24, 64, 64)  # heads, their channels, states
 def arguments_of(shape, dtype, sizes=SIZES, groups=1, optional=OPTIONAL, decay="usual"):
     """Return inputs for (B, L) with a mixer's strides, by name.
 
-    decay: "usual" as in a new mixer, "strong" with log decays of -30 beside some near 0, "none" with log decays of -1e-7.
+    decay: "usual" as in a new mixer, "strong" with log decays of -30 beside some near 0, "none" with some of -1e-7.
     """
     heads, width, states = sizes
     generator = torch.Generator("cuda").manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator, device="cuda")
     uniform = functools.partial(torch.rand, generator=generator, device="cuda")
-    x, B, C = normal(*shape, heads * width + 2 * groups * states).to(dtype).split(
-        [heads * width, groups * states, groups * states], -1
+    x, B, C = (
+        normal(*shape, heads * width + 2 * groups * states)
+        .to(dtype)
+        .split([heads * width, groups * states, groups * states], -1)
     )
     gate, _, dt = normal(*shape, 2 * heads * width + heads).to(dtype).split([heads * width, heads * width, heads], -1)
     step = torch.exp(uniform(heads) * 4.6 - 6.9)
@@ -79,7 +81,7 @@ def orders_of(shape):
 @contextlib.contextmanager
 def pieces(number):
     """Divide sequences into this many pieces; None for the usual number."""
-    with mock.patch.object(launch, "pieces_for", lambda *_: number) if number else contextlib.nullcontext():
+    with mock.patch.object(launch, "pieces_for", return_value=number) if number else contextlib.nullcontext():
         yield
 
 

@@ -9,16 +9,16 @@ from torch import Tensor
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
 from zigma_pl.ops.rows import check_tensor, check_visit_order
-from zigma_pl.ops.ssd import cpu, mamba_ssm, reference
+from zigma_pl.ops.ssd import cpu, cuda, mamba_ssm, reference
 
 __all__ = ["SsdBackend", "available_backends", "self_check", "ssd"]
 
-SsdBackend = Literal["auto", "mamba_ssm", "cpu", "reference"]
+SsdBackend = Literal["auto", "cuda", "mamba_ssm", "cpu", "reference"]
 
 BACKENDS = BackendTable(
     "ssd",
     (
-        # Backend("cuda", cuda.run, cuda.available, ("cuda",)),
+        Backend("cuda", cuda.run, cuda.available, ("cuda",)),
         Backend("mamba_ssm", mamba_ssm.run, mamba_ssm.available, ("cuda",)),
         Backend("cpu", cpu.run, lambda: (True, "matrix products over chunks in PyTorch, optimised for the CPU")),
         Backend("reference", reference.run, lambda: (True, "loop over steps with autograd, the slow reference")),
@@ -73,7 +73,7 @@ def ssd(
     name = _choose_backend(backend, x.device.type)
     arguments = (x, dt, A, B, C, skip, gate, dt_bias, visit_order)
     if name == "mamba_ssm" and deterministic:
-        raise UserError("ssd: backend 'mamba_ssm' is not deterministic; use backend 'cpu'")
+        raise UserError("ssd: backend 'mamba_ssm' is not deterministic; use backend 'cuda' or 'cpu'")
     # All other backends are always deterministic.
     return _RUNS[name](*arguments, deterministic) if name == "cuda" else _RUNS[name](*arguments)
 

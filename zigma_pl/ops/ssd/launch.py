@@ -72,7 +72,7 @@ class Call:
         fields += [0 if t is None else t.data_ptr() for t in (*self._parameters, self.order)]
         fields.append(self.num_tokens if self.order is not None and self.order.ndim == 2 else 0)
         fields += [results[name].data_ptr() if name in results else 0 for name in RESULTS]
-        parts = results["dBC"] if "dBC" in results else None
+        parts = results.get("dBC")
         fields.append(0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups, self.num_states)
         fields += (self.num_chunks, -(-self.num_chunks // num_pieces))
