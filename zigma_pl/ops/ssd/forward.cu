@@ -20,18 +20,6 @@ __device__ __forceinline__ void convert_inputs(Front& m, int stage, bool want_C)
     if (want_C) convert_tile<STATES>(m.C[stage]);
 }
 
-// Reads the row indices of the first two chunks, and prepares the first.
-__device__ __forceinline__ void open_walk(const Params& p, const Walk& w, Common& common, int first, int step) {
-    for (int i = threadIdx.x; i < 2 * TOKENS; i += THREADS)
-        common.rows[i / TOKENS][i % TOKENS] = row_of(p, w, first + i / TOKENS * step, i % TOKENS);
-    __syncthreads();
-    if (w.warp == 0) {
-        float dt[PER_LANE];
-        load_steps(p, w, common.rows[0], dt);
-        make_vectors(w, common.rows[0], dt, common.vectors[0]);
-    }
-}
-
 // S d L + skip for tokens low and low + 8 of the chunk and 16 tokens j; `masked` if some of these come later.
 __device__ __forceinline__ void scale_square(Sum& s, const Vectors& v, int low, int j, bool masked, float skip) {
     const float F[2] = {v.F[low], v.F[low + 8]}, rest[2] = {v.rest[low], v.rest[low + 8]};

@@ -16,7 +16,9 @@ MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
 RESULTS = ("out", "dx", "dgate", "ddt", "states", "carries", "durations", "dBC", "sums")
 
 _FOLDER = Path(__file__).parent
-_COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu", _FOLDER / "forward.cu")
+_COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu")
+_FORWARD = ("forward.cu",)
+_BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
 _NUM_FIELDS = 46  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
@@ -146,7 +148,7 @@ def kernel(
         "BACKWARD_BYTES": layout.backward_bytes,
     }
     return nvrtc.load(
-        (*_COMMON, _FOLDER / "backward.cu") if backward else _COMMON,
+        (*_COMMON, *(_FOLDER / name for name in (_BACKWARD if backward else _FORWARD))),
         name,
         tuple(options.items()),
         threads=layout.threads,

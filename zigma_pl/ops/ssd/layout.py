@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def backward_bytes(self) -> int:
-        """Shared memory of a block in the backward pass, struct Back in backward.cu."""
+        """Shared memory of a block in the backward pass, struct Back in adjoints.cu."""
         warps = self.tokens // 16
         sums = 4 * ((warps + 4) * self.tokens + 2 * warps)
         chunk = self.tokens * 2 * (self.slice + self.states + self.tokens)

@@ -170,6 +170,18 @@ __device__ __forceinline__ float decay(float F_later, float rest_later, float F,
 #endif
 }
 
+// Reads the row indices of the first two chunks, and prepares the first.
+__device__ __forceinline__ void open_walk(const Params& p, const Walk& w, Common& common, int first, int step) {
+    for (int i = threadIdx.x; i < 2 * TOKENS; i += THREADS)
+        common.rows[i / TOKENS][i % TOKENS] = row_of(p, w, first + i / TOKENS * step, i % TOKENS);
+    __syncthreads();
+    if (w.warp == 0) {
+        float dt[PER_LANE];
+        load_steps(p, w, common.rows[0], dt);
+        make_vectors(w, common.rows[0], dt, common.vectors[0]);
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------ copies
 // A thread copies the same granule of rows that are COPY_STEP(WIDTH) apart.
 #define COPY_STEP(WIDTH) (THREADS / (WIDTH / GRANULE))

@@ -1,0 +1,99 @@
+// All gradients, in a walk along the path in reverse. With R the gradient of the state at the end of a chunk, g that of
+// y, L[i][j] = 2^(F[i] - F[j]), S = C B^T and W = g x^T, both for j <= i:
+//   dx[j] = sum of S L d[j] g[i] + weight[j] B[j] R + skip g[j]
+//   dB[j] = sum of W L d[j] C[i] + weight[j] R x[j]
+//   dC[i] = sum of W L d[j] B[j] + 2^F[i] H g[i]
+//   R'    = 2^F[last] R + sum of 2^F[i] C[i] g[i]^T
+// The gradient of the log decay of token k is the sum of all contributions that pass from tokens before k to tokens from k
+// on: of Z = S W L d for j < k <= i, of 2^F[i] g[i] C[i] H for i >= k, of weight[j] x[j] B[j] R for j < k, and of the state
+// that passes the whole chunk. Sums over rows and columns of one and the same Z cancel exactly up to float32 rounding.
+
+struct Sums {  // over the chunk's tokens; each warp writes its own part of `later` and `through`
+    float later[WARPS][TOKENS];  // sum over j < i of Z[i][j]
+    float earlier[TOKENS];       // sum over i > j of Z[i][j] / d[j]
+    float own[TOKENS];           // S W at i = j
+    float from_state[TOKENS];    // 2^F[i] g[i] C[i] H
+    float to_state[TOKENS];      // to_end[j] x[j] B[j] R
+    float through[WARPS];        // R H
+};
+
+struct Back {  // shared memory of the backward pass
+    Common common;
+    Sums sums;
+    float skips[WARPS];
+    alignas(16) Byte R[STATE_BYTES > SLICE_BYTES ? STATE_BYTES : SLICE_BYTES];  // later also y of the chunk
+    Byte H[STATE_BYTES], x[SLICE_BYTES], g[SLICE_BYTES], B[TERM_BYTES], C[TERM_BYTES], M[SQUARE_BYTES], W[SQUARE_BYTES];
+};
+static_assert(sizeof(Back) == BACKWARD_BYTES, "Layout.backward_bytes");
+
+// Reads a granule of a tile, or writes it, 16 bytes of items.
+__device__ __forceinline__ void read_granule(const Byte* from, float* values) {
+    const uint4 raw = *(const uint4*)from;
+    const Word w[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#if ROW_KIND == 0
+        values[i] = __uint_as_float(w[i]);
+#else
+        values[2 * i] = low_item(w[i]), values[2 * i + 1] = high_item(w[i]);
+#endif
+}
+
+__device__ __forceinline__ void write_granule(Byte* to, const float* values) {
+    Word w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#if ROW_KIND == 0
+        w[i] = __float_as_uint(values[i]);
+#else
+        w[i] = pack_bfloats(values[2 * i], values[2 * i + 1]);
+#endif
+    *(uint4*)to = make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+// Stores g = dout silu(gate) of a chunk.
+__device__ __forceinline__ void make_adjoints(const Params& p, const Walk& w, Byte* g, const int* rows) {
+    constexpr int count = TOKENS / COPY_STEP(SLICE);
+    const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
+    const Element *dout = dout_of(p, w) + column, *gate = gate_of(p, w) + column;
+    uint4 douts[count], gates[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+        const Long row = rows[first + i * COPY_STEP(SLICE)];
+        douts[i] = gates[i] = make_uint4(0, 0, 0, 0);
+        if (row < 0) continue;
+        douts[i] = *(const uint4*)(dout + row * p.dout_row);
+        if (GATED) gates[i] = *(const uint4*)(gate + row * p.gate_row);
+    }
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+        float values[GRANULE], z[GRANULE];
+        unpack16(douts[i], values);
+        unpack16(gates[i], z);
+#pragma unroll
+        for (int e = 0; e < GRANULE; ++e)
+            if (GATED) values[e] *= z[e] * sigmoid(z[e]);
+        write_granule(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES, values);
+    }
+}
+
+__device__ __forceinline__ const Byte* state_of(const Params& p, const Walk& w, int chunk) {
+    return (const Byte*)p.states + (w.sequence * p.num_chunks + chunk) * STATE_BYTES;
+}
+
+__device__ __forceinline__ void copy_terms(const Params& p, const Walk& w, Back& m, int chunk, const int* rows) {
+    copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, rows, (int)p.num_states);
+    copy_tile<STATES>(m.B, w.B, (int)p.B_row * ROW_BYTES, rows, (int)p.num_states);
+    copy_tile<SLICE>(m.x, w.x, (int)p.x_row * ROW_BYTES, rows, SLICE);
+    copy_state(m.H, state_of(p, w, chunk));
+    close_copies();
+}
+
+// Starts loading the rows and the state of a chunk into the second-level cache.
+__device__ __forceinline__ void prefetch_chunk(const Params& p, const Walk& w, int chunk, const int* rows) {
+    const Long row = rows[threadIdx.x % TOKENS];
+    if (row >= 0 && threadIdx.x < TOKENS) prefetch(w.x + row * p.x_row);
+    if (row >= 0 && threadIdx.x < TOKENS) prefetch(dout_of(p, w) + row * p.dout_row);
+    if (GATED && row >= 0 && threadIdx.x >= TOKENS) prefetch(gate_of(p, w) + row * p.gate_row);
+    for (int at = threadIdx.x * 128; at < STATE_BYTES; at += THREADS * 128) prefetch(state_of(p, w, chunk) + at);
+}
