@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from zigma_pl.ops.ssd import cpu, cuda, launch, mamba_ssm
 
 NAMES = ("x", "dt", "A", "B", "C", "skip", "gate", "dt_bias")
 OPTIONAL = ("skip", "gate", "dt_bias")
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-2}
+SUMS = ("A", "skip", "dt_bias")  # gradients that are sums over all tokens, whose terms cancel in part
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 SHAPES = [(32, 1024), (8, 4096), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
 SIZES = (24, 64, 64)  # heads, their channels, states
 
@@ -92,9 +94,15 @@ def check(failures, shape, dtype, *, number=None, deterministic=False, **options
     with pieces(number):
         errors = errors_of(run, functools.partial(cpu.run, visit_order=order), arguments)
     worst = max(errors, key=lambda name: errors[name][1])
-    good = all(norm < TOLERANCES[dtype] for _, norm in errors.values())  # NaN never passes
+    allowed = {name: TOLERANCES[dtype] * (4 if name in SUMS else 1) for name in errors}
+    good = all(norm < allowed[name] for name, (_, norm) in errors.items())  # NaN never passes
     line = f"{shape} {str(dtype)[6:]} {options} pieces={number} det={deterministic}"
-    print("ok  " if good else "FAIL", line, f"worst {worst}, max {errors[worst][0]:.1e}, norm {errors[worst][1]:.1e}")
+    print(
+        "ok  " if good else "FAIL",
+        line,
+        f"worst {worst}, max {errors[worst][0]:.1e}, norm {errors[worst][1]:.1e}",
+        flush=True,
+    )
     if not good:
         failures.append(line)
         print("    ", {name: f"{largest:.1e} {norm:.1e}" for name, (largest, norm) in errors.items()}, flush=True)
@@ -154,6 +162,7 @@ def time_ssd(shape, sizes=SIZES, eager=False):
         "backward": median_ms(lambda: cuda.backward(dout, *inputs, order, states, False), 0.1, 5),
     }
     if eager:
+        times["deterministic"] = median_ms(lambda: cuda.backward(dout, *inputs, order, states, True), 0.1, 5)
         times["autograd"] = eager_ms(functools.partial(cuda.run, visit_order=order), arguments, dout)
     return times
 
@@ -191,9 +200,15 @@ def show(results, key, times):
 
 
 FORWARD_VARIANTS = [
-    {"stages": stages, "forward_blocks": blocks} for stages, blocks in ((2, 2), (2, 3), (2, 4), (1, 3), (1, 4), (1, 5))
+    {"stages": stages, "forward_blocks": blocks}
+    for stages, blocks in ((2, 2), (2, 3), (2, 4), (1, 3), (1, 4), (1, 5), (1, 6))
+] + [{"stages": 2, "forward_blocks": 3, "prefetch": False}]
+BACKWARD_VARIANTS = [
+    {"backward_blocks": 2},
+    {"backward_blocks": 3},
+    {"backward_blocks": 3, "prefetch": False},
+    {"tokens": 32, "forward_blocks": 6, "backward_blocks": 5},
 ]
-BACKWARD_VARIANTS = [{"backward_blocks": blocks} for blocks in (2, 3)]
 PIECES = (1, 2, 3, 4, 6)
 
 
@@ -214,7 +229,7 @@ def time_variants(results):
     for changes, shape in itertools.product(FORWARD_VARIANTS + BACKWARD_VARIANTS, SHAPES[:2]):
         with variant(changes), pieces(1):
             times = time_ssd(shape)
-        keep = ("backward",) if "backward_blocks" in changes else ("inference", "forward")
+        keep = ("inference", "forward") if changes in FORWARD_VARIANTS else tuple(times)
         show(results, f"{shape} {changes}", {name: times[name] for name in keep})
     for shape in SHAPES[1:]:
         for number in PIECES if shape[0] > 1 else (4, 8, 16, 32):
@@ -255,8 +270,9 @@ def compile_all(cases):
             case()
     launch.kernel.cache_clear()
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    with concurrent.futures.ProcessPoolExecutor() as pool:
-        list(pool.map(compile_job, [(*job, architecture) for job in jobs]))
+    longest_first = sorted(jobs, key=lambda job: (dict(job[1])["ROW_KIND"], -len(job[0])))
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+        list(pool.map(compile_job, [(*job, architecture) for job in longest_first]))
     return len(jobs)
 
 
