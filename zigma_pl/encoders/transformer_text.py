@@ -71,8 +71,8 @@ class TransformerTextEncoder(TextEncoder):
         return {"name": self.name, "max_tokens": self.max_tokens, "weights_sha256": hash_of_weights(self._network)}
 
     @abstractmethod
-    def _load(self) -> tuple[Any, tuple[nn.Module, dict[str, Any]]]:
-        """Load from `path`, without downloads, the tokenizer, and the network with a report on its weights."""
+    def _load(self) -> tuple[Any, Any]:
+        """Load from `path`, without downloads, the tokenizer, and a pair of the network and a report on its weights."""
 
     def _text_config(self) -> dict[str, Any]:
         with self._loading():
@@ -118,7 +118,7 @@ class CLIPTextEncoder(TransformerTextEncoder):
     where_from = " (python -m zigma_pl weights fetch clip-vit-large-patch14)"
     default_max_tokens = 77
 
-    def _load(self) -> tuple[Any, tuple[nn.Module, dict[str, Any]]]:
+    def _load(self) -> tuple[Any, Any]:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
         config = CLIPTextConfig.from_pretrained(self.path, local_files_only=True)
@@ -141,14 +141,14 @@ class MiniLMTextEncoder(TransformerTextEncoder):
     def __init__(self, path: str | Path | None = None, dim: int | None = None, max_tokens: int | None = None) -> None:
         super().__init__(path or _minilm_folder(), dim, max_tokens)
 
-    def _load(self) -> tuple[Any, tuple[nn.Module, dict[str, Any]]]:
+    def _load(self) -> tuple[Any, Any]:
         from transformers import AutoTokenizer, BertConfig, BertModel
 
         config = BertConfig.from_pretrained(self.path, local_files_only=True)
         check_size(lambda: BertModel(config, add_pooling_layer=False), self.path)
         tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         # The pooling layer is not used here, and the package has no weights for it.
-        options = {"add_pooling_layer": False, "local_files_only": True, "output_loading_info": True}
+        options: dict[str, Any] = {"add_pooling_layer": False, "local_files_only": True, "output_loading_info": True}
         return tokenizer, BertModel.from_pretrained(self.path, **options)
 
 
