@@ -174,3 +174,21 @@ def test_damaged_and_missing_files(run, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(command) == 1
     assert re.search(damaged.name, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("backbone.unknown", (2,)), ("backbone.final_layer.projection.bias", (99,))]
+)
+def test_a_snapshot_of_another_model_is_one_line(run, tmp_path, monkeypatch, capsys, name, shape):
+    """Kind: files that fit each other in name alone."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run / "snapshots", "copy/snapshots")
+    Path("copy/checkpoints").mkdir()
+    shutil.copy(run / "checkpoints" / "last.ckpt", "copy/checkpoints/step_00000040.ckpt")
+    first = sorted(Path("copy", "snapshots").iterdir())[0]
+    content = torch.load(first, weights_only=True)
+    content["state_dict"][name] = torch.zeros(shape, dtype=torch.float16)
+    torch.save(content, first)
+    (first.parent / "step_00000000_sigma_rel_0.000.ckpt").write_bytes(first.read_bytes())  # of no profile
+    assert main(["average", "copy", "--sigma_rel=0.08", "--out=a.ckpt"]) == 1
+    assert f"{first.name} belongs to another model" in capsys.readouterr().err

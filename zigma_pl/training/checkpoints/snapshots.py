@@ -36,7 +36,8 @@ def write_snapshot(run: Path, profile: Profile, averages: Mapping[str, Tensor]) 
 def snapshots_of(run: Path) -> dict[Profile, Path]:
     """Return the snapshots in a run's folder, by increasing step."""
     names = {path: _NAME.fullmatch(path.name) for path in (run / SNAPSHOT_FOLDER).glob("*.ckpt")}
-    return dict(sorted((Profile(int(name[1]), float(name[2])), path) for path, name in names.items() if name))
+    found = {Profile(int(name[1]), float(name[2])): path for path, name in names.items() if name}
+    return {profile: found[profile] for profile in sorted(found) if profile.step and profile.sigma_rel}
 
 
 def remove_later_snapshots(run: Path, step: int) -> None:
@@ -87,6 +88,9 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[d
         path = snapshots[profile]
         stored = read_checkpoint(path)["state_dict"]
         check_finite(stored, path, "remove it to use the other snapshots")
+        foreign = [name for name, value in stored.items() if name not in weights or value.shape != weights[name].shape]
+        if foreign:
+            raise UserError(f"{path} belongs to another model, as {newest} has no such {foreign[0]:.100}: remove it")
         for name, value in stored.items():
             averages.setdefault(name, torch.zeros(value.shape)).add_(value, alpha=float(coefficient))
     content = {name: described[name] for name in _DESCRIPTION if name in described}
