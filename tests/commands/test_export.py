@@ -120,6 +120,22 @@ def test_files_that_are_no_checkpoints_are_refused(checkpoint, in_tmp, capsys):
     refused(["--ckpt_path", "list.ckpt"], "not a training checkpoint", capsys)
 
 
+def bomb():
+    """YAML whose aliases stand for 10^12 values."""
+    levels = ["l0: &l0 [x]", *(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 13))]
+    return "\n".join([*levels, "data: {class_path: zigma_pl.data.Digits, init_args: {autoencoder: *l12}}"]).encode()
+
+
+@pytest.mark.parametrize("content", [b"", b"data: 3", b"\xff\xfe\x00", b"[" * 5000, bomb(), b"a: &a [*a]\ndata: *a"])
+def test_a_hostile_config_beside_an_old_checkpoint_is_one_line(checkpoint, in_tmp, content, capsys):
+    old = stored(checkpoint)
+    del old["trained_on"]
+    Path("run/checkpoints").mkdir(parents=True)
+    torch.save(old, "run/checkpoints/old.ckpt")
+    Path("run/config.yaml").write_bytes(content)
+    refused(["--ckpt_path", "run/checkpoints/old.ckpt"], r"run/config\.yaml.*remove it", capsys)
+
+
 def refused(options, message, capsys):
     """Check for one line with the message, and that nothing was written or executed."""
     capsys.readouterr()

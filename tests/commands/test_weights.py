@@ -74,6 +74,15 @@ def test_check_tells_missing_right_wrong_and_changed(upstream, in_tmp, capsys):
         main(["fetch", "small"])
 
 
+def test_other_bytes_among_the_recorded_hashes_are_kept(upstream, in_tmp):
+    (in_tmp / "weights").mkdir()
+    (in_tmp / "weights" / "SHA256SUMS").write_bytes(b"\xff\n")
+    assert main(["fetch", "small"]) == 0
+    first, second = (in_tmp / "weights" / "SHA256SUMS").read_bytes().splitlines()
+    assert first == b"\xff"
+    assert second.endswith(b"  small/config.json")
+
+
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT[::-1], b""])
 def test_what_is_not_as_recorded_is_not_kept(upstream, in_tmp, content):
     (upstream / "model.bin").write_bytes(content)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from zigma_pl.core.errors import UserError
-from zigma_pl.core.files import sha256
+from zigma_pl.core.files import sha256, written_whole
 
 DEFAULT_ROOT = Path("weights")
 # In the root folder, in the format of sha256sum: local hashes of files without a published hash.
@@ -280,8 +280,10 @@ def _recorded_hash(path: Path, digest: str, root: Path) -> str:
     """Return the hash recorded for a file earlier, after recording `digest` if there is none."""
     name = path.relative_to(root).as_posix()
     checksums = root / CHECKSUMS
-    lines = checksums.read_text(encoding="utf-8").splitlines() if checksums.is_file() else []
+    lines = checksums.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if checksums.is_file() else []
     known = {line[66:]: line[:64] for line in lines}
     if name not in known:
-        checksums.write_text("".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"]), encoding="utf-8")
+        text = "".join(f"{line}\n" for line in [*lines, f"{digest}  {name}"])
+        with written_whole(checksums) as file:
+            file.write(text.encode("utf-8", errors="surrogateescape"))
     return known.get(name, digest)

@@ -72,6 +72,8 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
     import yaml
 
     from zigma_pl.core.errors import UserError
+    from zigma_pl.core.records import read_content
+    from zigma_pl.training.checkpoints.content import count_values
     from zigma_pl.training.checkpoints.newest import log_folder_of
 
     log_folder = log_folder_of(ckpt_path)
@@ -79,10 +81,11 @@ def data_options(ckpt_path: Path) -> dict[str, Any]:
         return {}
     path = log_folder / "config.yaml"
     try:
-        data = yaml.safe_load(path.read_text())["data"]
+        data = yaml.safe_load(read_content(path, "remove it to export without it"))["data"]
         given = {name: data["init_args"].get(name) for name in DATA_OPTIONS}
+        count_values(given)  # aliases can stand for more values than fit into memory
         return {"class_path": data["class_path"], **{name: value for name, value in given.items() if value}}
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a config of `fit` ({' '.join(str(error).split())[:200]}): remove it to export without it"
         ) from error
