@@ -23,6 +23,7 @@ from zigma_pl.evaluation.metrics.kernel_distance import KernelDistance
 from zigma_pl.evaluation.metrics.precision_recall import PrecisionRecall
 from zigma_pl.interpolant import LossTerm, Objective
 from zigma_pl.interpolant.schedules import VPSchedule
+from zigma_pl.losses import REPA, LiteTeacher, Teacher
 from zigma_pl.mixers import Mamba, MixerOptions
 from zigma_pl.models.zigzag_mamba import ZigzagMamba
 from zigma_pl.optimizers import LearningRateSchedule, Muon
@@ -30,7 +31,11 @@ from zigma_pl.samplers import Guidance, ODESampler, Sampler, SDESampler
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.module import GenerativeModule
 
-ANY_VALUE = {("Objective", "logit_mean"), ("PlainTerm", "weight")}  # numeric options that may be negative
+ANY_VALUE = {
+    ("Objective", "logit_mean"),
+    ("PlainTerm", "weight"),
+    ("REPA", "weight"),
+}  # numeric options that may be negative
 NOT_OPTIONS = {"RequestedData", "SamplingBar"}  # built by our code alone
 BACKBONE = {"in_channels": 1, "latent_height": 4, "latent_width": 4, "width": 8, "depth": 1, "num_classes": None}
 REQUIRED = {
@@ -40,6 +45,7 @@ REQUIRED = {
     "width": 8,
     "objective": Objective(),
     "synthetic": True,
+    "teacher": LiteTeacher(),
     "params": [torch.zeros(2, 2)],
 }
 
@@ -62,8 +68,9 @@ def our_classes():
         if module.name.startswith(("zigma_pl.training.callbacks.", "zigma_pl.data.", "zigma_pl.samplers.")):
             import_module(module.name)
     found = {ScanConfig, Guidance, Objective, VPSchedule, GenerativeModule, ZigzagMamba, PlainTerm, Muon}
-    found |= {HashingTextEncoder}
+    found |= {HashingTextEncoder, REPA}
     bases = (Backbone, Sampler, L.Callback, ImageDataModule, LearningRateSchedule, MixerOptions, ConditionerOptions)
+    bases += (Teacher,)
     for base in bases:
         found |= subclasses(base)
     return sorted((each for each in found if each.__name__ not in NOT_OPTIONS), key=lambda each: each.__name__)
@@ -110,6 +117,8 @@ def test_walk_finds_the_options():
         ("ClassLabel", "dropout"),
         ("Map", "num_channels"),
         ("PlainTerm", "end_step"),
+        ("REPA", "hidden_width"),
+        ("Dinov2Teacher", "size_px"),
         ("Muon", "lr"),
     } <= found
     assert len(found) > 100

@@ -53,6 +53,17 @@ def test_cached_and_live_training_see_the_same(place, cache, atol, stage):
     assert all(same) == (stage == "test")
 
 
+@pytest.mark.parametrize("cache", [None, "pixels", "float32"])
+def test_only_latents_from_a_cache_come_without_their_images(place, cache):
+    autoencoder = "identity" if cache == "pixels" else str(place / "kl")
+    options = {} if cache is None else {"cache": str(place / cache)}
+    data = faces(place / "mm", autoencoder=autoencoder, horizontal_flip=True, **options)
+    ((_, batch),) = batches(data, "fit", 1)
+    assert data.has_images == (batch.images is not None) == (cache != "float32")
+    if cache == "pixels":
+        torch.testing.assert_close(batch.images / 127.5 - 1, batch.latents)
+
+
 def test_neither_workers_nor_batch_size_change_what_is_read(place):
     def rows(**options):
         data = faces(place / "nowhere", cache=str(place / "pixels"), horizontal_flip=True, **options)
