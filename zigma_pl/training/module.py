@@ -78,7 +78,7 @@ class GenerativeModule(L.LightningModule):
         graph_training: on a CUDA device, replay forward and backward pass of the backbone as CUDA graphs in training,
             from the second step on, so that the GPU does not wait for the CPU. None replays networks that can be
             recorded, and runs others step by step; True raises an error for the latter. Not used with sharded
-            parameters, and in steps with loss terms that use features of the network.
+            parameters.
         seed: seed of all random numbers; the command line sets it to seed_everything.
 
     Attributes:
