@@ -241,8 +241,8 @@ def option_names(command):
     "command",
     [
         ["sample"], ["show-batch"], ["prepare", "ucf101"], ["ablations"], ["tables"], ["report"], ["weights", "fetch"],
-        ["export"], ["import-zigma"], ["demo"], ["paths"], ["bench", "scan"], ["bench", "train"], ["bench", "flops"],
-        ["average"],
+        ["export"], ["import-zigma"], ["demo"], ["paths"], ["orders"], ["average"],
+        ["bench", "scan"], ["bench", "train"], ["bench", "flops"],
     ],
 )  # fmt: skip
 def test_help_has_one_spelling_and_one_name_for_one_thing(command):

@@ -6,6 +6,7 @@ from zigma_pl.cli.main import main
 
 OPTIONS = {
     "paths": ["height", "width", "seed"],
+    "orders": ["height", "width", "depth", "num_orders", "indices", "seed"],
     "ablations": ["jobs", "seeds"],
     "demo": ["num_samples", "max_steps"],
     "sample": ["num_samples", "batch_size", "seed"],

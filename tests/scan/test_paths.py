@@ -7,10 +7,11 @@ import pytest
 from zigma_pl.core.errors import UserError
 from zigma_pl.scan import SchemeName, adjacency, inverse, visit_order
 from zigma_pl.scan.paths import is_permutation
+from zigma_pl.scan.shapes import SHAPES
 
 SMALL = list(product(range(1, 13), range(1, 13)))
 LARGER = [(32, 32), (16, 24), (24, 16), (33, 47), (47, 33), (20, 17), (13, 20), (101, 10), (10, 101), (1, 64), (2, 63)]
-ANY_GRID = ["sweep", "zigzag", "hilbert", "random"]
+ANY_GRID = sorted({"hilbert", "random", *SHAPES} - {"moore", "peano"})
 
 # Rank of each cell on the classical Hilbert curve from the top-left to the bottom-left corner, drawn by hand.
 HILBERT_RANKS_4 = [
@@ -220,4 +221,4 @@ def test_bad_input_gets_one_clear_line(name: str, height: int, width: int, optio
 
 
 def test_every_scheme_is_covered_here() -> None:
-    assert set(ANY_GRID) == set(get_args(SchemeName))
+    assert {*ANY_GRID, "moore", "peano"} == set(get_args(SchemeName))  # these two in test_shapes.py

@@ -24,6 +24,7 @@ COMMANDS = {
     "show-batch": ("commands.show_batch", "plot a batch as the model gets it: --config FILE.yaml --out batch.png"),
     "demo": ("commands.demo", "train on handwritten digits, sample 500 and classify them"),
     "paths": ("commands.paths", "plot the scan orders of a grid"),
+    "orders": ("commands.orders", "compare sets of scan orders before training"),
     "bench": ("commands.bench", "check, then time: scan, forward pass, training step, number of orders"),
     "doctor": ("commands.doctor", "list versions, devices and scan backends, and check the backends' results"),
     "ablations": (

@@ -24,7 +24,8 @@ def clip_order(
     Args:
         name: zigzag or hilbert: a path whose steps lead to a neighbour in space or, between frames, in time; every
             second frame is traversed backwards and so starts where the previous frame ended. sweep: every frame starts
-            at the same corner. random: a random permutation of all tokens of the clip.
+            at the same corner. random: a random permutation of all tokens of the clip. The others reverse every
+            second frame, as zigzag does.
         num_frames: F, at least 1; with one frame the orders are those of an image.
         height, width: size of a frame's token grid.
         index, seed: see `zigma_pl.scan.paths.visit_order`.

@@ -10,15 +10,30 @@ import numpy as np
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.scan.hilbert import curve_along
+from zigma_pl.scan.shapes import CORNER_DIRECTIONS, shaped_order
 
-SchemeName = Literal["sweep", "zigzag", "hilbert", "random"]
-
-# (corner, direction) of the eight sweeps and zigzags, numbered as in the released checkpoints.
-CORNER_DIRECTIONS = tuple(
-    (corner, direction)
-    for corner in ("top-left", "top-right", "bottom-left", "bottom-right")
-    for direction in ("rows", "columns")
-)
+SchemeName = Literal[
+    "sweep",
+    "zigzag",
+    "hilbert",
+    "random",
+    "diagonal",
+    "spiral",
+    "snake2",
+    "snake4",
+    "window2",
+    "window4",
+    "window8",
+    "block4",
+    "block8",
+    "dilated2",
+    "dilated4",
+    "z_order",
+    "moore",
+    "peano",
+    "shifted_zigzag",
+    "shifted_window4",
+]
 NUM_SYMMETRIES = 8  # rotations and reflections of a rectangle, including transposed ones
 
 
@@ -29,7 +44,8 @@ def visit_order(
 
     Args:
         name: sweep: rows (or columns) that all start at the same edge. zigzag: rows (or columns) in alternating
-            directions. hilbert: a Hilbert curve adapted to the rectangle. random: a random permutation.
+            directions. hilbert: a Hilbert curve adapted to the rectangle. random: a random permutation. The others
+            are described in zigma_pl.scan.shapes; the number in a name is a size in cells.
         height, width: size of the token grid, at least 1 each.
         index: which of the scheme's orders, 0 to 7; for random any index from 0.
         seed: seed of the random orders, at least 0; other schemes ignore it.
@@ -37,8 +53,8 @@ def visit_order(
             the curve.
 
     Raises:
-        UserError: a size, index or seed is out of range; the name is unknown; legacy_inverse is used with another
-            scheme or on a grid that is not a square with a power of two as side.
+        UserError: a size, index or seed is out of range; the name is unknown; the scheme does not exist for this grid;
+            legacy_inverse is used with another scheme or on a grid that is not a square with a power of two as side.
     """
     _check(name, height, width, index, seed)
     if legacy_inverse:
@@ -48,7 +64,7 @@ def visit_order(
         return _random(height * width, index, seed)
     if name == "hilbert":
         return _hilbert(height, width, index)
-    return _line_by_line(height, width, index, serpentine=name == "zigzag")
+    return shaped_order(name, height, width, index)
 
 
 def inverse(order: np.ndarray) -> np.ndarray:
@@ -101,18 +117,6 @@ def check_legacy_inverse(name: object) -> None:
     """Raise UserError unless the scheme is hilbert, whose orders the official release inverts."""
     if name != "hilbert":
         raise UserError(f"scan.legacy_inverse: exists only for hilbert, not for {name}: leave the option out")
-
-
-def _line_by_line(height: int, width: int, index: int, *, serpentine: bool) -> np.ndarray:
-    """Visit rows (or columns) one after the other from a corner; a serpentine reverses every second one."""
-    corner, direction = CORNER_DIRECTIONS[index]
-    lines = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    lines = lines[::-1] if "bottom" in corner else lines
-    lines = lines[:, ::-1] if "right" in corner else lines
-    lines = (lines.T if direction == "columns" else lines).copy()
-    if serpentine:
-        lines[1::2] = lines[1::2, ::-1]
-    return lines.reshape(-1)
 
 
 def _hilbert(height: int, width: int, index: int) -> np.ndarray:

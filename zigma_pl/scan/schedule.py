@@ -36,10 +36,11 @@ class ScanConfig:
 
     Args:
         scheme: sweep (rows or columns in one direction), zigzag (rows or columns in alternating directions), hilbert
-            (a Hilbert curve for any rectangle) or random; or a `Scheme` by class path: your own, or
-            zigma_pl.scan.OrdersFile, which reads orders from a file.
+            (a Hilbert curve for any rectangle), random, or another one of zigma_pl.scan.shapes, where all are
+            described; or a `Scheme` by class path: your own, or zigma_pl.scan.OrdersFile, which reads orders from a
+            file.
         num_orders: k, the number of the scheme's orders that the layers cycle through: 1 to 8, numbered as in
-            zigma_pl.scan.paths; 1 to 4096 for random. Plain raster order is sweep with num_orders 1.
+            zigma_pl.scan.shapes; 1 to 4096 for random. Plain raster order is sweep with num_orders 1.
         indices: indices of the orders that the layers cycle through, instead of the first k: 0 to 7, or 0 or more for
             random; k is then the number of indices. For sweep and zigzag, [0, 6] are the rows from the top left and
             the rows from the bottom right.

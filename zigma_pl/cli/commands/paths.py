@@ -1,13 +1,12 @@
 """Plot the scan orders of a token grid: sweep, the eight zigzags, the Hilbert curve and a random order."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zigma_pl.cli.commands.figures import FAINT, INK, MUTED, add_out, check_format, save
 from zigma_pl.cli.commands.parser import Parser
-from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
 from zigma_pl.scan.paths import adjacency, named_orders
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 128  # tokens; on larger grids the lines overlap
 NUM_COLUMNS = 4
-INK, MUTED, FAINT = "#26263a", "#6b6b80", "#d9d9e3"
 
 
 def main(argv: list[str]) -> int:
@@ -30,9 +28,8 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     check_whole_numbers("paths", most=MAX_SIDE, height=options.height, width=options.width)
     check_whole_numbers("paths", least=0, most=LARGEST_SEED, seed=options.seed)
-    if options.out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--out {options.out}: the name must end in .png, .pdf or .svg")
-    _save(draw_paths(options.height, options.width, options.seed), options.out)
+    check_format(options.out)
+    save(draw_paths(options.height, options.width, options.seed), options.out)
     print(options.out)
     return 0
 
@@ -69,22 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=int, default=8, metavar="TOKENS", help="rows of the grid (default: 8)")
     parser.add_argument("--width", type=int, default=8, metavar="TOKENS", help="columns of the grid (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random order (default: 0)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("paths.png"),
-        metavar="FILE",
-        help="image to write, .png, .pdf or .svg; its folder is created if missing (default: paths.png)",
-    )
+    add_out(parser, "paths.png")
     return parser
-
-
-def _save(figure: "Figure", out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}): choose another path") from error
 
 
 def _panel_size_inch(height: int, width: int) -> tuple[float, float]:
