@@ -1,5 +1,7 @@
 """`generate`: pictures under prompts and class names; and training that starts from another model's weights."""
 
+import warnings
+
 import lightning as L
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from zigma_pl.data import Digits
 from zigma_pl.interop.training_checkpoint import initialise
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import ODESampler
+from zigma_pl.scan import ScanConfig
 
 NAMES = ["circle", "square", "triangle"]
 ABOUT = {"class_names": NAMES, "data": {"class_path": "own.Shapes", "autoencoder": "identity"}}
@@ -194,6 +197,19 @@ def test_fit_starts_from_a_folder_or_a_checkpoint(repository, in_tmp, capsys):
             weights["backbone.final_layer.projection.weight"],
         )
     assert other.trained_on["class_names"] == list("0123456789")
+
+    # Kind: wrong numbers without a word, as weights fit a network of another scan.
+    for source in ("model", path):
+        changed = zigma_pl.GenerativeModule(
+            zigma_pl.ZigMa(**SHAPE, num_classes=10, scan=ScanConfig("hilbert")), Objective(prediction="noise")
+        )
+        with pytest.warns(
+            UserWarning, match=r"scan\.scheme zigzag -> hilbert.*objective\.prediction velocity -> noise"
+        ):
+            initialise(changed, source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        initialise(zigma_pl.GenerativeModule(zigma_pl.ZigMa(**SHAPE, num_classes=10)), "model")
 
     capsys.readouterr()
     assert main([*fit, "--init_from", "model", "--model.backbone.init_args.depth=3"]) == 1

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from zigma_pl.interop.described import Description
 from zigma_pl.interop.folder import build_backbone, fit_weights, load_weights, read_config, read_sampling, trained_on
 from zigma_pl.interop.generation import PretrainedModel
 from zigma_pl.models.backbones.migration import migrated_weights
-from zigma_pl.training.checkpoints.content import TRAINED_ON, check_finite
+from zigma_pl.training.callbacks.checkpoint_options import changes_since
+from zigma_pl.training.checkpoints.content import OPTIONS, TRAINED_ON, check_finite
 from zigma_pl.training.checkpoints.io import Weights, read_checkpoint, weights_of
 from zigma_pl.training.module import GenerativeModule, mismatch
 
@@ -58,7 +60,8 @@ def model_of(
 def initialise(model: GenerativeModule, path: str | Path, weights: Weights = "average") -> None:
     """Initialise the backbone of a model with the weights of another model of the same shapes.
 
-    Entries of `trained_on` that the model does not have are copied from the other model.
+    Entries of `trained_on` that the model does not have are copied from the other model. Another scan or objective is
+    reported in a warning.
 
     Args:
         model: the model to initialise.
@@ -69,17 +72,23 @@ def initialise(model: GenerativeModule, path: str | Path, weights: Weights = "av
     """
     path = Path(path)
     if path.is_dir():
-        found, known = load_weights(path), trained_on(read_config(path))
+        config = read_config(path)
+        found, known = load_weights(path), trained_on(config)
+        objective = None if config.objective is None else config.objective.init_args
+        options = {"scan": config.backbone.init_args.get("scan"), "objective": objective}
     else:
         checkpoint = read_checkpoint(path)
         found = migrated_weights(_backbone_weights(checkpoint, weights, path, "--init_weights raw"))
-        known = checkpoint.get(TRAINED_ON, {})
+        known, options = checkpoint.get(TRAINED_ON, {}), checkpoint.get(OPTIONS, {})
     wrong = mismatch(model.backbone.state_dict(), found)
     if wrong is not None:
         raise UserError(
             f"{path} does not fit this {type(model.backbone).__name__} ({wrong}): set the options of model.backbone to "
             "those it was trained with"
         )
+    changes = changes_since(options, model)
+    if changes:
+        rank_zero_warn(f"the weights of {path} were trained with other options: {', '.join(changes)}")
     model.backbone.load_state_dict(found)
     model.trained_on = {**known, **model.trained_on}
 

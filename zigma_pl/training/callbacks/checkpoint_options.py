@@ -67,6 +67,23 @@ def options_of(trainer: L.Trainer, module: L.LightningModule) -> Options:
     return plain
 
 
+def changes_since(found: Mapping[str, Any], module: GenerativeModule) -> list[str]:
+    """Return the differences in scan and objective between a module and another model, whose weights it takes.
+
+    Args:
+        found: scan and objective of the other model, each as its options, or as their description.
+        module: the module.
+    """
+    scan = class_paths.plain(class_paths.options_of(module.backbone)).get("scan")
+    own = {"scan": _options_in(scan), "objective": class_paths.plain(class_paths.options_of(module.objective))}
+    return check_same({name: _options_in(found.get(name)) for name in own}, own, GROUPS, "")
+
+
+def _options_in(description: Any) -> dict[str, Any]:
+    options = description.get("init_args", description) if isinstance(description, dict) else None
+    return options if isinstance(options, dict) else {}
+
+
 def stored_specification(path: Path) -> dict[str, int | None]:
     """Return the `Specification` fields of a checkpoint's backbone, by name; the weights are not read.
 
