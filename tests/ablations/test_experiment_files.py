@@ -40,12 +40,13 @@ def test_what_is_not_there_is_named(experiments, options, parts):
 
 def test_overlays_of_experiment_and_table_come_before_that_of_the_scale(tmp_path):
     experiments = {
-        name: ExperimentFile(tmp_path / f"{name}.yaml") for name in ("table1_a", "table4_a", "table4_b", "digits")
+        name: ExperimentFile(tmp_path / f"{name}.yaml")
+        for name in ("table1_a", "table4_a", "table4_b", "table4_c_d", "digits")
     }
     for experiment in experiments.values():
         experiment.path.touch()
     (tmp_path / "smoke").mkdir()
-    for name in ("smoke.yaml", "smoke/table4.yaml", "smoke/table4_b.yaml"):
+    for name in ("smoke.yaml", "smoke/table4.yaml", "smoke/table4_b.yaml", "smoke/table4_c.yaml"):
         (tmp_path / name).touch()
     found = {name: overlay_of(experiment, "smoke", tmp_path) for name, experiment in experiments.items()}
     assert found.pop("digits") is None  # of no table: needs a file of its own
@@ -53,6 +54,7 @@ def test_overlays_of_experiment_and_table_come_before_that_of_the_scale(tmp_path
         "table1_a": "smoke.yaml",
         "table4_a": "smoke/table4.yaml",
         "table4_b": "smoke/table4_b.yaml",
+        "table4_c_d": "smoke/table4_c.yaml",
     }
     (tmp_path / "smoke" / "digits.yaml").touch()
     assert overlay_of(experiments["digits"], "smoke", tmp_path) == tmp_path / "smoke" / "digits.yaml"

@@ -26,7 +26,7 @@ def quadratic(attention, tokens, mask=None):
 )
 def test_attention_is_the_normalised_sum_over_all_pairs(options):
     torch.manual_seed(0)
-    attention = LinearAttention(**({"head_dim": 4} | options)).build(12).double()
+    attention = LinearAttention(**options).build(12).double()
     tokens = torch.randn(2, 9, 12, dtype=torch.float64)
     torch.testing.assert_close(attention(tokens, VISIT), quadratic(attention, tokens))
     mask = torch.rand(2, 9) > 0.4
@@ -62,7 +62,13 @@ def test_sums_over_many_tokens_do_not_overflow_in_float16():
     assert mixed.dtype == torch.float16
 
 
-@pytest.mark.parametrize("options", [{"num_heads": 5}, {"head_dim": 7}, {"inner_width": 33}, {"num_heads": 0}], ids=str)
+def test_heads_have_32_channels_where_they_fit():
+    widths = {64: 2, 416: 13, 48: 3, 7: 7}
+    assert {width: LinearAttention().build(width).num_heads for width in widths} == widths
+    assert LinearAttention(inner_width=96).build(64).num_heads == 3
+
+
+@pytest.mark.parametrize("options", [{"num_heads": 5}, {"num_heads": 0}, {"inner_width": 0}], ids=str)
 def test_heads_that_do_not_fit_are_refused(options):
-    with pytest.raises(UserError, match=r"num_heads|head_dim"):
+    with pytest.raises(UserError, match=next(iter(options))):
         LinearAttention(**options).build(64)

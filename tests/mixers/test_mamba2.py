@@ -158,6 +158,13 @@ def test_inner_width_replaces_expand():
     assert build(expand=3).out_proj.in_features == 48
 
 
+def test_heads_have_64_channels_where_they_fit():
+    heads = {768: (12, 64), 416: (13, 32), 16: (1, 16)}
+    for inner, expected in heads.items():
+        mixer = Mamba2(inner_width=inner).build(16)
+        assert (len(mixer.A_log), mixer.head_dim) == expected
+
+
 @pytest.mark.parametrize(
     "options",
     [{"head_dim": 12}, {"head_dim": 0}, {"num_groups": 3}, {"inner_width": 20}, {"inner_width": 0}, {"state_size": 0}],

@@ -25,7 +25,8 @@ DESCRIPTION = """\
 Train each experiment of experiments/ and score it, at a scale: smoke (synthetic data, minutes on a CPU), pilot (64 x 64
 pixels, a small model on one GPU; pilot4096 with four times as many tokens, pilotemoji with emoji as data), h100 (64 x
 64 pixels, a larger model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the
-experiment; configs/scale/SCALE/NAME.yaml or configs/scale/SCALE/table4.yaml replace it for one experiment or table.
+experiment; configs/scale/SCALE/NAME.yaml replaces it for one experiment, or for those whose names start with NAME and
+an underscore, such as table4.yaml for those of table 4.
 For your own configs, use --experiments FOLDER --scale own, which merges nothing over them.
 Finished experiments are skipped, and interrupted ones resume from their last checkpoint. Records are written to
 results/SCALE/NAME.json (NAME_seed1.json for seed 1), checkpoints, curves and output to logs/SCALE/NAME/config_<hash>/.

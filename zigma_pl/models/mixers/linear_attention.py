@@ -3,6 +3,7 @@
 Axes: B batch, L tokens, D width, E inner width, h heads, d width of a head.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
 from zigma_pl.ops.rows import compute_dtype
+
+HEAD_DIM = 32  # default width of a head, as in SANA
 
 
 class LinearAttentionMixer(Mixer):
@@ -84,8 +87,8 @@ class LinearAttention(MixerOptions):
     """ReLU linear attention among all tokens (SANA, arXiv:2410.10629), which ignores the visit order.
 
     Args:
-        num_heads: number of heads; None for heads with head_dim channels.
-        head_dim: width of a head if num_heads is None; must divide the inner width.
+        num_heads: number of heads; None for heads of 32 channels, or of the largest power of two that divides an inner
+            width which 32 does not.
         bias: whether queries, keys and values have a bias.
         inner_width: width of queries, keys and values over all heads, for layers with as many parameters as another
             mixer's; None for the width of the tokens.
@@ -94,12 +97,11 @@ class LinearAttention(MixerOptions):
     takes_mask = True
 
     num_heads: int | None = None
-    head_dim: int = 32
     bias: bool = False
     inner_width: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole_numbers("LinearAttention", most=4096, num_heads=self.num_heads, head_dim=self.head_dim)
+        check_whole_numbers("LinearAttention", most=4096, num_heads=self.num_heads)
         check_whole_numbers("LinearAttention", most=2**20, inner_width=self.inner_width)
 
     @property
@@ -110,8 +112,5 @@ class LinearAttention(MixerOptions):
     def build(self, width: int) -> LinearAttentionMixer:
         """Build one layer."""
         inner = self.inner_width or width
-        if self.num_heads is None and inner % self.head_dim:
-            raise UserError(
-                f"LinearAttention.head_dim: {self.head_dim} does not divide the inner width {inner}: set a divisor"
-            )
-        return LinearAttentionMixer(width, self.num_heads or inner // self.head_dim, self.inner_width, self.bias)
+        num_heads = self.num_heads or inner // math.gcd(inner, HEAD_DIM)
+        return LinearAttentionMixer(width, num_heads, self.inner_width, self.bias)

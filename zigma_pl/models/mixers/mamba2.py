@@ -20,6 +20,8 @@ from zigma_pl.models.mixers.mamba import check_sizes
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.ssd import SsdBackend, ssd
 
+HEAD_DIM = 64  # default width of a head
+
 
 class SsdDirection(Direction):
     """The causal convolution and the scan (SSD) of one direction, with their parameters.
@@ -156,8 +158,8 @@ class Mamba2(DirectionOptions):
 
     Args:
         state_size: N, number of states per inner channel of the scan.
-        head_dim: width of a head; must divide the inner width. On a GPU, a number of heads that is a multiple of 8 is
-            fastest.
+        head_dim: width of a head; must divide the inner width. None for 64, or for the largest power of two that
+            divides an inner width which 64 does not. On a GPU, a number of heads that is a multiple of 8 is fastest.
         expand: inner width divided by D.
         num_groups: number of groups of heads that share B and C; must divide the number of heads.
         conv_kernel: taps of the causal convolution.
@@ -167,7 +169,7 @@ class Mamba2(DirectionOptions):
     """
 
     state_size: int = 64
-    head_dim: int = 64
+    head_dim: int | None = None
     expand: int = 2
     num_groups: int = 1
     conv_kernel: int = 4
@@ -189,21 +191,16 @@ class Mamba2(DirectionOptions):
 
     def build_norm(self, width: int) -> GroupRMSNorm:
         """Build the norm of the gated outputs."""
-        return GroupRMSNorm(self._inner_width(width), self.num_groups)
-
-    def _inner_width(self, width: int) -> int:
-        inner = self.expand * width if self.inner_width is None else self.inner_width
-        if inner % self.head_dim:
-            raise UserError(
-                f"Mamba2.head_dim: {self.head_dim} does not divide the inner width {inner}: set it to a divisor"
-            )
-        if inner // self.head_dim % self.num_groups:
-            raise UserError(
-                f"Mamba2.num_groups: {self.num_groups} does not divide the {inner // self.head_dim} heads: set it to "
-                "a divisor"
-            )
-        return inner
+        return GroupRMSNorm(self._scan_options(width)[0], self.num_groups)
 
     def _scan_options(self, width: int) -> tuple[int, int, int, int, int, SsdBackend]:
-        inner = self._inner_width(width)
-        return inner, self.head_dim, self.state_size, self.num_groups, self.conv_kernel, self.scan_backend
+        """Return the arguments of `SsdDirection`; UserError if heads or groups do not fit."""
+        inner = self.expand * width if self.inner_width is None else self.inner_width
+        head_dim = math.gcd(inner, HEAD_DIM) if self.head_dim is None else self.head_dim
+        if inner % head_dim:
+            raise UserError(f"Mamba2.head_dim: {head_dim} does not divide the inner width {inner}: set it to a divisor")
+        if inner // head_dim % self.num_groups:
+            raise UserError(
+                f"Mamba2.num_groups: {self.num_groups} does not divide the {inner // head_dim} heads: set a divisor"
+            )
+        return inner, head_dim, self.state_size, self.num_groups, self.conv_kernel, self.scan_backend

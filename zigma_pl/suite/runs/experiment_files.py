@@ -61,13 +61,16 @@ def find_experiments(folder: Path, table: str | None = None, patterns: Sequence[
 def overlay_of(experiment: ExperimentFile, scale: str, scales: Path) -> Path | None:
     """Return the config that a scale adds to an experiment, None if the scale has none for it.
 
-    It is the first existing file of `<scale>/<experiment>.yaml`, `<scale>/<table>.yaml` and, for experiments of tables,
-    `<scale>.yaml` in the folder `scales`. An experiment of no table therefore runs only at scales with a file for it,
-    and so does an experiment that names an optimiser or a schedule which `<scale>.yaml` would replace.
+    It is the first existing file, in the folder `scales`, of `<scale>/<experiment>.yaml`; for experiments of tables,
+    the same with fewer and fewer words of the name, down to `<scale>/<table>.yaml`; and `<scale>.yaml`. An experiment
+    of no table therefore runs only at scales with a file for it, and so does an experiment that names an optimiser or a
+    schedule which `<scale>.yaml` would replace.
     """
     candidates = [scales / scale / f"{experiment.name}.yaml"]
     if experiment.prefix is not None:
-        candidates += [scales / scale / f"{experiment.prefix}.yaml", scales / f"{scale}.yaml"]
+        words = experiment.name.split("_")
+        candidates += [scales / scale / f"{'_'.join(words[:count])}.yaml" for count in range(len(words) - 1, 0, -1)]
+        candidates.append(scales / f"{scale}.yaml")
     found = next((path for path in candidates if path.is_file()), None)
     is_shared = found == scales / f"{scale}.yaml"
     return None if found is None or (is_shared and _replaces_recipe(found, experiment)) else found
