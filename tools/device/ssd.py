@@ -163,9 +163,9 @@ def compile_job(job):
     nvrtc.compile_cached(*job)
 
 
-def launch_both(sizes=SIZES, dtype=torch.bfloat16, optional=OPTIONAL, changes=None, **options):
-    """Launch both passes on small inputs."""
-    arguments = arguments_of((2, 64), dtype, sizes, optional=optional, **options)
+def launch_both(sizes=SIZES, dtype=torch.bfloat16, optional=OPTIONAL, changes=None, shape=(2, 64), **options):
+    """Launch both passes, the backward pass with and without atomic additions."""
+    arguments = arguments_of(shape, dtype, sizes, optional=optional, **options)
     leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
     with variant(changes or {}):
         for deterministic in (False, True):
@@ -221,8 +221,7 @@ def main():
         only_peers()
         return
     if options.profile:
-        launch_both()
-        time_ssd(SHAPES[0])
+        launch_both(shape=SHAPES[0])
         return
     begin = time.perf_counter()
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}

@@ -59,11 +59,11 @@ __device__ __forceinline__ void make_adjoints(const Params& p, const Walk& w, By
     uint4 douts[count], gates[count];
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-        const Long row = rows[first + i * COPY_STEP(SLICE)];
+        const int row = rows[first + i * COPY_STEP(SLICE)];
         douts[i] = gates[i] = make_uint4(0, 0, 0, 0);
         if (row < 0) continue;
-        douts[i] = *(const uint4*)(dout + row * p.dout_row);
-        if (GATED) gates[i] = *(const uint4*)(gate + row * p.gate_row);
+        douts[i] = *(const uint4*)(dout + (Long)row * (int)p.dout_row);
+        if (GATED) gates[i] = *(const uint4*)(gate + (Long)row * (int)p.gate_row);
     }
 #pragma unroll
     for (int i = 0; i < count; ++i) {
@@ -82,8 +82,8 @@ __device__ __forceinline__ const Byte* state_of(const Params& p, const Walk& w, 
 }
 
 __device__ __forceinline__ void copy_terms(const Params& p, const Walk& w, Back& m, int chunk, const int* rows) {
-    copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, rows, (int)p.num_states);
-    copy_tile<STATES>(m.B, w.B, (int)p.B_row * ROW_BYTES, rows, (int)p.num_states);
+    copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, rows, NUM_STATES);
+    copy_tile<STATES>(m.B, w.B, (int)p.B_row * ROW_BYTES, rows, NUM_STATES);
     copy_tile<SLICE>(m.x, w.x, (int)p.x_row * ROW_BYTES, rows, SLICE);
     copy_state(m.H, state_of(p, w, chunk));
     close_copies();

@@ -74,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     Back& m = *(Back*)memory;
     Walk w;
     start(p, w);
+    if (w.piece == 0) return;  // no piece comes before it
     State R;
     FOR_STATE(a, b) clear(R[a][b]);
     open_walk(p, w, m.common, w.end - 1, -1);
@@ -81,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     for (int chunk = w.end - 1, i = 0; chunk >= w.begin; --chunk, ++i) {
         const int *rows = m.common.rows[i % ROW_BUFFERS], *next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];
         const Vectors& v = m.common.vectors[i % 2];
-        copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, rows, (int)p.num_states);
+        copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, rows, NUM_STATES);
         close_copies();
         make_adjoints(p, w, m.g, rows);
         close_copies();

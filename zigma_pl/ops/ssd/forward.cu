@@ -9,8 +9,8 @@ static_assert(sizeof(Front) == FORWARD_BYTES, "Layout.forward_bytes");
 
 __device__ __forceinline__ void copy_inputs(const Params& p, const Walk& w, Front& m, int stage, const int* rows, bool want_C) {
     copy_tile<SLICE>(m.x[stage], w.x, (int)p.x_row * ROW_BYTES, rows, SLICE);
-    copy_tile<STATES>(m.B[stage], w.B, (int)p.B_row * ROW_BYTES, rows, (int)p.num_states);
-    if (want_C) copy_tile<STATES>(m.C[stage], w.C, (int)p.C_row * ROW_BYTES, rows, (int)p.num_states);
+    copy_tile<STATES>(m.B[stage], w.B, (int)p.B_row * ROW_BYTES, rows, NUM_STATES);
+    if (want_C) copy_tile<STATES>(m.C[stage], w.C, (int)p.C_row * ROW_BYTES, rows, NUM_STATES);
     close_copies();
 }
 
@@ -83,7 +83,7 @@ __device__ __forceinline__ void forward_chunk(
     }
     if (GATED)
 #pragma unroll
-        for (int b = 0; b < SLICE_BLOCKS; ++b) fetch(gate[b], gate_of(p, w), p.gate_row, rows + block * 16, b * 16);
+        for (int b = 0; b < SLICE_BLOCKS; ++b) fetch(gate[b], gate_of(p, w), (int)p.gate_row, rows + block * 16, b * 16);
     scale_state(state, v.from_start[TOKENS - 1]);
     add_to_state(w, state, B, v.weight, x);
 #pragma unroll
@@ -151,6 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
     Front& m = *(Front*)memory;
     Walk w;
     start(p, w);
+    if (w.piece == (int)gridDim.z - 1) return;  // no piece comes after it
     State state;
     FOR_STATE(a, b) clear(state[a][b]);
     open_walk(p, w, m.common, w.begin, 1);

@@ -224,12 +224,12 @@ __device__ __forceinline__ void dot_rows(const Sum& sum, const Byte* tile, int r
 #if ROW_KIND == 0
 struct Patch { float2 at[4]; };
 
-__device__ __forceinline__ void fetch(Patch& to, const Element* from, Long stride, const int* rows, int column) {
+__device__ __forceinline__ void fetch(Patch& to, const Element* from, int stride, const int* rows, int column) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int row = rows[LANE_ROW + i % 2 * 8];
         to.at[i] = row < 0 ? make_float2(0.f, 0.f)
-                           : *(const float2*)(from + row * stride + column + i / 2 * 8 + LANE_COLUMN);
+                           : *(const float2*)(from + (Long)row * stride + column + i / 2 * 8 + LANE_COLUMN);
     }
 }
 
@@ -238,12 +238,12 @@ __device__ __forceinline__ void spread(Sum& to, const Patch& from) {
     for (int i = 0; i < 4; ++i) to[i / 2][i % 2 * 2] = from.at[i].x, to[i / 2][i % 2 * 2 + 1] = from.at[i].y;
 }
 
-__device__ __forceinline__ void put(Element* to, Long stride, const int* rows, int column, const Sum& sum) {
+__device__ __forceinline__ void put(Element* to, int stride, const int* rows, int column, const Sum& sum) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int row = rows[LANE_ROW + i % 2 * 8];
         if (row >= 0)
-            *(float2*)(to + row * stride + column + i / 2 * 8 + LANE_COLUMN) =
+            *(float2*)(to + (Long)row * stride + column + i / 2 * 8 + LANE_COLUMN) =
                 make_float2(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1]);
     }
 }
@@ -266,9 +266,9 @@ __device__ __forceinline__ void exchange(Word (&w)[4]) {
 }
 
 // Lane 4 g + q moves 16 bytes: columns 8 (q % 2).. of row g + 8 (q / 2).
-__device__ __forceinline__ void fetch(Patch& to, const Element* from, Long stride, const int* rows, int column) {
+__device__ __forceinline__ void fetch(Patch& to, const Element* from, int stride, const int* rows, int column) {
     const int row = rows[LANE_ROW + (LANE >> 1 & 1) * 8];
-    to.at = row < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4*)(from + row * stride + column + (LANE & 1) * 8);
+    to.at = row < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4*)(from + (Long)row * stride + column + (LANE & 1) * 8);
 }
 
 __device__ __forceinline__ void spread(Sum& to, const Patch& from) {
@@ -277,10 +277,10 @@ __device__ __forceinline__ void spread(Sum& to, const Patch& from) {
     unpack_word(w[0], to[0]), unpack_word(w[1], to[1]), unpack_word(w[2], to[0] + 2), unpack_word(w[3], to[1] + 2);
 }
 
-__device__ __forceinline__ void put(Element* to, Long stride, const int* rows, int column, const Sum& sum) {
+__device__ __forceinline__ void put(Element* to, int stride, const int* rows, int column, const Sum& sum) {
     Word w[4] = {pack_word(sum[0]), pack_word(sum[1]), pack_word(sum[0] + 2), pack_word(sum[1] + 2)};
     exchange(w);
     const int row = rows[LANE_ROW + (LANE >> 1 & 1) * 8];
-    if (row >= 0) *(uint4*)(to + row * stride + column + (LANE & 1) * 8) = make_uint4(w[0], w[1], w[2], w[3]);
+    if (row >= 0) *(uint4*)(to + (Long)row * stride + column + (LANE & 1) * 8) = make_uint4(w[0], w[1], w[2], w[3]);
 }
 #endif

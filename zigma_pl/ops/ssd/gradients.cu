@@ -48,19 +48,19 @@ __device__ __forceinline__ void make_dx(
 __device__ __forceinline__ void write_term(
     const Params& p, const Walk& w, const int* rows, int which, const Sum (&terms)[STATE_BLOCKS]
 ) {
-    const int columns = (int)(p.num_groups * p.num_states), num_states = (int)p.num_states;
+    const int columns = (int)p.num_groups * NUM_STATES;
     const int part = (w.head % (int)(p.num_heads / p.num_groups)) * SLICES + w.slice;
-    float* to = p.dBC + part * p.part_stride + w.group * num_states + LANE_COLUMN;
+    float* to = p.dBC + part * p.part_stride + (w.batch * p.num_tokens * 2 + which) * columns + w.group * NUM_STATES + LANE_COLUMN;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = rows[LANE_ROW + half * 8];
         if (row < 0) continue;
-        float* at = to + ((w.batch * p.num_tokens + row) * 2 + which) * columns;
+        float* at = to + (Long)row * (2 * columns);
 #pragma unroll
         for (int n = 0; n < STATE_BLOCKS; ++n)
 #pragma unroll
             for (int t = 0; t < 2; ++t) {
-                if (n * 16 + t * 8 >= num_states) continue;
+                if (n * 16 + t * 8 >= NUM_STATES) continue;
                 const float2 two = make_float2(terms[n][t][half * 2], terms[n][t][half * 2 + 1]);
                 if (ADDING)
                     add_global2(at + n * 16 + t * 8, two);
@@ -148,9 +148,9 @@ __device__ __forceinline__ void make_dgate(
     uint4 gates[count], douts[count];
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-        const Long row = max(rows[first + i * step], 0);
-        gates[i] = *(const uint4*)(gate_of(p, w) + row * p.gate_row + column);
-        douts[i] = *(const uint4*)(dout_of(p, w) + row * p.dout_row + column);
+        const int row = max(rows[first + i * step], 0);
+        gates[i] = *(const uint4*)(gate_of(p, w) + column + (Long)row * (int)p.gate_row);
+        douts[i] = *(const uint4*)(dout_of(p, w) + column + (Long)row * (int)p.dout_row);
     }
     Sum y[SLICE_BLOCKS];
 #pragma unroll
@@ -194,7 +194,7 @@ __device__ __forceinline__ void make_dgate(
             const float s = sigmoid(z[e]);
             values[e] *= o[e] * s * fmaf(z[e], 1.f - s, 1.f);
         }
-        const Long row = rows[first + i * step];
-        if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + row * own_stride(p) + column) = pack16(values);
+        const int row = rows[first + i * step];
+        if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p)) = pack16(values);
     }
 }

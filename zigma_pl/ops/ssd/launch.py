@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu")
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
-_NUM_FIELDS = 46  # in struct Params of walk.cu
+_NUM_FIELDS = 45  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -76,7 +76,7 @@ class Call:
         fields += [results[name].data_ptr() if name in results else 0 for name in RESULTS]
         parts = results.get("dBC")
         fields.append(0 if parts is None or len(parts) == 1 else parts[0].numel())
-        fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups, self.num_states)
+        fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
         fields += (self.num_chunks, -(-self.num_chunks // num_pieces))
         return fields
 
@@ -114,8 +114,10 @@ def layout_of(num_states: int, head_dim: int, dtype: torch.dtype, device: int) -
 
 @functools.cache
 def shared_bytes(device: int) -> int:
-    """Return the largest shared memory of a block on a CUDA device."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    """Return the shared memory that a block can have at least on a CUDA device."""
+    capability = torch.cuda.get_device_capability(device)
+    small = capability in ((8, 6), (8, 9)) or capability >= (12, 0)
+    return (99 if small else 163) * 1024
 
 
 @functools.cache
@@ -133,20 +135,20 @@ def kernel(
         "ROW_KIND": row_kind,
         "DT_KIND": dt_kind,
         "TOKENS": layout.tokens,
+        "NUM_STATES": layout.num_states,
         "STATES": layout.states,
         "SLICE": layout.slice,
         "SLICES": layout.slices,
         "GATED": int(gated),
         "BIASED": int(biased),
-        "STAGES": layout.stages,
         "PREFETCH": int(layout.prefetch),
-        "KEEPING": int(option and not backward),
-        "ADDING": int(option and backward),
-        "FORWARD_BLOCKS": layout.forward_blocks,
-        "BACKWARD_BLOCKS": layout.backward_blocks,
-        "FORWARD_BYTES": layout.forward_bytes,
-        "BACKWARD_BYTES": layout.backward_bytes,
     }
+    if backward:
+        options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}
+        options["ADDING"] = int(option)
+    else:
+        options |= {"FORWARD_BYTES": layout.forward_bytes, "FORWARD_BLOCKS": layout.forward_blocks}
+        options |= {"STAGES": layout.stages, "KEEPING": int(option)}
     return nvrtc.load(
         (*_COMMON, *(_FOLDER / name for name in (_BACKWARD if backward else _FORWARD))),
         name,

@@ -15,6 +15,7 @@ class Layout:
     Args:
         item_bytes: bytes of an item of a tile: 2 (bfloat16) or 4 (float32).
         tokens: tokens per chunk.
+        num_states: N.
         states: N, padded.
         slice: channels of a head per block.
         slices: blocks per head.
@@ -25,6 +26,7 @@ class Layout:
 
     item_bytes: int
     tokens: int
+    num_states: int
     states: int
     slice: int
     slices: int
@@ -66,11 +68,11 @@ def layout_for(num_states: int, head_dim: int, item_bytes: int, shared_bytes: in
     """Return the layout for N states, heads of P channels, and a GPU whose blocks have this much shared memory."""
     states = next(size for size in (32, 64, MAX_STATES) if size >= num_states)
     if item_bytes == 4:
-        return Layout(4, 32, states, 32, head_dim // 32, stages=1, forward_blocks=2, backward_blocks=1)
+        return Layout(4, 32, num_states, states, 32, head_dim // 32, stages=1, forward_blocks=2, backward_blocks=1)
     widest = 32 if states == MAX_STATES and shared_bytes < ROOMY_BYTES else 64
     size = min(head_dim, widest)
     blocks = 2 if states == MAX_STATES else 3
-    return Layout(2, 64, states, size, head_dim // size, forward_blocks=blocks, backward_blocks=blocks)
+    return Layout(2, 64, num_states, states, size, head_dim // size, forward_blocks=blocks, backward_blocks=blocks)
 
 
 def pieces_for(num_blocks: int, num_chunks: int, num_multiprocessors: int, resident_blocks: int) -> int:

@@ -35,7 +35,7 @@ struct Params {
     float *carries, *durations;    // of pieces: (pieces, B, H slices, STATES, SLICE), (pieces, B, H slices)
     float* dBC;                    // (parts, B, L, 2, G, N); one part to which blocks add unless part_stride > 0
     float* sums;                   // (B, pieces, H slices, 3): gradients of A, skip and bias
-    Long part_stride, num_batch, num_tokens, num_heads, num_groups, num_states, num_chunks, piece_chunks;
+    Long part_stride, num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
 };
 
 struct Walk {
@@ -95,7 +95,7 @@ __device__ __forceinline__ const Element* dout_of(const Params& p, const Walk& w
 __device__ __forceinline__ Element* own_rows(const Params& p, const Walk& w, Element* rows) {
     return rows + (w.batch * p.num_tokens * p.num_heads + w.head) * SLICES * SLICE + w.slice * SLICE;
 }
-__device__ __forceinline__ Long own_stride(const Params& p) { return p.num_heads * SLICES * SLICE; }
+__device__ __forceinline__ int own_stride(const Params& p) { return (int)p.num_heads * SLICES * SLICE; }
 
 // Raster row of a token of a chunk, -1 outside of the sequence.
 __device__ __forceinline__ int row_of(const Params& p, const Walk& w, int chunk, int token) {
@@ -196,7 +196,7 @@ __device__ __forceinline__ int granule_at(int offset, int first, int row, int co
 template <int WIDTH>
 __device__ __forceinline__ void copy_tile(Byte* tile, const Element* from, int stride, const int* rows, int width) {
     const int first = threadIdx.x / (WIDTH / GRANULE), column = threadIdx.x % (WIDTH / GRANULE) * GRANULE;
-    const Byte* source = (const Byte*)(column < width ? from + column : from);
+    const Byte* source = (const Byte*)(from + (column < width ? column : 0));
     const int offset = place<WIDTH>(first, column);
 #pragma unroll
     for (int row = 0; row < TOKENS; row += COPY_STEP(WIDTH)) {
