@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from zigma_pl.mixers import Branch, Mamba, Mixer, SelfAttention, Visit
+from zigma_pl.mixers import Branch, Mamba, Mamba2, Mixer, SelfAttention, Visit
 from zigma_pl.models.block import BlockConditions, ZigzagBlock
 from zigma_pl.models.mixers.sequences import Sequences
 from zigma_pl.ops.rows import inverse_order, take_rows
@@ -41,7 +41,7 @@ def random_visit(axis):
     return Visit(torch.zeros(len(order), 2), order, inverse_order(order).int())
 
 
-@pytest.mark.parametrize("options", [Mamba(), SelfAttention()], ids=["mamba", "attention"])
+@pytest.mark.parametrize("options", [Mamba(), Mamba2(head_dim=8), SelfAttention()], ids=["mamba", "mamba2", "attention"])
 @pytest.mark.parametrize("axis", AXES)
 def test_each_sequence_is_mixed_by_itself(axis, options):
     mixer, tokens, visit = build(options), draw(), random_visit(axis)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zigma_pl.ops.operations import SILU, SILU_BACKWARD, SOFTPLUS, Flops, counts_operations_of
-from zigma_pl.ops.ssd import cpu  # noqa: F401  registers the ops that are used below
+from zigma_pl.ops.ssd import cpu, cuda  # noqa: F401  both register the ops that are used below
 from zigma_pl.ops.ssd.chunks import chunk_length, num_chunks
 
 
@@ -58,7 +58,7 @@ class _Sizes:
         return self.batch * chunks * self.heads * self.states * self.head_dim * each * (chunks > 1)
 
 
-@counts_operations_of(torch.ops.zigma_pl.ssd_cpu)
+@counts_operations_of(torch.ops.zigma_pl.ssd_cpu, torch.ops.zigma_pl.ssd_cuda)
 def ssd_operations(
     x: Any, dt: Any, A: Any, B: Any, C: Any, skip: Any, gate: Any, dt_bias: Any, *_: Any, **__: Any
 ) -> Flops:
@@ -73,7 +73,7 @@ def ssd_operations(
     return Flops(scan=chunks + sizes.per_row(each_channel, each_head) + sizes.per_state(2))
 
 
-@counts_operations_of(torch.ops.zigma_pl.ssd_cpu_backward)
+@counts_operations_of(torch.ops.zigma_pl.ssd_cpu_backward, torch.ops.zigma_pl.ssd_cuda_backward)
 def ssd_backward_operations(
     dout: Any, x: Any, dt: Any, A: Any, B: Any, C: Any, skip: Any, gate: Any, dt_bias: Any, *_: Any, **__: Any
 ) -> Flops:
