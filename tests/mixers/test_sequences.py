@@ -41,7 +41,9 @@ def random_visit(axis):
     return Visit(torch.zeros(len(order), 2), order, inverse_order(order).int())
 
 
-@pytest.mark.parametrize("options", [Mamba(), Mamba2(head_dim=8), SelfAttention()], ids=["mamba", "mamba2", "attention"])
+@pytest.mark.parametrize(
+    "options", [Mamba(), Mamba2(head_dim=8), SelfAttention()], ids=["mamba", "mamba2", "attention"]
+)
 @pytest.mark.parametrize("axis", AXES)
 def test_each_sequence_is_mixed_by_itself(axis, options):
     mixer, tokens, visit = build(options), draw(), random_visit(axis)

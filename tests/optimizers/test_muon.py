@@ -102,6 +102,16 @@ def test_ill_conditioned_matrices_in_bfloat16(exponent):
     assert torch.linalg.matrix_norm(update, 2) < 1.25
 
 
+@pytest.mark.parametrize("exponent", [-1, -2, -3, -4])
+@pytest.mark.parametrize(("height", "width"), [(512, 16), (16, 512), (64, 64), (256, 128)])
+def test_rounding_does_not_raise_singular_values(height, width, exponent):
+    """Values above 1.3 grow with each iteration; with updates that are too large, training diverges."""
+    generator, rank = torch.Generator().manual_seed(0), min(height, width)
+    u, v = (torch.linalg.qr(torch.randn(6, size, rank, generator=generator))[0] for size in (height, width))
+    matrices = (u * torch.logspace(0, exponent, rank)) @ v.mT
+    assert torch.linalg.svdvals(orthogonalised(matrices.bfloat16()).float()).max() < 1.25
+
+
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
 def test_updates_are_nearly_orthogonal_and_keep_their_directions(shape):
     matrix = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -14,6 +14,7 @@ NAMES = ("x", "dt", "A", "B", "C", "skip", "gate", "dt_bias")
 OPTIONAL = ("skip", "gate", "dt_bias")
 SUMS = ("A", "skip", "dt_bias")  # gradients that are sums over all tokens, whose terms cancel in part
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+WITHOUT_DECAY = 10  # factor on the tolerance for states that sum 100,000 terms in float32
 SIZES = (24, 64, 64)  # heads, their channels, states
 
 
@@ -67,14 +68,14 @@ def pieces(number):
         yield
 
 
-def check(failures, shape, dtype, *, number=None, deterministic=False, **options):
-    """Compare output and gradients with float64."""
+def check(failures, shape, dtype, *, number=None, deterministic=False, factor=1, **options):
+    """Compare output and gradients with float64, with a factor on the tolerance."""
     arguments, order = arguments_of(shape, dtype, **options), orders_of(shape)
     run = functools.partial(cuda.run, visit_order=order, deterministic=deterministic)
     with pieces(number):
         errors = errors_of(run, functools.partial(cpu.run, visit_order=order), arguments)
     worst = max(errors, key=lambda name: errors[name][1])
-    allowed = {name: TOLERANCES[dtype] * (4 if name in SUMS else 1) for name in errors}
+    allowed = {name: factor * TOLERANCES[dtype] * (4 if name in SUMS else 1) for name in errors}
     good = all(norm < allowed[name] for name, (_, norm) in errors.items())  # NaN never passes
     line = f"{shape} {str(dtype)[6:]} {options} pieces={number} det={deterministic}"
     print(
@@ -117,7 +118,9 @@ def check_all():
         check(failures, (2, 1000), dtype, sizes=few, number=4, deterministic=True)
         for decay in ("strong", "none"):
             check(failures, (2, 1000), dtype, sizes=few, decay=decay)
-        check(failures, (1, 100_000), dtype, sizes=(2, 64, 64), decay="none")
+        check(failures, (1, 100_000), dtype, sizes=(2, 64, 64))
+        factor = WITHOUT_DECAY if dtype == torch.float32 else 1
+        check(failures, (1, 100_000), dtype, sizes=(2, 64, 64), decay="none", factor=factor)
     for sizes in ((4, 32, 16), (4, 128, 64), (4, 64, 128)):
         check(failures, (2, 200), torch.bfloat16, sizes=sizes, groups=2)
     check(failures, (2, 200), torch.bfloat16, sizes=few, optional=())

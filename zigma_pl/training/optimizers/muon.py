@@ -178,10 +178,10 @@ def _descend(
 def orthogonalised(matrices: Tensor, num_iterations: int = NUM_ITERATIONS) -> Tensor:
     """Approximate U V^T of each matrix U S V^T, (n, height, width), by a quintic Newton-Schulz iteration.
 
-    An iteration multiplies x by p(x x^T), where p(g) = a + b g + c g^2. After it, x x^T is p g p, so the polynomials of
-    several iterations need no products of the larger size. As rounding errors of g grow with each of them, x x^T is
-    computed again after the first three iterations, in which singular values are still small, and then after every two.
-    Tall matrices are multiplied from the right, so no matrix is transposed in memory. The norm, too, is that of x x^T.
+    An iteration multiplies x by p(x x^T), where p(g) = a + b g + c g^2. Iterations are done in pairs: after the first,
+    x x^T is p g p, so the second polynomial needs no product of the larger size. With three at once, rounding errors of
+    bfloat16 raise singular values of some matrices so far that training diverges. Tall matrices are multiplied from the
+    right, so no matrix is transposed in memory. The norm, too, is that of x x^T.
 
     The products and the result have the type of `matrices`.
     """
@@ -193,15 +193,12 @@ def orthogonalised(matrices: Tensor, num_iterations: int = NUM_ITERATIONS) -> Te
             squared_norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].clamp(min=1e-14)
             gram /= squared_norm
         multiplier = polynomial = _polynomial(gram)
-        num_at_once = min(2 if num_done else 3, num_iterations - num_done)
-        for _ in range(num_at_once - 1):
-            gram = polynomial @ gram @ polynomial
-            polynomial = _polynomial(gram)
-            multiplier = polynomial @ multiplier
+        if num_done + 1 < num_iterations:
+            multiplier = _polynomial(polynomial @ gram @ polynomial) @ polynomial
         if num_done == 0:
             multiplier /= squared_norm.sqrt()
         x = x @ multiplier if is_tall else multiplier @ x
-        num_done += num_at_once
+        num_done += 2
     return x
 
 
