@@ -1,13 +1,15 @@
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from zigma_pl.cli.commands import orders
 from zigma_pl.core.errors import UserError
-from zigma_pl.scan import visit_order
+from zigma_pl.scan import MixedOrders, ScanConfig, visit_order
 
 
 def rows_of(text):
@@ -87,3 +89,63 @@ def test_import_is_light():
     code = "import sys, zigma_pl.cli.commands.orders; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_predicts_the_loss_of_an_experiment_and_writes_the_numbers(in_tmp, capsys, repository):
+    experiment = str(repository / "experiments" / "table1x_sweep4_opposite.yaml")
+    argv = ["random", experiment, "--height", "8", "--width", "8", "--depth", "4", "--predict", "--json", "new/n.json"]
+    assert orders.main(argv) == 0
+    rows = rows_of(capsys.readouterr().out)
+    numbers = json.loads((in_tmp / "new" / "n.json").read_text())
+    assert list(numbers["orders"]) == ["random-8", "table1x_sweep4_opposite"]
+    random, opposite = numbers["orders"].values()
+    assert opposite["predicted"] < random["predicted"]
+    assert opposite["directions"] == pytest.approx(3.5)
+    assert rows["random-8"][-1] == f"{random['predicted']:.4f}"
+    assert (numbers["height"], numbers["depth"], numbers["patch_size"]) == (8, 4, 2)
+
+
+def test_reference_model_sets_the_decay_rates(in_tmp, repository):
+    small = ["sweep", "--height", "4", "--width", "4", "--depth", "2", "--predict", "--json", "n.json"]
+    assert orders.main([*small, "--reference", str(repository / "models" / "portraits")]) == 0
+    given = json.loads((in_tmp / "n.json").read_text())
+    assert orders.main(small) == 0
+    usual = json.loads((in_tmp / "n.json").read_text())
+    assert given["rates"] == pytest.approx(usual["rates"], rel=1e-3)
+    with pytest.raises(UserError):
+        orders.main([*small, "--reference", "nowhere"])
+
+
+def test_compares_predictions_with_records(in_tmp, capsys, repository):
+    records = [
+        str(repository / "results" / "pilot" / f"table1_{name}.json") for name in ("sweep", "zigzag8", "zigzag2")
+    ]
+    assert orders.main(["--records", *records, "--out", "agreement.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["table1_zigzag8", "table1_zigzag2", "table1_sweep"]
+    assert lines[4].startswith("predicted loss: ")
+    assert "100.0 % of 3 pairs" in lines[4]
+    assert (in_tmp / "agreement.png").is_file()
+    with pytest.raises(UserError):
+        orders.main(["--records", records[0]])
+
+
+def test_config_without_a_scan_is_refused(in_tmp):
+    (in_tmp / "mine.yaml").write_text("model: {}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml"):
+        orders.main(["mine.yaml"])
+
+
+def test_search_prints_better_and_better_sets(in_tmp, capsys):
+    argv = ["--search", "2", "--num_trials", "40", "--height", "8", "--width", "8", "--depth", "2", "--seed", "3"]
+    assert orders.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    losses = [float(line.split()[0]) for line in lines]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) > 1
+    parts = yaml.safe_load(lines[-1].partition("parts: ")[2])
+    found = MixedOrders([ScanConfig(part["scheme"], indices=part["indices"]) for part in parts])
+    assert found.num_orders == 2
+    assert not list(in_tmp.iterdir())
+    with pytest.raises(UserError):
+        orders.main(["--search", "0"])

@@ -1,8 +1,19 @@
 """Visit orders over the tokens of an image or a clip, and the schedule that assigns them to layers."""
 
 from zigma_pl.scan.clips import clip_order
+from zigma_pl.scan.mixed import MixedOrders
 from zigma_pl.scan.paths import SchemeName, adjacency, inverse, visit_order
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.scan.schemes import OrdersFile, Scheme
 
-__all__ = ["OrdersFile", "ScanConfig", "Scheme", "SchemeName", "adjacency", "clip_order", "inverse", "visit_order"]
+__all__ = [
+    "MixedOrders",
+    "OrdersFile",
+    "ScanConfig",
+    "Scheme",
+    "SchemeName",
+    "adjacency",
+    "clip_order",
+    "inverse",
+    "visit_order",
+]

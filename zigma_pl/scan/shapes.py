@@ -64,7 +64,8 @@ def shaped_order(name: str, height: int, width: int, index: int) -> np.ndarray:
     cells = cells[::-1] if "bottom" in corner else cells
     cells = cells[:, ::-1] if "right" in corner else cells
     cells = cells.T if direction == "columns" else cells
-    keys = shape.keys(*np.indices(cells.shape), *cells.shape)
+    rows, columns = np.indices(cells.shape)
+    keys = shape.keys(rows, columns, *cells.shape)
     return cells.reshape(-1)[np.lexsort([key.reshape(-1) for key in reversed(keys)])]
 
 
