@@ -17,7 +17,7 @@ help: ## list the targets
 setup: $(CORE) ## create .venv and install the package in it
 	@echo "ready: $(BIN)/python -m zigma_pl --help"
 
-demo: $(CORE) ## train on handwritten digits, sample 500 and classify them (about five minutes on two cores)
+demo: $(CORE) ## train on handwritten digits, sample 500 and classify them (about two minutes on two cores)
 	$(BIN)/python -m zigma_pl demo
 
 MODEL ?= models/portraits

@@ -18,6 +18,15 @@ PYTHON = [sys.executable, "-m"]
 OPTIONS = {
     "model.backbone.init_args.width": 16,
     "model.backbone.init_args.depth": 2,
+    # The recipe of the stored losses. Muon would amplify rounding errors of small gradients.
+    "model.backbone.init_args.mixers": "zigma_pl.mixers.Mamba",
+    "model.backbone.init_args.mixers.init_args.state_size": 8,
+    "model.optimizer": "torch.optim.AdamW",
+    "model.optimizer.init_args.lr": 3e-3,
+    "model.optimizer.init_args.weight_decay": 0,
+    "model.lr_schedule": "zigma_pl.optimizers.Constant",
+    "model.lr_schedule.init_args.warmup_steps": 50,
+    "ema.decay": 0.99,
     "model.sampler.init_args.num_steps": 2,
     "trainer.max_steps": 20,
     "trainer.val_check_interval": 20,

@@ -221,7 +221,7 @@ def test_other_options_are_other_samples(score):
 
 
 def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository, fake_features):
-    tiny = {"width": 16, "depth": 1, "patch_size": 4, "mixers.state_size": 4}
+    tiny = {"width": 16, "depth": 1, "patch_size": 4, "mixers": "zigma_pl.mixers.Mamba", "mixers.state_size": 4}
     common = ["--config", str(repository / "experiments" / "digits.yaml"), "--trainer.enable_progress_bar=false"]
     common += [f"--model.backbone.init_args.{name}={value}" for name, value in tiny.items()]
     common += ["--model.sampler.init_args.num_steps=2", "--scorer.kid_subset_size=20", "--scorer.num_grid=4"]

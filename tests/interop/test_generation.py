@@ -167,6 +167,7 @@ def test_fine_tuning_in_python_trains_and_keeps_what_is_known(tmp_path):
 FIT = [
     "--model.backbone.init_args.width=16",
     "--model.backbone.init_args.depth=2",
+    "--model.optimizer=torch.optim.AdamW",
     "--model.optimizer.init_args.lr=0",
     "--trainer.max_steps=1",
     "--trainer.val_check_interval=1",
@@ -180,7 +181,7 @@ FIT = [
 def test_fit_starts_from_a_folder_or_a_checkpoint(repository, in_tmp, capsys):
     model = saved(in_tmp / "model", num_classes=10)
     fit = ["fit", "--config", str(repository / "experiments" / "digits.yaml"), *FIT]
-    fit += ["--model.backbone.init_args.mixers.init_args.state_size=16"]
+    fit += ["--model.backbone.init_args.mixers=zigma_pl.mixers.Mamba"]
     assert main([*fit, "--init_from", "model"]) == 0
     path = in_tmp / "logs" / "digits" / "version_0" / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)

@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m zigma_pl demo",
         description="Train ZigMa on scikit-learn's handwritten digits, sample, and print the fraction of samples that "
-        "a support vector machine, trained on real digits, assigns to the requested class. Takes about five minutes on "
+        "a support vector machine, trained on real digits, assigns to the requested class. Takes about two minutes on "
         "two CPU cores.",
     )
     parser.add_argument("--config", help=f"experiment to train (default: {EXPERIMENT})")
