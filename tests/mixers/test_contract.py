@@ -208,7 +208,11 @@ def test_clips_run_any_plan_in_factorized_scans(mixers, residual):
     assert backbone(x, t).shape == x.shape
 
 
-@pytest.mark.parametrize("mixers", [HYBRID, [OwnOptions(), Mamba()]], ids=["attention", "own"])
+@pytest.mark.parametrize(
+    "mixers",
+    [HYBRID, [OwnOptions(), Mamba()], [Mamba2(state_size=4), LinearAttention()]],
+    ids=["attention", "own", "mamba2"],
+)
 def test_a_plan_compiles_without_graph_breaks(mixers):
     torch.compiler.reset()
     backbone, (x, t) = tiny.build(ZigMa, depth=4 if len(mixers) > 2 else 2, mixers=mixers), tiny.draw()

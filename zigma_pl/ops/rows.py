@@ -113,6 +113,9 @@ def check_visit_order(
         raise UserError(f"{op}: visit_order must be int32 or int64, got {visit_order.dtype}; convert it with .int()")
     shape = tuple(visit_order.shape)
     if shape != (num_tokens,) and (batch_size is None or shape != (batch_size, num_tokens)):
-        raise UserError(f"{op}: visit_order must be (L,) = ({num_tokens},), got {shape}; build it for this grid")
+        expected = f"(L,) = ({num_tokens},)" + (
+            "" if batch_size is None else f" or (B, L) = ({batch_size}, {num_tokens})"
+        )
+        raise UserError(f"{op}: visit_order must be {expected}, got {shape}; build it for this grid")
     if visit_order.device != device:
         raise UserError(f"{op}: visit_order is on {visit_order.device}, the first argument on {device}; move it there")
