@@ -137,7 +137,7 @@ def test_config_without_a_scan_is_refused(in_tmp):
 
 
 def test_search_prints_better_and_better_sets(in_tmp, capsys):
-    argv = ["--search", "2", "--num_trials", "40", "--height", "8", "--width", "8", "--depth", "2", "--seed", "3"]
+    argv = ["--search", "3", "--num_trials", "40", "--height", "4", "--width", "4", "--depth", "3", "--patch_size", "1"]
     assert orders.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[0]) for line in lines]
@@ -145,7 +145,7 @@ def test_search_prints_better_and_better_sets(in_tmp, capsys):
     assert len(losses) > 1
     parts = yaml.safe_load(lines[-1].partition("parts: ")[2])
     found = MixedOrders([ScanConfig(part["scheme"], indices=part["indices"]) for part in parts])
-    assert found.num_orders == 2
+    assert found.num_orders == 3
     assert not list(in_tmp.iterdir())
     with pytest.raises(UserError):
         orders.main(["--search", "0"])

@@ -33,7 +33,6 @@ MAX_SIDE = 256  # tokens
 MAX_DEPTH = 1000
 MAX_PATCH_SIZE = 64
 MAX_SEARCHED = 64
-SEARCH_TOKENS = 2**13  # of all fields together; at least four fields
 SEARCH_TIMES = (0.2, 0.5, 0.8)  # fewer than for a prediction, to try more sets
 
 
@@ -191,7 +190,6 @@ def _compare_with_records(options: argparse.Namespace, rates: Sequence[float]) -
 def _search(options: argparse.Namespace, rates: Sequence[float]) -> None:
     """Print each set of orders that is better than the one before, as it is found, as a scan for YAML."""
     sizes = (options.height, options.width)
-    num_fields = max(4, SEARCH_TOKENS // (options.height * options.width))
     opposite = [("sweep", index) for index in (0, 7, 6, 1, 2, 5, 4, 3)]
 
     def score(orders: list[np.ndarray]) -> float:
@@ -201,7 +199,6 @@ def _search(options: argparse.Namespace, rates: Sequence[float]) -> None:
             options.depth,
             patch_size=options.patch_size,
             rates=rates,
-            num_fields=num_fields,
             times=SEARCH_TIMES,
         )
 
