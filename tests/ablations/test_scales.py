@@ -37,7 +37,9 @@ def test_every_experiment_of_our_tables_runs_at_small_scales(scale, patterns):
     folders = OutputFolders(Path("logs"), Path("results"))
     planned = plan(experiments, scale, [0], scales=SCALES, folders=folders)
     assert [run.experiment for run in planned] == experiments
-    assert without_copies(planned)[1] == []  # no two of them are equal
+    copies = [run.experiment.name for run, _ in without_copies(planned)[1]]
+    # No two of them are equal, but the sizes of table 11, which are all the same in a smoke test.
+    assert all(scale == "smoke" and name.startswith("table11_") for name in copies)
 
 
 @pytest.mark.parametrize(("scale", "side", "channels"), [("pilot", 64, 3), ("smoke", 32, 3)])
