@@ -296,7 +296,7 @@ def test_the_committed_report_fits_on_a_phone_in_dark_mode(repository, tmp_path)
     assert (console, requested) == ([], [])
     assert len(state["pictures"]) > 50
     assert 360 < state["page_width"] == state["window_width"]
-    assert state["page_height"] < 20_000
+    assert state["page_height"] < 30_000
     assert state["lightness"] < 60
 
 
