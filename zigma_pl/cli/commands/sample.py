@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zigma_pl.cli.commands.sample_options import parse
 from zigma_pl.core.errors import UserError
-from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.core.ranges import LARGEST_SEED, check_whole_numbers
 
 if TYPE_CHECKING:
     from zigma_pl.data.requested import RequestedData
@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     options, of_sampler = parse(argv)
     check_whole_numbers("sample", most=MAX_SAMPLES, num_samples=options.num_samples, batch_size=options.batch_size)
+    check_whole_numbers("sample", least=0, most=LARGEST_SEED, seed=options.seed)
     if not options.model.is_dir():
         raise UserError(
             f"--model: folder '{options.model}' does not exist: create it from a checkpoint with "
