@@ -42,13 +42,18 @@ def config_of(experiment: ExperimentFile):
 
 
 def kind_of(experiment: ExperimentFile):
-    """Return the options of an experiment, except those that golden/test_traces.py covers for all experiments.
+    """Return the options of an experiment, except those that golden/test_traces.py or tests of their own cover.
 
-    Numbers of the model, such as sizes and learning rates, make no other kind, nor do path and prediction.
+    Numbers of the model, such as sizes and learning rates, make no other kind, nor do objective, optimiser and schedule,
+    nor the repetition of mixers.
     """
     config = config_of(experiment)
-    for name in ("schedule", "prediction"):
-        config["model"].get("objective", {}).pop(name, None)
+    for name in ("objective", "optimizer", "lr_schedule"):
+        config["model"].pop(name, None)
+    config.pop("ema", None)
+    mixers = config["model"]["backbone"]["init_args"].get("mixers")
+    if isinstance(mixers, list):
+        config["model"]["backbone"]["init_args"]["mixers"] = sorted({mixer["class_path"] for mixer in mixers})
     config["model"] = without_numbers(config["model"])
     for name in ("scan", "position_embedding"):
         config["model"]["backbone"]["init_args"].pop(name, None)

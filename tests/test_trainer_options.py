@@ -176,7 +176,8 @@ def parsed(monkeypatch, repository):
 
 
 def test_a_whole_number_of_batches_is_not_all_of_them(parsed):
-    options = parsed("--trainer.limit_val_batches=1", "--trainer.limit_test_batches=0.5")
+    chosen = ("--trainer.limit_val_batches=1", "--trainer.limit_test_batches=0.5", "--trainer.val_check_interval=200")
+    options = parsed(*chosen)
     assert type(options["limit_val_batches"]) is int
     assert options["limit_test_batches"] == 0.5
     assert options["val_check_interval"] == 200

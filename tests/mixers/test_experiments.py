@@ -9,6 +9,7 @@ PLANS = {"attention": ATTENTION, "hybrid": [MAMBA, MAMBA, MAMBA, ATTENTION]}
 MAMBA2 = {"class_path": "zigma_pl.mixers.Mamba2", "init_args": {"state_size": 4, "head_dim": 8}}
 PARALLEL = {"class_path": "zigma_pl.mixers.ParallelDirections", "init_args": {"direction": MAMBA2}}
 MORE_PLANS = {"mamba2": MAMBA2, "parallel": PARALLEL, "linear": {"class_path": "zigma_pl.mixers.LinearAttention"}}
+OF_TABLES = [experiment for experiment in EXPERIMENTS if experiment.prefix not in ("table1x", "table7")]  # other orders
 SCANS = [experiment for experiment in EXPERIMENTS if experiment.name.startswith(("table1_zigzag8", "table3", "table4"))]
 
 
@@ -18,7 +19,7 @@ def parser():
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+@pytest.mark.parametrize("experiment", OF_TABLES, ids=lambda experiment: experiment.name)
 def test_any_mixer_trains_in_any_experiment(experiment, plan, parser):
     module, data = build(experiment, parser, mixers=PLANS[plan])
     module.training_loss(batch(0, data)).backward()
