@@ -44,8 +44,8 @@ def config_of(experiment: ExperimentFile):
 def kind_of(experiment: ExperimentFile):
     """Return the options of an experiment, except those that golden/test_traces.py or tests of their own cover.
 
-    Numbers of the model, such as sizes and learning rates, make no other kind, nor do objective, optimiser, schedule and
-    the repetition of mixers.
+    Neither do numbers of the model, such as sizes and learning rates, nor objective, optimiser, schedule or the
+    repetition of mixers make another kind.
     """
     config = config_of(experiment)
     for name in ("objective", "optimizer", "lr_schedule"):
