@@ -57,6 +57,13 @@ def test_networks_without_a_choice(tmp_path, monkeypatch, options):
     assert callback.stores_more is None
 
 
+def test_later_steps_do_not_look_again(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(activation_memory, "extra_bytes", lambda module, batch_size: counted.append(batch_size) or 0)
+    fit(tmp_path, monkeypatch, NEEDED)
+    assert counted == [BATCH]  # of two steps
+
+
 def test_a_resumed_run_keeps_the_choice(tmp_path, monkeypatch):
     resumed = ActivationMemory()
     resumed.load_state_dict({"stores_more": True})

@@ -30,10 +30,12 @@ class ActivationMemory(L.Callback):
 
     def __init__(self) -> None:
         self.stores_more: bool | None = None
+        self._is_first_step = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Apply the choice of a resumed run."""
         assert isinstance(pl_module, GenerativeModule)
+        self._is_first_step = True
         if self.stores_more:
             _store_more(pl_module)
 
@@ -42,8 +44,9 @@ class ActivationMemory(L.Callback):
     ) -> None:
         """Make the choice after the first step."""
         assert isinstance(pl_module, GenerativeModule)
-        if self.stores_more is not None:
+        if not self._is_first_step or self.stores_more is not None:
             return
+        self._is_first_step = False
         available, needed = available_bytes(pl_module.device), extra_bytes(pl_module, len(batch.sample_ids))
         if available is None or needed == 0:
             return
