@@ -1,11 +1,11 @@
 """Score samplers, numbers of network calls and guidance on one trained checkpoint, with the same noise and conditions.
 
-    python tools/sampler_search.py logs/pilot/NAME/config_HASH --out search.json [--what ode sde guidance]
+    python tools/sampler_search.py logs/pilot/NAME/config_HASH --out search.json [--what ode shift sde guidance]
 
 Reads the newest checkpoint and config.yaml of the log folder of a run. It writes the results so far after each setting,
 so that the search can be stopped, or limited with --max_seconds, and prints a Markdown table of scores by network
-calls. "ode" compares Euler, Heun, DPM-Solver++ and UniPC, "sde" Euler-Maruyama with Euler, and "guidance" scales with
-and without an interval, with the sampler of the checkpoint. With guidance, each step counts as two calls.
+calls. "ode" compares Euler, Heun, DPM-Solver++ and UniPC, "shift" time grids for 25 Euler steps, "sde" Euler-Maruyama with
+Euler, and "guidance" scales with and without an interval, with the sampler of the checkpoint. With guidance, each step counts as two calls.
 """
 
 import argparse
@@ -62,6 +62,12 @@ def of_ode() -> Iterator[Setting]:
     yield Setting("UniPC 2, lambda", MultistepSampler("unipc", 2, FEW_CALLS, "lambda"))
 
 
+def of_shift() -> Iterator[Setting]:
+    """Yield 25 Euler steps with time grids that are closer to noise (shift > 1) or to the data."""
+    for shift in (1.0, 2.0, 0.5, 1.5, 3.0, 0.7):
+        yield Setting(f"Euler, shift {shift}", ODESampler("euler", 25, time_shift=shift))
+
+
 def of_sde() -> Iterator[Setting]:
     """Yield Euler with few and many calls beside Euler-Maruyama."""
     for calls in (25, 10, 50, 100):
@@ -78,7 +84,7 @@ def of_guidance() -> Iterator[Setting]:
             yield Setting(name, None, Guidance(scale, interval))
 
 
-SEARCHES = {"ode": of_ode, "sde": of_sde, "guidance": of_guidance}
+SEARCHES = {"ode": of_ode, "shift": of_shift, "sde": of_sde, "guidance": of_guidance}
 
 
 def data_of(log_folder: Path) -> ImageDataModule:
