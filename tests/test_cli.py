@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from zigma_pl.cli import lightning_cli
 from zigma_pl.cli import main as command_line
 from zigma_pl.cli.main import COMMANDS, main
 from zigma_pl.suite.runs.composed import compose, differences
@@ -65,7 +66,7 @@ def scalars(log_folder):
     return set(events.Tags()["scalars"]), set(events.Tags()["images"])
 
 
-def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
+def test_digits_train_resume_validate_and_sample(digits, in_tmp, monkeypatch, capsys):
     assert run(["fit", *digits, *TINY, "--preview.num_samples=10"]) == 0
     told = capsys.readouterr().out
     log = in_tmp / "logs" / "digits" / "version_0"
@@ -94,9 +95,13 @@ def test_digits_train_resume_validate_and_sample(digits, in_tmp, capsys):
     module = GenerativeModule.load_from_checkpoint(last, map_location="cpu")
     assert module.backbone.config["width"] == 16
 
-    assert run(["fit", *digits, *TINY, "--trainer.max_steps=6", "--ckpt_path", str(last)]) == 0
-    resumed = in_tmp / "logs" / "digits" / "version_1" / "checkpoints" / "last.ckpt"
-    assert torch.load(resumed, weights_only=True)["global_step"] == 6
+    with monkeypatch.context() as patched:  # resume as on a GPU
+        patched.setattr(lightning_cli, "default_precision", lambda options: "bf16-mixed")
+        assert run(["fit", *digits, *TINY, "--trainer.max_steps=6", "--ckpt_path", str(last)]) == 0
+    resumed = in_tmp / "logs" / "digits" / "version_1"
+    assert torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert yaml.safe_load((resumed / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
+    assert written["trainer"]["precision"] is None
 
     assert run(["validate", *digits, *TINY, "--ckpt_path", str(last)]) == 0
     assert "validation/loss" in capsys.readouterr().out

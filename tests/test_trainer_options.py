@@ -4,6 +4,7 @@ import os
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from zigma_pl.backbones import ZigMa
@@ -17,7 +18,7 @@ from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba
 from zigma_pl.training.callbacks.checkpoint import Checkpoint
 from zigma_pl.training.module import GenerativeModule
-from zigma_pl.training.trainer_options import check_trainer_options
+from zigma_pl.training.trainer_options import check_trainer_options, default_precision
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,24 @@ def test_more_processes_than_cores_are_refused_without_a_gpu(devices, accelerato
     monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
     check_trainer_options({"devices": devices, "accelerator": "cuda"})
     check_trainer_options({"devices": devices, "accelerator": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("options", "has_gpu", "has_bfloat16", "expected"),
+    [
+        ({}, True, True, "bf16-mixed"),
+        ({"accelerator": "auto"}, True, True, "bf16-mixed"),
+        ({"accelerator": "gpu", "plugins": []}, True, True, "bf16-mixed"),
+        ({"accelerator": "cuda"}, True, False, None),
+        ({"accelerator": "cpu"}, True, True, None),
+        ({"accelerator": "auto"}, False, False, None),
+        ({"plugins": ["a precision plugin"]}, True, True, None),
+    ],
+)
+def test_without_a_precision_gpus_with_bfloat16_use_it(options, has_gpu, has_bfloat16, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert default_precision(options) == expected
 
 
 def build():

@@ -60,7 +60,7 @@ from zigma_pl.training.lightning_private import (
 )
 from zigma_pl.training.loggers import TensorBoard
 from zigma_pl.training.module import GenerativeModule
-from zigma_pl.training.trainer_options import check_trainer_options
+from zigma_pl.training.trainer_options import check_trainer_options, default_precision
 
 REFUSALS = (MisconfigurationException, ModuleNotFoundError)  # errors of Lightning and its loggers
 
@@ -150,10 +150,13 @@ class ZigmaCLI(LightningCLI):
         """Fill in options that follow from the data; add the progress bar and the check that all processes agree."""
         self._fill_from_data_or_checkpoint()
         self._name_run()
+        trainer = self.config[self.config["subcommand"]].trainer
+        if trainer.precision is None:
+            trainer.precision = default_precision(trainer)
         options = vars(self.config[self.config["subcommand"]].as_flat())
         compared = {name: value for name, value in options.items() if name not in ("config", "ckpt_path")}
         self.trainer_defaults["callbacks"] = [Agreement(compared), ActivationMemory()]
-        if self._get(self.config, "trainer").enable_progress_bar is not False:
+        if trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(StepProgressBar())
 
     def instantiate_classes(self) -> None:

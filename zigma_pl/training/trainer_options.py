@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from zigma_pl.core.errors import UserError
@@ -65,6 +66,16 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     _check_validation_interval(options)
     _check_num_processes(options)
     check_length(options)
+
+
+def default_precision(options: Mapping[str, Any]) -> str | None:
+    """Return the precision for Trainer options without one: bf16-mixed on a GPU with bfloat16, else None for float32.
+
+    Plugins may have a precision of their own, so None if there are any.
+    """
+    on_gpu = options.get("accelerator") in (None, "auto", "gpu", "cuda") and torch.cuda.is_available()
+    has_bfloat16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bfloat16 and not options.get("plugins") else None
 
 
 def _check_validation_interval(options: Mapping[str, Any]) -> None:
