@@ -4,8 +4,9 @@
 
 Reads the newest checkpoint and config.yaml of the log folder of a run. It writes the results so far after each setting,
 so that the search can be stopped, or limited with --max_seconds, and prints a Markdown table of scores by network
-calls. "ode" compares Euler, Heun, DPM-Solver++ and UniPC, "shift" time grids for 25 Euler steps, "sde" Euler-Maruyama with
-Euler, and "guidance" scales with and without an interval, with the sampler of the checkpoint. With guidance, each step counts as two calls.
+calls. "ode" compares Euler, Heun, DPM-Solver++ and UniPC, "shift" time grids for 25 Euler steps, "sde" Euler-Maruyama
+with Euler, and "guidance" scales with and without an interval, with the sampler of the checkpoint. With guidance, each
+step counts as two calls.
 """
 
 import argparse
