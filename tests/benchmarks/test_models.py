@@ -1,8 +1,11 @@
 """The backbones that are timed: how they are built and executed, and that a wrong one is found."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from zigma_pl.benchmarks.model_checks import findings
 from zigma_pl.benchmarks.models import (
     FAMILIES,
     Contestant,
@@ -10,8 +13,8 @@ from zigma_pl.benchmarks.models import (
     build,
     contestants_named,
     execute,
-    findings,
     in_training,
+    make_inputs,
 )
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import selective_scan as scan_op
@@ -27,6 +30,25 @@ EAGER = {name: contestant for name, contestant in FAMILIES.items() if contestant
 @pytest.mark.parametrize("contestant", EAGER.values(), ids=EAGER)
 def test_right_backbones_have_no_findings(contestant):
     assert not list(findings({"it": contestant}, OPTIONS, training=True))
+
+
+@pytest.mark.parametrize("name", ["zigzag8", "mamba2", "dit", "factorized-fast"])
+def test_right_backbones_of_captioned_clips_have_no_findings(name):
+    contestants, options = {name: replace(FAMILIES[name], has_captions=True)}, replace(OPTIONS, num_frames=16)
+    assert not list(findings(contestants, options, training=True))
+
+
+def test_inputs_have_captions_of_different_lengths():
+    backbone = build(replace(FAMILIES["dit"], has_captions=True), (2, 3), replace(OPTIONS, num_frames=5))
+    (x_t, t, conditions, dropped), target = make_inputs(backbone, 30, torch.float64)
+    assert x_t.shape == target.shape == (30, 5, 4, 2, 3)
+    assert t.shape == (30,)
+    features, mask = conditions["caption"]
+    assert features.shape == (30, 77, 768)
+    assert features.dtype == x_t.dtype == torch.float64
+    assert len(set(mask.sum(1).tolist())) > 10
+    assert 0 < dropped["caption"].sum() < 30
+    assert make_inputs(build(FAMILIES["dit"], (2, 3), OPTIONS), 2)[0].conditions == {}
 
 
 @pytest.fixture

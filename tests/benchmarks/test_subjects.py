@@ -12,7 +12,7 @@ import torch
 
 from zigma_pl.benchmarks import forward, model_table, order, train
 from zigma_pl.benchmarks.checks import WrongNumbersError
-from zigma_pl.benchmarks.model_table import Setting, compile_notes, rivals_among
+from zigma_pl.benchmarks.model_table import Setting, compile_notes, rivals_among, with_captions
 from zigma_pl.benchmarks.models import FAMILIES, ModelOptions
 
 OPTIONS = ModelOptions(torch.device("cpu"), torch.float32, repeats=2, size=None, width=16, depth=2)
@@ -151,6 +151,37 @@ def test_ratios_compare_the_same_execution():
     rivals = rivals_among(["zigzag8", "zigzag8-graph", "sweep-graph", "dit"])
     assert rivals["to sweep"] == {"zigzag8": "sweep", "zigzag8-graph": "sweep-graph", "sweep-graph": "sweep-graph"}
     assert set(rivals["to DiT, compiled"].values()) == {"dit-compiled"}
+    assert "to no captions" not in rivals
+
+
+def test_orders_of_every_mixer_are_compared_with_its_sweep():
+    names = ["random8-fast-graph", "mamba2-graph", "mamba2-random8", "hybrid", "hybrid-random8", "conv-hilbert"]
+    expected = ["sweep-fast-graph", "mamba2-sweep-graph", "mamba2-sweep", *["hybrid-sweep"] * 2, "conv-sweep"]
+    assert rivals_among([*names, "attention", "uvit"])["to sweep"] == dict(zip(names, expected, strict=True))
+
+
+def test_captioned_steps_are_compared_with_captioned_dit_and_uncaptioned_steps():
+    contestants = with_captions({name: FAMILIES[name] for name in ("zigzag8", "dit-compiled")})
+    assert list(contestants) == ["zigzag8", "dit-compiled", "zigzag8+captions", "dit-compiled+captions"]
+    assert [contestant.has_captions for contestant in contestants.values()] == [False, False, True, True]
+    rivals = rivals_among(contestants)
+    assert rivals["to DiT, compiled"]["zigzag8+captions"] == "dit-compiled+captions"
+    assert rivals["to sweep"]["zigzag8+captions"] == "sweep+captions"
+    assert rivals["to no captions"]["zigzag8+captions"] == "zigzag8"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_captions_and_clips_reach_the_network():
+    contestants = with_captions({"zigzag8": FAMILIES["zigzag8"]})
+    options = replace(OPTIONS, num_frames=3)
+    result = train.run(options, contestants, [Setting(2, 2)], MACHINE, lambda result: None)
+    plain, captioned = result.records
+    assert plain["num_tokens"] == captioned["num_tokens"] == 12
+    assert plain["ratios"]["to no captions"]["median"] == 1
+    assert captioned["num_parameters"] > plain["num_parameters"]
+    assert captioned["label"] == "ZigMa zigzag-8, captions"
+    assert "clips/s" in result.columns
+    assert "77 tokens" in result.table()
 
 
 def test_ratios_compare_with_the_fastest_dit():

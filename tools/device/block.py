@@ -17,8 +17,9 @@ from kernels import median_ms
 from torch.nn.functional import linear, mse_loss
 
 from zigma_pl.benchmarks import forward
+from zigma_pl.benchmarks.model_checks import findings
 from zigma_pl.benchmarks.model_table import Setting
-from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, findings, in_training, make_inputs
+from zigma_pl.benchmarks.models import FAMILIES, ModelOptions, build, execute, in_training, make_inputs
 from zigma_pl.benchmarks.timing import CudaClock, repeated
 from zigma_pl.core.batch import Condition
 from zigma_pl.mixers import Mamba
@@ -173,7 +174,7 @@ def time_step(execution, memory, grid, batch_size, captions, folder, profiled=Fa
     mask = torch.arange(77, device="cuda") <= lengths if captions == 2 else None
     conditions = {"caption": Condition(torch.randn(batch_size, 77, 768, device="cuda"), mask)} if captions else None
     network = in_training(execute(backbone, execution, "blocks"))
-    x_t, t, velocity = make_inputs(batch_size, (grid, grid), options.device)
+    (x_t, t, *_), velocity = make_inputs(backbone, batch_size)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     memory_after_forward, stages = [], []
 

@@ -116,14 +116,14 @@ def main(path):
     contestant = FAMILIES["zigzag8-fast-graph" if on_gpu else "zigzag8"]
     backbone = build(contestant, grid, options)
     network = in_training(execute(backbone, contestant.execution, options.compile_scope))
-    x_t, t, target = make_inputs(batch_size, grid, device)
+    inputs, target = make_inputs(backbone, batch_size)
     parameters = list(backbone.parameters())
 
     def passes():
         for parameter in parameters:
             parameter.grad = None
         with autocast(device, options.dtype):
-            loss = torch.nn.functional.mse_loss(network(x_t, t).float(), target)
+            loss = torch.nn.functional.mse_loss(network(*inputs).float(), target)
         loss.backward()
 
     def training_step(optimizer):

@@ -8,8 +8,9 @@ from typing import Any
 from zigma_pl.benchmarks import forward, train
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.flops import COUNTED, GIGA, describe, ratios
+from zigma_pl.benchmarks.model_checks import findings
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, Setting, Workload, compile_notes, dit_among, match_parameters
-from zigma_pl.benchmarks.models import Contestant, ModelOptions, findings, outline
+from zigma_pl.benchmarks.models import Contestant, ModelOptions, outline
 from zigma_pl.benchmarks.plots import plot_efficiency
 from zigma_pl.benchmarks.report import (
     OUT_OF_MEMORY,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from zigma_pl.benchmarks.checks import raise_if_any
+from zigma_pl.benchmarks.model_checks import findings
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
-from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, findings, make_inputs
+from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, autocast, make_inputs
 from zigma_pl.benchmarks.plots import plot_forward
 from zigma_pl.benchmarks.report import BenchmarkResult
 from zigma_pl.core.machine import Machine
@@ -68,14 +69,14 @@ def prepare(
 ) -> tuple[Callable[[int], None], Tensor]:
     """Return the calls to time, and the output of one."""
     backbone.eval()
-    x_t, t, _ = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
+    inputs, _ = make_inputs(backbone, setting.batch_size)
 
     def run(num_calls: int) -> None:
         # Entered once for all calls, as in a sampler's loop, so that the weights are cast once.
         fixed = network.fixed_weights() if isinstance(network, GraphedBackbone) else nullcontext()
         with torch.no_grad(), autocast(options.device, options.dtype), fixed:
             for _ in range(num_calls):
-                network(x_t, t)
+                network(*inputs)
 
     with torch.no_grad(), autocast(options.device, options.dtype):
-        return run, network(x_t, t)
+        return run, network(*inputs)

@@ -1,6 +1,5 @@
 """Common parts of the model benchmarks: timing contestants for each setting, and making table rows and records."""
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from zigma_pl.benchmarks.checks import WrongNumbersError
-from zigma_pl.benchmarks.models import FAMILIES, Contestant, ModelOptions, Network, build, execute, outline
+from zigma_pl.benchmarks.models import FAMILIES, SWEEP, Contestant, ModelOptions, Network, build, execute, outline
 from zigma_pl.benchmarks.report import (
     BenchmarkResult,
     figure_cell,
@@ -23,6 +22,7 @@ from zigma_pl.benchmarks.timing import Measurement, Prepared, clock_for, measure
 from zigma_pl.models.backbones.base import Backbone
 
 RATIO_NOTE = "medians of interleaved samples; speed ratios are computed per round, ± half their interquartile range"
+CAPTIONED = "+captions"  # suffix of the names of contestants with captions
 MATCHED_GRID = (8, 8)  # does not affect the layers, and hardly the number of parameters
 
 
@@ -117,7 +117,7 @@ class ModelTable:
             }
             record = {
                 **asdict(setting),
-                "num_tokens": setting.grid**2,
+                "num_tokens": setting.grid**2 * (self.options.num_frames or 1),
                 "contestant": name,
                 **contestant.describe(),
                 "num_parameters": outline(contestant, (setting.grid, setting.grid), self.options).num_parameters(),
@@ -150,13 +150,30 @@ def columns(rate: str, rivals: Iterable[str]) -> tuple[str, ...]:
     return ("grid", "batch", "backbone", "M parameters", "ms", rate, *rivals, "peak GB")
 
 
+def with_captions(contestants: Mapping[str, Contestant]) -> dict[str, Contestant]:
+    """Return the contestants without and with captions; names of the latter end in CAPTIONED."""
+    captioned = {f"{name}{CAPTIONED}": replace(one, has_captions=True) for name, one in contestants.items()}
+    return {**contestants, **captioned}
+
+
 def rivals_among(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the comparisons: all with the fastest DiT, and ZigMa's with sweep in the same execution."""
+    """Return the comparisons: all with the fastest DiT, orders with the sweep, and captioned steps with others.
+
+    Contestants with captions are compared with a DiT and a sweep with captions.
+    """
     names = list(names)
     dit = "dit-compiled-graph" if "dit-compiled-graph" in names else "dit-compiled"
-    to_dit = dict.fromkeys(names, dit)
-    to_sweep = {name: _sweep_of(name) for name in names if name.startswith(("zigzag8", "sweep", "conv-"))}
-    return {f"to {FAMILIES[dit].label}": to_dit, "to sweep": to_sweep}
+    rivals: dict[str, dict[str, str]] = {f"to {FAMILIES[dit].label}": {}, "to sweep": {}}
+    to_dit, to_sweep = rivals.values()
+    without = {name: name.removesuffix(CAPTIONED) for name in names}
+    for name, base in without.items():
+        suffix = name.removeprefix(base)
+        to_dit[name] = dit + suffix
+        if (sweep := _sweep_of(FAMILIES[base])) is not None:
+            to_sweep[name] = sweep + suffix
+    if any(name != base for name, base in without.items()):
+        rivals["to no captions"] = without
+    return rivals
 
 
 def dit_among(names: Collection[str]) -> str | None:
@@ -172,6 +189,9 @@ def compile_notes(contestants: Mapping[str, Contestant], options: ModelOptions) 
     return [f"compiled: torch.compile of {scope}; with CUDA graphs always separately"]
 
 
-def _sweep_of(name: str) -> str:
-    """Return the name of the contestant with the same mixer and execution, but sweep order."""
-    return re.sub("zigzag8|(?<=conv-)[a-z]+", "sweep", name)
+def _sweep_of(contestant: Contestant) -> str | None:
+    """Return the name of the contestant with the same mixers and execution, but sweep order; None if there is none."""
+    for name, other in FAMILIES.items():
+        if other.scan == SWEEP and replace(contestant, family=other.family, scan=SWEEP) == other:
+            return name
+    return None

@@ -1,6 +1,6 @@
-"""The backbones to time, their executions, and the check against eager execution in float64."""
+"""The backbones to time, their executions and their inputs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from zigma_pl.benchmarks.checks import dtype_name, relative_error
+from zigma_pl.benchmarks.checks import dtype_name
 from zigma_pl.benchmarks.gated_convolution import GatedConvolution
-from zigma_pl.benchmarks.memory import forget_compiled_code
+from zigma_pl.core.batch import CAPTION, Condition
 from zigma_pl.core.errors import UserError
 from zigma_pl.models.backbones.base import Backbone
-from zigma_pl.models.mixers import Direction, LinearAttention, Mamba, Mamba2, MixerOptions, SelfAttention
+from zigma_pl.models.mixers import LinearAttention, Mamba, Mamba2, MixerOptions, SelfAttention
 from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.runtime.cuda_graphs import Inputs
 from zigma_pl.runtime.graphed_sampling import GraphedBackbone
 from zigma_pl.runtime.graphed_training import GraphedTraining
 from zigma_pl.scan.schedule import ScanConfig
@@ -23,19 +24,11 @@ from zigma_pl.scan.schedule import ScanConfig
 Architecture = Literal["ZigMa", "VisionMamba", "ParallelMamba", "DiT", "UViT"]
 Execution = Literal["eager", "compiled", "graph", "compiled-graph"]
 CompileScope = Literal["model", "blocks"]
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]  # takes the arguments of `Backbone.forward`
 
 NUM_CHANNELS = 4  # channels of the latents; patch size 1
-CHECKED_GRID = (6, 10)  # not a multiple of a kernel's tile
-CHECKED_WIDTH, CHECKED_DEPTH = 128, 5  # transformers then have 3 layers, with one long skip connection in U-ViT
-# Noise added to all weights in the check, so that a missing visit order changes the output by 8 %.
-CHECKED_NOISE = 0.07
+CAPTION_DIM, CAPTION_TOKENS = 768, 77  # as with CLIP ViT-L/14
 SMALLEST_WIDTH = 384  # smallest width of the presets
-TOLERANCE = {
-    torch.float32: {"output": 1e-3, "gradients": 1e-3},
-    torch.bfloat16: {"output": 5e-2, "gradients": 1e-1},
-    torch.float16: {"output": 2e-2, "gradients": 5e-2},
-}
 _HOMES: dict[Architecture, str] = {
     "ZigMa": "zigma_pl.models.backbones.zigma",
     "VisionMamba": "zigma_pl.models.backbones.vision_mamba",
@@ -63,6 +56,7 @@ class Contestant:
         scan: visit orders, None for transformers.
         counts_orders: whether its label includes the number of orders.
         mixers: plan of mixers; empty for the backbone's default.
+        has_captions: whether it is conditioned on captions.
     """
 
     architecture: Architecture
@@ -71,6 +65,7 @@ class Contestant:
     scan: ScanConfig | None = None
     counts_orders: bool = False
     mixers: tuple[MixerOptions, ...] = ()
+    has_captions: bool = False
 
     @property
     def label(self) -> str:
@@ -78,7 +73,7 @@ class Contestant:
         label = self.family
         if self.counts_orders and self.scan is not None:
             label += f", {self.scan.num_orders} order{'' if self.scan.num_orders == 1 else 's'}"
-        return label + EXECUTION_LABELS[self.execution]
+        return label + (", captions" if self.has_captions else "") + EXECUTION_LABELS[self.execution]
 
     def describe(self) -> dict[str, Any]:
         """Return plain values for the JSON record."""
@@ -99,6 +94,7 @@ class ModelOptions:
         depth: layers of the Mamba backbones; transformers have half as many, rounded up, as in the presets.
         compile_scope: compile the whole model, or its blocks and other parts separately, which takes seconds instead of
             minutes. With CUDA graphs, parts are always compiled separately.
+        num_frames: frames of the clips; None for images.
     """
 
     device: torch.device
@@ -108,6 +104,7 @@ class ModelOptions:
     width: int | None = None
     depth: int | None = None
     compile_scope: CompileScope = "blocks"
+    num_frames: int | None = None
 
     def describe(self, matched: bool = False) -> str:
         """Return a description of size and precision; see `describe_size`."""
@@ -124,7 +121,8 @@ class ModelOptions:
         if self.depth is not None:
             size += " (of ZigMa; others have equal parameters)" if matched else " (transformers: half of it)"
         tiny = "TINY MODELS, not the paper's: " if self.width is not None and self.width < SMALLEST_WIDTH else ""
-        return f"{tiny}{size}, {NUM_CHANNELS} channels, patch 1, unconditional"
+        clips = "" if self.num_frames is None else f", clips of {self.num_frames} frames"
+        return f"{tiny}{size}, {NUM_CHANNELS} channels, patch 1{clips}, unconditional"
 
 
 def contestants_named(
@@ -158,25 +156,32 @@ def executions_of(
 
 
 FAST = Mamba(activation_memory="fast")
+SWEEP, RANDOM = ScanConfig("sweep", 1), ScanConfig("random", 8)
+FACTORIZED = ScanConfig("zigzag", 8, video="factorized")  # has no effect on images
 HYBRID = (Mamba(), Mamba(), Mamba(), SelfAttention())
 HYBRID2 = (Mamba2(), Mamba2(), Mamba2(), SelfAttention())
 FAMILIES: dict[str, Contestant] = {
     **executions_of("zigzag8", "ZigMa", "ZigMa zigzag-8", ScanConfig("zigzag", 8)),
-    **executions_of("sweep", "ZigMa", "ZigMa sweep", ScanConfig("sweep", 1)),
+    **executions_of("sweep", "ZigMa", "ZigMa sweep", SWEEP),
     **executions_of("zigzag8-fast", "ZigMa", "ZigMa zigzag-8, fast", ScanConfig("zigzag", 8), FAST),
-    **executions_of("sweep-fast", "ZigMa", "ZigMa sweep, fast", ScanConfig("sweep", 1), FAST),
+    **executions_of("sweep-fast", "ZigMa", "ZigMa sweep, fast", SWEEP, FAST),
+    **executions_of("random8-fast", "ZigMa", "ZigMa random-8, fast", RANDOM, FAST),
+    **executions_of("factorized-fast", "ZigMa", "ZigMa factorized, fast", FACTORIZED, FAST),
     **executions_of("vision_mamba", "VisionMamba", "VisionMamba"),
     **executions_of("parallel8", "ParallelMamba", "parallel Mamba-8", ScanConfig("zigzag", 8)),
     **executions_of("attention", "ZigMa", "attention", ScanConfig("zigzag", 8), SelfAttention()),
     **executions_of("hybrid", "ZigMa", "ZigMa, attention in one of four", ScanConfig("zigzag", 8), *HYBRID),
+    **executions_of("hybrid-sweep", "ZigMa", "ZigMa sweep, attention in one of four", SWEEP, *HYBRID),
+    **executions_of("hybrid-random8", "ZigMa", "ZigMa random-8, attention in one of four", RANDOM, *HYBRID),
     **executions_of("mamba2", "ZigMa", "ZigMa zigzag-8, Mamba-2", ScanConfig("zigzag", 8), Mamba2()),
-    **executions_of("mamba2-sweep", "ZigMa", "ZigMa sweep, Mamba-2", ScanConfig("sweep", 1), Mamba2()),
+    **executions_of("mamba2-sweep", "ZigMa", "ZigMa sweep, Mamba-2", SWEEP, Mamba2()),
+    **executions_of("mamba2-random8", "ZigMa", "ZigMa random-8, Mamba-2", RANDOM, Mamba2()),
     **executions_of("hybrid2", "ZigMa", "ZigMa, Mamba-2, attention in one of four", ScanConfig("zigzag", 8), *HYBRID2),
     **executions_of("linear", "ZigMa", "linear attention", ScanConfig("zigzag", 8), LinearAttention()),
-    **executions_of("conv-sweep", "ZigMa", "convolution, sweep", ScanConfig("sweep", 1), GatedConvolution()),
+    **executions_of("conv-sweep", "ZigMa", "convolution, sweep", SWEEP, GatedConvolution()),
     **executions_of("conv-zigzag", "ZigMa", "convolution, zigzag-8", ScanConfig("zigzag", 8), GatedConvolution()),
     **executions_of("conv-hilbert", "ZigMa", "convolution, Hilbert-8", ScanConfig("hilbert", 8), GatedConvolution()),
-    **executions_of("conv-random", "ZigMa", "convolution, random-8", ScanConfig("random", 8), GatedConvolution()),
+    **executions_of("conv-random", "ZigMa", "convolution, random-8", RANDOM, GatedConvolution()),
     **executions_of("dit", "DiT", "DiT"),
     **executions_of("uvit", "UViT", "U-ViT"),
 }
@@ -205,6 +210,10 @@ def _construct(contestant: Contestant, grid: tuple[int, int], options: ModelOpti
         more = {"mixers": list(contestant.mixers)} | more
     if contestant.scan is not None:
         more["scan"] = contestant.scan
+    if contestant.has_captions:
+        more["caption_dim"] = CAPTION_DIM
+    if options.num_frames is not None:
+        more["latent_frames"] = options.num_frames
     depth = options.depth
     if depth is not None and architecture not in _SCANNED:
         depth = -(-depth // 2)
@@ -245,79 +254,19 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def make_inputs(batch_size: int, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return random x_t (B, C, H, W), t (B,) in [0, 1], and a target of the shape of x_t."""
-    generator = torch.Generator().manual_seed(1)
-    x_t, target = torch.randn(2, batch_size, NUM_CHANNELS, *grid, generator=generator).to(device)
-    return x_t, torch.rand(batch_size, generator=generator).to(device), target
+def make_inputs(backbone: Backbone, batch_size: int, dtype: torch.dtype = torch.float32) -> tuple[Inputs, Tensor]:
+    """Return random inputs for a backbone, on its device, and a target of the shape of x_t.
 
-
-# ------------------------------------------------------------------------------------------------------- checking
-def findings(contestants: Mapping[str, Contestant], options: ModelOptions, training: bool) -> Iterator[str]:
-    """Yield a line for each contestant that differs from the eager float64 reference in a small case.
-
-    Args:
-        contestants: contestants to check. Eager ones are also checked in float32, where small errors are visible.
-        options: device, dtype and compile scope.
-        training: whether gradients are compared too.
+    Times are in [0, 1]. Captions have 1 to CAPTION_TOKENS tokens, and one of ten is dropped, as in training.
     """
-    small = ModelOptions(
-        options.device, options.dtype, 1, None, CHECKED_WIDTH, CHECKED_DEPTH, compile_scope=options.compile_scope
-    )
-    for contestant in contestants.values():
-        dtypes = {options.dtype, torch.float32} if contestant.execution == "eager" else {options.dtype}
-        for dtype in sorted(dtypes, key=str):
-            errors = _errors(contestant, small, dtype, training)
-            for what, error in errors.items():
-                if not error <= TOLERANCE[dtype][what]:
-                    yield (
-                        f"{contestant.label} is wrong in {dtype_name(dtype)}: relative error {error:.1e} "
-                        f"of the {what} against the eager float64 reference, {TOLERANCE[dtype][what]:.0e} allowed"
-                    )
-    forget_compiled_code()
-
-
-def _errors(contestant: Contestant, small: ModelOptions, dtype: torch.dtype, training: bool) -> dict[str, float]:
-    backbone = build(contestant, CHECKED_GRID, small)
-    _add_noise(backbone)
-    exact = _output_and_gradients(_reference(contestant, small, backbone), "eager", small, torch.float64, training)
-    tested = _output_and_gradients(backbone, contestant.execution, small, dtype, training)
-    return {what: relative_error(tested[what], exact[what]) for what in exact}
-
-
-def _add_noise(backbone: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(noise.to(parameter.device), alpha=CHECKED_NOISE)
-
-
-def _reference(contestant: Contestant, small: ModelOptions, like: Backbone) -> Backbone:
-    """Return the backbone with the same weights in float64 on the CPU, using the reference scan."""
-    on_cpu = ModelOptions(torch.device("cpu"), torch.float32, 1, None, small.width, small.depth)
-    reference = build(contestant, CHECKED_GRID, on_cpu)
-    for module in reference.modules():
-        if isinstance(module, Direction):
-            module.scan_backend = "reference"  # type: ignore[assignment]
-    reference.load_state_dict(like.state_dict())
-    return reference.double()
-
-
-def _output_and_gradients(
-    backbone: Backbone, execution: Execution, small: ModelOptions, dtype: torch.dtype, training: bool
-) -> dict[str, list[Tensor]]:
-    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    device, own_dtype = parameters[0].device, parameters[0].dtype
-    x_t, t, target = (tensor.to(own_dtype) for tensor in make_inputs(2, CHECKED_GRID, device))
-    network = execute(backbone, execution, small.compile_scope)
-    network = in_training(network) if training else network
-    casting = nullcontext() if dtype == torch.float64 else autocast(device, dtype)
-    with torch.set_grad_enabled(training), casting:
-        output = network(x_t, t)
-        results = {"output": [output]}
-        if training:
-            loss = (output.to(own_dtype) * target).mean()
-    if training:
-        results["gradients"] = list(torch.autograd.grad(loss, parameters))
-    return results
+    device = next(backbone.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    x_t, target = torch.randn(2, batch_size, *backbone.latent_shape, generator=generator).to(device, dtype)
+    t = torch.rand(batch_size, generator=generator).to(device, dtype)
+    if backbone.caption_dim is None:
+        return Inputs(x_t, t, {}, {}), target
+    features = torch.randn(batch_size, CAPTION_TOKENS, backbone.caption_dim, generator=generator)
+    lengths = torch.randint(1, CAPTION_TOKENS + 1, (batch_size, 1), generator=generator)
+    caption = Condition(features.to(device, dtype), (torch.arange(CAPTION_TOKENS) < lengths).to(device))
+    dropped = (torch.rand(batch_size, generator=generator) < 0.1).to(device)
+    return Inputs(x_t, t, {CAPTION: caption}, {CAPTION: dropped}), target

@@ -9,8 +9,9 @@ from functools import partial
 
 from zigma_pl.benchmarks.checks import raise_if_any
 from zigma_pl.benchmarks.forward import prepare
+from zigma_pl.benchmarks.model_checks import findings
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns
-from zigma_pl.benchmarks.models import Contestant, Execution, ModelOptions, findings
+from zigma_pl.benchmarks.models import Contestant, Execution, ModelOptions
 from zigma_pl.benchmarks.plots import plot_order
 from zigma_pl.benchmarks.report import BenchmarkResult
 from zigma_pl.core.machine import Machine

@@ -1,4 +1,4 @@
-"""bench train: images per second and memory of training steps: forward, backward, AdamW."""
+"""bench train: images or clips per second and memory of training steps: forward, backward, AdamW."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -8,14 +8,16 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from zigma_pl.benchmarks.checks import raise_if_any
+from zigma_pl.benchmarks.model_checks import findings
 from zigma_pl.benchmarks.model_table import RATIO_NOTE, ModelTable, Setting, columns, compile_notes, rivals_among
 from zigma_pl.benchmarks.models import (
+    CAPTION_DIM,
+    CAPTION_TOKENS,
     FAMILIES,
     Contestant,
     ModelOptions,
     Network,
     autocast,
-    findings,
     in_training,
     make_inputs,
 )
@@ -52,12 +54,20 @@ def run(
     notes = [
         f"forward, backward and AdamW: {options.describe()}",
         'fast: activation_memory="fast", which stores more for the backward pass instead of recomputing it',
+        *_captions_note(contestants),
         RATIO_NOTE,
         *compile_notes(contestants, options),
     ]
-    result = BenchmarkResult("train", machine, notes, columns("images/s", rivals), plot_train)
+    items = "images" if options.num_frames is None else "clips"
+    result = BenchmarkResult("train", machine, notes, columns(f"{items}/s", rivals), plot_train)
     table = ModelTable(result, options, contestants, partial(prepare, options), rivals, STEPS_PER_SAMPLE)
     return table.fill(settings, save)
+
+
+def _captions_note(contestants: Mapping[str, Contestant]) -> list[str]:
+    if not any(contestant.has_captions for contestant in contestants.values()):
+        return []
+    return [f"captions: 1 to {CAPTION_TOKENS} tokens of {CAPTION_DIM} features, cross-attended in each layer"]
 
 
 def prepare(
@@ -66,12 +76,12 @@ def prepare(
     """Return the steps to time, and the loss of the first."""
     backbone.train()
     network = in_training(network)
-    x_t, t, velocity = make_inputs(setting.batch_size, (setting.grid, setting.grid), options.device)
+    inputs, velocity = make_inputs(backbone, setting.batch_size)
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 
     def step() -> Tensor:
         with autocast(options.device, options.dtype):
-            loss = mse_loss(network(x_t, t).float(), velocity)
+            loss = mse_loss(network(*inputs).float(), velocity)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -100,6 +100,7 @@ def _run_scan(options: argparse.Namespace, save: "Callable[[BenchmarkResult], No
 
 
 def _run_models(options: argparse.Namespace, save: "Callable[[BenchmarkResult], None]") -> "BenchmarkResult":
+    from zigma_pl.benchmarks.model_table import with_captions
     from zigma_pl.benchmarks.models import ModelOptions, contestants_named
     from zigma_pl.core.machine import choose_device, describe_machine
 
@@ -112,10 +113,12 @@ def _run_models(options: argparse.Namespace, save: "Callable[[BenchmarkResult], 
         options.repeats or DEFAULT_REPEATS[device.type],
         *_model_size(options, device),
         compile_scope=options.compile,
+        num_frames=options.frames,
     )
+    contestants = contestants_named(subject.CONTESTANTS, names, device)
     return subject.run(
         model_options,
-        contestants_named(subject.CONTESTANTS, names, device),
+        with_captions(contestants) if options.captions else contestants,
         _settings(options, subject.DEFAULT_SETTINGS[device.type]),
         describe_machine(device, options.commit),
         save,
@@ -180,11 +183,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     for name, summary in MODEL_SUBJECTS.items():
         subject = subjects.add_parser(name, help=summary)
         _add_size_options(subject, name)
+        subject.set_defaults(captions=False, frames=None)
         if name == "flops":
             _add_output_options(subject, _contestants_in_words(name))
             subject.set_defaults(**NOT_TIMED)
         else:
             _add_model_options(subject, name)
+            if name == "train":
+                _add_input_options(subject)
             _add_common_options(subject, _contestants_in_words(name))
     return parser.parse_args(argv)
 
@@ -193,8 +199,9 @@ def _contestants_in_words(subject: str) -> str:
     if subject == "order":
         return "zigzag or parallel, optionally with the suffix -graph"
     families = (
-        "zigzag8, zigzag8-fast, sweep, sweep-fast, vision_mamba, parallel8, attention, hybrid, mamba2, mamba2-sweep, "
-        "hybrid2, linear, conv-sweep, conv-zigzag, conv-hilbert, conv-random, dit or uvit"
+        "zigzag8, zigzag8-fast, sweep, sweep-fast, random8-fast, factorized-fast, vision_mamba, parallel8, attention, "
+        "hybrid, hybrid-sweep, hybrid-random8, mamba2, mamba2-sweep, mamba2-random8, hybrid2, linear, conv-sweep, "
+        "conv-zigzag, conv-hilbert, conv-random, dit or uvit"
     )
     if subject == "flops":
         return families
@@ -216,6 +223,13 @@ def _add_model_options(parser: argparse.ArgumentParser, subject: str) -> None:
     parser.add_argument("--batches", nargs="+", type=_positive, metavar="SIZE", help=f"batch sizes, {together}")
     scope = "compile each block (seconds) or the whole model (minutes) with torch.compile (default: %(default)s)"
     parser.add_argument("--compile", choices=("blocks", "model"), default="blocks", help=scope)
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    captions = "also time each contestant with captions of 77 tokens with 768 features"
+    parser.add_argument("--captions", action="store_true", help=captions)
+    frames = "train on clips with this number of frames, each of which has the tokens of --grids"
+    parser.add_argument("--frames", type=_positive, help=frames)
 
 
 def _add_common_options(parser: argparse.ArgumentParser, contestants: str) -> None:
