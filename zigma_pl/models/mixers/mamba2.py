@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.rms_norm import RMSNorm
 from zigma_pl.models.layers.shapes import check_shape
 from zigma_pl.models.mixers.base import Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
@@ -100,18 +101,19 @@ def _initial_step_sizes(num_heads: int, smallest: float = 1e-3, largest: float =
     return steps + torch.log(-torch.expm1(-steps))
 
 
-class GroupRMSNorm(nn.Module):
+class GroupRMSNorm(RMSNorm):
     """RMSNorm of each of `num_groups` equal parts of (B, L, width), with one weight per channel."""
 
     def __init__(self, width: int, num_groups: int = 1, epsilon: float = 1e-5) -> None:
-        super().__init__()
-        self.num_groups, self.epsilon = num_groups, epsilon
-        self.weight = nn.Parameter(torch.ones(width))
+        super().__init__(width, eps=epsilon)
+        self.num_groups = num_groups
 
     def forward(self, rows: Tensor) -> Tensor:
         """Normalise (B, L, width)."""
+        if self.num_groups == 1:
+            return super().forward(rows)
         parts = rows.unflatten(-1, (self.num_groups, -1))
-        normalised = F.rms_norm(parts, parts.shape[-1:], eps=self.epsilon).flatten(-2)
+        normalised = F.rms_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2)
         return normalised * self.weight.to(normalised.dtype)
 
 

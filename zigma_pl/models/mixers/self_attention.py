@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.rms_norm import RMSNorm
 from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
-from zigma_pl.ops.rows import compute_dtype
 
 ROTARY_PERIOD = 100.0  # period of the slowest pair of channels in grid positions, divided by 2 pi
 
@@ -53,22 +53,19 @@ class SelfAttentionMixer(Mixer):
         self.to_query_key_value = nn.Linear(width, 3 * inner, bias=bias)
         self.out_proj = nn.Linear(inner, width)
         self.query_norm, self.key_norm = (
-            nn.RMSNorm(inner // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
+            RMSNorm(inner // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
         )
-        self.changes_heads = qk_norm or rotary
         self.rotary = rotary
 
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
         """Attend to all tokens that are valid according to the mask of the visit."""
         projected = self.to_query_key_value(tokens)
-        query, key, value = rearrange(projected, "b l (part h d) -> part b h l d", part=3, h=self.num_heads)
-        if self.changes_heads:  # in float32, as rounded angles or norms would distort whole dot products
-            exact = compute_dtype(value)
-            query, key = self.query_norm(query.to(exact)), self.key_norm(key.to(exact))
-            if self.rotary:
-                angles = rotary_angles(visit.row_positions(), query.shape[-1])
-                query, key = rotate(query, angles), rotate(key, angles)
-            query, key = query.to(value.dtype), key.to(value.dtype)
+        query, key, value = rearrange(projected, "b l (part h d) -> part b l h d", part=3, h=self.num_heads)
+        query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = (heads.transpose(1, 2) for heads in (query, key, value))  # (B, h, L, d)
+        if self.rotary:
+            angles = rotary_angles(visit.row_positions(), query.shape[-1])
+            query, key = rotate(query, angles), rotate(key, angles)
         mask = None if visit.mask is None else visit.mask[:, None, None, :]
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out_proj(rearrange(attended, "b h l d -> b l (h d)"))
@@ -94,10 +91,14 @@ def rotary_angles(positions: Tensor, head_dim: int) -> Tensor:
 
 
 def rotate(heads: Tensor, angles: Tensor) -> Tensor:
-    """Rotate channels i and i + d / 2 of heads (B, h, L, d) by the i-th of the angles, (L, d / 2) or (B, L, d / 2)."""
+    """Rotate channels i and i + d / 2 of heads (B, h, L, d) by the i-th of the angles, (L, d / 2) or (B, L, d / 2).
+
+    Computes in float32, as rounded angles would distort whole dot products, and rounds to the type of the heads.
+    """
     cosine, sine = (values.unsqueeze(-3) for values in (angles.cos(), angles.sin()))
     first, second = heads.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    rotated = [first * cosine - second * sine, second * cosine + first * sine]
+    return torch.cat([half.to(heads.dtype) for half in rotated], dim=-1)
 
 
 def default_num_heads(width: int) -> int:
