@@ -2,19 +2,16 @@
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from distributed import two_processes
 from distributed.few_pictures import CASES, evaluate
 from distributed.training_run import MUON, build, train
+from processes import Processes, command_line, of_lightning, of_torchrun
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "digits.json"
-PYTHON = [sys.executable, "-m"]
 OPTIONS = {
     "model.backbone.init_args.width": 16,
     "model.backbone.init_args.depth": 2,
@@ -45,13 +42,7 @@ def fit(repository, strategy=None, **options):
     if strategy:
         configs.append(repository / "configs" / "strategy" / f"{strategy}.yaml")
     given = OPTIONS | {name.replace("__", ".init_args."): value for name, value in options.items()}
-    return ["zigma_pl", "fit", *(f"--config={path}" for path in configs), *(f"--{n}={v}" for n, v in given.items())]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return ["fit", *(f"--config={path}" for path in configs), *(f"--{n}={v}" for n, v in given.items())]
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +50,20 @@ def runs(tmp_path_factory):
     """The folder in which one process, two processes and two nodes have trained, all through the command line."""
     folder, repository = tmp_path_factory.mktemp("runs"), Path(__file__).parents[2]
 
-    def start(*command):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
-        return subprocess.Popen([*PYTHON, *map(str, command)], cwd=folder, env=environment)
-
     def arguments(name, batch_size, strategy=None, **trainer):
         sizes = {"data__batch_size": batch_size, "trainer.logger__name": name}
         return fit(repository, strategy, **sizes, **{f"trainer.{key}": value for key, value in trainer.items()})
 
-    one = start(*arguments("one", 8))
-    two = start(*arguments("two", 2, "ddp", devices=2, accumulate_grad_batches=2))
+    one = arguments("one", 8)
+    two = arguments("two", 2, "ddp", devices=2, accumulate_grad_batches=2)
     nodes = arguments("nodes", 4, "ddp", devices=1, num_nodes=2)
-    place = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    launches = [start("torch.distributed.run", *place, f"--node_rank={rank}", "-m", *nodes) for rank in range(2)]
-    assert [process.wait(timeout=400) for process in [one, two, *launches]] == [0, 0, 0, 0]
+    started = [
+        Processes("one", folder, (command_line, *one)),
+        Processes("two", folder, *[(command_line, *two)] * 2, environments=of_lightning(2)),
+        Processes("nodes", folder, *[(command_line, *nodes)] * 2, environments=of_torchrun(2)),
+    ]
+    for processes in started:
+        processes.wait()
     return folder
 
 
@@ -109,20 +100,9 @@ def test_weights_do_not_depend_on_how_the_batch_is_split(runs, name):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The folder in which two processes have run `two_processes.py`, and what each has found."""
+    """The folder in which two processes have run two_processes.main, and what each has found."""
     folder = tmp_path_factory.mktemp("pair")
-    script = Path(__file__).with_name("two_processes.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = [
-        *PYTHON,
-        "torch.distributed.run",
-        "--standalone",
-        "--local_addr=127.0.0.1",
-        "--nproc_per_node=2",
-        str(script),
-        str(folder),
-    ]
-    subprocess.run(launch, check=True, timeout=400, env=environment, cwd=folder)
+    Processes("pair", folder, *[(two_processes.main, folder)] * 2, environments=of_lightning(2)).wait()
     return folder, [json.loads((folder / f"found{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -50,7 +50,7 @@ def train(folder, module=None, callbacks=(), ckpt_path=None, batch_size=GLOBAL_B
     """Train and save folder/step=N.ckpt and last.ckpt; returns the trainer and what it has logged."""
     remember = Remember()
     checkpoints = L.pytorch.callbacks.ModelCheckpoint(
-        folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_last=True
+        folder, filename="{step}", every_n_train_steps=NUM_STEPS // 2, save_top_k=-1, save_last="link"
     )
     defaults = {"max_steps": NUM_STEPS, "log_every_n_steps": 1, "limit_val_batches": 0}
     trainer = L.Trainer(

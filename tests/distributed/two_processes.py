@@ -1,19 +1,11 @@
-"""One of two processes, which train together in several ways and write down what came of it.
-
-Usage: torchrun --nproc_per_node 2 two_processes.py FOLDER
-"""
+"""One of two processes, which train together in several ways and write down what came of it."""
 
 import json
-import sys
-from pathlib import Path
 
 import torch
-from torch import distributed
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from distributed.few_pictures import CASES, FewDigits, evaluate
 from distributed.training_run import GLOBAL_BATCH_SIZE, MUON, NUM_STEPS, build, train
+from torch.distributed import get_rank
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.strategies import FullySharded
@@ -42,7 +34,7 @@ class StaysSpoiled(Spoiled):
 
 
 def main(folder):
-    torch.set_num_threads(1)
+    """Train, and write found<rank>.json to the folder."""
     found = {}
     two = {"devices": 2, "batch_size": HALF}
     # Of nine pictures in batches of four, process 1 has none for the last batch.
@@ -65,7 +57,7 @@ def main(folder):
     for num_pictures in CASES:
         found[f"few {num_pictures}"] = evaluate(folder / f"few{num_pictures}", num_pictures, devices=2, strategy="ddp")
 
-    rank = distributed.get_rank()
+    rank = get_rank()
     unequal = {
         "data": ({}, FewDigits(2 + rank, batch_size=HALF)),
         "options": ({"model.learning_rate": 1e-3 * rank}, FewDigits(2, batch_size=HALF)),
@@ -88,10 +80,3 @@ def main(folder):
     except UserError as error:
         found["error"] = str(error)
     (folder / f"found{rank}.json").write_text(json.dumps(found))
-    # Without these, the threads of gloo can outlive the interpreter, which then aborts.
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,9 +1,6 @@
 """A tiny checkpoint of the digits, and of clips, scored with features that need no weights."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from evaluation import scored_run
 from evaluation.tiny_run import SIZE, build, chunks, trainer_for
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from processes import Processes, of_lightning
 
 from zigma_pl.backbones import ZigMa
 from zigma_pl.cli.main import main
@@ -235,11 +233,8 @@ def test_two_processes_draw_and_score_as_one(trained, in_tmp, repository, fake_f
     assert main(arguments("one", 64)) == 0
     assert main([*arguments("two", 3), "--scorer.metrics=[]"]) == 0
     assert list(chunks("two-samples_dir")) == ["chunk-00000000.npz"]
-    command = [sys.executable, scored_run.__file__, *arguments("two", 64)]
-    command += ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
-    done = subprocess.run(command, timeout=180, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    call = (scored_run.main, *arguments("two", 64), "--trainer.devices=2", "--trainer.strategy=ddp")
+    Processes("two", in_tmp, call, call, environments=of_lightning(2)).wait()
     assert chunks("one-samples_dir") == chunks("two-samples_dir")
     assert len(chunks("one-samples_dir")) == 4
     one, two = (read_result(f"{name}-results_dir/digits.json") for name in ("one", "two"))

@@ -1,15 +1,13 @@
 """A package outside of the repository with a class of every kind: trained on two processes, resumed, exported, used."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from examples.printed import BLOCKS, REPOSITORY, SESSIONS, TINY
+from processes import Processes, command_line, of_lightning
 
 import zigma_pl
 from zigma_pl.cli.main import main
@@ -47,9 +45,9 @@ def test_own_classes_train_on_two_processes_resume_and_are_exported_sampled_and_
 
 
 def train_on_two_processes(command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     options = [*command, *TINY, FEW_IMAGES, *(f"{name}={value}" for name, value in TWENTY_STEPS.items())]
-    subprocess.run([sys.executable, "-m", "zigma_pl", *options], env=environment, check=True, timeout=400)
+    calls = [(command_line, *options)] * 2
+    Processes("own", Path.cwd(), *calls, environments=of_lightning(2)).wait()
 
 
 def check_that_the_resumed_run_ends_with_the_same_bits():

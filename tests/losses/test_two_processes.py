@@ -1,11 +1,9 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from processes import Processes, command_line, of_lightning
 
 REPA = {
     "class_path": "zigma_pl.losses.REPA",
@@ -22,11 +20,8 @@ def checkpoints(tmp_path_factory):
     """The checkpoints of one process and of two, each with the term in the first two of four steps."""
     folder, repository = tmp_path_factory.mktemp("repa"), Path(__file__).parents[2]
     (folder / "repa.yaml").write_text(yaml.safe_dump({"model": {"loss_terms": {"repa": REPA}}}))
-    paths = os.pathsep.join([str(repository), str(repository / "tests")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
 
-    def start(name, batch_size, *options):
-        command = [sys.executable, "-m", "zigma_pl", "fit", f"--config={repository}/experiments/digits.yaml"]
+    def start(name, batch_size, environments, *options):
         values = {
             "model.backbone.init_args.width": 16,
             "model.backbone.init_args.depth": 2,
@@ -36,12 +31,13 @@ def checkpoints(tmp_path_factory):
             "preview.num_samples": 0,
             "data.init_args.batch_size": batch_size,
         }
-        command += ["--config=repa.yaml", *options, *(f"--{key}={value}" for key, value in values.items())]
-        return subprocess.Popen(command, cwd=folder, env=environment)
+        given = [f"--config={repository}/experiments/digits.yaml", "--config=repa.yaml", *options]
+        given += [f"--{key}={value}" for key, value in values.items()]
+        return Processes(name, folder, *[(command_line, "fit", *given)] * len(environments), environments=environments)
 
     ddp = f"--config={repository}/configs/strategy/ddp.yaml"
-    runs = [start("one", 8), start("two", 4, ddp, "--trainer.devices=2")]
-    assert [run.wait(timeout=300) for run in runs] == [0, 0]
+    for run in (start("one", 8, [{}]), start("two", 4, of_lightning(2), ddp, "--trainer.devices=2")):
+        run.wait()
     paths = [folder / "logs" / name / "version_0" / "checkpoints" / "last.ckpt" for name in ("one", "two")]
     return [torch.load(path, weights_only=True)["current_model_state"] for path in paths]
 

@@ -1,11 +1,10 @@
 """Scores do not depend on the number of processes, also where one of them has no sample."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from metrics import two_processes
 from metrics.measured import CASES, all_losses, all_metrics, measure
+from processes import Processes
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.features import ExtractedFeatures
@@ -17,9 +16,7 @@ SHARES = ("halves", "all and nothing")
 def results(tmp_path_factory):
     """What each of two processes has measured."""
     folder = tmp_path_factory.mktemp("two")
-    script = __file__.replace("test_processes", "two_processes")
-    processes = [subprocess.Popen([sys.executable, script, str(rank), "2", str(folder)]) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    Processes("rank", folder, *[(two_processes.main, rank, 2, folder) for rank in range(2)]).wait()
     return [torch.load(folder / f"results{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,23 +1,14 @@
-"""One of several processes: measures its part of the samples and writes what it then has.
-
-Usage: two_processes.py RANK WORLD_SIZE FOLDER
-"""
-
-import sys
-from pathlib import Path
+"""One of several processes: measures its part of the samples and writes what it then has."""
 
 import torch
-from torch import distributed
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from metrics.measured import all_losses, all_metrics, error_of, measure
+from torch import distributed
 
 from zigma_pl.evaluation.features import ExtractedFeatures
 
 
 def main(rank, world_size, folder):
-    torch.set_num_threads(1)
+    """Measure, and write results<rank>.pt to the folder."""
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world_size)
     # Every second sample; all samples on the first process, and the second without any, not even an empty batch.
     shares = {"halves": (rank, world_size), "all and nothing": (0, 1) if rank == 0 else None}
@@ -28,10 +19,3 @@ def main(rank, world_size, folder):
     fewer.update(torch.zeros(1, 1), torch.tensor([rank]))
     results["errors"] = [error_of(twice.compute), error_of(fewer.compute)]
     torch.save(results, folder / f"results{rank}.pt")
-    # Without these, the threads of gloo can outlive the interpreter, which then aborts.
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
