@@ -1,15 +1,8 @@
-"""Trains as often as it is asked to, each time in a process of its own that can be killed.
+"""A short training run that can be killed in every stage of saving."""
 
-Forked from this one, which has loaded everything, so that a run takes a second. A line of JSON on the standard input
-asks for a run; the answer is the process's number. Another line, after which it is not killed any more, asks how it
-ends.
-"""
-
-import json
 import os
 import random
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -147,30 +140,6 @@ class DieWhileSaving(L.Callback):
             setattr(owner, name, wrap(getattr(owner, name)))
 
 
-def run(request):
-    callbacks = [DieWhileSaving(request["stage"], request["step"])] if request.get("stage") else []
-    train(request["folder"], request["max_steps"], *callbacks)
-
-
-def main():
-    torch.set_num_threads(1)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            try:
-                os.dup2(2, 1)  # what Lightning prints is none of the answers
-                run(json.loads(line))
-                os._exit(0)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            os._exit(1)
-        print(child, flush=True)
-        sys.stdin.readline()  # until then the number is the child's, even when it has ended
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def run(folder, max_steps, stage=None, step=None):
+    """Train, and die in this stage of saving after this step."""
+    train(folder, max_steps, *([DieWhileSaving(stage, step)] if stage else []))

@@ -36,17 +36,21 @@ class Processes:
         for output, (function, *arguments), environment in zip(
             self.outputs, calls, environments or [{}] * len(calls), strict=True
         ):
-            process = _server().Process(
+            process = server().Process(
                 target=_call, args=(function, arguments, folder, os.environ | environment, output)
             )
             process.start()
             self.processes.append(process)
 
-    def wait(self):
-        """Wait until all have ended without an error."""
+    def statuses(self):
+        """Wait until all have ended; returns the exit status of each, or minus the number of the signal that ended it."""
         for process in self.processes:
             process.join(TIMEOUT_SECONDS)
-        statuses = [process.exitcode for process in self.processes]
+        return [process.exitcode for process in self.processes]
+
+    def wait(self):
+        """Wait until all have ended without an error."""
+        statuses = self.statuses()
         assert statuses == [0] * len(statuses), "\n".join(output.read_text() for output in self.outputs)
 
 
@@ -74,7 +78,8 @@ def of_torchrun(num_nodes):
 
 
 @cache
-def _server():
+def server():
+    """The context of multiprocessing that forks from the server; nothing else of this process is inherited."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     before = dict(os.environ)

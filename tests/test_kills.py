@@ -1,21 +1,17 @@
 """A run that is killed at any moment and continued ends as the run that was not: the same bits."""
 
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import kills_driver
 import pytest
 import torch
+from processes import Processes, server
 
 from zigma_pl.training.checkpoints.newest import checkpoints_in, newest_checkpoint
 
-DRIVER = Path(__file__).with_name("kills_driver.py")
 STAGES = [
     "before writing",
     "half written",
@@ -30,53 +26,29 @@ STAGES = [
 LEAVES_HALF = {"before writing", "half written", "before the rename", "within the link"}
 
 
-class Runs:
-    """Starts runs, and kills them."""
+def run(folder, max_steps, stage=None, step=None, kill_after=None):
+    """Train in another process, killed in a stage of saving or after so many seconds.
 
-    def __init__(self, log):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.log = log
-        self.driver = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(DRIVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("w"),
-            env=environment,
-            text=True,
-        )
-        assert self.driver.stdout.readline() == "ready\n"
-
-    def run(self, folder, max_steps, kill_after=None, **options):
-        """Return how a run ended: 0, or minus the number of a signal."""
-        print(
-            json.dumps({"folder": str(folder), "max_steps": max_steps, **options}), file=self.driver.stdin, flush=True
-        )
-        process = int(self.driver.stdout.readline())
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(process, signal.SIGKILL)
-        print(file=self.driver.stdin, flush=True)
-        return int(self.driver.stdout.readline())
+    Returns: 0, or minus the number of the signal that ended the process.
+    """
+    started = Processes("output", folder.parent, (kills_driver.run, folder, max_steps, stage, step))
+    if kill_after is not None:
+        time.sleep(kill_after)
+        started.processes[0].kill()
+    return started.statuses()[0]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    runs = Runs(tmp_path_factory.mktemp("driver") / "output.txt")
-    yield runs
-    runs.driver.stdin.close()
-    assert runs.driver.wait(timeout=30) == 0
-
-
-def whole_run(runs, folder, max_steps):
+def whole_run(folder, max_steps):
+    server()  # its start is no part of the time
     started = time.monotonic()
-    assert runs.run(folder, max_steps) == 0, runs.log.read_text()[-3000:]
+    assert run(folder, max_steps) == 0
     return time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(runs, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    whole_run(runs, folder, 8)
+    whole_run(folder, 8)
     return folder
 
 
@@ -109,8 +81,8 @@ def assert_equal_runs(folder, other):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_while_saving(stage, runs, uninterrupted, tmp_path):
-    assert runs.run(tmp_path, 8, stage=stage, step=6) == -signal.SIGKILL
+def test_killed_while_saving(stage, uninterrupted, tmp_path):
+    assert run(tmp_path, 8, stage=stage, step=6) == -signal.SIGKILL
     folder = tmp_path / "checkpoints"
     newest = newest_checkpoint(folder)
     assert newest.path is not None
@@ -118,36 +90,36 @@ def test_killed_while_saving(stage, runs, uninterrupted, tmp_path):
     assert newest.path.name == ("step_00000004.ckpt" if STAGES.index(stage) < 3 else "step_00000006.ckpt")
     assert (folder / "last.ckpt").is_file()  # a link that leads somewhere
     assert bool(list(folder.glob(".unfinished-*"))) == (stage in LEAVES_HALF)
-    assert runs.run(tmp_path, 8) == 0, runs.log.read_text()[-3000:]
+    assert run(tmp_path, 8) == 0
     assert_equal_runs(tmp_path, uninterrupted)
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step_00000006.ckpt", "step_00000008.ckpt"]
 
 
-def test_killed_twice_at_random_moments(runs, uninterrupted, tmp_path):
-    seconds = whole_run(runs, tmp_path / "whole", 8)
+def test_killed_twice_at_random_moments(uninterrupted, tmp_path):
+    seconds = whole_run(tmp_path / "whole", 8)
     for _ in range(2):
-        assert runs.run(tmp_path / "killed", 8, kill_after=random.uniform(0.05, seconds)) in (0, -signal.SIGKILL)
+        assert run(tmp_path / "killed", 8, kill_after=random.uniform(0.05, seconds)) in (0, -signal.SIGKILL)
         assert newest_checkpoint(tmp_path / "killed" / "checkpoints").passed_over == ()
-    whole_run(runs, tmp_path / "killed", 8)
+    whole_run(tmp_path / "killed", 8)
     assert_equal_runs(tmp_path / "killed", uninterrupted)
 
 
 @pytest.mark.slow
-def test_twenty_kills_each_continued_to_the_end(runs, tmp_path):
+def test_twenty_kills_each_continued_to_the_end(tmp_path):
     max_steps = 40
     draws = random.Random(1)
-    seconds = whole_run(runs, tmp_path / "whole", max_steps)
+    seconds = whole_run(tmp_path / "whole", max_steps)
     reached = []
     while len(reached) < 20:
         folder = tmp_path / f"run{seconds}"
-        status = runs.run(folder, max_steps, kill_after=draws.uniform(0.05, seconds))
+        status = run(folder, max_steps, kill_after=draws.uniform(0.05, seconds))
         if status == 0:  # it had ended before: runs have become faster than the first
             seconds *= 0.9
             continue
         assert status == -signal.SIGKILL
         saved = checkpoints_in(folder / "checkpoints")
         reached.append(int(saved[0].stem[5:]) if saved else 0)
-        whole_run(runs, folder, max_steps)
+        whole_run(folder, max_steps)
         assert_equal_runs(folder, tmp_path / "whole")
         shutil.rmtree(folder)
     print("last step saved at each kill:", reached)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 from commands.prepared_place import one_line, prepare_again
 from data.prepared.tiny import arguments, content_of, faces
+from processes import server
 
 from zigma_pl.cli.commands.prepare import DATA_SETS, main
 from zigma_pl.cli.main import main as zigma_pl
@@ -116,7 +117,10 @@ def test_splits_may_come_one_after_another(place, tmp_path):
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_share_the_shards(place, tmp_path):
+def test_two_processes_share_the_shards(place, tmp_path, monkeypatch):
+    # Nothing is inherited here either, but spawned processes would import for seconds.
+    contexts = {"spawn": server()}
+    monkeypatch.setattr(multiprocessing, "get_context", contexts.__getitem__)
     assert prepare_again(place, tmp_path, devices=2, batch_size=6) == 0
     assert prepare_again(place, tmp_path, check=True) == 0
     assert {path.name for path in tmp_path.rglob("*.npy")} == {path.name for path in place.rglob("whole/*/*.npy")}
