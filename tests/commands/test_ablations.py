@@ -1,7 +1,10 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from processes import Processes, command_line
 
 from zigma_pl.cli.commands.ablations import main
 from zigma_pl.core.errors import UserError
@@ -17,8 +20,19 @@ scorer: {num_samples: 16, metrics: []}  # the lite network is slow
 """
 
 
+class ForkedProgram:
+    """In the place of `subprocess.Popen`, runs a command of this package in a forked process."""
+
+    def __init__(self, command, env, stdout, **options):
+        assert command[:3] == [sys.executable, "-m", "zigma_pl"]
+        self._process = Processes("program", Path.cwd(), (command_line, *command[3:]), environments=[env])
+
+    def wait(self):
+        return self._process.statuses()[0]
+
+
 def test_an_experiment_is_trained_scored_continued_and_reported(in_tmp, monkeypatch, capsys):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(subprocess, "Popen", ForkedProgram)
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
     Path("tiny.yaml").write_text(TINY)
     options = ["--names", "digits", "--jobs", "1", "--config", "tiny.yaml", "--no_report"]
