@@ -43,7 +43,7 @@ class Processes:
             self.processes.append(process)
 
     def statuses(self):
-        """Wait until all have ended; returns the exit status of each, or minus the number of the signal that ended it."""
+        """Wait until all have ended; returns each exit status, or minus the number of the signal that ended it."""
         for process in self.processes:
             process.join(TIMEOUT_SECONDS)
         return [process.exitcode for process in self.processes]
