@@ -43,7 +43,7 @@ class Emulator:
         )
         tail = f'static const Params* params;\nextern "C" int field_bytes() {{ return sizeof(Params); }}\n{entries}'
         source = f'#include "{HEADER}"\n{kernels}\n{tail}'
-        flags = ["-std=c++14", "-O0", "-w", "-shared", "-fPIC", *(f"-D{macro}={value}" for macro, value in options)]
+        flags = ["-std=c++14", "-Og", "-w", "-shared", "-fPIC", *(f"-D{macro}={value}" for macro, value in options)]
         stem = self.folder / hashlib.sha256("\0".join([source, HEADER.read_text(), *flags]).encode()).hexdigest()[:20]
         if not stem.with_suffix(".so").exists():
             stem.with_suffix(".cpp").write_text(source)
