@@ -26,6 +26,10 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
+    def dump(self, *args: Any, **options: Any) -> str:
+        """Return a config as text, without checking it again: it was checked when it was parsed."""
+        return super().dump(*args, **{**options, "skip_validation": True})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message on one line and exit with status 2."""
         help_command = f"python -m zigma_pl {self.command} --help"
