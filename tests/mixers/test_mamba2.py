@@ -212,3 +212,44 @@ def test_options_of_mamba_beside_those_of_the_direction_are_refused():
     with pytest.raises(UserError, match="state_size"):
         ParallelDirections(2, state_size=8, direction=Mamba2())
     ParallelDirections(2, direction=Mamba(state_size=8))
+
+
+def train_once(mixer, tokens):
+    """Gradients by name, and the number of bytes that are stored for the backward pass, each tensor once."""
+    stored = {}
+
+    def store(tensor):
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = tokens.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
+        out = mixer(tokens, Visit(POSITIONS, torch.arange(11, -1, -1).int()))
+    out.square().sum().backward()
+    return {"tokens": tokens.grad, **{name: p.grad for name, p in mixer.named_parameters()}}, sum(stored.values())
+
+
+@pytest.mark.parametrize(("memory", "is_lean"), [("auto", True), ("lean", True), ("fast", False)])
+def test_lean_layers_store_less_and_have_the_same_gradients(memory, is_lean, monkeypatch):
+    num_projections = []
+    expected, most = train_once(build(), tokens := torch.randn(2, 12, 16))
+    mixer = build(activation_memory=memory)
+    monkeypatch.setattr(mixer, "_recomputes", lambda projected: mixer.activation_memory != "fast")  # as on a GPU
+    mixer.out_proj.register_forward_hook(lambda *_: num_projections.append(1))
+    found, bytes_stored = train_once(mixer, tokens)
+    assert len(num_projections) == 1  # the output projection is not computed again
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(expected[name]) for name in found)
+    outputs = 4 * 2 * 12 * (32 + 2 * 6 + 2 * 32)  # of convolution, scan and norm, in float32
+    assert most - bytes_stored >= outputs if is_lean else bytes_stored == most
+
+
+def test_a_layer_says_what_more_it_would_store():
+    mixer = build(state_size=64, head_dim=32)
+    states = 32 * 2 * 64 / 64  # bytes per token of states of all channels, kept after every 64 tokens, in bfloat16
+    assert mixer.extra_activation_bytes(1000, 2) == 1000 * (2 * (32 + 2 * 64 + 2 * 32) + states)
+    mixer.store_more_activations()
+    assert (mixer.activation_memory, mixer.extra_activation_bytes(1000, 2)) == ("fast", 0)
+    lean = build(activation_memory="lean")
+    lean.store_more_activations()
+    assert (lean.activation_memory, lean.extra_activation_bytes(1000, 2)) == ("lean", 0)

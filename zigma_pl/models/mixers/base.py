@@ -5,12 +5,14 @@ Axes: B batch, L tokens, D width, A axes of the grid (2 for images, 3 for clips)
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from zigma_pl.ops.norms import add_norm_modulate
 from zigma_pl.ops.rows import take_rows
+
+ActivationMemory = Literal["auto", "lean", "fast"]
 
 
 class Visit(NamedTuple):

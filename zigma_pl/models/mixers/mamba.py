@@ -5,7 +5,7 @@ Axes: B batch, L tokens, D width, E inner width, N state.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,13 @@ from torch.nn.functional import linear
 
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.layers.shapes import check_shape
-from zigma_pl.models.mixers.base import Branch, Mixer, Visit
+from zigma_pl.models.mixers.base import ActivationMemory, Branch, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.mamba_mixer import MixerWeights
 from zigma_pl.ops.mamba_mixer_cuda import KEEP_EVERY
 from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
-
-ActivationMemory = Literal["auto", "lean", "fast"]
 
 
 class ScanDirection(Direction):

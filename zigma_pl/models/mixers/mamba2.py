@@ -10,16 +10,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.layers.rms_norm import RMSNorm
 from zigma_pl.models.layers.shapes import check_shape
-from zigma_pl.models.mixers.base import Mixer, Visit
+from zigma_pl.models.mixers.base import ActivationMemory, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.models.mixers.mamba import check_sizes
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.ssd import SsdBackend, ssd
+from zigma_pl.ops.ssd.layout import kept_state_bytes
 
 HEAD_DIM = 64  # default width of a head
 
@@ -129,6 +131,8 @@ class Mamba2Mixer(SsdDirection, Mixer):
     Args:
         width: D.
         inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend: see `SsdDirection`.
+        activation_memory: on a GPU, "lean" recomputes convolution, scan and norm in the backward pass; "fast" stores
+            their outputs; "auto" is "lean" until `store_more_activations` is called.
     """
 
     takes_rows_in_visit_order = True
@@ -142,8 +146,10 @@ class Mamba2Mixer(SsdDirection, Mixer):
         num_groups: int = 1,
         conv_kernel: int = 4,
         scan_backend: SsdBackend = "auto",
+        activation_memory: ActivationMemory = "auto",
     ) -> None:
         super().__init__(inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend)
+        self.activation_memory: ActivationMemory = activation_memory
         self.in_proj = nn.Linear(width, self.num_projected, bias=False)
         self.norm = GroupRMSNorm(inner_width, num_groups)
         self.out_proj = nn.Linear(inner_width, width, bias=False)
@@ -151,7 +157,32 @@ class Mamba2Mixer(SsdDirection, Mixer):
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
         """Mix tokens (B, L, D) in the order in which they are stored."""
         check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
-        return self.out_proj(self.norm(self.scan(self.in_proj(tokens), visit.order)))
+        projected = self.in_proj(tokens)
+        if self._recomputes(projected):
+            # stops before it would compute the output projection again
+            return checkpoint(self._mix, projected, visit.order, use_reentrant=False, preserve_rng_state=False)
+        return self._mix(projected, visit.order)
+
+    def _mix(self, projected: Tensor, visit_order: Tensor | None) -> Tensor:
+        return self.out_proj(self.norm(self.scan(projected, visit_order)))
+
+    def _recomputes(self, projected: Tensor) -> bool:
+        """Return whether the backward pass recomputes convolution, scan and norm; compiled code decides for itself."""
+        is_lean = self.activation_memory != "fast" and not torch.compiler.is_compiling()
+        return is_lean and projected.is_cuda and torch.is_grad_enabled()
+
+    def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
+        """Return the bytes of the outputs of convolution, scan and norm, and of the states of the scan."""
+        if self.activation_memory != "auto":
+            return 0
+        numbers = self.parts[1] + 2 * self.inner_width
+        states = self.inner_width * kept_state_bytes(self.state_size, itemsize)
+        return round(num_tokens * (numbers * itemsize + states))
+
+    def store_more_activations(self) -> None:
+        """Change "auto" to "fast"."""
+        if self.activation_memory == "auto":
+            self.activation_memory = "fast"
 
 
 @dataclass(frozen=True)
@@ -168,6 +199,9 @@ class Mamba2(DirectionOptions):
         inner_width: inner width, in place of expand * D; for example for layers with as many parameters as another
             mixer's.
         scan_backend: implementation of the scan; "auto" chooses by device.
+        activation_memory: on a GPU, "lean" recomputes the outputs of convolution, scan and norm in the backward pass,
+            "fast" stores them, and "auto" stores them if the memory of the GPU suffices, which `fit` finds out in its
+            first step. `ParallelDirections` always stores them.
     """
 
     state_size: int = 64
@@ -177,6 +211,7 @@ class Mamba2(DirectionOptions):
     conv_kernel: int = 4
     inner_width: int | None = None
     scan_backend: SsdBackend = "auto"
+    activation_memory: ActivationMemory = "auto"
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -185,7 +220,7 @@ class Mamba2(DirectionOptions):
 
     def build(self, width: int) -> Mamba2Mixer:
         """Build one layer."""
-        return Mamba2Mixer(width, *self._scan_options(width))
+        return Mamba2Mixer(width, *self._scan_options(width), self.activation_memory)
 
     def build_direction(self, width: int) -> SsdDirection:
         """Build the scan of one direction."""

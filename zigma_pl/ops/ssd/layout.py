@@ -75,6 +75,12 @@ def layout_for(num_states: int, head_dim: int, item_bytes: int, shared_bytes: in
     return Layout(2, 64, num_states, states, size, head_dim // size, forward_blocks=blocks, backward_blocks=blocks)
 
 
+def kept_state_bytes(num_states: int, item_bytes: int) -> float:
+    """Return the bytes of states that are kept for the backward pass, for each token and channel of the heads."""
+    layout = layout_for(min(num_states, MAX_STATES), HEAD_DIMS[0], item_bytes, ROOMY_BYTES)
+    return item_bytes * layout.states / layout.tokens
+
+
 def pieces_for(num_blocks: int, num_chunks: int, num_multiprocessors: int, resident_blocks: int) -> int:
     """Return the number of pieces of a sequence that run in parallel.
 
