@@ -31,7 +31,7 @@ def spoiled(*steps):
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2, "batch_size": 4}, {"precision": "bf16-mixed"}])
 def test_bad_step_leaves_weights_and_moments_alone_and_is_counted(tmp_path, options):
-    _, remember = train(tmp_path, spoiled(2), [NonFiniteGuard()], max_steps=3, **options)
+    _, remember = train(tmp_path, spoiled(2), [NonFiniteGuard()], max_steps=3, save_every=1, **options)
     before, after = (torch.load(tmp_path / f"step={n}.ckpt", weights_only=True) for n in (2, 3))
     for name, weight in before["current_model_state"].items():
         assert torch.equal(after["current_model_state"][name], weight)
@@ -47,7 +47,7 @@ def test_optimiser_that_is_not_fused_is_guarded_too(tmp_path):
     made = module.configure_optimizers()
     made["optimizer"].param_groups[:] = [group | {"fused": False} for group in made["optimizer"].param_groups]
     module.configure_optimizers = lambda: made
-    train(tmp_path, module, [NonFiniteGuard()], max_steps=3)
+    train(tmp_path, module, [NonFiniteGuard()], max_steps=3, save_every=1)
     before, after = (torch.load(tmp_path / f"step={n}.ckpt", weights_only=True) for n in (2, 3))
     for name, weight in before["current_model_state"].items():
         assert torch.equal(after["current_model_state"][name], weight)

@@ -46,11 +46,20 @@ def build(module_class=GenerativeModule, optimizer=ADAMW):
     return module_class(backbone, Objective(), optimizer=optimizer, lr_schedule=Constant(3))
 
 
-def train(folder, module=None, callbacks=(), ckpt_path=None, batch_size=GLOBAL_BATCH_SIZE, data=None, **options):
+def train(
+    folder,
+    module=None,
+    callbacks=(),
+    ckpt_path=None,
+    batch_size=GLOBAL_BATCH_SIZE,
+    data=None,
+    save_every=NUM_STEPS // 2,
+    **options,
+):
     """Train and save folder/step=N.ckpt and last.ckpt; returns the trainer and what it has logged."""
     remember = Remember()
     checkpoints = L.pytorch.callbacks.ModelCheckpoint(
-        folder, filename="{step}", every_n_train_steps=NUM_STEPS // 2, save_top_k=-1, save_last="link"
+        folder, filename="{step}", every_n_train_steps=save_every, save_top_k=-1, save_last="link"
     )
     defaults = {"max_steps": NUM_STEPS, "log_every_n_steps": 1, "limit_val_batches": 0}
     trainer = L.Trainer(
