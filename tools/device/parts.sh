@@ -18,11 +18,11 @@ part() { # name seconds command: interrupts a command that takes too long; its o
     keep
 }
 
-bench() { # subject seconds options
-    local subject=$1 limit=$2
+bench() { # subject[:name] seconds options: the files have the name, by default that of the subject
+    local subject=${1%%:*} name=${1##*:} limit=$2
     shift 2
-    part "$subject" "$limit" "$python" -m zigma_pl bench "$subject" "$@" "${commit[@]}" \
-        --json "$results/$subject.json" --plot "$results/$subject.png"
-    cat "$results/$subject.txt"
-    grep -v '^  ' "$results/$subject.log" | tail -n 5
+    part "$name" "$limit" "$python" -m zigma_pl bench "$subject" "$@" "${commit[@]}" \
+        --json "$results/$name.json" --plot "$results/$name.png"
+    cat "$results/$name.txt"
+    grep -v '^  ' "$results/$name.log" | tail -n 5
 }

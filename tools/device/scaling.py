@@ -1,14 +1,15 @@
 """Measure training on 1, 2 and 4 GPUs of one host: images per second and scaling efficiency.
 
-python tools/device/scaling.py RESULTS.json [--num_devices 1 2 4] [--batch_size 32] [--bucket_cap_mb 50] [--eager]
+python tools/device/scaling.py RESULTS.json [--contestant zigzag8-graph] [--captions] [--num_devices 1 2 4] [...]
 
-The efficiency is the throughput of n GPUs divided by n times that of one. The model is ZigMa-B on 1,024 tokens under
-bf16 autocast with compiled blocks, DDP as in configs/strategy/ddp.yaml, and the same batch size on every GPU. The
-numbers of GPUs are measured alternately, and the median over all rounds is reported. Needs only torch, numpy and
-einops. To try the script without a GPU, use --device cpu, which trains a tiny model with gloo.
+The efficiency is the throughput of n GPUs divided by n times that of one. The model is a contestant of `bench train` of
+size B on 1,024 tokens under bf16 autocast, with DDP as in configs/strategy/ddp.yaml and the same batch size on every
+GPU. The numbers of GPUs are measured alternately, and the median over all rounds is reported. Needs only torch, numpy
+and einops. To try the script without a GPU, use --device cpu, which trains a tiny model with gloo.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -17,28 +18,28 @@ import time
 from pathlib import Path
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zigma_pl.benchmarks.model_table import Setting
-from zigma_pl.benchmarks.models import ModelOptions
-from zigma_pl.benchmarks.train import prepare
-from zigma_pl.mixers import Mamba
-from zigma_pl.models.backbones.zigma import ZigMa
-from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.benchmarks.models import ModelOptions, build, contestants_named, execute, in_training
+from zigma_pl.benchmarks.train import CONTESTANTS, prepare
 
-GOAL = {2: 0.92, 4: 0.88}
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
+GRIDS = {"cuda": 32, "cpu": 8}
 
 
-def build(options, device):
-    """Return the backbone to train, and the setting: grid and batch size per device."""
-    torch.manual_seed(0)
-    if device.type == "cpu":
-        return ZigMa(4, 8, 8, width=32, depth=2), Setting(8, options.batch_size)
-    backbone = ZigMa(4, 32, 32, size="B", mixers=Mamba(activation_memory=options.activation_memory)).to(device)
-    if not options.eager:
-        compile_regions(backbone)
-    return backbone, Setting(32, options.batch_size)
+class Trained(nn.Module):
+    """A module for DDP around the callable that trains a backbone, which may replay CUDA graphs."""
+
+    def __init__(self, backbone, network):
+        super().__init__()
+        self.backbone = backbone
+        self.network = [network]  # not registered again
+
+    def forward(self, *inputs):
+        """Predict; see `Backbone.forward`."""
+        return self.network[0](*inputs)
 
 
 def measure(rank, world_size, options, folder):
@@ -50,16 +51,20 @@ def measure(rank, world_size, options, folder):
         torch.set_num_threads(1)
     backend = "nccl" if device.type == "cuda" else "gloo"
     distributed.init_process_group(backend, f"file://{folder}/store", rank=rank, world_size=world_size)
-    backbone, setting = build(options, device)
-    network = backbone
+    size = {"size": "B"} if device.type == "cuda" else {"size": None, "width": 32, "depth": 2}
+    model_options = ModelOptions(device, DTYPES[device.type], repeats=1, **size)
+    setting = Setting(GRIDS[device.type], options.batch_size)
+    contestant = contestants_named(CONTESTANTS, [options.contestant], device)[options.contestant]
+    contestant = dataclasses.replace(contestant, has_captions=options.captions)
+    backbone = build(contestant, (setting.grid, setting.grid), model_options)
+    network = Trained(backbone, in_training(execute(backbone, contestant.execution, "blocks")))
     if world_size > 1:
         devices = [rank] if device.type == "cuda" else None
         settings = {"gradient_as_bucket_view": True, "bucket_cap_mb": options.bucket_cap_mb}
-        constants = [name for name, _ in backbone.named_buffers()]  # as in GenerativeModule.setup
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(backbone, constants)
-        network = DistributedDataParallel(backbone, device_ids=devices, **settings)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    train, loss = prepare(ModelOptions(device, dtype, repeats=1), backbone, network, setting)
+        constants = [name for name, _ in network.named_buffers()]  # as in GenerativeModule.setup
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, constants)
+        network = DistributedDataParallel(network, device_ids=devices, **settings)
+    train, loss = prepare(model_options, backbone, network, setting)
     train(options.num_warmup_steps)
     seconds = [timed(train, options.num_steps, device) for _ in range(options.num_repeats)]
     assert torch.isfinite(loss), "the loss is not finite"
@@ -100,8 +105,8 @@ def read_options():
     parser.add_argument("--num_devices", type=int, nargs="+", default=[1, 2, 4], help="must include 1")
     parser.add_argument("--batch_size", type=int, default=32, help="images per step and device")
     parser.add_argument("--bucket_cap_mb", type=int, default=50)
-    parser.add_argument("--activation_memory", choices=["lean", "fast"], default="lean")
-    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--contestant", default="zigzag8", help="name in `python -m zigma_pl bench train`")
+    parser.add_argument("--captions", action="store_true", help="with captions of 77 tokens")
     parser.add_argument("--num_turns", type=int, default=2)
     parser.add_argument("--num_repeats", type=int, default=3)
     parser.add_argument("--num_steps", type=int, default=20, help="of one repeat")
@@ -120,9 +125,9 @@ def main():
     for n in options.num_devices:
         images_per_second = statistics.median(n * options.batch_size / seconds[n] for seconds in rounds)
         efficiency = statistics.median(seconds[1] / seconds[n] for seconds in rounds)
-        row = {"num_devices": n, "images_per_second": images_per_second, "efficiency": efficiency, "goal": GOAL.get(n)}
+        row = {"num_devices": n, "images_per_second": images_per_second, "efficiency": efficiency}
         rows.append(row)
-        print(f"{n} devices: {images_per_second:8.1f} images/s, efficiency {efficiency:.3f}, goal {GOAL.get(n, 1)}")
+        print(f"{n} devices: {images_per_second:8.1f} images/s, efficiency {efficiency:.3f}")
     record = {"device": name, "torch": torch.__version__, "rows": rows, "seconds_of_a_step": rounds}
     record["options"] = {key: str(value) for key, value in vars(options).items()}
     options.results.write_text(json.dumps(record, indent=1) + "\n")

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 from inputs import bfloat16_arguments, random_order
 from kernels import median_ms
-from ssd_checks import NAMES, OPTIONAL, SIZES, TOLERANCES, arguments_of, check_all, pieces
+from ssd_checks import NAMES, OPTIONAL, SIZES, TOLERANCES, arguments_of, check_all, check_small, pieces
 
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.selective_scan import cuda as mamba1
@@ -63,16 +63,26 @@ def time_mamba1(shape):
 
 def eager_ms(run, arguments, dout, repeats=20):
     """Return the median milliseconds of forward + backward with autograd, with the gaps between launches."""
-    leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
+    leaves = leaves_of(arguments)
     times = []
     for _ in range(repeats + 5):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        torch.autograd.grad(run(**leaves), list(leaves.values()), dout)
+        gradients(run, leaves, dout)
         end.record()
         times.append((start, end))
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in times[5:])
+
+
+def leaves_of(arguments):
+    """Return the arguments as leaves that require gradients."""
+    return {name: t.detach().requires_grad_() for name, t in arguments.items()}
+
+
+def gradients(run, leaves, dout):
+    """Run forward and backward pass."""
+    return torch.autograd.grad(run(**leaves), list(leaves.values()), dout)
 
 
 def show(results, key, times):
@@ -174,42 +184,51 @@ def launch_both(sizes=SIZES, dtype=torch.bfloat16, optional=OPTIONAL, changes=No
         cuda.forward(*(arguments.get(name) for name in NAMES), None, False)
 
 
-def cases():
+def cases(with_variants):
     """Return functions that launch all kernels that the checks and timings use."""
     few = (4, 64, 64)
     found = [functools.partial(launch_both, few, dtype) for dtype in TOLERANCES]
     found += [functools.partial(launch_both, few, dtype, decay="none") for dtype in (torch.bfloat16, torch.float32)]
     found += [functools.partial(launch_both, sizes) for sizes in ((4, 32, 16), (4, 128, 64), (4, 64, 128), (4, 32, 64))]
     found.append(functools.partial(launch_both, few, optional=()))
-    return found + [functools.partial(launch_both, changes=c) for c in FORWARD_VARIANTS + BACKWARD_VARIANTS]
+    variants = FORWARD_VARIANTS + BACKWARD_VARIANTS if with_variants else []
+    return found + [functools.partial(launch_both, changes=c) for c in (None, *variants)]
 
 
 # ------------------------------------------------------------------------------------------------------------- peers
-def time_peers(results, seconds):
+def time_peers(results, path, seconds):
     """Time mamba_ssm's Triton kernels in a process of their own, since their tuning takes minutes."""
-    command = [sys.executable, __file__, "--only-peers"]
+    path = path.with_name(f"{path.stem}_peers.json")
+    command = [sys.executable, __file__, "--only-peers", "--out", str(path)]
     try:
         done = subprocess.run(command, timeout=seconds, capture_output=True, text=True)
+        print(done.stdout, done.stderr[-500:] if done.returncode else "")
     except subprocess.TimeoutExpired:
         print(f"mamba_ssm: not done within {seconds} s")
-        return
-    print(done.stdout, done.stderr[-500:] if done.returncode else "")
-    results["mamba_ssm"] = done.stdout
+    if path.is_file():
+        results |= json.loads(path.read_text())
 
 
-def only_peers():
-    """Print milliseconds of mamba_ssm's Triton kernels with autograd; the inputs are in raster order."""
+def only_peers(path):
+    """Time mamba_ssm's Triton kernels, forward and backward, launched from Python and replayed, in raster order."""
     print("mamba_ssm:", mamba_ssm.available())
-    for shape in SHAPES[:2]:
+    results = {}
+    for kind, shape in itertools.product(("autograd", "replayed"), SHAPES[:2]):
         arguments = arguments_of(shape, torch.bfloat16)
         dout = torch.randn_like(arguments["x"])
-        print(f"mamba_ssm {shape} autograd {eager_ms(mamba_ssm.run, arguments, dout):.3f}", flush=True)
+        if kind == "autograd":
+            ms = eager_ms(mamba_ssm.run, arguments, dout)
+        else:
+            ms = median_ms(functools.partial(gradients, mamba_ssm.run, leaves_of(arguments), dout), 0.1, 5)
+        show(results, f"mamba_ssm {shape}", {**results.get(f"mamba_ssm {shape}", {}), kind: ms})
+        path.write_text(json.dumps(results, indent=1))
 
 
 def main():
     """Read the command line, check, time and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-check", action="store_true")
+    parser.add_argument("--check-small", action="store_true", help="only check small inputs, for compute-sanitizer")
     parser.add_argument("--no-time", action="store_true")
     parser.add_argument("--no-variants", action="store_true")
     parser.add_argument("--peers", type=int, metavar="SECONDS", default=0, help="time mamba_ssm for at most so long")
@@ -218,15 +237,24 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("ssd.json"))
     options = parser.parse_args()
     if options.only_peers:
-        only_peers()
+        only_peers(options.out)
         return
+    if options.check_small:
+        failures = check_small()
+        print(len(failures), "failures", failures)
+        raise SystemExit(bool(failures))
     if options.profile:
         launch_both(shape=SHAPES[0])
         return
     begin = time.perf_counter()
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(results, cuda.available())
-    print("compiled", compile_all(cases()), f"modules, {time.perf_counter() - begin:.0f} s", flush=True)
+    print(
+        "compiled",
+        compile_all(cases(not options.no_variants)),
+        f"modules, {time.perf_counter() - begin:.0f} s",
+        flush=True,
+    )
     results["failures"] = [] if options.no_check else check_all()
     print(len(results["failures"]), f"failures, {time.perf_counter() - begin:.0f} s", results["failures"], flush=True)
     options.out.write_text(json.dumps(results, indent=1))
@@ -241,7 +269,7 @@ def main():
     if not (options.no_time or options.no_variants):
         time_variants(results)
     if options.peers:
-        time_peers(results, options.peers)
+        time_peers(results, options.out, options.peers)
     options.out.write_text(json.dumps(results, indent=1))
     print(f"{time.perf_counter() - begin:.0f} s")
     if results["failures"]:

@@ -107,6 +107,18 @@ def check_repetition(failures):
             failures.append(f"the last sample depends on the others, pieces={number}")
 
 
+def check_small():
+    """Check a few small inputs, which are enough for a memory checker; return the failures."""
+    failures = []
+    few = (4, 64, 64)
+    check(failures, (2, 130), torch.bfloat16, sizes=few)
+    check(failures, (1, 600), torch.bfloat16, sizes=few, number=2, deterministic=True)
+    check(failures, (2, 65), torch.float32, sizes=few)
+    check(failures, (1, 100), torch.bfloat16, sizes=(4, 128, 128), groups=2)
+    check(failures, (1, 100), torch.float16, sizes=(4, 32, 16), optional=())
+    return failures
+
+
 def check_all():
     """Check lengths, sizes, dtypes, decays, groups and pieces; return the failures."""
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialised memory with NaN
