@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,7 @@ from zigma_pl.data.images import resize_and_crop
 from zigma_pl.encoders import HashingTextEncoder, KLAutoencoder
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import Guidance, MultistepSampler, ODESampler, Sampler, SDESampler
+from zigma_pl.training import trainer_options
 from zigma_pl.training.callbacks import sampling_bar
 
 # The second is longer than the 16 tokens that the model was trained with.
@@ -299,6 +301,20 @@ def test_pictures_follow_the_seed_and_not_the_batch_size(by_class, in_tmp):
     assert_same(one_by_one[:2], sample(by_class, "--class", "7", "--num_samples", "2")[0])
     other_seed, _ = sample(by_class, *options, "--seed", "1")
     assert all((picture != other).any() for picture, other in zip(one_by_one, other_seed, strict=True))
+
+
+def test_precision_is_the_given_one_or_that_of_the_gpu(by_class, in_tmp, monkeypatch):
+    given = []
+    build = L.Trainer.__init__
+    monkeypatch.setattr(
+        L.Trainer, "__init__", lambda *args, **options: given.append(options) or build(*args, **options)
+    )
+    sample(by_class, "--class", "0", "--num_samples", "1", "--precision", "bf16-mixed")
+    monkeypatch.setattr(trainer_options, "default_precision", lambda options: f"32-true on {options['accelerator']}")
+    sample(by_class, "--class", "0", "--num_samples", "1", "--precision", "32-true")
+    with pytest.raises(ValueError, match="32-true on cpu"):
+        sample(by_class, "--class", "0", "--num_samples", "1")
+    assert [options["precision"] for options in given[:2]] == ["bf16-mixed", "32-true"]
 
 
 def test_bar_moves_with_every_network_call(by_class, in_tmp, monkeypatch):

@@ -13,6 +13,7 @@ from zigma_pl.conditioners import Map
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.core.errors import UserError
 from zigma_pl.data import Digits
+from zigma_pl.interop import sampling
 from zigma_pl.interop.training_checkpoint import initialise
 from zigma_pl.interpolant import Objective
 from zigma_pl.samplers import ODESampler
@@ -54,6 +55,32 @@ def test_pictures_are_those_of_the_model_decoded(by_class):
     assert {picture.mode for picture in pictures} == {"L"}
     np.testing.assert_allclose(as_pixels(pictures), expected, atol=1)
     assert (by_class.seed, by_class.sampler.num_steps, by_class.guidance.scale) == (5, 2, 1.0)  # as before
+
+
+def dtypes(model, call):
+    """The dtypes of the outputs of the first projection while `call` runs."""
+    found = set()
+    hook = model.backbone.blocks[0].mixer.in_proj.register_forward_hook(lambda *given: found.add(given[2].dtype))
+    call()
+    hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [(None, torch.float32), ("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
+)
+def test_precision_is_that_of_the_backbone(by_class, precision, expected):
+    assert dtypes(by_class, lambda: by_class.generate("circle", precision=precision)) == {expected}
+
+
+def test_without_a_precision_it_is_that_of_the_caller_or_of_the_gpu(by_class, monkeypatch):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dtypes(by_class, lambda: by_class.generate("circle")) == {torch.bfloat16}
+        assert dtypes(by_class, lambda: by_class.generate("circle", precision="32-true")) == {torch.float32}
+    monkeypatch.setattr(sampling, "default_precision", lambda options: "bf16-mixed")  # as on a GPU
+    assert dtypes(by_class, lambda: by_class.generate("circle")) == {torch.bfloat16}
+    with pytest.raises(UserError, match="precision"):
+        by_class.generate("circle", precision="bf16-true")
 
 
 def test_a_picture_depends_on_seed_and_number_alone(by_class):

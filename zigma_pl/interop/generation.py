@@ -17,7 +17,7 @@ from zigma_pl.data.requested import RequestedData
 from zigma_pl.data.samples import Sample
 from zigma_pl.encoders.autoencoder import Autoencoder
 from zigma_pl.encoders.text import TextEncoder, TextEncoderName
-from zigma_pl.interop.sampling import SamplingOptions, sampling_options
+from zigma_pl.interop.sampling import SamplingOptions, autocast, sampling_options
 from zigma_pl.interpolant.samplers import Guidance, Sampler
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.training.module import GenerativeModule, mismatch
@@ -51,6 +51,7 @@ class PretrainedModel(GenerativeModule):
         guidance: float | Guidance | None = None,
         image_size_px: int | tuple[int, int] | None = None,
         batch_size: int = 4,
+        precision: str | None = None,
         autoencoder: str | Autoencoder | None = None,
         autoencoder_subfolder: str | None = None,
         text_encoder: TextEncoderName | TextEncoder | None = None,
@@ -81,6 +82,8 @@ class PretrainedModel(GenerativeModule):
             image_size_px: side of the images, or (height, width); None for the model's. Another size requires weights
                 whose shapes do not depend on it, for example no position embedding.
             batch_size: number of images generated at a time.
+            precision: 32-true, bf16-mixed or 16-mixed; None for bf16-mixed on a GPU with bfloat16, and otherwise for
+                float32, unless the call is made under autocast.
             autoencoder, autoencoder_subfolder, text_encoder, text_encoder_path: frozen encoders, if the model does not
                 name them or they have moved; see `ImageDataModule`.
             allow_hub: download the autoencoder that the model names from the Hugging Face hub.
@@ -108,7 +111,9 @@ class PretrainedModel(GenerativeModule):
         with sampling_options(model, options):
             for raw in data.predict_dataloader():
                 moved = data.transfer_batch_to_device(raw, model.device, 0)
-                samples = model.predict_step(data.encode(moved, model.device), 0)
+                batch = data.encode(moved, model.device)
+                with autocast(model.device, precision):
+                    samples = model.predict_step(batch, 0)
                 generated += map(as_pil, to_uint8(data.decode(samples.latents)))
         return generated
 

@@ -1,14 +1,18 @@
 """How to sample: the options of a model that `generate` and `python -m zigma_pl sample` can change."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from zigma_pl.core.class_paths import options_of
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import LARGEST_SEED, check_numbers, check_whole_numbers
 from zigma_pl.interpolant.samplers import Guidance, Sampler
 from zigma_pl.training.module import GenerativeModule
+from zigma_pl.training.trainer_options import AUTOCAST, check_trainer_options, default_precision
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,23 @@ def sampling_options(model: GenerativeModule, options: SamplingOptions) -> Itera
         for name, value in before.items():
             setattr(model, name, value)
         model.train(was_training)
+
+
+def autocast(device: torch.device, precision: str | None) -> AbstractContextManager[Any]:
+    """Return the context in which a model on this device samples.
+
+    Args:
+        device: the device.
+        precision: 32-true, bf16-mixed or 16-mixed, as for Lightning's Trainer; None for bf16-mixed on a GPU with
+            bfloat16, and for the context of the caller elsewhere.
+
+    Raises: UserError for another precision.
+    """
+    check_trainer_options({"precision": precision})
+    dtype = AUTOCAST.get(precision or default_precision({"accelerator": device.type}) or "")
+    if dtype is None and precision is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def with_steps(sampler: Sampler, num_steps: int | None) -> Sampler:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from zigma_pl.data.order import check_length
 from zigma_pl.training.lightning_private import accumulates
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are aliases
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # precisions by their dtype under autocast
 _NEVER = 2**62  # batches between validations
 
 # option -> end of the error message
@@ -68,7 +69,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
     check_length(options)
 
 
-def default_precision(options: Mapping[str, Any]) -> str | None:
+def default_precision(options: Mapping[str, Any]) -> Literal["bf16-mixed"] | None:
     """Return the precision for Trainer options without one: bf16-mixed on a GPU with bfloat16, else None for float32.
 
     Plugins may have a precision of their own, so None if there are any.

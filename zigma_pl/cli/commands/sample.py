@@ -75,6 +75,7 @@ def write_samples(model: "GenerativeModule", data: "RequestedData", options: arg
     from zigma_pl.core.machine import choose_device
     from zigma_pl.training.callbacks.sample_writer import SampleWriter
     from zigma_pl.training.callbacks.sampling_bar import SamplingBar
+    from zigma_pl.training.trainer_options import default_precision
 
     quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no messages about unused devices
@@ -85,8 +86,10 @@ def write_samples(model: "GenerativeModule", data: "RequestedData", options: arg
         # One row for each prompt or class, if there are several.
         num_columns=per_request if num_samples > per_request else min(per_request, MAX_COLUMNS),
     )
+    accelerator = choose_device(options.device).type
     trainer = L.Trainer(
-        accelerator=choose_device(options.device).type,
+        accelerator=accelerator,
+        precision=options.precision or default_precision({"accelerator": accelerator}),
         devices=1,
         logger=False,
         enable_checkpointing=False,

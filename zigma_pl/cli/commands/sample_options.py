@@ -84,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", metavar="FOLDER", help="folder to write (default: samples/ and the name of the model's folder)")
     add("--batch_size", type=int, default=4, help="images generated at a time (default: %(default)s)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: cuda if available")
+    add(
+        "--precision",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
+        help="default: bf16-mixed on a GPU with bfloat16, 32-true elsewhere",
+    )
     add_allow_import(parser)
     _add_sampler(parser)
     _add_guidance(parser)

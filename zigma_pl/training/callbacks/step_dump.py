@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.training.checkpoints.run_folder import run_folder
 from zigma_pl.training.module import GenerativeModule
+from zigma_pl.training.trainer_options import AUTOCAST
 
 WEIGHTS_NAME = "weights.ckpt"
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 README = """\
 A training step whose loss or gradient was not finite.
