@@ -155,8 +155,8 @@ def test_ratios_compare_the_same_execution():
 
 
 def test_orders_of_every_mixer_are_compared_with_its_sweep():
-    names = ["random8-fast-graph", "mamba2-graph", "mamba2-random8", "hybrid", "hybrid-random8", "conv-hilbert"]
-    expected = ["sweep-fast-graph", "mamba2-sweep-graph", "mamba2-sweep", *["hybrid-sweep"] * 2, "conv-sweep"]
+    names = ["random8-fast-graph", "mamba2-graph", "mamba2-random8-fast", "hybrid", "hybrid-random8", "conv-hilbert"]
+    expected = ["sweep-fast-graph", "mamba2-sweep-graph", "mamba2-sweep-fast", *["hybrid-sweep"] * 2, "conv-sweep"]
     assert rivals_among([*names, "attention", "uvit"])["to sweep"] == dict(zip(names, expected, strict=True))
 
 

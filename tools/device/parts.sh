@@ -3,6 +3,7 @@
 # written to files in $results, and all files are packed to $OUT/$archive after each part.
 : "${OUT:?set OUT to the folder for the results}"
 python=${PYTHON:-python3}
+mkdir -p "$OUT"
 results=$(mktemp -d)
 started=$SECONDS
 

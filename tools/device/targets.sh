@@ -36,7 +36,7 @@ source tools/device/parts.sh
 [ -f "$OUT/$archive" ] && tar -xzf "$OUT/$archive" -C "$results"
 kernels=("$python" tools/device/kernels.py --out)
 both=(--grids 32 64 --batches 32 8)
-mixers=(mamba1:zigzag8-fast-graph mamba2:mamba2-graph) # the fastest form of each mixer in training
+mixers=(mamba1:zigzag8-fast-graph mamba2:mamba2-fast-graph) # the fastest form of each mixer in training
 
 run_checks() {
     part check 150 "${kernels[@]}" "$results/check.json" --check
@@ -74,7 +74,8 @@ run_ssd() {
 }
 
 run_steps() {
-    bench train:steps 200 --repeats 5 --grids 128 32 64 --batches 2 32 8 --contestants mamba2-graph mamba2 dit-compiled
+    bench train:steps 200 --repeats 5 --grids 128 32 64 --batches 2 32 8 \
+        --contestants mamba2-fast-graph mamba2-graph mamba2 dit-compiled
 }
 
 run_captions() {
@@ -88,7 +89,7 @@ run_orders() {
     bench train:orders_mamba1 120 "${both[@]}" --repeats 7 \
         --contestants sweep-fast-graph zigzag8-fast-graph random8-fast-graph
     bench train:orders_mamba2 120 "${both[@]}" --repeats 7 \
-        --contestants mamba2-sweep-graph mamba2-graph mamba2-random8-graph
+        --contestants mamba2-sweep-fast-graph mamba2-fast-graph mamba2-random8-fast-graph
     bench train:orders_hybrid 120 "${both[@]}" --repeats 7 \
         --contestants hybrid-sweep-graph hybrid-graph hybrid-random8-graph
 }
@@ -100,7 +101,7 @@ run_sampling() {
 
 run_clips() {
     bench train:clips 150 --repeats 5 --frames 16 --grids 16 --batches 4 \
-        --contestants zigzag8-fast-graph mamba2-graph factorized-fast-graph dit-compiled
+        --contestants zigzag8-fast-graph mamba2-fast-graph factorized-fast-graph dit-compiled
 }
 
 run_shipped() {

@@ -155,7 +155,7 @@ def executions_of(
     }
 
 
-FAST = Mamba(activation_memory="fast")
+FAST, FAST2 = Mamba(activation_memory="fast"), Mamba2(activation_memory="fast")
 SWEEP, RANDOM = ScanConfig("sweep", 1), ScanConfig("random", 8)
 FACTORIZED = ScanConfig("zigzag", 8, video="factorized")  # has no effect on images
 HYBRID = (Mamba(), Mamba(), Mamba(), SelfAttention())
@@ -175,7 +175,9 @@ FAMILIES: dict[str, Contestant] = {
     **executions_of("hybrid-random8", "ZigMa", "ZigMa random-8, attention in one of four", RANDOM, *HYBRID),
     **executions_of("mamba2", "ZigMa", "ZigMa zigzag-8, Mamba-2", ScanConfig("zigzag", 8), Mamba2()),
     **executions_of("mamba2-sweep", "ZigMa", "ZigMa sweep, Mamba-2", SWEEP, Mamba2()),
-    **executions_of("mamba2-random8", "ZigMa", "ZigMa random-8, Mamba-2", RANDOM, Mamba2()),
+    **executions_of("mamba2-fast", "ZigMa", "ZigMa zigzag-8, Mamba-2, fast", ScanConfig("zigzag", 8), FAST2),
+    **executions_of("mamba2-sweep-fast", "ZigMa", "ZigMa sweep, Mamba-2, fast", SWEEP, FAST2),
+    **executions_of("mamba2-random8-fast", "ZigMa", "ZigMa random-8, Mamba-2, fast", RANDOM, FAST2),
     **executions_of("hybrid2", "ZigMa", "ZigMa, Mamba-2, attention in one of four", ScanConfig("zigzag", 8), *HYBRID2),
     **executions_of("linear", "ZigMa", "linear attention", ScanConfig("zigzag", 8), LinearAttention()),
     **executions_of("conv-sweep", "ZigMa", "convolution, sweep", SWEEP, GatedConvolution()),
