@@ -13,7 +13,7 @@ from zigma_pl.data import Digits
 from zigma_pl.interop.folder import WEIGHTS_NAME, load_backbone
 from zigma_pl.interpolant import Objective
 from zigma_pl.scan.schedule import ScanConfig
-from zigma_pl.training.callbacks.checkpoint_options import GROUPS
+from zigma_pl.training.callbacks.checkpoint_options import GROUPS, check_same
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.training.checkpoints.newest import newest_checkpoint
@@ -77,6 +77,32 @@ def test_the_rest_is_one_warning_when_training_is_resumed(saved, tmp_path):
         trainer.fit(build(), datamodule=Digits(batch_size=2), ckpt_path=saved)
     (said,) = [str(one.message) for one in caught if "options changed" in str(one.message)]
     assert "data.batch_size 4 -> 2" in said
+
+
+def plan(*mixers):
+    return {"backbone": {"mixers": [{"class_path": name, "init_args": options} for name, options in mixers]}}
+
+
+ATTENTION = ("zigma_pl.mixers.SelfAttention", {"rotary": False})
+SAVED = plan(("zigma_pl.mixers.Mamba2", {"head_dim": 8, "activation_memory": "lean"}), ATTENTION)
+
+
+def test_mixers_may_compute_in_another_way_and_may_have_options_of_a_newer_release():
+    now = plan(("zigma_pl.mixers.Mamba2", {"head_dim": 8, "activation_memory": "fast", "new": 1}), ATTENTION)
+    assert check_same(SAVED, now, (), "a.ckpt") == []
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (plan(("zigma_pl.mixers.Mamba2", {"head_dim": 4}), ATTENTION), r"mixers\.0\.init_args\.head_dim 8 -> 4"),
+        (plan(("zigma_pl.mixers.Mamba", {"head_dim": 8}), ATTENTION), r"mixers\.0\.class_path"),
+        (plan(("zigma_pl.mixers.Mamba2", {"head_dim": 8})), "mixers"),
+    ],
+)
+def test_other_mixers_are_refused(now, named):
+    with pytest.raises(UserError, match=rf"backbone\.{named}.*--allow_changed backbone"):
+        check_same(SAVED, now, (), "a.ckpt")
 
 
 class SpoilsAverage(EMA):

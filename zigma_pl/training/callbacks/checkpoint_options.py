@@ -23,7 +23,7 @@ from zigma_pl.training.module import GenerativeModule
 Group = Literal["scan", "objective", "conditions", "encoders", "backbone"]
 GROUPS: tuple[Group, ...] = get_args(Group)  # differences are errors; in other options they are reported
 TRAINING = "training"
-# Backbone options that do not change its results.
+# Options of backbones and mixers that do not change their results.
 _ONLY_HOW = {"gradient_checkpointing", "scan_backend", "activation_memory"}
 # Module options that have a group of their own, do not change results, or only affect sampling.
 _NOT_TRAINING = {"backbone", "objective", "sampler", "guidance", "_instantiator"}
@@ -141,8 +141,19 @@ def _changes(prefix: str, found: Mapping[str, Any], own: Mapping[str, Any]) -> I
         before, now = found[name], own[name]
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             yield from _changes(f"{prefix}{name}.", before, now)
+        elif _are_plans(before, now):
+            yield from _changes(
+                f"{prefix}{name}.", *({str(i): item for i, item in enumerate(plan)} for plan in (before, now))
+            )
         elif before != now:
             yield f"{prefix}{name} {_in_short(before)} -> {_in_short(now)}"
+
+
+def _are_plans(*values: Any) -> bool:
+    """Return whether the values are lists of as many objects, such as the mixers of a backbone."""
+    return all(isinstance(value, list) and len(value) == len(values[0]) for value in values) and all(
+        isinstance(item, Mapping) for value in values for item in value
+    )
 
 
 def _in_short(value: Any) -> str:
