@@ -3,6 +3,9 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,20 @@ def compose(files: Sequence[Path]) -> dict[str, Any]:
     composed: dict[str, Any] = {}
     for path in files:
         try:
-            loaded = OmegaConf.to_container(OmegaConf.load(path))
-            if not isinstance(loaded, dict):
-                raise TypeError("it is no mapping")
+            loaded = deepcopy(_parsed(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{path}: is not a valid config: {one_line(str(error))}") from error
         composed = _merged(composed, loaded)
     return {str(name): value for name, value in composed.items() if name != "about"}
+
+
+@cache
+def _parsed(text: str) -> dict[str, Any]:
+    """Parse a YAML mapping; cached, because a plan reads each file several times and parsing takes milliseconds."""
+    loaded = OmegaConf.to_container(OmegaConf.load(StringIO(text)))
+    if not isinstance(loaded, dict):
+        raise TypeError("it is no mapping")
+    return loaded  # type: ignore[return-value]
 
 
 def _merged(below: Any, above: Any) -> Any:
