@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from zigma_pl.cli.main import main
 from zigma_pl.evaluation.record import read_result, record_path
+from zigma_pl.models.mixers.mamba import MambaMixer, ScanDirection
 from zigma_pl.suite.runs.composed import compose
 from zigma_pl.suite.runs.experiment_files import ExperimentFile, find_experiments, overlay_of
 
@@ -76,8 +78,8 @@ def is_number(value):
 ONE_OF_EACH_KIND = list({kind_of(experiment): experiment for experiment in reversed(EXPERIMENTS)}.values())[::-1]
 
 
-def backbone_of(experiment: ExperimentFile):
-    """The backbone at its own size; to ask the data module would need files of the autoencoder."""
+def num_parameters_of(experiment: ExperimentFile):
+    """Count the parameters of the backbone at its own size; the data module would need files of the autoencoder."""
     config, data = config_of(experiment)["model"]["backbone"], config_of(experiment)["data"]["init_args"]
     side = data["image_size_px"] // 8
     of_data = {
@@ -88,9 +90,15 @@ def backbone_of(experiment: ExperimentFile):
         "num_classes": 101 if experiment.prefix == "table4" else None,
         "caption_dim": 768 if "text_encoder" in data else None,
     }
-    module_name, _, class_name = config["class_path"].rpartition(".")
+    return num_parameters(config["class_path"], json.dumps(config["init_args"] | of_data))
+
+
+@cache
+def num_parameters(class_path, options):
+    """Cached, because experiments that differ in training alone have the same backbone."""
+    module_name, _, class_name = class_path.rpartition(".")
     with torch.device("meta"):
-        return getattr(import_module(module_name), class_name).from_config(config["init_args"] | of_data)
+        return getattr(import_module(module_name), class_name).from_config(json.loads(options)).num_parameters()
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +129,17 @@ def test_header_of_an_experiment_says_how_to_run_it(experiment):
     assert f"python -m zigma_pl fit --config experiments/{experiment.name}.yaml" in experiment.path.read_text()
 
 
-def test_backbones_of_a_table_have_as_many_parameters_within_three_per_cent():
+def test_backbones_of_a_table_have_as_many_parameters_within_three_per_cent(monkeypatch):
+    # Parameters without values need no initial values.
+    monkeypatch.setattr(ScanDirection, "_initialise_step_sizes", lambda self: None)
+    monkeypatch.setattr(MambaMixer, "sort_channels", lambda self: None)
     tables = defaultdict(dict)
     for experiment in EXPERIMENTS:
         if experiment.prefix:
             compared = experiment.prefix
             if compared == "table11":  # of several sizes, which end the names
                 compared += experiment.name.rpartition("_")[2]
-            tables[compared][experiment.name] = backbone_of(experiment).num_parameters()
+            tables[compared][experiment.name] = num_parameters_of(experiment)
     assert set(tables) >= {
         "table1",
         "table1x",
