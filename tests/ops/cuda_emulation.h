@@ -4,6 +4,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -40,7 +41,7 @@ struct Fiber {
     bool begun = false, done = false;
 };
 
-alignas(16) static char emulated_shared[1 << 18];
+alignas(1024) static char emulated_shared[1 << 18];
 static Fiber fibers[1024];
 static Barrier warp_barriers[32];
 static Barrier block_barrier;
@@ -185,6 +186,68 @@ inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
     }
     meet_warp();
 }
+
+#if WARPGROUPS
+// Products of whole tiles by four warps. A descriptor has the address / 16 in bits 0-13 and the distance / 16 between
+// groups of eight 128-byte rows in bits 32-45; bits 4-6 of an address are permuted by bits 7-9.
+inline float item_of(long long descriptor, bool turned, int outer, int inner) {
+    const int row = turned ? inner : outer, column = turned ? outer : inner;
+    int at = ((descriptor & 0x3fff) << 4) + row / 8 * (int)((descriptor >> 32 & 0x3fff) << 4) + row % 8 * 128 + column * 2;
+    at ^= (at >> 7 & 7) << 4;
+    uint16_t bits;
+    memcpy(&bits, emulated_shared + at, 2);
+    return bfloat(bits, 0);
+}
+
+// sums (64 rows, 16 per warp) += or = left right, over 16 of the inner axis.
+template <class Left>
+inline void multiply_group(float (*c)[2][4], int columns, Left left, long long right, bool right_turned, bool add) {
+    const int lane = threadIdx.x % 32;
+    if ((right >> 62 & 3) != 1) abort();
+    for (int r = 0; r < 2; ++r) {
+        float factors[16];
+        for (int k = 0; k < 16; ++k) factors[k] = left(lane / 4 + r * 8, k);
+        for (int i = 0; i < columns / 4; ++i) {
+            float& sum = c[i / 4][i / 2 % 2][r * 2 + i % 2];
+            if (!add) sum = 0;
+            for (int k = 0; k < 16; ++k)
+                sum += factors[k] * item_of(right, right_turned, i / 2 * 8 + lane % 4 * 2 + i % 2, k);
+        }
+    }
+}
+
+template <bool LEFT_TURNED, bool RIGHT_TURNED>
+inline void multiply_tiles16(float (&c)[4][2][4], long long left, long long right, bool add) {
+    const int first = threadIdx.x / 32 * 16;
+    auto item = [&](int row, int k) { return item_of(left, LEFT_TURNED, first + row, k); };
+    multiply_group(c, 64, item, right, RIGHT_TURNED, add);
+}
+
+inline void multiply_columns16(float (&c)[2][4], long long left, long long right, bool add) {
+    const int first = threadIdx.x / 32 * 16;
+    auto item = [&](int row, int k) { return item_of(left, false, first + row, k); };
+    multiply_group(&c, 16, item, right, false, add);
+}
+
+inline void multiply_rows16(float (&c)[4][2][4], const unsigned (&a)[4], long long right) {
+    auto raw = [](unsigned word) { return __uint_as_float(word); };
+    auto all = deposit({raw(a[0]), raw(a[1]), raw(a[2]), raw(a[3])});
+    auto item = [&](int row, int k) {
+        return bfloat(__float_as_uint(all[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8]), k % 2);
+    };
+    multiply_group(c, 64, item, right, true, true);
+    meet_warp();
+}
+
+inline unsigned shared_address(const char* at) { return at - emulated_shared; }
+inline void publish() {}
+inline void open_products() {}
+inline void close_products() {}
+template <int PENDING>
+inline void await_products() {}
+template <class Sums>
+inline void settle(Sums&) {}
+#endif
 
 inline unsigned transpose(unsigned two) {
     const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;

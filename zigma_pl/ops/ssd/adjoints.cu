@@ -21,7 +21,7 @@ struct Back {  // shared memory of the backward pass
     Common common;
     Sums sums;
     float skips[WARPS];
-    alignas(16) Byte R[STATE_BYTES > SLICE_BYTES ? STATE_BYTES : SLICE_BYTES];  // later also y of the chunk
+    alignas(TILE_ALIGNMENT) Byte R[STATE_BYTES > SLICE_BYTES ? STATE_BYTES : SLICE_BYTES];  // later also y of the chunk
     Byte H[STATE_BYTES], x[SLICE_BYTES], g[SLICE_BYTES], B[TERM_BYTES], C[TERM_BYTES], M[SQUARE_BYTES], W[SQUARE_BYTES];
 };
 static_assert(sizeof(Back) == BACKWARD_BYTES, "Layout.backward_bytes");

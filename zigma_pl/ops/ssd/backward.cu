@@ -1,11 +1,5 @@
 // The walk of the backward pass, see adjoints.cu, and the gradient of the state at the start of pieces.
 
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int mask = 1; mask < 32; mask *= 2) x += __shfl_xor_sync(0xffffffffu, x, mask);
-    return x;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backward(const Params p) {
     DYNAMIC_SHARED(memory);
     Back& m = *(Back*)memory;
@@ -18,50 +12,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     open_walk(p, w, m.common, w.end - 1, -1);
     store_state(w, m.R, R);
     copy_terms(p, w, m, w.end - 1, m.common.rows[0]);
+    clear_squares(m);
     for (int chunk = w.end - 1, i = 0; chunk >= w.begin; --chunk, ++i) {
         const int *rows = m.common.rows[i % ROW_BUFFERS], *next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];
         const Vectors& v = m.common.vectors[i % 2];
-        const int block = (w.warp + i + w.head) % BLOCKS;
+        const int block = block_of(w, i);
         make_adjoints(p, w, m.g, rows);
         close_copies();
         await_copies();
         convert_tile<SLICE>(m.x);
         convert_tile<STATES>(m.B);
         convert_tile<STATES>(m.C);
+        publish();
         __syncthreads();
         float dt[PER_LANE];
-        if (w.warp == 0) load_steps(p, w, next_rows, dt);
+        if (w.warp == SERIAL_WARP) load_steps(p, w, next_rows, dt);
         int far_row = 0;
         if (threadIdx.x < TOKENS) far_row = row_of(p, w, chunk - 2, threadIdx.x);
         if (PREFETCH && chunk > w.begin) prefetch_chunk(p, w, chunk - 1, next_rows);
-        make_squares(w, m, v, block, skip, dskip);
-        make_dx(p, w, m, v, block, rows);
-        make_dB(p, w, m, v, block, rows);
+        before_squares(p, w, m, v, block, rows, skip, dskip);
+        publish();
         __syncthreads();
-        make_dC(p, w, m, v, block, rows);
-        if (GATED) make_dgate(p, w, m, v, block, rows);
-        float through = 0.f;
-        FOR_STATE(a, b) {
-            Sum H;
-            read_sum<SLICE>(H, m.H, w.state_row + a * 16, w.state_column + b * 16);
-#pragma unroll
-            for (int e = 0; e < 8; ++e) through = fmaf(H[e / 4][e % 4], R[a][b][e / 4][e % 4], through);
-        }
-        through = warp_sum(through);
-        if (LANE == 0) m.sums.through[w.warp] = through;
-        scale_state(R, v.from_start[TOKENS - 1]);
-        add_to_state(w, R, m.C, v.from_start, m.g);
-        if (w.warp == 0) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
+        after_squares(p, w, m, v, block, rows, R);
+        if (w.warp == SERIAL_WARP) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
         if (threadIdx.x < TOKENS) m.common.rows[(i + 2) % ROW_BUFFERS][threadIdx.x] = far_row;
         __syncthreads();
         store_state(w, m.R, R);
         if (chunk > w.begin) copy_terms(p, w, m, chunk - 1, next_rows);
-        if (w.warp == 0) finish_steps(p, w, m.sums, v, rows, A, dA, dbias);
+        if (w.warp == SERIAL_WARP) finish_steps(p, w, m.sums, v, rows, A, dA, dbias);
     }
     dA = warp_sum(dA), dbias = warp_sum(dbias), dskip = warp_sum(dskip);
     if (LANE == 0) m.skips[w.warp] = dskip;
     __syncthreads();
-    if (threadIdx.x > 0) return;
+    if (threadIdx.x != SERIAL_WARP * 32) return;
     float* sums = p.sums + ((w.batch * gridDim.z + w.piece) * p.num_heads * SLICES + blockIdx.x) * 3;
     dskip = 0.f;
     for (int warp = 0; warp < WARPS; ++warp) dskip += m.skips[warp];

@@ -139,19 +139,52 @@ __device__ __forceinline__ void make_dC(
     write_term(p, w, rows + block * 16, 1, dC);
 }
 
-// dgate of 16 tokens i, for which y is computed again. y passes through the tile of R, which is not needed any more.
+// Columns of 16 tokens as a lane loads and stores them for dgate.
+#define GATE_STEP (32 / (SLICE / GRANULE))  // rows at a time
+struct GateRows {
+    uint4 gates[16 / GATE_STEP], douts[16 / GATE_STEP];
+};
+
+__device__ __forceinline__ void fetch_gates(const Params& p, const Walk& w, int block, const int* rows, GateRows& to) {
+    const int first = block * 16 + LANE / (SLICE / GRANULE), column = LANE % (SLICE / GRANULE) * GRANULE;
+#pragma unroll
+    for (int i = 0; i < 16 / GATE_STEP; ++i) {
+        const int row = max(rows[first + i * GATE_STEP], 0);
+        to.gates[i] = *(const uint4*)(gate_of(p, w) + column + (Long)row * (int)p.gate_row);
+        to.douts[i] = *(const uint4*)(dout_of(p, w) + column + (Long)row * (int)p.dout_row);
+    }
+}
+
+// Writes dgate of 16 tokens i from y, which passes through the tile of R, which is not needed any more.
+__device__ __forceinline__ void finish_dgate(
+    const Params& p, const Walk& w, Back& m, int block, const int* rows, const GateRows& from, const Sum (&y)[SLICE_BLOCKS]
+) {
+    const int first = block * 16 + LANE / (SLICE / GRANULE), column = LANE % (SLICE / GRANULE) * GRANULE;
+#pragma unroll
+    for (int b = 0; b < SLICE_BLOCKS; ++b) store_sum<SLICE>(m.R, block * 16, b * 16, y[b]);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 16 / GATE_STEP; ++i) {
+        float values[GRANULE], z[GRANULE], o[GRANULE];
+        read_granule(m.R + place<SLICE>(first + i * GATE_STEP, column), values);
+        unpack16(from.gates[i], z);
+        unpack16(from.douts[i], o);
+#pragma unroll
+        for (int e = 0; e < GRANULE; ++e) {
+            const float s = sigmoid(z[e]);
+            values[e] *= o[e] * s * fmaf(z[e], 1.f - s, 1.f);
+        }
+        const int row = rows[first + i * GATE_STEP];
+        if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p)) = pack16(values);
+    }
+}
+
+// dgate of 16 tokens i, for which y is computed again.
 __device__ __forceinline__ void make_dgate(
     const Params& p, const Walk& w, Back& m, const Vectors& v, int block, const int* rows
 ) {
-    constexpr int step = 32 / (SLICE / GRANULE), count = 16 / step;  // rows at a time
-    const int first = block * 16 + LANE / (SLICE / GRANULE), column = LANE % (SLICE / GRANULE) * GRANULE;
-    uint4 gates[count], douts[count];
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-        const int row = max(rows[first + i * step], 0);
-        gates[i] = *(const uint4*)(gate_of(p, w) + column + (Long)row * (int)p.gate_row);
-        douts[i] = *(const uint4*)(dout_of(p, w) + column + (Long)row * (int)p.dout_row);
-    }
+    GateRows from;
+    fetch_gates(p, w, block, rows, from);
     Sum y[SLICE_BLOCKS];
 #pragma unroll
     for (int b = 0; b < SLICE_BLOCKS; ++b) clear(y[b]);
@@ -180,21 +213,5 @@ __device__ __forceinline__ void make_dgate(
             multiply_into(y[b], left, right);
         }
     }
-#pragma unroll
-    for (int b = 0; b < SLICE_BLOCKS; ++b) store_sum<SLICE>(m.R, block * 16, b * 16, y[b]);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-        float values[GRANULE], z[GRANULE], o[GRANULE];
-        read_granule(m.R + place<SLICE>(first + i * step, column), values);
-        unpack16(gates[i], z);
-        unpack16(douts[i], o);
-#pragma unroll
-        for (int e = 0; e < GRANULE; ++e) {
-            const float s = sigmoid(z[e]);
-            values[e] *= o[e] * s * fmaf(z[e], 1.f - s, 1.f);
-        }
-        const int row = rows[first + i * step];
-        if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p)) = pack16(values);
-    }
+    finish_dgate(p, w, m, block, rows, from, y);
 }

@@ -18,7 +18,7 @@ RESULTS = ("out", "dx", "dgate", "ddt", "states", "carries", "durations", "dBC",
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu")
 _FORWARD = ("forward.cu",)
-_BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
+_BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "products.cu", "backward.cu")
 _NUM_FIELDS = 45  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
@@ -142,7 +142,9 @@ def kernel(
         "GATED": int(gated),
         "BIASED": int(biased),
         "PREFETCH": int(layout.prefetch),
+        "WARPGROUPS": int(layout.warpgroups),
     }
+    files = (*(("groups.cu",) if layout.warpgroups else ()), *(_BACKWARD if backward else _FORWARD))
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}
         options["ADDING"] = int(option)
@@ -150,13 +152,14 @@ def kernel(
         options |= {"FORWARD_BYTES": layout.forward_bytes, "FORWARD_BLOCKS": layout.forward_blocks}
         options |= {"STAGES": layout.stages, "KEEPING": int(option)}
     return nvrtc.load(
-        (*_COMMON, *(_FOLDER / name for name in (_BACKWARD if backward else _FORWARD))),
+        (*_COMMON, *(_FOLDER / file for file in files)),
         name,
         tuple(options.items()),
         threads=layout.threads,
         shared_bytes=layout.backward_bytes if backward else layout.forward_bytes,
         num_fields=_NUM_FIELDS,
         device=device,
+        architecture_suffix="a" if layout.warpgroups else "",
     )
 
 

@@ -22,6 +22,8 @@ class Layout:
         stages: buffers for chunks in the forward pass; with 2, copies overlap with computation.
         prefetch: load the rows of the next chunk into the second-level cache.
         forward_blocks, backward_blocks: minimum number of blocks per multiprocessor, which limits the registers.
+        warpgroups: multiply whole tiles with the instructions of compute capability 9.0, see groups.cu; needs 16-bit
+            items, 64 tokens and slices, and 64 padded states.
     """
 
     item_bytes: int
@@ -34,6 +36,7 @@ class Layout:
     prefetch: bool = True
     forward_blocks: int = 3
     backward_blocks: int = 3
+    warpgroups: bool = False
 
     @property
     def threads(self) -> int:
@@ -52,7 +55,7 @@ class Layout:
     def forward_bytes(self) -> int:
         """Shared memory of a block in the forward pass, struct Front in forward.cu."""
         chunk = self.tokens * (self.slice + 2 * self.states)
-        return self._common_bytes + self.item_bytes * (self.states * self.slice + self.stages * chunk)
+        return self._padded(self._common_bytes) + self.item_bytes * (self.states * self.slice + self.stages * chunk)
 
     @property
     def backward_bytes(self) -> int:
@@ -61,7 +64,11 @@ class Layout:
         sums = 4 * ((warps + 4) * self.tokens + 2 * warps)
         chunk = self.tokens * 2 * (self.slice + self.states + self.tokens)
         states = self.states * self.slice + max(self.states, self.tokens) * self.slice
-        return self._common_bytes + sums + self.item_bytes * (states + chunk)
+        return self._padded(self._common_bytes + sums) + self.item_bytes * (states + chunk)
+
+    def _padded(self, num_bytes: int) -> int:
+        """Return where the tiles begin that follow so many bytes, TILE_ALIGNMENT in walk.cu."""
+        return num_bytes + -num_bytes % 1024 if self.warpgroups else num_bytes
 
 
 def layout_for(num_states: int, head_dim: int, item_bytes: int, shared_bytes: int) -> Layout:

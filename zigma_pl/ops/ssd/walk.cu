@@ -20,6 +20,14 @@
 #define STATE_BYTES (STATES * SLICE * ITEM_BYTES)
 #define SQUARE_BYTES (TOKENS * TOKENS * ITEM_BYTES)
 
+#if WARPGROUPS  // products of whole tiles, groups.cu
+#define TILE_ALIGNMENT 1024
+#define SERIAL_WARP (WARPS - 1)  // the warp that computes step sizes; the last one has the fewest products to scale
+#else
+#define TILE_ALIGNMENT 16
+#define SERIAL_WARP 0
+#endif
+
 // Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1, rows start at 16 bytes.
 struct Params {
     const Element *x, *B, *C, *gate, *dout;
@@ -82,6 +90,10 @@ __device__ __forceinline__ void start(const Params& p, Walk& w) {
     w.A = p.A[w.head] * LOG2_E;
     w.bias = BIASED ? p.bias[w.head] : 0.f;
 }
+
+// The block of 16 tokens of a warp in its i-th chunk. Later blocks take longer in the forward pass, earlier ones in the
+// backward pass: each warp gets all of them in turn, unless products give it rows by its index.
+__device__ __forceinline__ int block_of(const Walk& w, int i) { return WARPGROUPS ? w.warp : (w.warp + i + w.head) % BLOCKS; }
 
 __device__ __forceinline__ const Element* gate_of(const Params& p, const Walk& w) {
     return p.gate + w.batch * p.gate_batch + w.head * p.gate_head + w.slice * SLICE;
@@ -296,3 +308,7 @@ __device__ __forceinline__ void read_carries(const Params& p, const Walk& w, Sta
         }
     }
 }
+
+#if !WARPGROUPS
+__device__ __forceinline__ void publish() {}  // only products of whole tiles need it, see groups.cu
+#endif
