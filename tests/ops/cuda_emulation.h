@@ -8,7 +8,10 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <array>
+#include <functional>
 #include <initializer_list>
+#include <vector>
 
 #define EMULATED
 #define __device__
@@ -216,35 +219,53 @@ inline void multiply_group(float (*c)[2][4], int columns, Left left, long long r
     }
 }
 
+// Products run as late as allowed, when their group is awaited: reading a result earlier, or overwriting a tile, shows.
+struct Pending {
+    int group;
+    std::function<void()> run;
+};
+static std::vector<Pending> pending[1024];  // of each thread
+static int groups_of[1024];
+
+inline void defer(std::function<void()> run) { pending[threadIdx.x].push_back({groups_of[threadIdx.x], run}); }
+inline void open_products() {}
+inline void close_products() { ++groups_of[threadIdx.x]; }
+
+template <int PENDING>
+inline void await_products() {
+    std::vector<Pending> kept;
+    for (Pending& one : pending[threadIdx.x])
+        if (one.group < groups_of[threadIdx.x] - PENDING) one.run(); else kept.push_back(one);
+    pending[threadIdx.x] = kept;
+}
+
 template <bool LEFT_TURNED, bool RIGHT_TURNED>
 inline void multiply_tiles16(float (&c)[4][2][4], long long left, long long right, bool add) {
     const int first = threadIdx.x / 32 * 16;
-    auto item = [&](int row, int k) { return item_of(left, LEFT_TURNED, first + row, k); };
-    multiply_group(c, 64, item, right, RIGHT_TURNED, add);
+    auto item = [=](int row, int k) { return item_of(left, LEFT_TURNED, first + row, k); };
+    defer([=, &c] { multiply_group(c, 64, item, right, RIGHT_TURNED, add); });
 }
 
 inline void multiply_columns16(float (&c)[2][4], long long left, long long right, bool add) {
     const int first = threadIdx.x / 32 * 16;
-    auto item = [&](int row, int k) { return item_of(left, false, first + row, k); };
-    multiply_group(&c, 16, item, right, false, add);
+    auto item = [=](int row, int k) { return item_of(left, false, first + row, k); };
+    defer([=, &c] { multiply_group(&c, 16, item, right, false, add); });
 }
 
 inline void multiply_rows16(float (&c)[4][2][4], const unsigned (&a)[4], long long right) {
     auto raw = [](unsigned word) { return __uint_as_float(word); };
     auto all = deposit({raw(a[0]), raw(a[1]), raw(a[2]), raw(a[3])});
-    auto item = [&](int row, int k) {
-        return bfloat(__float_as_uint(all[row % 8 * 4 + k % 8 / 2][k / 8 * 2 + row / 8]), k % 2);
-    };
-    multiply_group(c, 64, item, right, true, true);
+    const int lane = threadIdx.x % 32;
+    std::array<float, 32> own;  // the rows of this lane
+    for (int i = 0; i < 32; ++i)
+        own[i] = bfloat(__float_as_uint(all[lane / 4 * 4 + i % 8 / 2][i % 16 / 8 * 2 + i / 16]), i % 2);
     meet_warp();
+    auto item = [=](int row, int k) { return own[row / 8 * 16 + k]; };
+    defer([=, &c] { multiply_group(c, 64, item, right, true, true); });
 }
 
 inline unsigned shared_address(const char* at) { return at - emulated_shared; }
 inline void publish() {}
-inline void open_products() {}
-inline void close_products() {}
-template <int PENDING>
-inline void await_products() {}
 template <class Sums>
 inline void settle(Sums&) {}
 #endif

@@ -147,10 +147,13 @@ __device__ __forceinline__ void forward_chunk(
         multiply_rows(y, M, x, j);
         close_products();
     }
-    Left terms[TILE_BLOCKS];
-    add_chunk(w, state[0], terms, B, v.weight, x);
-    await_products<1>();
+    await_products<0>();
     settle(y);
+    Left terms[TILE_BLOCKS];
+    load_terms(w, terms, B, v.weight);
+    open_products();
+    multiply_rows(state[0], terms, x);
+    close_products();
     finish_output(p, w, rows + block * 16, gate, y);
     await_products<0>();
     settle(state[0]);

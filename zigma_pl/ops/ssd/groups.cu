@@ -98,22 +98,24 @@ __device__ __forceinline__ void multiply_rows(Product& sums, const Left& left, c
     multiply_rows16(sums, left.w, describe(right) + block * inner_step<true>());
 }
 
+__device__ __forceinline__ void multiply_rows(Product& sums, const Left (&left)[TILE_BLOCKS], const Byte* right) {
+#pragma unroll
+    for (int k = 0; k < TILE_BLOCKS; ++k) multiply_rows(sums, left[k], right, k);
+}
+
 __device__ __forceinline__ void scale_product(Product& sums, float low, float high) {
 #pragma unroll
     for (int b = 0; b < TILE_BLOCKS; ++b) scale_rows(sums[b], low, high);
 }
 
-// Starts state += (scaled terms)^T rows, over the chunk; the warp's 16 states of the left factor are in registers.
-__device__ __forceinline__ void add_chunk(
-    const Walk& w, Product& state, Left (&left)[TILE_BLOCKS], const Byte* terms, const float* factors, const Byte* rows
+// The transposed terms of the warp's 16 states times factors of the tokens: the left factor of the state's sum over the
+// chunk. No products may be in progress, since the compiler would wait for each of them.
+__device__ __forceinline__ void load_terms(
+    const Walk& w, Left (&left)[TILE_BLOCKS], const Byte* terms, const float* factors
 ) {
 #pragma unroll
     for (int k = 0; k < TILE_BLOCKS; ++k) {
         load_left_turned<STATES>(left[k], terms, k * 16, w.state_row);
         scale_inner(left[k], factors + k * 16);
     }
-    open_products();
-#pragma unroll
-    for (int k = 0; k < TILE_BLOCKS; ++k) multiply_rows(state, left[k], rows, k);
-    close_products();
 }

@@ -120,47 +120,41 @@ __device__ __forceinline__ void after_squares(
     const Params& p, const Walk& w, Back& m, const Vectors& v, int block, const int* rows, State& R
 ) {
     const int low = block * 16 + LANE_ROW, high = low + 8;
-    {
-        Product dC;
-        open_products();
-        multiply_tiles<false, false>(dC, m.g, m.H, false);
-        close_products();
-        sum_through(w, m, R);
-        scale_state(R, v.from_start[TOKENS - 1]);
-        await_products<0>();
-        settle(dC);
-        float from_low = 0.f, from_high = 0.f;
-        scale_product(dC, v.from_start[low], v.from_start[high]);
+    Product dC, y;
+    open_products();
+    multiply_tiles<false, false>(dC, m.g, m.H, false);
+    if (GATED) multiply_tiles<false, true>(y, m.C, m.H, false);
+    close_products();
+    sum_through(w, m, R);
+    await_products<0>();
+    settle(dC);
+    float from_low = 0.f, from_high = 0.f;
+    scale_product(dC, v.from_start[low], v.from_start[high]);
 #pragma unroll
-        for (int n = 0; n < STATE_BLOCKS; ++n) dot_rows<STATES>(dC[n], m.C, block * 16, n * 16, from_low, from_high);
-        open_products();
-        multiply_tiles<true, true>(dC, m.W, m.B, true);
-        close_products();
-        from_low = quad_sum(from_low), from_high = quad_sum(from_high);
-        if ((LANE & 3) == 0) m.sums.from_state[low] = from_low, m.sums.from_state[high] = from_high;
-        await_products<0>();
-        settle(dC);
-        write_term(p, w, rows + block * 16, 1, dC);
-    }
+    for (int n = 0; n < STATE_BLOCKS; ++n) dot_rows<STATES>(dC[n], m.C, block * 16, n * 16, from_low, from_high);
+    if (GATED) settle(y), scale_product(y, v.from_start[low], v.from_start[high]);
+    scale_state(R, v.from_start[TOKENS - 1]);
+    Left terms[TILE_BLOCKS];
+    load_terms(w, terms, m.C, v.from_start);
+    open_products();
+    multiply_tiles<true, true>(dC, m.W, m.B, true);
+    close_products();
+    if (GATED) multiply_tiles<true, true>(y, m.M, m.x, true);
+    close_products();
+    multiply_rows(R[0], terms, m.g);
+    close_products();
+    from_low = quad_sum(from_low), from_high = quad_sum(from_high);
+    if ((LANE & 3) == 0) m.sums.from_state[low] = from_low, m.sums.from_state[high] = from_high;
+    await_products<2>();
+    settle(dC);
+    write_term(p, w, rows + block * 16, 1, dC);
     if (GATED) {
-        Product y;
-        open_products();
-        multiply_tiles<false, true>(y, m.C, m.H, false);
-        close_products();
         GateRows from;
         fetch_gates(p, w, block, rows, from);
-        await_products<0>();
-        settle(y);
-        scale_product(y, v.from_start[low], v.from_start[high]);
-        open_products();
-        multiply_tiles<true, true>(y, m.M, m.x, true);
-        close_products();
-        await_products<0>();
+        await_products<1>();
         settle(y);
         finish_dgate(p, w, m, block, rows, from, y);
     }
-    Left terms[TILE_BLOCKS];
-    add_chunk(w, R[0], terms, m.C, v.from_start, m.g);
     await_products<0>();
     settle(R[0]);
 }
