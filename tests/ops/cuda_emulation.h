@@ -284,6 +284,7 @@ inline void hold(Held&) {}
 template <class Number>
 inline Number* as_global(Number* pointer) { return pointer; }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline float tanh_fast(float x) { return tanhf(x); }
 inline float reciprocal(float x) { return 1 / x; }
 inline float half_to_float(unsigned bits) { uint16_t h = bits; _Float16 f; memcpy(&f, &h, 2); return f; }
 inline unsigned half_bits(float x) { _Float16 f = x; uint16_t h; memcpy(&h, &f, 2); return h; }

@@ -51,28 +51,36 @@ __device__ __forceinline__ void write_granule(Byte* to, const float* values) {
     *(uint4*)to = make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-// Stores g = dout silu(gate) of a chunk.
-__device__ __forceinline__ void make_adjoints(const Params& p, const Walk& w, Byte* g, const int* rows) {
-    constexpr int count = TOKENS / COPY_STEP(SLICE);
+// Elements of dout and of the gate that a thread reads for g of a chunk.
+#define ADJOINT_ROWS (TOKENS / COPY_STEP(SLICE))
+struct Adjoints {
+    uint4 douts[ADJOINT_ROWS], gates[ADJOINT_ROWS];
+};
+
+__device__ __forceinline__ void fetch_adjoints(const Params& p, const Walk& w, const int* rows, Adjoints& to) {
     const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
     const Element *dout = dout_of(p, w) + column, *gate = gate_of(p, w) + column;
-    uint4 douts[count], gates[count];
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < ADJOINT_ROWS; ++i) {
         const int row = rows[first + i * COPY_STEP(SLICE)];
-        douts[i] = gates[i] = make_uint4(0, 0, 0, 0);
+        to.douts[i] = to.gates[i] = make_uint4(0, 0, 0, 0);
         if (row < 0) continue;
-        douts[i] = *(const uint4*)(dout + (Long)row * (int)p.dout_row);
-        if (GATED) gates[i] = *(const uint4*)(gate + (Long)row * (int)p.gate_row);
+        to.douts[i] = *(const uint4*)(dout + (Long)row * (int)p.dout_row);
+        if (GATED) to.gates[i] = *(const uint4*)(gate + (Long)row * (int)p.gate_row);
     }
+}
+
+// Stores g = dout silu(gate) of a chunk.
+__device__ __forceinline__ void store_adjoints(const Adjoints& from, Byte* g) {
+    const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < ADJOINT_ROWS; ++i) {
         float values[GRANULE], z[GRANULE];
-        unpack16(douts[i], values);
-        unpack16(gates[i], z);
+        unpack16(from.douts[i], values);
+        unpack16(from.gates[i], z);
 #pragma unroll
         for (int e = 0; e < GRANULE; ++e)
-            if (GATED) values[e] *= z[e] * sigmoid(z[e]);
+            if (GATED) values[e] *= z[e] * gate_sigmoid(z[e]);
         write_granule(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES, values);
     }
 }

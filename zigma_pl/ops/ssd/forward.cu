@@ -50,7 +50,7 @@ __device__ __forceinline__ void finish_output(
 #pragma unroll
             for (int t = 0; t < 2; ++t)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) y[b][t][i] *= z[t][i] * sigmoid(z[t][i]);
+                for (int i = 0; i < 4; ++i) y[b][t][i] *= z[t][i] * gate_sigmoid(z[t][i]);
         }
         put(own_rows(p, w, p.out), own_stride(p), rows, b * 16, y[b]);
     }
@@ -176,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
     Walk w;
     start(p, w);
     State state;
-    read_carries(p, w, state, 0, 1);
+    read_carries(p, w, state, 0, w.piece * (int)p.carry_parts, 1);
     open_walk(p, w, m.common, w.begin, 1);
     store_state(w, m.state, state);
     copy_inputs(p, w, m, 0, m.common.rows[0], true);
@@ -205,13 +205,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
     }
 }
 
-// The state at the end of a piece that starts with 0, and the piece's log decay.
+// The state at the end of a part of a piece that starts with 0, and its log decay.
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forward_carries(const Params p) {
     DYNAMIC_SHARED(memory);
     Front& m = *(Front*)memory;
     Walk w;
     start(p, w);
-    if (w.piece == (int)gridDim.z - 1) return;  // no piece comes after it
+    if (w.piece >= (int)gridDim.z - (int)p.carry_parts) return;  // no piece comes after it
     State state;
     FOR_STATE(a, b) clear(state[a][b]);
     open_walk(p, w, m.common, w.begin, 1);

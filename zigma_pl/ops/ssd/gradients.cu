@@ -171,7 +171,7 @@ __device__ __forceinline__ void finish_dgate(
         unpack16(from.douts[i], o);
 #pragma unroll
         for (int e = 0; e < GRANULE; ++e) {
-            const float s = sigmoid(z[e]);
+            const float s = gate_sigmoid(z[e]);
             values[e] *= o[e] * s * fmaf(z[e], 1.f - s, 1.f);
         }
         const int row = rows[first + i * GATE_STEP];

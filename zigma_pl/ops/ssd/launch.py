@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu")
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "products.cu", "backward.cu")
-_NUM_FIELDS = 45  # in struct Params of walk.cu
+_NUM_FIELDS = 46  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -65,7 +65,7 @@ class Call:
         """Blocks that contribute to one row of dB or dC."""
         return self.num_heads // self.num_groups * self.layout.slices
 
-    def fields(self, results: dict[str, Tensor], num_pieces: int) -> list[int]:
+    def fields(self, results: dict[str, Tensor], piece_chunks: int) -> list[int]:
         """Return the fields of the kernels' struct Params."""
         tensors = (*self.rows, self.dt)
         fields = [0 if t is None else t.data_ptr() for t in tensors]
@@ -77,7 +77,7 @@ class Call:
         parts = results.get("dBC")
         fields.append(0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
-        fields += (self.num_chunks, -(-self.num_chunks // num_pieces))
+        fields += (self.num_chunks, piece_chunks, self.layout.carry_parts)
         return fields
 
 
@@ -142,12 +142,13 @@ def kernel(
         "GATED": int(gated),
         "BIASED": int(biased),
         "PREFETCH": int(layout.prefetch),
+        "FAST_GATE": int(layout.fast_gate),
         "WARPGROUPS": int(layout.warpgroups),
     }
     files = (*(("groups.cu",) if layout.warpgroups else ()), *(_BACKWARD if backward else _FORWARD))
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}
-        options["ADDING"] = int(option)
+        options |= {"ADDING": int(option), "EARLY": int(layout.early)}
     else:
         options |= {"FORWARD_BYTES": layout.forward_bytes, "FORWARD_BLOCKS": layout.forward_blocks}
         options |= {"STAGES": layout.stages, "KEEPING": int(option)}
@@ -174,24 +175,30 @@ def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bo
     """
     layout = call.layout
     columns = call.num_heads * layout.slices
-    num_pieces = num_pieces_of(call, backward)
-    grid = (columns, call.batch_size, num_pieces)
+    piece_chunks = piece_chunks_of(call, backward)
+    num_pieces = -(-call.num_chunks // piece_chunks)
     if num_pieces > 1:
-        carries = (num_pieces, call.batch_size, columns)
+        carries = (num_pieces * layout.carry_parts, call.batch_size, columns)
         new = functools.partial(torch.empty, dtype=torch.float32, device=call.dt.device)
         results = results | {"carries": new(*carries, layout.states, layout.slice), "durations": new(carries)}
-    fields = call.fields(results, num_pieces)
     kinds = (layout, KINDS[call.dtype], KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
     name = "ssd_backward" if backward else "ssd_forward"
     if num_pieces > 1:
-        kernel(f"{name}_carries", *kinds)(grid, fields)
-    kernel(name, *kinds)(grid, fields)
+        grid = (columns, call.batch_size, num_pieces * layout.carry_parts)
+        kernel(f"{name}_carries", *kinds)(grid, call.fields(results, piece_chunks // layout.carry_parts))
+    kernel(name, *kinds)((columns, call.batch_size, num_pieces), call.fields(results, piece_chunks))
 
 
 def num_pieces_of(call: Call, backward: bool) -> int:
     """Return the number of pieces for a call on its device; none is empty."""
+    return -(-call.num_chunks // piece_chunks_of(call, backward))
+
+
+def piece_chunks_of(call: Call, backward: bool) -> int:
+    """Return the number of chunks in each piece except the last, a multiple of the parts of a piece if it has several."""
     layout = call.layout
     resident = layout.backward_blocks if backward else layout.forward_blocks
     blocks = call.num_heads * layout.slices * call.batch_size
     pieces = pieces_for(blocks, call.num_chunks, num_multiprocessors(call.device), resident)
-    return -(-call.num_chunks // -(-call.num_chunks // pieces))
+    chunks = -(-call.num_chunks // pieces)
+    return chunks if pieces == 1 else -(-chunks // layout.carry_parts) * layout.carry_parts

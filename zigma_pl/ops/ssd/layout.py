@@ -22,6 +22,9 @@ class Layout:
         stages: buffers for chunks in the forward pass; with 2, copies overlap with computation.
         prefetch: load the rows of the next chunk into the second-level cache.
         forward_blocks, backward_blocks: minimum number of blocks per multiprocessor, which limits the registers.
+        early: load the output gradients and gates of the next chunk before the end of this one.
+        fast_gate: compute gates by an approximation of tanh.
+        carry_parts: parts of a piece in the pass that computes the state between pieces.
         warpgroups: multiply whole tiles with the instructions of compute capability 9.0, see groups.cu; needs 16-bit
             items, 64 tokens and slices, and 64 padded states.
     """
@@ -36,6 +39,9 @@ class Layout:
     prefetch: bool = True
     forward_blocks: int = 3
     backward_blocks: int = 3
+    early: bool = False
+    fast_gate: bool = False
+    carry_parts: int = 1
     warpgroups: bool = False
 
     @property
