@@ -173,6 +173,14 @@ inline void load_matrices(unsigned (&to)[4], const char* from) {
     meet_warp();
 }
 
+inline void store_matrices(const unsigned (&from)[4], char* to) {
+    const int lane = threadIdx.x % 32;
+    auto all = deposit({__uint_as_float(to - emulated_shared)});
+    for (int i = 0; i < 4; ++i)
+        memcpy(emulated_shared + __float_as_uint(all[i * 8 + lane / 4][0]) + lane % 4 * 4, &from[i], 4);
+    meet_warp();
+}
+
 inline float bfloat(unsigned word, int half) { return __uint_as_float((half ? word >> 16 : word & 0xffff) << 16); }
 
 inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {

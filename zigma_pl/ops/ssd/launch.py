@@ -142,6 +142,7 @@ def kernel(
         "GATED": int(gated),
         "BIASED": int(biased),
         "PREFETCH": int(layout.prefetch),
+        "ROWS_FIRST": int(layout.rows_first),
         "FAST_GATE": int(layout.fast_gate),
         "WARPGROUPS": int(layout.warpgroups),
     }

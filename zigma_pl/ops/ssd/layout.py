@@ -22,6 +22,7 @@ class Layout:
         stages: buffers for chunks in the forward pass; with 2, copies overlap with computation.
         prefetch: load the rows of the next chunk into the second-level cache.
         forward_blocks, backward_blocks: minimum number of blocks per multiprocessor, which limits the registers.
+        rows_first: read the row indices of all copies of a thread before its first copy.
         early: load the output gradients and gates of the next chunk before the end of this one.
         fast_gate: compute gates by an approximation of tanh.
         carry_parts: parts of a piece in the pass that computes the state between pieces.
@@ -39,6 +40,7 @@ class Layout:
     prefetch: bool = True
     forward_blocks: int = 3
     backward_blocks: int = 3
+    rows_first: bool = False
     early: bool = False
     fast_gate: bool = False
     carry_parts: int = 1
