@@ -1,5 +1,6 @@
 """The CUDA kernels of SSD, emulated on the CPU with small inputs."""
 
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -128,6 +129,16 @@ def test_pieces(emulator, monkeypatch, dtype, num_pieces):
     errors = errors_of(arguments, orders(2, 290))
     assert max(errors.values()) < TOLERANCES[dtype], errors
     assert emulator.launched == ["ssd_forward_carries", "ssd_forward", "ssd_backward_carries", "ssd_backward"]
+
+
+@pytest.mark.parametrize("warpgroups", [False, True])
+def test_variants(monkeypatch, warpgroups):
+    changes = {"rows_first": True, "early": True, "fast_gate": True, "carry_parts": 3, "warpgroups": warpgroups}
+    known = launch.layout_of
+    monkeypatch.setattr(launch, "layout_of", lambda *sizes: dataclasses.replace(known(*sizes), **changes))
+    monkeypatch.setattr(launch, "pieces_for", lambda *_: 2)
+    errors = errors_of(make_arguments((1, 290, 1, 64, 64), torch.bfloat16), random_order(290))
+    assert max(errors.values()) < TOLERANCES[torch.bfloat16], errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -5,8 +5,6 @@ Prints tables and writes all numbers as JSON. Kernels are compiled in parallel b
 
 import argparse
 import concurrent.futures
-import contextlib
-import dataclasses
 import functools
 import itertools
 import json
@@ -22,6 +20,7 @@ import torch
 from inputs import bfloat16_arguments, random_order
 from kernels import median_ms
 from ssd_checks import NAMES, OPTIONAL, SIZES, TOLERANCES, arguments_of, check_all, check_small, pieces
+from ssd_variants import VARIANTS, compare, time_ssd, variant
 
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.selective_scan import cuda as mamba1
@@ -32,21 +31,16 @@ SHAPES = [(32, 1024), (8, 4096), (1, 1024), (1, 4096), (1, 16384), (1, 38416)]
 
 
 # ------------------------------------------------------------------------------------------------------------ timing
-def time_ssd(shape, sizes=SIZES, eager=False):
+def time_op(shape):
     """Return milliseconds of the kernels of both passes, replayed, and of the op with autograd without a graph."""
-    arguments, order = arguments_of(shape, torch.bfloat16, sizes), random_order(shape[1])
+    arguments, order = arguments_of(shape, torch.bfloat16), random_order(shape[1])
     inputs = [arguments[name] for name in NAMES]
     out, states = cuda.forward(*inputs, order, True)
     dout = torch.randn_like(out)
-    times = {
-        "inference": median_ms(lambda: cuda.forward(*inputs, order, False), 0.1, 5),
-        "forward": median_ms(lambda: cuda.forward(*inputs, order, True), 0.1, 5),
-        "backward": median_ms(lambda: cuda.backward(dout, *inputs, order, states, False), 0.1, 5),
+    return time_ssd(shape) | {
+        "deterministic": median_ms(lambda: cuda.backward(dout, *inputs, order, states, True), 0.1, 5),
+        "autograd": eager_ms(functools.partial(cuda.run, visit_order=order), arguments, dout),
     }
-    if eager:
-        times["deterministic"] = median_ms(lambda: cuda.backward(dout, *inputs, order, states, True), 0.1, 5)
-        times["autograd"] = eager_ms(functools.partial(cuda.run, visit_order=order), arguments, dout)
-    return times
 
 
 def time_mamba1(shape):
@@ -91,38 +85,11 @@ def show(results, key, times):
     print(f"{key:60s}", " ".join(f"{name} {ms:.3f}" for name, ms in times.items()), flush=True)
 
 
-FORWARD_VARIANTS = [
-    {"stages": stages, "forward_blocks": blocks}
-    for stages, blocks in ((2, 2), (2, 3), (2, 4), (1, 3), (1, 4), (1, 5), (1, 6))
-] + [{"stages": 2, "forward_blocks": 3, "prefetch": False}]
-BACKWARD_VARIANTS = [
-    {"backward_blocks": 2},
-    {"backward_blocks": 3},
-    {"backward_blocks": 3, "prefetch": False},
-    {"tokens": 32, "forward_blocks": 6, "backward_blocks": 5},
-]
 PIECES = (1, 2, 3, 4, 6)
 
 
-@contextlib.contextmanager
-def variant(changes):
-    """Change fields of the layout of bfloat16 rows."""
-    known = launch.layout_of
-
-    def layout_of(num_states, head_dim, dtype, device):
-        return dataclasses.replace(known(num_states, head_dim, dtype, device), **changes)
-
-    with mock.patch.object(launch, "layout_of", layout_of):
-        yield
-
-
-def time_variants(results):
-    """Time launch shapes at the two training shapes, and numbers of pieces at all shapes."""
-    for changes, shape in itertools.product(FORWARD_VARIANTS + BACKWARD_VARIANTS, SHAPES[:2]):
-        with variant(changes), pieces(1):
-            times = time_ssd(shape)
-        keep = ("inference", "forward") if changes in FORWARD_VARIANTS else tuple(times)
-        show(results, f"{shape} {changes}", {name: times[name] for name in keep})
+def time_pieces(results):
+    """Time numbers of pieces at all shapes, and other sizes."""
     for shape in SHAPES[1:]:
         for number in PIECES if shape[0] > 1 else (4, 8, 16, 32):
             if number * 256 <= shape[1]:
@@ -152,8 +119,8 @@ def compile_all(cases):
     """Compile in parallel what the cases load; each is a function that launches kernels on tensors without data."""
     jobs = set()
 
-    def record(sources, name, options, **_):
-        jobs.add(("\n".join(path.read_text() for path in sources), options))
+    def record(sources, name, options, *, architecture_suffix, **_):
+        jobs.add(("\n".join(path.read_text() for path in sources), options, architecture_suffix))
         return lambda *_: None
 
     with mock.patch.object(nvrtc, "load", record):
@@ -164,7 +131,7 @@ def compile_all(cases):
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
     longest_first = sorted(jobs, key=lambda job: (dict(job[1])["ROW_KIND"], -len(job[0])))
     with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
-        list(pool.map(compile_job, [(*job, architecture) for job in longest_first]))
+        list(pool.map(compile_job, [(*job[:2], architecture + job[2]) for job in longest_first]))
     return len(jobs)
 
 
@@ -184,15 +151,25 @@ def launch_both(sizes=SIZES, dtype=torch.bfloat16, optional=OPTIONAL, changes=No
         cuda.forward(*(arguments.get(name) for name in NAMES), None, False)
 
 
-def cases(with_variants):
+def cases():
     """Return functions that launch all kernels that the checks and timings use."""
     few = (4, 64, 64)
     found = [functools.partial(launch_both, few, dtype) for dtype in TOLERANCES]
     found += [functools.partial(launch_both, few, dtype, decay="none") for dtype in (torch.bfloat16, torch.float32)]
     found += [functools.partial(launch_both, sizes) for sizes in ((4, 32, 16), (4, 128, 64), (4, 64, 128), (4, 32, 64))]
     found.append(functools.partial(launch_both, few, optional=()))
-    variants = FORWARD_VARIANTS + BACKWARD_VARIANTS if with_variants else []
-    return found + [functools.partial(launch_both, changes=c) for c in (None, *variants)]
+    return [*found, launch_both]
+
+
+def cases_of_variants():
+    """Return functions that launch all kernels that the checks and timings of variants use."""
+    found = []
+    for changes in VARIANTS.values():
+        few = functools.partial(launch_both, changes=changes, sizes=(4, 64, 64))
+        found += [few, functools.partial(few, optional=("skip", "dt_bias")), functools.partial(few, optional=())]
+        found += [functools.partial(few, dtype=torch.float16), functools.partial(few, decay="strong")]
+        found.append(functools.partial(launch_both, changes=changes, sizes=(4, 64, 40)))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- peers
@@ -224,13 +201,24 @@ def only_peers(path):
         path.write_text(json.dumps(results, indent=1))
 
 
+def compare_variants(results, out, begin):
+    """Compile, check and time the variants, and write the results."""
+    print("compiled", compile_all(cases_of_variants()), f"modules, {time.perf_counter() - begin:.0f} s", flush=True)
+    try:
+        results["failures"] = compare(results)
+    finally:
+        out.write_text(json.dumps(results, indent=1))
+    print(len(results["failures"]), f"failures, {time.perf_counter() - begin:.0f} s", results["failures"], flush=True)
+
+
 def main():
     """Read the command line, check, time and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--check-small", action="store_true", help="only check small inputs, for compute-sanitizer")
     parser.add_argument("--no-time", action="store_true")
-    parser.add_argument("--no-variants", action="store_true")
+    parser.add_argument("--no-variants", action="store_true", help="do not time numbers of pieces and other sizes")
+    parser.add_argument("--only-variants", action="store_true", help="only check and time variants of the kernels")
     parser.add_argument("--peers", type=int, metavar="SECONDS", default=0, help="time mamba_ssm for at most so long")
     parser.add_argument("--only-peers", action="store_true")
     parser.add_argument("--profile", action="store_true", help="run each kernel once at 32 x 1,024, for a profiler")
@@ -249,9 +237,12 @@ def main():
     begin = time.perf_counter()
     results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(results, cuda.available())
+    if options.only_variants:
+        compare_variants(results, options.out, begin)
+        return
     print(
         "compiled",
-        compile_all(cases(not options.no_variants)),
+        compile_all(cases()),
         f"modules, {time.perf_counter() - begin:.0f} s",
         flush=True,
     )
@@ -260,14 +251,14 @@ def main():
     options.out.write_text(json.dumps(results, indent=1))
     if not options.no_time:
         for shape in SHAPES:
-            show(results, f"ssd {shape}", time_ssd(shape, eager=True))
+            show(results, f"ssd {shape}", time_op(shape))
             show(results, f"selective scan {shape}", time_mamba1(shape))
         for shape in SHAPES[:2]:
             time_kernels(results, shape)
         options.out.write_text(json.dumps(results, indent=1))
         print(f"{time.perf_counter() - begin:.0f} s", flush=True)
     if not (options.no_time or options.no_variants):
-        time_variants(results)
+        time_pieces(results)
     if options.peers:
         time_peers(results, options.out, options.peers)
     options.out.write_text(json.dumps(results, indent=1))

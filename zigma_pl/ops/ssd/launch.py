@@ -196,7 +196,7 @@ def num_pieces_of(call: Call, backward: bool) -> int:
 
 
 def piece_chunks_of(call: Call, backward: bool) -> int:
-    """Return the number of chunks in each piece except the last, a multiple of the parts of a piece if it has several."""
+    """Return the number of chunks in each piece except the last: with several pieces, a multiple of a piece's parts."""
     layout = call.layout
     resident = layout.backward_blocks if backward else layout.forward_blocks
     blocks = call.num_heads * layout.slices * call.batch_size

@@ -1,0 +1,125 @@
+"""Variants of the CUDA kernels of SSD in bfloat16: checks against float64, and times in one table."""
+
+import contextlib
+import dataclasses
+from unittest import mock
+
+import torch
+from inputs import random_order
+from kernels import median_ms
+from ssd_checks import NAMES, OPTIONAL, SIZES, arguments_of, check
+
+from zigma_pl.ops.ssd import cuda, launch
+
+SMALL = {"rows_first": True, "early": True, "fast_gate": True, "carry_parts": 2}
+GROUPS = {"warpgroups": True}
+ALL = SMALL | GROUPS
+# Fields of Layout that differ from the default. Those with new instructions come last, since a kernel that fails ends
+# the process.
+VARIANTS = {
+    "default": {},
+    "rows first": {"rows_first": True},
+    "early": {"early": True},
+    "fast gate": {"fast_gate": True},
+    "carry parts 2": {"carry_parts": 2},
+    "carry parts 4": {"carry_parts": 4},
+    "small changes": SMALL,
+    "small changes, 2 blocks": SMALL | {"forward_blocks": 2, "backward_blocks": 2},
+    "small changes, 1 stage, 4 blocks": SMALL | {"stages": 1, "forward_blocks": 4},
+    "small changes, no prefetch": SMALL | {"prefetch": False},
+    "default again": {},
+    "groups": GROUPS,
+    "groups, rows first": GROUPS | {"rows_first": True},
+    "groups, early": GROUPS | {"early": True},
+    "groups, fast gate": GROUPS | {"fast_gate": True},
+    "groups, small changes": ALL,
+    "groups, small changes, carry parts 4": ALL | {"carry_parts": 4},
+    "groups, small changes, not early": ALL | {"early": False},
+    "groups, small changes, 2 blocks": ALL | {"forward_blocks": 2, "backward_blocks": 2},
+    "groups, small changes, 1 stage, 3 blocks": ALL | {"stages": 1},
+    "groups, small changes, 1 stage, 4 blocks": ALL | {"stages": 1, "forward_blocks": 4},
+    "groups, small changes, 1 stage, 5 blocks": ALL | {"stages": 1, "forward_blocks": 5},
+    "groups, small changes, no prefetch": ALL | {"prefetch": False},
+}
+SHAPES = ((32, 1024), (8, 4096))
+
+
+@contextlib.contextmanager
+def variant(changes):
+    """Change fields of the layout of 16-bit rows for 64 channels and states; other layouts stay as they are."""
+    known = launch.layout_of
+
+    def layout_of(num_states, head_dim, dtype, device):
+        layout = known(num_states, head_dim, dtype, device)
+        fits = dtype is not torch.float32 and (layout.states, layout.slice) == (64, 64)
+        return dataclasses.replace(layout, **changes) if fits else layout
+
+    with mock.patch.object(launch, "layout_of", layout_of):
+        yield
+
+
+def time_ssd(shape, sizes=SIZES, optional=OPTIONAL):
+    """Return milliseconds of the kernels of both passes, replayed."""
+    arguments, order = arguments_of(shape, torch.bfloat16, sizes, optional=optional), random_order(shape[1])
+    inputs = [arguments.get(name) for name in NAMES]
+    out, states = cuda.forward(*inputs, order, True)
+    dout = torch.randn_like(out)
+    return {
+        "inference": median_ms(lambda: cuda.forward(*inputs, order, False), 0.1, 5),
+        "forward": median_ms(lambda: cuda.forward(*inputs, order, True), 0.1, 5),
+        "backward": median_ms(lambda: cuda.backward(dout, *inputs, order, states, False), 0.1, 5),
+    }
+
+
+def check_variant(changes):
+    """Compare output and gradients with float64 for a few lengths and decays, in pieces and without options."""
+    failures = []
+    with variant(changes):
+        for shape in ((3, 1), (3, 65), (3, 1000)):
+            check(failures, shape, torch.bfloat16, sizes=(4, 64, 64))
+        check(failures, (2, 1000), torch.bfloat16, sizes=(4, 64, 64), decay="strong", number=3)
+        check(failures, (2, 1000), torch.bfloat16, sizes=(4, 64, 40), groups=2, number=3, deterministic=True)
+        check(failures, (2, 200), torch.bfloat16, sizes=(4, 64, 64), optional=())
+        check(failures, (2, 200), torch.float16, sizes=(4, 64, 64))
+        check(failures, (2, 4096), torch.bfloat16)
+    return failures
+
+
+def without_nan(run):
+    """Return run() in deterministic mode, in which PyTorch fills uninitialised memory with NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def compare(results):
+    """Check and time each variant, and print a table of the times, with those that failed last; return the failures."""
+    lines, failures = [], []
+    for name, changes in VARIANTS.items():
+        failed = without_nan(lambda changes=changes: check_variant(changes))
+        failures += [f"{name}: {failure}" for failure in failed]
+        with variant(changes):
+            times = {str(shape): time_ssd(shape) for shape in SHAPES}
+        results[f"variant {name}"] = times | {"failed": len(failed)}
+        lines.append((len(failed), sum(sum_of(one) for one in times.values()), name, times))
+        print(f"{name}: {len(failed)} failures, {times}", flush=True)
+    for name, changes in (("default", {}), ("groups, small changes", ALL)):
+        with variant(changes):
+            times = {str(shape): time_ssd(shape, optional=("skip", "dt_bias")) for shape in SHAPES}
+        lines.append((0, sum(sum_of(one) for one in times.values()), f"{name}, without gate", times))
+        results[f"variant {name}, without gate"] = times
+    print(f"{'':42s}" + "".join(f"{shape!s:>12s} inference forward backward  sum  " for shape in SHAPES))
+    for failed, _, name, times in sorted(lines, key=lambda line: line[:2]):
+        columns = "".join(
+            f"{'':12s}    {one['inference']:.3f}   {one['forward']:.3f}    {one['backward']:.3f} {sum_of(one):.3f}"
+            for one in times.values()
+        )
+        print(f"{name:42s}{columns}" + (f"  {failed} FAILURES" if failed else ""), flush=True)
+    return failures
+
+
+def sum_of(times):
+    """Return milliseconds of a training step's two passes."""
+    return times["forward"] + times["backward"]
