@@ -8,10 +8,12 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <initializer_list>
+#if WARPGROUPS
 #include <array>
 #include <functional>
-#include <initializer_list>
 #include <vector>
+#endif
 
 #define EMULATED
 #define __device__

@@ -131,13 +131,12 @@ def test_pieces(emulator, monkeypatch, dtype, num_pieces):
     assert emulator.launched == ["ssd_forward_carries", "ssd_forward", "ssd_backward_carries", "ssd_backward"]
 
 
-@pytest.mark.parametrize("warpgroups", [False, True])
-def test_variants(monkeypatch, warpgroups):
-    changes = {"rows_first": True, "early": True, "fast_gate": True, "carry_parts": 3, "warpgroups": warpgroups}
+def test_variants_that_are_not_the_default(monkeypatch):
+    changes = {"rows_first": True, "early": True, "fast_gate": True, "carry_parts": 3, "warpgroups": True}
     known = launch.layout_of
     monkeypatch.setattr(launch, "layout_of", lambda *sizes: dataclasses.replace(known(*sizes), **changes))
     monkeypatch.setattr(launch, "pieces_for", lambda *_: 2)
-    errors = errors_of(make_arguments((1, 290, 1, 64, 64), torch.bfloat16), random_order(290))
+    errors = errors_of(make_arguments((1, 200, 1, 64, 64), torch.bfloat16), random_order(200))
     assert max(errors.values()) < TOLERANCES[torch.bfloat16], errors
 
 
