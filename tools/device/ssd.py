@@ -20,7 +20,7 @@ import torch
 from inputs import bfloat16_arguments, random_order
 from kernels import median_ms
 from ssd_checks import NAMES, OPTIONAL, SIZES, TOLERANCES, arguments_of, check_all, check_small, pieces
-from ssd_variants import VARIANTS, compare, time_ssd, variant
+from ssd_variants import VARIANTS, WITHOUT_GATE, compare, time_ssd, variant
 
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.selective_scan import cuda as mamba1
@@ -163,12 +163,9 @@ def cases():
 
 def cases_of_variants():
     """Return functions that launch all kernels that the checks and timings of variants use."""
-    found = []
-    for changes in VARIANTS.values():
-        few = functools.partial(launch_both, changes=changes, sizes=(4, 64, 64))
-        found += [few, functools.partial(few, optional=("skip", "dt_bias")), functools.partial(few, optional=())]
-        found += [functools.partial(few, dtype=torch.float16), functools.partial(few, decay="strong")]
-        found.append(functools.partial(launch_both, changes=changes, sizes=(4, 64, 40)))
+    found = [functools.partial(launch_both, changes=c) for c in VARIANTS.values()]
+    found += [functools.partial(launch_both, changes=c, decay="strong") for c in VARIANTS.values()]
+    found += [functools.partial(launch_both, changes=c, optional=("skip", "dt_bias")) for _, c in WITHOUT_GATE]
     return found
 
 
