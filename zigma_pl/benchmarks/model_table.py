@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from torch import Tensor
 
@@ -134,15 +134,20 @@ def match_parameters(contestant: Contestant, options: ModelOptions) -> ModelOpti
     """Return options whose depth gives a contestant about as many parameters as ZigMa; presets are unchanged."""
     if options.depth is None:
         return options
-    goal = outline(FAMILIES["zigzag8"], MATCHED_GRID, options).num_parameters()
+    goal = _num_parameters(FAMILIES["zigzag8"], options)
 
     def num_parameters(depth: int) -> int:
-        return outline(contestant, MATCHED_GRID, replace(options, depth=depth)).num_parameters()
+        return _num_parameters(contestant, replace(options, depth=depth))
 
     depths = range(1, 2 * options.depth + 1)
     index = bisect_left(depths, goal, key=num_parameters)
     nearest = min(depths[max(0, index - 1) : index + 1], key=lambda depth: abs(num_parameters(depth) - goal))
     return replace(options, depth=nearest)
+
+
+@cache
+def _num_parameters(contestant: Contestant, options: ModelOptions) -> int:
+    return outline(contestant, MATCHED_GRID, options).num_parameters()
 
 
 def columns(rate: str, rivals: Iterable[str]) -> tuple[str, ...]:
