@@ -34,8 +34,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
         if (threadIdx.x < TOKENS) far_row = row_of(p, w, chunk - 2, threadIdx.x);
         if (PREFETCH && chunk > w.begin) prefetch_chunk(p, w, chunk - 1, next_rows);
         before_squares(p, w, m, v, block, rows, skip, dskip);
-        publish();
-        __syncthreads();
         after_squares(p, w, m, v, block, rows, R);
         if (EARLY) fetch_adjoints(p, w, next_rows, adjoints);
         if (w.warp == SERIAL_WARP) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);

@@ -110,7 +110,7 @@ __device__ __forceinline__ void forward_chunk(
 #else
 // The same with products of whole tiles, for the 16 tokens of each warp.
 __device__ __forceinline__ void forward_chunk(
-    const Params& p, const Walk& w, const Front& m, int stage, const Vectors& v, const int* rows, int block, State& state
+    const Params& p, const Walk& w, Front& m, int stage, const Vectors& v, const int* rows, int block, State& state
 ) {
     const Byte *x = m.x[stage], *B = m.B[stage], *C = m.C[stage];
     const int low = block * 16 + LANE_ROW, high = low + 8;
@@ -119,10 +119,15 @@ __device__ __forceinline__ void forward_chunk(
     open_products();
     multiply_tiles<false, true>(y, C, m.state, false);
     close_products();
+#if STAGED
+    Granules staged, gate;
+    if (GATED) fetch_granules(gate, gate_of(p, w), (int)p.gate_row, rows + block * 16);
+#else
     Patch gate[GATED ? SLICE_BLOCKS : 1];
     if (GATED)
 #pragma unroll
         for (int b = 0; b < SLICE_BLOCKS; ++b) fetch(gate[b], gate_of(p, w), (int)p.gate_row, rows + block * 16, b * 16);
+#endif
     scale_state(state, v.from_start[TOKENS - 1]);
     await_products<0>();
     settle(y);
@@ -154,7 +159,14 @@ __device__ __forceinline__ void forward_chunk(
     open_products();
     multiply_rows(state[0], terms, x);
     close_products();
+#if STAGED
+    __syncthreads();  // all products with the tile of the state are complete
+    pass_through(staged, m.state, block, y);
+    if (GATED) apply_gate(staged, gate);
+    put_granules(own_rows(p, w, p.out), own_stride(p), rows + block * 16, staged);
+#else
     finish_output(p, w, rows + block * 16, gate, y);
+#endif
     await_products<0>();
     settle(state[0]);
 }

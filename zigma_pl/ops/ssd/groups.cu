@@ -119,3 +119,53 @@ __device__ __forceinline__ void load_terms(
         scale_inner(left[k], factors + k * 16);
     }
 }
+
+// ------------------------------------------------------------------------------------------- rows by way of a tile
+// 16 rows of a warp, 128 bytes each, as its lanes load and store them: eight lanes move a row.
+#define STAGED_ROWS 4
+struct Granules { uint4 at[STAGED_ROWS]; };
+#define STAGED_ROW(i) (LANE / 8 + i * 4)
+#define STAGED_COLUMN (LANE % 8 * 8)
+
+__device__ __forceinline__ void fetch_granules(Granules& to, const Element* from, int stride, const int* rows) {
+#pragma unroll
+    for (int i = 0; i < STAGED_ROWS; ++i) {
+        const int row = max(rows[STAGED_ROW(i)], 0);
+        to.at[i] = *(const uint4*)(from + (Long)row * stride + STAGED_COLUMN);
+    }
+}
+
+// Stores 16 tokens as elements in their rows of a tile that no warp needs any more, and reads them in granules.
+__device__ __forceinline__ void pass_through(Granules& to, Byte* tile, int block, const Product& sums) {
+#pragma unroll
+    for (int b = 0; b < TILE_BLOCKS; ++b) {
+        const Word words[4] = {pack_word(sums[b][0]), pack_word(sums[b][0] + 2), pack_word(sums[b][1]), pack_word(sums[b][1] + 2)};
+        store_matrices(words, tile + place<SLICE>(block * 16 + (LANE & 15), b * 16 + (LANE >> 4) * 8));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < STAGED_ROWS; ++i)
+        to.at[i] = *(const uint4*)(tile + place<SLICE>(block * 16 + STAGED_ROW(i), STAGED_COLUMN));
+    __syncwarp();
+}
+
+__device__ __forceinline__ void put_granules(Element* to, int stride, const int* rows, const Granules& from) {
+#pragma unroll
+    for (int i = 0; i < STAGED_ROWS; ++i) {
+        const int row = rows[STAGED_ROW(i)];
+        if (row >= 0) *(uint4*)(to + (Long)row * stride + STAGED_COLUMN) = from.at[i];
+    }
+}
+
+// y silu(gate)
+__device__ __forceinline__ void apply_gate(Granules& y, const Granules& gate) {
+#pragma unroll
+    for (int i = 0; i < STAGED_ROWS; ++i) {
+        float values[GRANULE], z[GRANULE];
+        unpack16(y.at[i], values);
+        unpack16(gate.at[i], z);
+#pragma unroll
+        for (int e = 0; e < GRANULE; ++e) values[e] *= z[e] * gate_sigmoid(z[e]);
+        y.at[i] = pack16(values);
+    }
+}

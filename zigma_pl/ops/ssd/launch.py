@@ -145,6 +145,7 @@ def kernel(
         "ROWS_FIRST": int(layout.rows_first),
         "FAST_GATE": int(layout.fast_gate),
         "WARPGROUPS": int(layout.warpgroups),
+        "STAGED": int(layout.staged),
     }
     files = (*(("groups.cu",) if layout.warpgroups else ()), *(_BACKWARD if backward else _FORWARD))
     if backward:

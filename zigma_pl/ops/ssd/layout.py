@@ -28,6 +28,7 @@ class Layout:
         carry_parts: parts of a piece in the pass that computes the state between pieces.
         warpgroups: multiply whole tiles with the instructions of compute capability 9.0, see groups.cu; needs 16-bit
             items, 64 tokens and slices, and 64 padded states.
+        staged: with warpgroups, pass output and dx through shared memory, so that eight lanes write a row.
     """
 
     item_bytes: int
@@ -45,6 +46,7 @@ class Layout:
     fast_gate: bool = False
     carry_parts: int = 1
     warpgroups: bool = False
+    staged: bool = False
 
     @property
     def threads(self) -> int:

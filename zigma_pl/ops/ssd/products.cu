@@ -1,5 +1,5 @@
-// The two halves of the work on a chunk in the backward pass, before and after the products of its tokens with each other
-// are complete in shared memory.
+// The two halves of the work on a chunk in the backward pass. Between them, a barrier completes the products of its tokens
+// with each other in shared memory.
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -29,6 +29,7 @@ __device__ __forceinline__ void before_squares(
     make_squares(w, m, v, block, skip, dskip);
     make_dx(p, w, m, v, block, rows);
     make_dB(p, w, m, v, block, rows);
+    __syncthreads();
 }
 
 __device__ __forceinline__ void after_squares(
@@ -108,11 +109,20 @@ __device__ __forceinline__ void before_squares(
     }
     await_products<1>();
     settle(dx);
+#if !STAGED
 #pragma unroll
     for (int b = 0; b < SLICE_BLOCKS; ++b) put(own_rows(p, w, p.dx), own_stride(p), rows + block * 16, b * 16, dx[b]);
+#endif
     await_products<0>();
     settle(dB);
     write_term(p, w, rows + block * 16, 0, dB);
+    publish();
+    __syncthreads();
+#if STAGED
+    Granules staged;
+    pass_through(staged, m.R, block, dx);
+    put_granules(own_rows(p, w, p.dx), own_stride(p), rows + block * 16, staged);
+#endif
 }
 
 // dC, dgate and the gradient of the state before the chunk.
