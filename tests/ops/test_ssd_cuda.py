@@ -132,7 +132,8 @@ def test_pieces(emulator, monkeypatch, dtype, num_pieces):
 
 
 def test_variants_that_are_not_the_default(monkeypatch):
-    changes = {"rows_first": True, "early": True, "fast_gate": True, "carry_parts": 3, "warpgroups": True}
+    switched_on = ("rows_first", "early", "gate_factors", "fast_gate", "warpgroups", "staged")
+    changes = {"carry_parts": 3} | dict.fromkeys(switched_on, True)
     known = launch.layout_of
     monkeypatch.setattr(launch, "layout_of", lambda *sizes: dataclasses.replace(known(*sizes), **changes))
     monkeypatch.setattr(launch, "pieces_for", lambda *_: 2)

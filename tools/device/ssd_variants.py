@@ -12,37 +12,40 @@ from ssd_checks import NAMES, OPTIONAL, SIZES, arguments_of, check
 
 from zigma_pl.ops.ssd import cuda, launch
 
-SMALL = {"rows_first": True, "early": True, "fast_gate": True, "carry_parts": 2}
+SMALL = {"rows_first": True, "early": True, "gate_factors": True, "fast_gate": True, "carry_parts": 2}
 GROUPS = {"warpgroups": True}
-ALL = SMALL | GROUPS
+ALL = SMALL | GROUPS | {"staged": True}
 # Fields of Layout that differ from the default. Those with new instructions come last, since a kernel that fails ends
 # the process.
 VARIANTS = {
     "default": {},
     "rows first": {"rows_first": True},
     "early": {"early": True},
+    "gate factors": {"gate_factors": True},
     "fast gate": {"fast_gate": True},
     "carry parts 2": {"carry_parts": 2},
     "carry parts 4": {"carry_parts": 4},
     "small changes": SMALL,
+    "small changes, not early": SMALL | {"early": False},
     "small changes, 2 blocks": SMALL | {"forward_blocks": 2, "backward_blocks": 2},
     "small changes, 1 stage, 4 blocks": SMALL | {"stages": 1, "forward_blocks": 4},
     "small changes, no prefetch": SMALL | {"prefetch": False},
     "default again": {},
     "groups": GROUPS,
+    "groups, staged": GROUPS | {"staged": True},
     "groups, rows first": GROUPS | {"rows_first": True},
-    "groups, early": GROUPS | {"early": True},
-    "groups, fast gate": GROUPS | {"fast_gate": True},
-    "groups, small changes": ALL,
-    "groups, small changes, carry parts 4": ALL | {"carry_parts": 4},
-    "groups, small changes, not early": ALL | {"early": False},
-    "groups, small changes, 2 blocks": ALL | {"forward_blocks": 2, "backward_blocks": 2},
-    "groups, small changes, 1 stage, 3 blocks": ALL | {"stages": 1},
-    "groups, small changes, 1 stage, 4 blocks": ALL | {"stages": 1, "forward_blocks": 4},
-    "groups, small changes, 1 stage, 5 blocks": ALL | {"stages": 1, "forward_blocks": 5},
-    "groups, small changes, no prefetch": ALL | {"prefetch": False},
+    "groups, gate factors": GROUPS | {"gate_factors": True},
+    "groups, all": ALL,
+    "groups, all, carry parts 4": ALL | {"carry_parts": 4},
+    "groups, all but staged": ALL | {"staged": False},
+    "groups, all but early": ALL | {"early": False},
+    "groups, all but fast gate": ALL | {"fast_gate": False},
+    "groups, all, 2 blocks": ALL | {"forward_blocks": 2, "backward_blocks": 2},
+    "groups, all, 1 stage, 3 blocks": ALL | {"stages": 1},
+    "groups, all, 1 stage, 4 blocks": ALL | {"stages": 1, "forward_blocks": 4},
+    "groups, all, no prefetch": ALL | {"prefetch": False},
 }
-WITHOUT_GATE = (("default", {}), ("groups, small changes", ALL))  # also timed so, which shows what the gate costs
+WITHOUT_GATE = (("default", {}), ("groups, all", ALL))  # also timed so, which shows what the gate costs
 SHAPES = ((32, 1024), (8, 4096))
 
 
@@ -120,13 +123,13 @@ def time_variant(results, name, changes, num_failures, **options):
 
 def print_table(variants):
     """Print a line for each variant: its times at both shapes."""
-    print(f"{'':50s}" + "".join(f"{shape!s:>12s}: inference forward backward sum" for shape in SHAPES))
+    print(f"{'':44s}" + "".join(f"{shape!s:>12s}: inference forward backward sum" for shape in SHAPES))
     for name, found in sorted(variants.items(), key=lambda item: sum(map(sum_of, item[1]["times"].values()))):
         columns = "".join(
             f"{one['inference']:23.3f} {one['forward']:7.3f} {one['backward']:8.3f} {sum_of(one):.3f}"
             for one in found["times"].values()
         )
-        print(f"{name:50s}{columns}" + (f"  {found['failures']} FAILURES" if found["failures"] else ""), flush=True)
+        print(f"{name:44s}{columns}" + (f"  {found['failures']} FAILURES" if found["failures"] else ""), flush=True)
 
 
 def sum_of(times):

@@ -70,17 +70,30 @@ __device__ __forceinline__ void fetch_adjoints(const Params& p, const Walk& w, c
     }
 }
 
-// Stores g = dout silu(gate) of a chunk.
-__device__ __forceinline__ void store_adjoints(const Adjoints& from, Byte* g) {
+// Stores g = dout silu(gate) of a chunk; with `factors`, also dout silu'(gate), where dgate will be, which is y times it.
+__device__ __forceinline__ void store_adjoints(
+    const Params& p, const Walk& w, const Adjoints& from, Byte* g, const int* rows, bool factors
+) {
     const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
 #pragma unroll
     for (int i = 0; i < ADJOINT_ROWS; ++i) {
         float values[GRANULE], z[GRANULE];
         unpack16(from.douts[i], values);
         unpack16(from.gates[i], z);
+        if (GATED && factors) {
+            float slopes[GRANULE];
 #pragma unroll
-        for (int e = 0; e < GRANULE; ++e)
-            if (GATED) values[e] *= z[e] * gate_sigmoid(z[e]);
+            for (int e = 0; e < GRANULE; ++e) {
+                const float s = gate_sigmoid(z[e]), scaled = values[e] * s;
+                values[e] = scaled * z[e];
+                slopes[e] = scaled * fmaf(z[e], 1.f - s, 1.f);
+            }
+            const int row = rows[first + i * COPY_STEP(SLICE)];
+            if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p)) = pack16(slopes);
+        } else if (GATED) {
+#pragma unroll
+            for (int e = 0; e < GRANULE; ++e) values[e] *= z[e] * gate_sigmoid(z[e]);
+        }
         write_granule(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES, values);
     }
 }

@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
         const Vectors& v = m.common.vectors[i % 2];
         const int block = block_of(w, i);
         if (!EARLY) fetch_adjoints(p, w, rows, adjoints);
-        store_adjoints(adjoints, m.g);
+        store_adjoints(p, w, adjoints, m.g, rows, GATE_FACTORS);
         close_copies();
         await_copies();
         convert_tile<SLICE>(m.x);
@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
         const Vectors& v = m.common.vectors[i % 2];
         Byte *C = EARLY && i % 2 ? m.B : m.C, *next_C = EARLY && i % 2 == 0 ? m.B : m.C;
         if (!EARLY) fetch_adjoints(p, w, rows, adjoints);
-        store_adjoints(adjoints, m.g);
+        store_adjoints(p, w, adjoints, m.g, rows, false);
         close_copies();
         await_copies();
         convert_tile<STATES>(C);

@@ -139,7 +139,7 @@ __device__ __forceinline__ void make_dC(
     write_term(p, w, rows + block * 16, 1, dC);
 }
 
-// Columns of 16 tokens as a lane loads and stores them for dgate.
+// Columns of 16 tokens as a lane loads and stores them for dgate; with GATE_FACTORS, `gates` are dout silu'(gate).
 #define GATE_STEP (32 / (SLICE / GRANULE))  // rows at a time
 struct GateRows {
     uint4 gates[16 / GATE_STEP], douts[16 / GATE_STEP];
@@ -150,6 +150,10 @@ __device__ __forceinline__ void fetch_gates(const Params& p, const Walk& w, int 
 #pragma unroll
     for (int i = 0; i < 16 / GATE_STEP; ++i) {
         const int row = max(rows[first + i * GATE_STEP], 0);
+        if (GATE_FACTORS) {
+            to.gates[i] = *(const uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p));
+            continue;
+        }
         to.gates[i] = *(const uint4*)(gate_of(p, w) + column + (Long)row * (int)p.gate_row);
         to.douts[i] = *(const uint4*)(dout_of(p, w) + column + (Long)row * (int)p.dout_row);
     }
@@ -168,9 +172,13 @@ __device__ __forceinline__ void finish_dgate(
         float values[GRANULE], z[GRANULE], o[GRANULE];
         read_granule(m.R + place<SLICE>(first + i * GATE_STEP, column), values);
         unpack16(from.gates[i], z);
-        unpack16(from.douts[i], o);
+        if (!GATE_FACTORS) unpack16(from.douts[i], o);
 #pragma unroll
         for (int e = 0; e < GRANULE; ++e) {
+            if (GATE_FACTORS) {
+                values[e] *= z[e];
+                continue;
+            }
             const float s = gate_sigmoid(z[e]);
             values[e] *= o[e] * s * fmaf(z[e], 1.f - s, 1.f);
         }

@@ -150,7 +150,7 @@ def kernel(
     files = (*(("groups.cu",) if layout.warpgroups else ()), *(_BACKWARD if backward else _FORWARD))
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}
-        options |= {"ADDING": int(option), "EARLY": int(layout.early)}
+        options |= {"ADDING": int(option), "EARLY": int(layout.early), "GATE_FACTORS": int(layout.gate_factors)}
     else:
         options |= {"FORWARD_BYTES": layout.forward_bytes, "FORWARD_BLOCKS": layout.forward_blocks}
         options |= {"STAGES": layout.stages, "KEEPING": int(option)}
