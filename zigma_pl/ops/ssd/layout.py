@@ -24,8 +24,8 @@ class Layout:
         forward_blocks, backward_blocks: minimum number of blocks per multiprocessor, which limits the registers.
         rows_first: read the row indices of all copies of a thread before its first copy.
         early: load the output gradients and gates of the next chunk before the end of this one.
-        gate_factors: compute both factors that depend on the gate at once in the backward pass, and keep the one of dgate
-            in its memory until it is needed.
+        gate_factors: compute both factors that depend on the gate at once in the backward pass, and keep the one of
+            dgate in its memory until it is needed.
         fast_gate: compute gates by an approximation of tanh.
         carry_parts: parts of a piece in the pass that computes the state between pieces.
         warpgroups: multiply whole tiles with the instructions of compute capability 9.0, see groups.cu; needs 16-bit
