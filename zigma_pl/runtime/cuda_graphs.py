@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,19 @@ class Inputs(NamedTuple):
             if condition.mask is not None:
                 found[f"{name}.mask"] = condition.mask
         return found | {f"{name}.dropped": tensor for name, tensor in self.dropped.items()}
+
+    def split(self, num_parts: int) -> "list[Inputs]":
+        """Split the batch into parts of about equal size; the tensors are views."""
+        bounds = [len(self.x_t) * index // num_parts for index in range(num_parts + 1)]
+        return [self._rows(slice(*ends)) for ends in pairwise(bounds)]
+
+    def _rows(self, rows: slice) -> "Inputs":
+        conditions = {
+            name: Condition(values[rows], None if mask is None else mask[rows])
+            for name, (values, mask) in self.conditions.items()
+        }
+        dropped = {name: tensor[rows] for name, tensor in self.dropped.items()}
+        return Inputs(self.x_t[rows], self.t[rows], conditions, dropped)
 
     def copies(self) -> "Inputs":
         """Return copies of all tensors."""

@@ -19,6 +19,7 @@ from zigma_pl.runtime.cuda_graphs import (
     uncached_autocast,
     warm_up,
 )
+from zigma_pl.runtime.row_threads import call_in_threads
 from zigma_pl.runtime.sampling_copy import SamplingCopy
 
 
@@ -37,7 +38,8 @@ class GraphedBackbone:
     start. Changes of weights cannot be detected reliably: PyTorch's version counters miss the fused AdamW and writes
     through `.data`, such as those of averaging callbacks.
 
-    On other devices, and if gradients are enabled, the backbone itself is called.
+    On a CPU without gradients, the rows of the batch are divided among threads (`row_threads`), unless the backbone is
+    compiled. On other devices, and with gradients, the backbone itself is called.
 
     Args:
         backbone: the network.
@@ -79,7 +81,8 @@ class GraphedBackbone:
         """Predict (B, C, H, W), in a new tensor; see `Backbone.forward` for the arguments."""
         inputs = Inputs.of(x_t, t, conditions, dropped)
         if x_t.device.type != self.device_type or torch.is_grad_enabled():
-            return self.backbone(*inputs)
+            in_threads = x_t.device.type == "cpu" and not torch.is_grad_enabled() and not self.compile_backbone
+            return call_in_threads(self.backbone, inputs) if in_threads else self.backbone(*inputs)
         # Tensors that are created here can be used inside and outside of inference mode.
         with torch.inference_mode(False), torch.no_grad():
             capture = self._capture_for(inputs)
