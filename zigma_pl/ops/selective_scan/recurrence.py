@@ -20,8 +20,8 @@ from torch import Tensor
 from zigma_pl.ops.rows import RowMover
 from zigma_pl.ops.threads import threads_that_pay
 
-# Elements of a plane and of a tile, of which a forward pass has two and a backward pass three, so that they stay in 1 to
-# 2 MB of L2 cache. The optimum is broad.
+# Elements of a plane and of a tile. A forward pass works on two tiles and a backward pass on three, which should stay
+# in the L2 cache, 1 to 2 MB. The optimum is broad.
 STEP_ELEMENTS = 1 << 14
 TILE_ELEMENTS = 1 << 17
 
