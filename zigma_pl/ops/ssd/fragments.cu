@@ -203,14 +203,14 @@ __device__ __forceinline__ void store_sum(Byte* tile, int row, int column, const
     Left items;
     as_left(items, sum);
     store_matrices(items.w, tile + place<WIDTH>(row + (LANE & 15), column + (LANE >> 4) * 8));
-    return;
-#endif
+#else
 #pragma unroll
     for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
             write_items(tile + place<WIDTH>(row + LANE_ROW + half * 8, column + t * 8 + LANE_COLUMN), sum[t][half * 2],
                         sum[t][half * 2 + 1]);
+#endif
 }
 
 template <int WIDTH>
@@ -221,14 +221,14 @@ __device__ __forceinline__ void read_sum(Sum& sum, const Byte* tile, int row, in
 #pragma unroll
     for (int i = 0; i < 4; ++i)
         sum[i / 2][i % 2 * 2] = low_item(items.w[i]), sum[i / 2][i % 2 * 2 + 1] = high_item(items.w[i]);
-    return;
-#endif
+#else
 #pragma unroll
     for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
             read_items(tile + place<WIDTH>(row + LANE_ROW + half * 8, column + t * 8 + LANE_COLUMN), sum[t][half * 2],
                        sum[t][half * 2 + 1]);
+#endif
 }
 
 // Adds the products of a sum's rows with those of a tile to `low` (row LANE_ROW) and `high` (row LANE_ROW + 8).
@@ -242,68 +242,3 @@ __device__ __forceinline__ void dot_rows(const Sum& sum, const Byte* tile, int r
         high = fmaf(sum[t][2], other[t][2], fmaf(sum[t][3], other[t][3], high));
     }
 }
-
-// 16 x 16 elements of rows in global memory, as one lane loads and stores them; row < 0 is absent.
-#if ROW_KIND == 0
-struct Patch { float2 at[4]; };
-
-__device__ __forceinline__ void fetch(Patch& to, const Element* from, int stride, const int* rows, int column) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int row = rows[LANE_ROW + i % 2 * 8];
-        to.at[i] = row < 0 ? make_float2(0.f, 0.f)
-                           : *(const float2*)(from + (Long)row * stride + column + i / 2 * 8 + LANE_COLUMN);
-    }
-}
-
-__device__ __forceinline__ void spread(Sum& to, const Patch& from) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i / 2][i % 2 * 2] = from.at[i].x, to[i / 2][i % 2 * 2 + 1] = from.at[i].y;
-}
-
-__device__ __forceinline__ void put(Element* to, int stride, const int* rows, int column, const Sum& sum) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int row = rows[LANE_ROW + i % 2 * 8];
-        if (row >= 0)
-            *(float2*)(to + (Long)row * stride + column + i / 2 * 8 + LANE_COLUMN) =
-                make_float2(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1]);
-    }
-}
-#else
-struct Patch { uint4 at; };
-
-// Transposes 4 x 4 words among the four lanes that share rows.
-__device__ __forceinline__ void exchange(Word (&w)[4]) {
-    const bool odd = LANE & 1, upper = LANE & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const Word other = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
-        if (odd) w[i] = other; else w[i + 1] = other;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const Word other = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + 2], 2);
-        if (upper) w[i] = other; else w[i + 2] = other;
-    }
-}
-
-// Lane 4 g + q moves 16 bytes: columns 8 (q % 2).. of row g + 8 (q / 2).
-__device__ __forceinline__ void fetch(Patch& to, const Element* from, int stride, const int* rows, int column) {
-    const int row = rows[LANE_ROW + (LANE >> 1 & 1) * 8];
-    to.at = row < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4*)(from + (Long)row * stride + column + (LANE & 1) * 8);
-}
-
-__device__ __forceinline__ void spread(Sum& to, const Patch& from) {
-    Word w[4] = {from.at.x, from.at.y, from.at.z, from.at.w};
-    exchange(w);
-    unpack_word(w[0], to[0]), unpack_word(w[1], to[1]), unpack_word(w[2], to[0] + 2), unpack_word(w[3], to[1] + 2);
-}
-
-__device__ __forceinline__ void put(Element* to, int stride, const int* rows, int column, const Sum& sum) {
-    Word w[4] = {pack_word(sum[0]), pack_word(sum[1]), pack_word(sum[0] + 2), pack_word(sum[1] + 2)};
-    exchange(w);
-    const int row = rows[LANE_ROW + (LANE >> 1 & 1) * 8];
-    if (row >= 0) *(uint4*)(to + (Long)row * stride + column + (LANE & 1) * 8) = make_uint4(w[0], w[1], w[2], w[3]);
-}
-#endif

@@ -69,7 +69,7 @@ __device__ __forceinline__ void multiply_rows16(Product& sums, const Word (&left
 
 __device__ __forceinline__ Long describe(const Byte* tile) {
     const Long rows_apart = GROUP_OF_ROWS / 16, permuted = 1;
-    return (Long)(shared_address(tile) / 16) | 1ll << 16 | rows_apart << 32 | permuted << 62;
+    return (Long)(shared_address(tile) / 16) | rows_apart << 16 | rows_apart << 32 | permuted << 62;
 }
 
 // The difference between the descriptors of two blocks of 16 along the inner axis.

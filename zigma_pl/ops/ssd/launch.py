@@ -16,7 +16,7 @@ MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
 RESULTS = ("out", "dx", "dgate", "ddt", "states", "carries", "durations", "dBC", "sums")
 
 _FOLDER = Path(__file__).parent
-_COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "fragments.cu", _FOLDER / "walk.cu")
+_COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "products.cu", "backward.cu")
 _NUM_FIELDS = 46  # in struct Params of walk.cu

@@ -200,61 +200,6 @@ __device__ __forceinline__ void open_walk(const Params& p, const Walk& w, Common
     }
 }
 
-// ------------------------------------------------------------------------------------------------------ copies
-// A thread copies the same granule of rows that are COPY_STEP(WIDTH) apart.
-#define COPY_STEP(WIDTH) (THREADS / (WIDTH / GRANULE))
-
-// Byte offset of a thread's granule `row` rows after its first one, at `offset`. Granules repeat every eight rows.
-template <int WIDTH>
-__device__ __forceinline__ int granule_at(int offset, int first, int row, int column) {
-    return COPY_STEP(WIDTH) % 8 == 0 ? offset + row * WIDTH * ITEM_BYTES : place<WIDTH>(first + row, column);
-}
-
-// Starts copies of a chunk's rows; columns >= width become zero. `stride` in bytes.
-template <int WIDTH>
-__device__ __forceinline__ void copy_tile(Byte* tile, const Element* from, int stride, const int* rows, int width) {
-    const int first = threadIdx.x / (WIDTH / GRANULE), column = threadIdx.x % (WIDTH / GRANULE) * GRANULE;
-    const Byte* source = (const Byte*)(from + (column < width ? column : 0));
-    const int offset = place<WIDTH>(first, column);
-#if ROWS_FIRST
-    int sources[TOKENS / COPY_STEP(WIDTH)];
-#pragma unroll
-    for (int i = 0; i < TOKENS / COPY_STEP(WIDTH); ++i) sources[i] = rows[first + i * COPY_STEP(WIDTH)];
-#endif
-#pragma unroll
-    for (int row = 0; row < TOKENS; row += COPY_STEP(WIDTH)) {
-#if ROWS_FIRST  // the compiler would not read several rows at once, since it keeps the order of reads and copies
-        const int at = sources[row / COPY_STEP(WIDTH)];
-#else
-        const int at = rows[first + row];
-#endif
-        copy_async<16>(tile + granule_at<WIDTH>(offset, first, row, column), source + (Long)max(at, 0) * stride, at >= 0 && column < width);
-    }
-}
-
-// Starts the copy of a stored state.
-__device__ __forceinline__ void copy_state(Byte* tile, const Byte* from) {
-    const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
-    const int offset = place<SLICE>(first, column);
-#pragma unroll
-    for (int row = 0; row < STATES; row += COPY_STEP(SLICE))
-        copy_async<16>(tile + granule_at<SLICE>(offset, first, row, column), from + threadIdx.x * 16 + row * SLICE * ITEM_BYTES, true);
-}
-
-// Converts what this thread has copied to items, before the barrier.
-template <int WIDTH>
-__device__ __forceinline__ void convert_tile(Byte* tile) {
-#if ROW_KIND == 2
-    const int first = threadIdx.x / (WIDTH / GRANULE), column = threadIdx.x % (WIDTH / GRANULE) * GRANULE;
-#pragma unroll
-    for (int row = 0; row < TOKENS; row += COPY_STEP(WIDTH)) {
-        uint4* at = (uint4*)(tile + place<WIDTH>(first + row, column));
-        const uint4 halves = *at;
-        *at = make_uint4(as_bfloats(halves.x), as_bfloats(halves.y), as_bfloats(halves.z), as_bfloats(halves.w));
-    }
-#endif
-}
-
 // ------------------------------------------------------------------------------------------------------- state
 typedef Sum State[OWN_ROWS][OWN_COLUMNS];
 
