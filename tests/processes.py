@@ -47,6 +47,9 @@ class Processes:
         """Wait until all have ended; returns each exit status, or minus the number of the signal that ended it."""
         for process in self.processes:
             process.join(TIMEOUT_SECONDS)
+            if process.is_alive():
+                process.kill()
+                process.join()
         return [process.exitcode for process in self.processes]
 
     def wait(self):
