@@ -150,13 +150,13 @@ def test_the_model_that_comes_along_draws_what_it_is_told(repository, in_tmp):
     assert pink < -15
 
 
-def test_the_shipped_model_samples_with_ten_calls_as_its_experiment(repository):
+def test_the_shipped_model_samples_with_eight_calls_as_its_experiment(repository):
     experiment = yaml.safe_load((repository / "experiments/portraits.yaml").read_text())["model"]
     sampler = zigma_pl.from_pretrained(repository / "models/portraits").sampler
     assert isinstance(sampler, MultistepSampler)
     given = {name: getattr(sampler, name) for name in experiment["sampler"]["init_args"]}
     assert {**given, "lambda_range": list(given["lambda_range"])} == experiment["sampler"]["init_args"]
-    assert sampler.num_steps == 10
+    assert sampler.num_steps == 8
 
 
 @pytest.fixture
