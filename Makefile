@@ -8,6 +8,9 @@ BIN  := $(VENV)/bin
 CORE := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
 
+# Tests start many processes, each of which would compile the package again without cached bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo sample test test-slow lint types format ci ablations tables report bench paths doctor tensorboard clean
 

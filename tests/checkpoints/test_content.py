@@ -265,7 +265,7 @@ def places(value, above=()):
 
 
 @pytest.mark.usefixtures("one_gigabyte_more")
-@bounded(max_examples=20)
+@bounded(max_examples=12)
 @given(data=st.data())
 def test_any_metadata_is_resumed_from_or_refused(data, saved, tmp_path_factory):
     content = torch.load(saved, weights_only=True)
@@ -309,7 +309,7 @@ def test_hyper_parameters_of_another_type_are_not_exported(part, value, exportab
 
 
 @pytest.mark.usefixtures("one_gigabyte_more")
-@bounded(max_examples=40)
+@bounded(max_examples=20)
 @given(data=st.data())
 def test_any_options_are_exported_or_refused(data, exportable, tmp_path_factory):
     content = torch.load(exportable, weights_only=True)
@@ -325,7 +325,7 @@ def test_any_options_are_exported_or_refused(data, exportable, tmp_path_factory)
 
 
 @pytest.mark.usefixtures("one_gigabyte_more")
-@bounded(max_examples=200)
+@bounded(max_examples=100)
 @given(data=st.data())
 def test_any_bytes_are_read_or_refused(data, tmp_path_factory):
     buffer = io.BytesIO()

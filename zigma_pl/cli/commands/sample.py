@@ -72,7 +72,6 @@ def write_samples(model: "GenerativeModule", data: "RequestedData", options: arg
     from lightning.pytorch.plugins.environments import LightningEnvironment
 
     from zigma_pl.cli.parsing import quieten
-    from zigma_pl.core.freed_memory import keep_freed_memory
     from zigma_pl.core.machine import choose_device
     from zigma_pl.training.callbacks.sample_writer import SampleWriter
     from zigma_pl.training.callbacks.sampling_bar import SamplingBar
@@ -88,8 +87,6 @@ def write_samples(model: "GenerativeModule", data: "RequestedData", options: arg
         num_columns=per_request if num_samples > per_request else min(per_request, MAX_COLUMNS),
     )
     accelerator = choose_device(options.device).type
-    if accelerator == "cpu":
-        keep_freed_memory()
     trainer = L.Trainer(
         accelerator=accelerator,
         precision=options.precision or default_precision({"accelerator": accelerator}),
