@@ -85,14 +85,7 @@ __device__ __forceinline__ void before_squares(
         if (i < block) {
             clear(s), clear(q);
         } else {
-            float z[2][2];
-            if (i == block)
-                scale_squares(s, q, v, low, i * 16, true, skip, earlier, own, z, dskip);
-            else
-                scale_squares(s, q, v, low, i * 16, false, skip, earlier, own, z, dskip);
-            store_sum<TOKENS>(m.M, block * 16, i * 16, s);
-            store_sum<TOKENS>(m.W, block * 16, i * 16, q);
-            sum_columns(z, m.sums.later[w.warp] + i * 16);
+            finish_square(w, m, v, block, i, skip, s, q, earlier, own, dskip);
         }
         Left M, W;
         as_left(M, s), as_left(W, q);
@@ -102,11 +95,7 @@ __device__ __forceinline__ void before_squares(
         multiply_rows(dB, W, m.C, i);
         close_products();
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        earlier[r] = quad_sum(earlier[r]), own[r] = quad_sum(own[r]);
-        if ((LANE & 3) == 0) m.sums.earlier[low + r * 8] = earlier[r], m.sums.own[low + r * 8] = own[r];
-    }
+    store_token_sums(m, block, earlier, own);
     await_products<1>();
     settle(dx);
 #if !STAGED

@@ -43,6 +43,32 @@ __device__ __forceinline__ void scale_squares(
         }
 }
 
+// Scales the products of the warp's tokens j with the tokens of block i, stores them as tiles, and sums over Z.
+__device__ __forceinline__ void finish_square(
+    const Walk& w, Back& m, const Vectors& v, int block, int i, float skip, Sum& s, Sum& q, float (&earlier)[2],
+    float (&own)[2], float& dskip
+) {
+    const int low = block * 16 + LANE_ROW;
+    float z[2][2];
+    if (i == block)
+        scale_squares(s, q, v, low, i * 16, true, skip, earlier, own, z, dskip);
+    else
+        scale_squares(s, q, v, low, i * 16, false, skip, earlier, own, z, dskip);
+    store_sum<TOKENS>(m.M, block * 16, i * 16, s);
+    store_sum<TOKENS>(m.W, block * 16, i * 16, q);
+    sum_columns(z, m.sums.later[w.warp] + i * 16);
+}
+
+// Stores the sums over Z that belong to the warp's tokens j.
+__device__ __forceinline__ void store_token_sums(Back& m, int block, float (&earlier)[2], float (&own)[2]) {
+    const int low = block * 16 + LANE_ROW;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        earlier[r] = quad_sum(earlier[r]), own[r] = quad_sum(own[r]);
+        if ((LANE & 3) == 0) m.sums.earlier[low + r * 8] = earlier[r], m.sums.own[low + r * 8] = own[r];
+    }
+}
+
 // Computes S L d + skip and W L d for 16 tokens j, transposed, and the sums over Z.
 __device__ __forceinline__ void make_squares(
     const Walk& w, Back& m, const Vectors& v, int block, float skip, float& dskip
@@ -52,7 +78,6 @@ __device__ __forceinline__ void make_squares(
     for (int n = 0; n < STATE_BLOCKS; ++n) load_left<STATES>(b[n], m.B, block * 16, n * 16);
 #pragma unroll
     for (int n = 0; n < SLICE_BLOCKS; ++n) load_left<SLICE>(x[n], m.x, block * 16, n * 16);
-    const int low = block * 16 + LANE_ROW;
     float earlier[2] = {0.f, 0.f}, own[2] = {0.f, 0.f};
     for (int i = LANE; i < block * 16; i += 32) m.sums.later[w.warp][i] = 0.f;
 #pragma unroll 1
@@ -71,20 +96,9 @@ __device__ __forceinline__ void make_squares(
             load_right<SLICE>(g, m.g, i * 16, n * 16);
             multiply_into(q, x[n], g);
         }
-        float z[2][2];
-        if (i == block)
-            scale_squares(s, q, v, low, i * 16, true, skip, earlier, own, z, dskip);
-        else
-            scale_squares(s, q, v, low, i * 16, false, skip, earlier, own, z, dskip);
-        store_sum<TOKENS>(m.M, block * 16, i * 16, s);
-        store_sum<TOKENS>(m.W, block * 16, i * 16, q);
-        sum_columns(z, m.sums.later[w.warp] + i * 16);
+        finish_square(w, m, v, block, i, skip, s, q, earlier, own, dskip);
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        earlier[r] = quad_sum(earlier[r]), own[r] = quad_sum(own[r]);
-        if ((LANE & 3) == 0) m.sums.earlier[low + r * 8] = earlier[r], m.sums.own[low + r * 8] = own[r];
-    }
+    store_token_sums(m, block, earlier, own);
     __syncwarp();
 }
 
