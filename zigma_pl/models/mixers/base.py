@@ -71,6 +71,8 @@ class Mixer(nn.Module, ABC):
     """
 
     takes_rows_in_visit_order: ClassVar[bool] = False
+    # Mixers that can recompute activations set this to their option; "auto" leaves the choice to `fit`.
+    activation_memory: ActivationMemory = "fast"
 
     @abstractmethod
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
@@ -119,6 +121,8 @@ class Mixer(nn.Module, ABC):
 
     def store_more_activations(self) -> None:
         """From now on, store activations for the backward pass instead of recomputing them, if that is left open."""
+        if self.activation_memory == "auto":
+            self.activation_memory = "fast"
 
     def projections(self) -> Sequence[nn.Linear]:
         """Return the linear layers that a transformer initialises like its own; by default none."""

@@ -116,7 +116,7 @@ class MambaMixer(ScanDirection, Mixer):
     ) -> None:
         super().__init__(width, state_size, expand, conv_kernel, scan_backend)
         inner = expand * width
-        self.activation_memory: ActivationMemory = activation_memory
+        self.activation_memory = activation_memory
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.out_proj = nn.Linear(inner, width, bias=False)
         self.sort_channels()
@@ -143,11 +143,6 @@ class MambaMixer(ScanDirection, Mixer):
             return 0
         states = self.state_size * 4 * (1 / KEEP_EVERY["fast"] - 1 / KEEP_EVERY["lean"])  # in float32
         return round(num_tokens * self.out_proj.in_features * (4 * itemsize + states))
-
-    def store_more_activations(self) -> None:
-        """Change "auto" to "fast"."""
-        if self.activation_memory == "auto":
-            self.activation_memory = "fast"
 
     def wants_rows_arranged(self, visit: Visit) -> bool:
         """Return True for an order per sample, since the kernels read rows through a single order."""

@@ -149,7 +149,7 @@ class Mamba2Mixer(SsdDirection, Mixer):
         activation_memory: ActivationMemory = "auto",
     ) -> None:
         super().__init__(inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend)
-        self.activation_memory: ActivationMemory = activation_memory
+        self.activation_memory = activation_memory
         self.in_proj = nn.Linear(width, self.num_projected, bias=False)
         self.norm = GroupRMSNorm(inner_width, num_groups)
         self.out_proj = nn.Linear(inner_width, width, bias=False)
@@ -178,11 +178,6 @@ class Mamba2Mixer(SsdDirection, Mixer):
         numbers = self.parts[1] + 2 * self.inner_width
         states = self.inner_width * kept_state_bytes(self.state_size, itemsize)
         return round(num_tokens * (numbers * itemsize + states))
-
-    def store_more_activations(self) -> None:
-        """Change "auto" to "fast"."""
-        if self.activation_memory == "auto":
-            self.activation_memory = "fast"
 
 
 @dataclass(frozen=True)
