@@ -67,7 +67,14 @@ def dtypes(model, call):
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"), [(None, torch.float32), ("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
+    ("precision", "expected"),
+    [
+        (None, torch.float32),
+        ("32-true", torch.float32),
+        ("32", torch.float32),
+        ("bf16-mixed", torch.bfloat16),
+        ("bf16", torch.bfloat16),
+    ],
 )
 def test_precision_is_that_of_the_backbone(by_class, precision, expected):
     assert dtypes(by_class, lambda: by_class.generate("circle", precision=precision)) == {expected}

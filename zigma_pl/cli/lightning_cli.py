@@ -150,7 +150,7 @@ class ZigmaCLI(LightningCLI):
         """Fill in options that follow from the data; add the progress bar and the check that all processes agree."""
         self._fill_from_data_or_checkpoint()
         self._name_run()
-        trainer = self.config[self.config["subcommand"]].trainer
+        trainer = self._get(self.config, "trainer")
         if trainer.precision is None:
             trainer.precision = default_precision(trainer)
         options = vars(self.config[self.config["subcommand"]].as_flat())

@@ -14,7 +14,11 @@ from zigma_pl.data.order import check_length
 from zigma_pl.training.lightning_private import accumulates
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16)  # the last five are aliases
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # precisions by their dtype under autocast
+# The dtype under autocast of the precisions that use it.
+AUTOCAST: dict[str | int, torch.dtype] = {
+    **dict.fromkeys(("bf16-mixed", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("16-mixed", "16", 16), torch.float16),
+}
 _NEVER = 2**62  # batches between validations
 
 # option -> end of the error message
