@@ -4,16 +4,10 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
 #include <initializer_list>
-#if WARPGROUPS
-#include <array>
-#include <functional>
-#include <vector>
-#endif
 
 #define EMULATED
 #define __device__
@@ -46,7 +40,7 @@ struct Fiber {
     bool begun = false, done = false;
 };
 
-alignas(1024) static char emulated_shared[1 << 18];
+alignas(16) static char emulated_shared[1 << 18];
 static Fiber fibers[1024];
 static Barrier warp_barriers[32];
 static Barrier block_barrier;
@@ -175,14 +169,6 @@ inline void load_matrices(unsigned (&to)[4], const char* from) {
     meet_warp();
 }
 
-inline void store_matrices(const unsigned (&from)[4], char* to) {
-    const int lane = threadIdx.x % 32;
-    auto all = deposit({__uint_as_float(to - emulated_shared)});
-    for (int i = 0; i < 4; ++i)
-        memcpy(emulated_shared + __float_as_uint(all[i * 8 + lane / 4][0]) + lane % 4 * 4, &from[i], 4);
-    meet_warp();
-}
-
 inline float bfloat(unsigned word, int half) { return __uint_as_float((half ? word >> 16 : word & 0xffff) << 16); }
 
 inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {
@@ -199,86 +185,6 @@ inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
     }
     meet_warp();
 }
-
-#if WARPGROUPS
-// Products of whole tiles by four warps. A descriptor has the address / 16 in bits 0-13 and the distance / 16 between
-// groups of eight 128-byte rows in bits 32-45; bits 4-6 of an address are permuted by bits 7-9.
-inline float item_of(long long descriptor, bool turned, int outer, int inner) {
-    const int row = turned ? inner : outer, column = turned ? outer : inner;
-    int at = ((descriptor & 0x3fff) << 4) + row / 8 * (int)((descriptor >> 32 & 0x3fff) << 4) + row % 8 * 128 + column * 2;
-    at ^= (at >> 7 & 7) << 4;
-    uint16_t bits;
-    memcpy(&bits, emulated_shared + at, 2);
-    return bfloat(bits, 0);
-}
-
-// sums (64 rows, 16 per warp) += or = left right, over 16 of the inner axis.
-template <class Left>
-inline void multiply_group(float (*c)[2][4], int columns, Left left, long long right, bool right_turned, bool add) {
-    const int lane = threadIdx.x % 32;
-    if ((right >> 62 & 3) != 1) abort();
-    for (int r = 0; r < 2; ++r) {
-        float factors[16];
-        for (int k = 0; k < 16; ++k) factors[k] = left(lane / 4 + r * 8, k);
-        for (int i = 0; i < columns / 4; ++i) {
-            float& sum = c[i / 4][i / 2 % 2][r * 2 + i % 2];
-            if (!add) sum = 0;
-            for (int k = 0; k < 16; ++k)
-                sum += factors[k] * item_of(right, right_turned, i / 2 * 8 + lane % 4 * 2 + i % 2, k);
-        }
-    }
-}
-
-// Products run as late as allowed, when their group is awaited: reading a result earlier, or overwriting a tile, shows.
-struct Pending {
-    int group;
-    std::function<void()> run;
-};
-static std::vector<Pending> pending[1024];  // of each thread
-static int groups_of[1024];
-
-inline void defer(std::function<void()> run) { pending[threadIdx.x].push_back({groups_of[threadIdx.x], run}); }
-inline void open_products() {}
-inline void close_products() { ++groups_of[threadIdx.x]; }
-
-template <int PENDING>
-inline void await_products() {
-    std::vector<Pending> kept;
-    for (Pending& one : pending[threadIdx.x])
-        if (one.group < groups_of[threadIdx.x] - PENDING) one.run(); else kept.push_back(one);
-    pending[threadIdx.x] = kept;
-}
-
-template <bool LEFT_TURNED, bool RIGHT_TURNED>
-inline void multiply_tiles16(float (&c)[4][2][4], long long left, long long right, bool add) {
-    const int first = threadIdx.x / 32 * 16;
-    auto item = [=](int row, int k) { return item_of(left, LEFT_TURNED, first + row, k); };
-    defer([=, &c] { multiply_group(c, 64, item, right, RIGHT_TURNED, add); });
-}
-
-inline void multiply_columns16(float (&c)[2][4], long long left, long long right, bool add) {
-    const int first = threadIdx.x / 32 * 16;
-    auto item = [=](int row, int k) { return item_of(left, false, first + row, k); };
-    defer([=, &c] { multiply_group(&c, 16, item, right, false, add); });
-}
-
-inline void multiply_rows16(float (&c)[4][2][4], const unsigned (&a)[4], long long right) {
-    auto raw = [](unsigned word) { return __uint_as_float(word); };
-    auto all = deposit({raw(a[0]), raw(a[1]), raw(a[2]), raw(a[3])});
-    const int lane = threadIdx.x % 32;
-    std::array<float, 32> own;  // the rows of this lane
-    for (int i = 0; i < 32; ++i)
-        own[i] = bfloat(__float_as_uint(all[lane / 4 * 4 + i % 8 / 2][i % 16 / 8 * 2 + i / 16]), i % 2);
-    meet_warp();
-    auto item = [=](int row, int k) { return own[row / 8 * 16 + k]; };
-    defer([=, &c] { multiply_group(c, 64, item, right, true, true); });
-}
-
-inline unsigned shared_address(const char* at) { return at - emulated_shared; }
-inline void publish() {}
-template <class Sums>
-inline void settle(Sums&) {}
-#endif
 
 inline unsigned transpose(unsigned two) {
     const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;

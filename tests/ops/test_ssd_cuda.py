@@ -1,6 +1,5 @@
 """The CUDA kernels of SSD, emulated on the CPU with small inputs."""
 
-import dataclasses
 import functools
 import itertools
 import shutil
@@ -131,14 +130,13 @@ def test_pieces(emulator, monkeypatch, dtype, num_pieces):
     assert emulator.launched == ["ssd_forward_carries", "ssd_forward", "ssd_backward_carries", "ssd_backward"]
 
 
-def test_variants_that_are_not_the_default(monkeypatch):
-    switched_on = ("rows_first", "early", "gate_factors", "fast_gate", "warpgroups", "staged")
-    changes = {"carry_parts": 3} | dict.fromkeys(switched_on, True)
-    known = launch.layout_of
-    monkeypatch.setattr(launch, "layout_of", lambda *sizes: dataclasses.replace(known(*sizes), **changes))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("carry_parts", [2, 3])
+def test_parts_of_pieces(monkeypatch, dtype, carry_parts):
     monkeypatch.setattr(launch, "pieces_for", lambda *_: 2)
-    errors = errors_of(make_arguments((1, 200, 1, 64, 64), torch.bfloat16), random_order(200))
-    assert max(errors.values()) < TOLERANCES[torch.bfloat16], errors
+    monkeypatch.setattr(launch, "carry_parts_for", lambda *_: carry_parts)
+    errors = errors_of(make_arguments((2, 290, 2, 32, 32), dtype), orders(2, 290))
+    assert max(errors.values()) < TOLERANCES[dtype], errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -222,6 +220,13 @@ def test_pieces_fill_the_gpu():
     assert layout.pieces_for(768, 16, 132, 3) == 1
     assert layout.pieces_for(24, 64, 132, 3) == 16
     assert layout.pieces_for(24, 3, 132, 3) == 1
+
+
+def test_parts_fill_the_gpu_if_one_of_two_pieces_needs_them():
+    assert layout.carry_parts_for(1, 64) == 1
+    assert layout.carry_parts_for(2, 32) == 2
+    assert layout.carry_parts_for(2, 7) == 1  # too short
+    assert layout.carry_parts_for(3, 32) == 1
 
 
 def test_the_op_refuses_the_kernels_without_a_gpu():

@@ -119,8 +119,8 @@ def compile_all(cases):
     """Compile in parallel what the cases load; each is a function that launches kernels on tensors without data."""
     jobs = set()
 
-    def record(sources, name, options, *, architecture_suffix, **_):
-        jobs.add(("\n".join(path.read_text() for path in sources), options, architecture_suffix))
+    def record(sources, name, options, **_):
+        jobs.add(("\n".join(path.read_text() for path in sources), options))
         return lambda *_: None
 
     with mock.patch.object(nvrtc, "load", record):
@@ -131,7 +131,7 @@ def compile_all(cases):
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
     longest_first = sorted(jobs, key=lambda job: (dict(job[1])["ROW_KIND"], -len(job[0])))
     with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
-        list(pool.map(compile_job, [(*job[:2], architecture + job[2]) for job in longest_first]))
+        list(pool.map(compile_job, [(*job, architecture) for job in longest_first]))
     return len(jobs)
 
 

@@ -12,40 +12,15 @@ from ssd_checks import NAMES, OPTIONAL, SIZES, arguments_of, check
 
 from zigma_pl.ops.ssd import cuda, launch
 
-SMALL = {"rows_first": True, "early": True, "gate_factors": True, "fast_gate": True, "carry_parts": 2}
-GROUPS = {"warpgroups": True}
-ALL = SMALL | GROUPS | {"staged": True}
-# Fields of Layout that differ from the default. Those with new instructions come last, since a kernel that fails ends
-# the process.
+# Fields of Layout that differ from the default. Those with new instructions belong at the end, since a failing kernel
+# ends the process.
 VARIANTS = {
     "default": {},
-    "rows first": {"rows_first": True},
-    "early": {"early": True},
-    "gate factors": {"gate_factors": True},
-    "fast gate": {"fast_gate": True},
-    "carry parts 2": {"carry_parts": 2},
-    "carry parts 4": {"carry_parts": 4},
-    "small changes": SMALL,
-    "small changes, not early": SMALL | {"early": False},
-    "small changes, 2 blocks": SMALL | {"forward_blocks": 2, "backward_blocks": 2},
-    "small changes, 1 stage, 4 blocks": SMALL | {"stages": 1, "forward_blocks": 4},
-    "small changes, no prefetch": SMALL | {"prefetch": False},
+    "2 blocks": {"forward_blocks": 2, "backward_blocks": 2},
+    "1 stage, 4 blocks": {"stages": 1, "forward_blocks": 4},
     "default again": {},
-    "groups": GROUPS,
-    "groups, staged": GROUPS | {"staged": True},
-    "groups, rows first": GROUPS | {"rows_first": True},
-    "groups, gate factors": GROUPS | {"gate_factors": True},
-    "groups, all": ALL,
-    "groups, all, carry parts 4": ALL | {"carry_parts": 4},
-    "groups, all but staged": ALL | {"staged": False},
-    "groups, all but early": ALL | {"early": False},
-    "groups, all but fast gate": ALL | {"fast_gate": False},
-    "groups, all, 2 blocks": ALL | {"forward_blocks": 2, "backward_blocks": 2},
-    "groups, all, 1 stage, 3 blocks": ALL | {"stages": 1},
-    "groups, all, 1 stage, 4 blocks": ALL | {"stages": 1, "forward_blocks": 4},
-    "groups, all, no prefetch": ALL | {"prefetch": False},
 }
-WITHOUT_GATE = (("default", {}), ("groups, all", ALL))  # also timed so, which shows what the gate costs
+WITHOUT_GATE = (("default", {}),)  # also timed so, which shows what the gate costs
 SHAPES = ((32, 1024), (8, 4096))
 
 

@@ -116,7 +116,6 @@ def load(
     shared_bytes: int,
     num_fields: int,
     device: int,
-    architecture_suffix: str = "",
 ) -> Kernel:
     """Compile a kernel, or read it from the cache on disk, and load it on a device.
 
@@ -125,9 +124,8 @@ def load(
         name: name of the kernel, which must be declared extern "C".
         options: macros and their values.
         threads, shared_bytes, num_fields, device: see `Kernel`.
-        architecture_suffix: "a" for instructions that only this GPU's architecture has.
     """
-    module = _module(sources, options, device, architecture_suffix)
+    module = _module(sources, options, device)
     function = ctypes.c_void_p()
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "cuModuleGetFunction")
     for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE, shared_bytes), (_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)):
@@ -136,12 +134,9 @@ def load(
 
 
 @functools.cache
-def _module(
-    sources: tuple[Path, ...], options: tuple[tuple[str, int], ...], device: int, architecture_suffix: str
-) -> ctypes.c_void_p:
+def _module(sources: tuple[Path, ...], options: tuple[tuple[str, int], ...], device: int) -> ctypes.c_void_p:
     major, minor = torch.cuda.get_device_capability(device)
-    architecture = f"sm_{major}{minor}{architecture_suffix}"
-    binary = compile_cached("\n".join(path.read_text() for path in sources), options, architecture)
+    binary = compile_cached("\n".join(path.read_text() for path in sources), options, f"sm_{major}{minor}")
     _make_context_current(device)
     module = ctypes.c_void_p()
     _check(_driver().cuModuleLoadData(ctypes.byref(module), binary), "cuModuleLoadData")

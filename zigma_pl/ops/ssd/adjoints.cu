@@ -21,7 +21,7 @@ struct Back {  // shared memory of the backward pass
     Common common;
     Sums sums;
     float skips[WARPS];
-    alignas(TILE_ALIGNMENT) Byte R[STATE_BYTES > SLICE_BYTES ? STATE_BYTES : SLICE_BYTES];  // later also y of the chunk
+    alignas(16) Byte R[STATE_BYTES > SLICE_BYTES ? STATE_BYTES : SLICE_BYTES];  // later also y of the chunk
     Byte H[STATE_BYTES], x[SLICE_BYTES], g[SLICE_BYTES], B[TERM_BYTES], C[TERM_BYTES], M[SQUARE_BYTES], W[SQUARE_BYTES];
 };
 static_assert(sizeof(Back) == BACKWARD_BYTES, "Layout.backward_bytes");
@@ -70,7 +70,8 @@ __device__ __forceinline__ void fetch_adjoints(const Params& p, const Walk& w, c
     }
 }
 
-// Stores g = dout silu(gate) of a chunk; with `factors`, also dout silu'(gate), where dgate will be, which is y times it.
+// Stores g = dout silu(gate) of a chunk; with `factors`, also dout silu'(gate) in the memory of dgate, which is y times
+// that.
 __device__ __forceinline__ void store_adjoints(
     const Params& p, const Walk& w, const Adjoints& from, Byte* g, const int* rows, bool factors
 ) {
@@ -108,13 +109,4 @@ __device__ __forceinline__ void copy_terms(const Params& p, const Walk& w, Back&
     copy_tile<SLICE>(m.x, w.x, (int)p.x_row * ROW_BYTES, rows, SLICE);
     copy_state(m.H, state_of(p, w, chunk));
     close_copies();
-}
-
-// Starts loading the rows and the state of a chunk into the second-level cache.
-__device__ __forceinline__ void prefetch_chunk(const Params& p, const Walk& w, int chunk, const int* rows) {
-    const Long row = rows[threadIdx.x % TOKENS];
-    if (row >= 0 && threadIdx.x < TOKENS) prefetch(w.x + row * p.x_row);
-    if (row >= 0 && threadIdx.x < TOKENS) prefetch(dout_of(p, w) + row * p.dout_row);
-    if (GATED && row >= 0 && threadIdx.x >= TOKENS) prefetch(gate_of(p, w) + row * p.gate_row);
-    for (int at = threadIdx.x * 128; at < STATE_BYTES; at += THREADS * 128) prefetch(state_of(p, w, chunk) + at);
 }

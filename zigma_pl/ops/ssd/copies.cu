@@ -15,18 +15,12 @@ __device__ __forceinline__ void copy_tile(Byte* tile, const Element* from, int s
     const int first = threadIdx.x / (WIDTH / GRANULE), column = threadIdx.x % (WIDTH / GRANULE) * GRANULE;
     const Byte* source = (const Byte*)(from + (column < width ? column : 0));
     const int offset = place<WIDTH>(first, column);
-#if ROWS_FIRST
-    int sources[TOKENS / COPY_STEP(WIDTH)];
+    int sources[TOKENS / COPY_STEP(WIDTH)];  // read first: the compiler keeps the order of reads and copies
 #pragma unroll
     for (int i = 0; i < TOKENS / COPY_STEP(WIDTH); ++i) sources[i] = rows[first + i * COPY_STEP(WIDTH)];
-#endif
 #pragma unroll
     for (int row = 0; row < TOKENS; row += COPY_STEP(WIDTH)) {
-#if ROWS_FIRST  // the compiler would not read several rows at once, since it keeps the order of reads and copies
         const int at = sources[row / COPY_STEP(WIDTH)];
-#else
-        const int at = rows[first + row];
-#endif
         copy_async<16>(tile + granule_at<WIDTH>(offset, first, row, column), source + (Long)max(at, 0) * stride, at >= 0 && column < width);
     }
 }

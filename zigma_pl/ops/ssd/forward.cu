@@ -2,7 +2,7 @@
 
 struct Front {  // shared memory of the forward pass
     Common common;
-    alignas(TILE_ALIGNMENT) Byte state[STATE_BYTES];
+    alignas(16) Byte state[STATE_BYTES];
     Byte x[STAGES][SLICE_BYTES], B[STAGES][TERM_BYTES], C[STAGES][TERM_BYTES];
 };
 static_assert(sizeof(Front) == FORWARD_BYTES, "Layout.forward_bytes");
@@ -56,7 +56,6 @@ __device__ __forceinline__ void finish_output(
     }
 }
 
-#if !WARPGROUPS
 // y = M x + 2^F C H for 16 tokens of the chunk; the state's share of the chunk is added as well.
 __device__ __forceinline__ void forward_chunk(
     const Params& p, const Walk& w, const Front& m, int stage, const Vectors& v, const int* rows, int block, State& state
@@ -107,70 +106,6 @@ __device__ __forceinline__ void forward_chunk(
     add_to_state(w, state, B, v.weight, x);
     finish_output(p, w, rows + block * 16, gate, y);
 }
-#else
-// The same with products of whole tiles, for the 16 tokens of each warp.
-__device__ __forceinline__ void forward_chunk(
-    const Params& p, const Walk& w, Front& m, int stage, const Vectors& v, const int* rows, int block, State& state
-) {
-    const Byte *x = m.x[stage], *B = m.B[stage], *C = m.C[stage];
-    const int low = block * 16 + LANE_ROW, high = low + 8;
-    const float skip = p.skip ? p.skip[w.head] : 0.f;
-    Product y;
-    open_products();
-    multiply_tiles<false, true>(y, C, m.state, false);
-    close_products();
-#if STAGED
-    Granules staged, gate;
-    if (GATED) fetch_granules(gate, gate_of(p, w), (int)p.gate_row, rows + block * 16);
-#else
-    Patch gate[GATED ? SLICE_BLOCKS : 1];
-    if (GATED)
-#pragma unroll
-        for (int b = 0; b < SLICE_BLOCKS; ++b) fetch(gate[b], gate_of(p, w), (int)p.gate_row, rows + block * 16, b * 16);
-#endif
-    scale_state(state, v.from_start[TOKENS - 1]);
-    await_products<0>();
-    settle(y);
-    scale_product(y, v.from_start[low], v.from_start[high]);
-#pragma unroll 1
-    for (int j = 0; j < BLOCKS; ++j) {
-        Sum s;
-        open_products();
-        multiply_columns(s, C, B, j);
-        close_products();
-        await_products<0>();
-        settle(s), settle(y);
-        if (j < block)
-            scale_square(s, v, low, j * 16, false, skip);
-        else if (j == block)
-            scale_square(s, v, low, j * 16, true, skip);
-        else
-            clear(s);
-        Left M;
-        as_left(M, s);
-        open_products();
-        multiply_rows(y, M, x, j);
-        close_products();
-    }
-    await_products<0>();
-    settle(y);
-    Left terms[TILE_BLOCKS];
-    load_terms(w, terms, B, v.weight);
-    open_products();
-    multiply_rows(state[0], terms, x);
-    close_products();
-#if STAGED
-    __syncthreads();  // all products with the tile of the state are complete
-    pass_through(staged, m.state, block, y);
-    if (GATED) apply_gate(staged, gate);
-    put_granules(own_rows(p, w, p.out), own_stride(p), rows + block * 16, staged);
-#else
-    finish_output(p, w, rows + block * 16, gate, y);
-#endif
-    await_products<0>();
-    settle(state[0]);
-}
-#endif
 
 __device__ __forceinline__ void write_states(const Params& p, const Walk& w, int chunk, const Byte* tile) {
     uint4* to = (uint4*)((Byte*)p.states + (w.sequence * p.num_chunks + chunk) * STATE_BYTES);
@@ -198,18 +133,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
         close_copies();
         await_copies();
         convert_inputs(m, stage, true);
-        publish();
         __syncthreads();
         if (STAGES == 2 && chunk + 1 < w.end) copy_inputs(p, w, m, 1 - stage, next_rows, true);
         float dt[PER_LANE];
-        if (w.warp == SERIAL_WARP) load_steps(p, w, next_rows, dt);
+        if (w.warp == 0) load_steps(p, w, next_rows, dt);
         int far_row = 0;
         if (threadIdx.x < TOKENS) far_row = row_of(p, w, chunk + 2, threadIdx.x);
-        if (GATED && PREFETCH && threadIdx.x < TOKENS && next_rows[threadIdx.x] >= 0)
+        if (GATED && threadIdx.x < TOKENS && next_rows[threadIdx.x] >= 0)
             prefetch(gate_of(p, w) + next_rows[threadIdx.x] * p.gate_row);
         if (KEEPING) write_states(p, w, chunk, m.state);
         forward_chunk(p, w, m, stage, m.common.vectors[i % 2], rows, block_of(w, i), state);
-        if (w.warp == SERIAL_WARP) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
+        if (w.warp == 0) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
         if (threadIdx.x < TOKENS) m.common.rows[(i + 2) % ROW_BUFFERS][threadIdx.x] = far_row;
         __syncthreads();
         store_state(w, m.state, state);

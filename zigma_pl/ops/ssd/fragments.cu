@@ -26,15 +26,6 @@ __device__ __forceinline__ void load_matrices(Word (&to)[4], const Byte* from) {
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(address) : "memory");
 }
 
-#if WARPGROUPS
-// Stores four 8 x 8 matrices with the same arrangement.
-__device__ __forceinline__ void store_matrices(const Word (&from)[4], Byte* to) {
-    const Word address = (Word)__cvta_generic_to_shared(to);
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(from[0]), "r"(from[1]),
-                 "r"(from[2]), "r"(from[3]) : "memory");
-}
-#endif
-
 // Starts loading a line of 128 bytes into the second-level cache.
 __device__ __forceinline__ void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
@@ -199,36 +190,22 @@ __device__ __forceinline__ void write_items(Byte* at, float first, float second)
 
 template <int WIDTH>
 __device__ __forceinline__ void store_sum(Byte* tile, int row, int column, const Sum& sum) {
-#if WARPGROUPS
-    Left items;
-    as_left(items, sum);
-    store_matrices(items.w, tile + place<WIDTH>(row + (LANE & 15), column + (LANE >> 4) * 8));
-#else
 #pragma unroll
     for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
             write_items(tile + place<WIDTH>(row + LANE_ROW + half * 8, column + t * 8 + LANE_COLUMN), sum[t][half * 2],
                         sum[t][half * 2 + 1]);
-#endif
 }
 
 template <int WIDTH>
 __device__ __forceinline__ void read_sum(Sum& sum, const Byte* tile, int row, int column) {
-#if WARPGROUPS
-    Left items;
-    load_left<WIDTH>(items, tile, row, column);
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        sum[i / 2][i % 2 * 2] = low_item(items.w[i]), sum[i / 2][i % 2 * 2 + 1] = high_item(items.w[i]);
-#else
 #pragma unroll
     for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
             read_items(tile + place<WIDTH>(row + LANE_ROW + half * 8, column + t * 8 + LANE_COLUMN), sum[t][half * 2],
                        sum[t][half * 2 + 1]);
-#endif
 }
 
 // Adds the products of a sum's rows with those of a tile to `low` (row LANE_ROW) and `high` (row LANE_ROW + 8).

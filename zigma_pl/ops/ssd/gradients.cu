@@ -139,29 +139,24 @@ __device__ __forceinline__ void make_dC(
     write_term(p, w, rows + block * 16, 1, dC);
 }
 
-// Columns of 16 tokens as a lane loads and stores them for dgate; with GATE_FACTORS, `gates` are dout silu'(gate).
+// Columns of 16 tokens as a lane loads and stores them for dgate.
 #define GATE_STEP (32 / (SLICE / GRANULE))  // rows at a time
-struct GateRows {
-    uint4 gates[16 / GATE_STEP], douts[16 / GATE_STEP];
-};
+struct GateRows { uint4 at[16 / GATE_STEP]; };
 
-__device__ __forceinline__ void fetch_gates(const Params& p, const Walk& w, int block, const int* rows, GateRows& to) {
+// Reads dout silu'(gate), which is in the memory of dgate, see store_adjoints.
+__device__ __forceinline__ void fetch_factors(const Params& p, const Walk& w, int block, const int* rows, GateRows& to) {
     const int first = block * 16 + LANE / (SLICE / GRANULE), column = LANE % (SLICE / GRANULE) * GRANULE;
 #pragma unroll
     for (int i = 0; i < 16 / GATE_STEP; ++i) {
         const int row = max(rows[first + i * GATE_STEP], 0);
-        if (GATE_FACTORS) {
-            to.gates[i] = *(const uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p));
-            continue;
-        }
-        to.gates[i] = *(const uint4*)(gate_of(p, w) + column + (Long)row * (int)p.gate_row);
-        to.douts[i] = *(const uint4*)(dout_of(p, w) + column + (Long)row * (int)p.dout_row);
+        to.at[i] = *(const uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p));
     }
 }
 
 // Writes dgate of 16 tokens i from y, which passes through the tile of R, which is not needed any more.
 __device__ __forceinline__ void finish_dgate(
-    const Params& p, const Walk& w, Back& m, int block, const int* rows, const GateRows& from, const Sum (&y)[SLICE_BLOCKS]
+    const Params& p, const Walk& w, Back& m, int block, const int* rows, const GateRows& factors,
+    const Sum (&y)[SLICE_BLOCKS]
 ) {
     const int first = block * 16 + LANE / (SLICE / GRANULE), column = LANE % (SLICE / GRANULE) * GRANULE;
 #pragma unroll
@@ -169,19 +164,11 @@ __device__ __forceinline__ void finish_dgate(
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 16 / GATE_STEP; ++i) {
-        float values[GRANULE], z[GRANULE], o[GRANULE];
+        float values[GRANULE], f[GRANULE];
         read_granule(m.R + place<SLICE>(first + i * GATE_STEP, column), values);
-        unpack16(from.gates[i], z);
-        if (!GATE_FACTORS) unpack16(from.douts[i], o);
+        unpack16(factors.at[i], f);
 #pragma unroll
-        for (int e = 0; e < GRANULE; ++e) {
-            if (GATE_FACTORS) {
-                values[e] *= z[e];
-                continue;
-            }
-            const float s = gate_sigmoid(z[e]);
-            values[e] *= o[e] * s * fmaf(z[e], 1.f - s, 1.f);
-        }
+        for (int e = 0; e < GRANULE; ++e) values[e] *= f[e];
         const int row = rows[first + i * GATE_STEP];
         if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p)) = pack16(values);
     }
@@ -191,8 +178,8 @@ __device__ __forceinline__ void finish_dgate(
 __device__ __forceinline__ void make_dgate(
     const Params& p, const Walk& w, Back& m, const Vectors& v, int block, const int* rows
 ) {
-    GateRows from;
-    fetch_gates(p, w, block, rows, from);
+    GateRows factors;
+    fetch_factors(p, w, block, rows, factors);
     Sum y[SLICE_BLOCKS];
 #pragma unroll
     for (int b = 0; b < SLICE_BLOCKS; ++b) clear(y[b]);
@@ -221,5 +208,5 @@ __device__ __forceinline__ void make_dgate(
             multiply_into(y[b], left, right);
         }
     }
-    finish_dgate(p, w, m, block, rows, from, y);
+    finish_dgate(p, w, m, block, rows, factors, y);
 }

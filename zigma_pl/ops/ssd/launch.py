@@ -9,7 +9,7 @@ from torch import Tensor
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
-from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, layout_for, pieces_for
+from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, carry_parts_for, layout_for, pieces_for
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
@@ -18,7 +18,7 @@ RESULTS = ("out", "dx", "dgate", "ddt", "states", "carries", "durations", "dBC",
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
-_BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "products.cu", "backward.cu")
+_BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
 _NUM_FIELDS = 46  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
@@ -65,7 +65,7 @@ class Call:
         """Blocks that contribute to one row of dB or dC."""
         return self.num_heads // self.num_groups * self.layout.slices
 
-    def fields(self, results: dict[str, Tensor], piece_chunks: int) -> list[int]:
+    def fields(self, results: dict[str, Tensor], piece_chunks: int, carry_parts: int) -> list[int]:
         """Return the fields of the kernels' struct Params."""
         tensors = (*self.rows, self.dt)
         fields = [0 if t is None else t.data_ptr() for t in tensors]
@@ -77,7 +77,7 @@ class Call:
         parts = results.get("dBC")
         fields.append(0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
-        fields += (self.num_chunks, piece_chunks, self.layout.carry_parts)
+        fields += (self.num_chunks, piece_chunks, carry_parts)
         return fields
 
 
@@ -141,28 +141,21 @@ def kernel(
         "SLICES": layout.slices,
         "GATED": int(gated),
         "BIASED": int(biased),
-        "PREFETCH": int(layout.prefetch),
-        "ROWS_FIRST": int(layout.rows_first),
-        "FAST_GATE": int(layout.fast_gate),
-        "WARPGROUPS": int(layout.warpgroups),
-        "STAGED": int(layout.staged),
     }
-    files = (*(("groups.cu",) if layout.warpgroups else ()), *(_BACKWARD if backward else _FORWARD))
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}
-        options |= {"ADDING": int(option), "EARLY": int(layout.early), "GATE_FACTORS": int(layout.gate_factors)}
+        options |= {"ADDING": int(option)}
     else:
         options |= {"FORWARD_BYTES": layout.forward_bytes, "FORWARD_BLOCKS": layout.forward_blocks}
         options |= {"STAGES": layout.stages, "KEEPING": int(option)}
     return nvrtc.load(
-        (*_COMMON, *(_FOLDER / file for file in files)),
+        (*_COMMON, *(_FOLDER / file for file in (_BACKWARD if backward else _FORWARD))),
         name,
         tuple(options.items()),
         threads=layout.threads,
         shared_bytes=layout.backward_bytes if backward else layout.forward_bytes,
         num_fields=_NUM_FIELDS,
         device=device,
-        architecture_suffix="a" if layout.warpgroups else "",
     )
 
 
@@ -177,30 +170,32 @@ def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bo
     """
     layout = call.layout
     columns = call.num_heads * layout.slices
-    piece_chunks = piece_chunks_of(call, backward)
+    piece_chunks, carry_parts = pieces_of(call, backward)
     num_pieces = -(-call.num_chunks // piece_chunks)
+    num_parts = num_pieces * carry_parts
     if num_pieces > 1:
-        carries = (num_pieces * layout.carry_parts, call.batch_size, columns)
+        carries = (num_parts, call.batch_size, columns)
         new = functools.partial(torch.empty, dtype=torch.float32, device=call.dt.device)
         results = results | {"carries": new(*carries, layout.states, layout.slice), "durations": new(carries)}
     kinds = (layout, KINDS[call.dtype], KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
     name = "ssd_backward" if backward else "ssd_forward"
     if num_pieces > 1:
-        grid = (columns, call.batch_size, num_pieces * layout.carry_parts)
-        kernel(f"{name}_carries", *kinds)(grid, call.fields(results, piece_chunks // layout.carry_parts))
-    kernel(name, *kinds)((columns, call.batch_size, num_pieces), call.fields(results, piece_chunks))
+        part = call.fields(results, piece_chunks // carry_parts, carry_parts)
+        kernel(f"{name}_carries", *kinds)((columns, call.batch_size, num_parts), part)
+    kernel(name, *kinds)((columns, call.batch_size, num_pieces), call.fields(results, piece_chunks, carry_parts))
 
 
 def num_pieces_of(call: Call, backward: bool) -> int:
     """Return the number of pieces for a call on its device; none is empty."""
-    return -(-call.num_chunks // piece_chunks_of(call, backward))
+    return -(-call.num_chunks // pieces_of(call, backward)[0])
 
 
-def piece_chunks_of(call: Call, backward: bool) -> int:
-    """Return the number of chunks in each piece except the last: with several pieces, a multiple of a piece's parts."""
+def pieces_of(call: Call, backward: bool) -> tuple[int, int]:
+    """Return the number of chunks in each piece except the last, a multiple of a piece's parts, and that of parts."""
     layout = call.layout
     resident = layout.backward_blocks if backward else layout.forward_blocks
     blocks = call.num_heads * layout.slices * call.batch_size
     pieces = pieces_for(blocks, call.num_chunks, num_multiprocessors(call.device), resident)
     chunks = -(-call.num_chunks // pieces)
-    return chunks if pieces == 1 else -(-chunks // layout.carry_parts) * layout.carry_parts
+    parts = carry_parts_for(pieces, chunks)
+    return -(-chunks // parts) * parts, parts

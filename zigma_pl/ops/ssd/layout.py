@@ -20,17 +20,7 @@ class Layout:
         slice: channels of a head per block.
         slices: blocks per head.
         stages: buffers for chunks in the forward pass; with 2, copies overlap with computation.
-        prefetch: load the rows of the next chunk into the second-level cache.
         forward_blocks, backward_blocks: minimum number of blocks per multiprocessor, which limits the registers.
-        rows_first: read the row indices of all copies of a thread before its first copy.
-        early: load the output gradients and gates of the next chunk before the end of this one.
-        gate_factors: compute both factors that depend on the gate at once in the backward pass, and keep the one of
-            dgate in its memory until it is needed.
-        fast_gate: compute gates by an approximation of tanh.
-        carry_parts: parts of a piece in the pass that computes the state between pieces.
-        warpgroups: multiply whole tiles with the instructions of compute capability 9.0, see groups.cu; needs 16-bit
-            items, 64 tokens and slices, and 64 padded states.
-        staged: with warpgroups, pass output and dx through shared memory, so that eight lanes write a row.
     """
 
     item_bytes: int
@@ -40,16 +30,8 @@ class Layout:
     slice: int
     slices: int
     stages: int = 2
-    prefetch: bool = True
     forward_blocks: int = 3
     backward_blocks: int = 3
-    rows_first: bool = False
-    early: bool = False
-    gate_factors: bool = False
-    fast_gate: bool = False
-    carry_parts: int = 1
-    warpgroups: bool = False
-    staged: bool = False
 
     @property
     def threads(self) -> int:
@@ -68,7 +50,7 @@ class Layout:
     def forward_bytes(self) -> int:
         """Shared memory of a block in the forward pass, struct Front in forward.cu."""
         chunk = self.tokens * (self.slice + 2 * self.states)
-        return self._padded(self._common_bytes) + self.item_bytes * (self.states * self.slice + self.stages * chunk)
+        return self._common_bytes + self.item_bytes * (self.states * self.slice + self.stages * chunk)
 
     @property
     def backward_bytes(self) -> int:
@@ -77,11 +59,7 @@ class Layout:
         sums = 4 * ((warps + 4) * self.tokens + 2 * warps)
         chunk = self.tokens * 2 * (self.slice + self.states + self.tokens)
         states = self.states * self.slice + max(self.states, self.tokens) * self.slice
-        return self._padded(self._common_bytes + sums) + self.item_bytes * (states + chunk)
-
-    def _padded(self, num_bytes: int) -> int:
-        """Return where the tiles begin that follow so many bytes, TILE_ALIGNMENT in walk.cu."""
-        return num_bytes + -num_bytes % 1024 if self.warpgroups else num_bytes
+        return self._common_bytes + sums + self.item_bytes * (states + chunk)
 
 
 def layout_for(num_states: int, head_dim: int, item_bytes: int, shared_bytes: int) -> Layout:
@@ -112,3 +90,15 @@ def pieces_for(num_blocks: int, num_chunks: int, num_multiprocessors: int, resid
     """
     room = num_multiprocessors * resident_blocks
     return max(1, min(room // num_blocks, num_chunks // MIN_PIECE_CHUNKS))
+
+
+def carry_parts_for(num_pieces: int, piece_chunks: int) -> int:
+    """Return the number of parts into which the kernel that computes the state between pieces divides each piece.
+
+    Of two pieces it uses one only, so that two parts of it fill the GPU as the pieces do.
+
+    Args:
+        num_pieces: pieces of a sequence.
+        piece_chunks: chunks of a piece.
+    """
+    return 2 if num_pieces == 2 and piece_chunks >= 2 * MIN_PIECE_CHUNKS else 1

@@ -20,14 +20,6 @@
 #define STATE_BYTES (STATES * SLICE * ITEM_BYTES)
 #define SQUARE_BYTES (TOKENS * TOKENS * ITEM_BYTES)
 
-#if WARPGROUPS  // products of whole tiles, groups.cu
-#define TILE_ALIGNMENT 1024
-#define SERIAL_WARP (WARPS - 1)  // the warp that computes step sizes; the last one has the fewest products to scale
-#else
-#define TILE_ALIGNMENT 16
-#define SERIAL_WARP 0
-#endif
-
 // Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1, rows start at 16 bytes.
 struct Params {
     const Element *x, *B, *C, *gate, *dout;
@@ -93,8 +85,8 @@ __device__ __forceinline__ void start(const Params& p, Walk& w) {
 }
 
 // The block of 16 tokens of a warp in its i-th chunk. Later blocks take longer in the forward pass, earlier ones in the
-// backward pass: each warp gets all of them in turn, unless products give it rows by its index.
-__device__ __forceinline__ int block_of(const Walk& w, int i) { return WARPGROUPS ? w.warp : (w.warp + i + w.head) % BLOCKS; }
+// backward pass: each warp gets all of them in turn.
+__device__ __forceinline__ int block_of(const Walk& w, int i) { return (w.warp + i + w.head) % BLOCKS; }
 
 __device__ __forceinline__ const Element* gate_of(const Params& p, const Walk& w) {
     return p.gate + w.batch * p.gate_batch + w.head * p.gate_head + w.slice * SLICE;
@@ -117,9 +109,9 @@ __device__ __forceinline__ int row_of(const Params& p, const Walk& w, int chunk,
     return w.order ? w.order[step] : (int)step;
 }
 
-// The sigmoid of a gate. With FAST_GATE it has an absolute error of 2.5e-4 and takes one special function instead of two.
+// The sigmoid of a gate. For 16-bit rows it has an absolute error of 2.5e-4 and takes one special function instead of two.
 __device__ __forceinline__ float gate_sigmoid(float x) {
-    return FAST_GATE ? fmaf(tanh_fast(0.5f * x), 0.5f, 0.5f) : sigmoid(x);
+    return ROW_KIND == 0 ? sigmoid(x) : fmaf(tanh_fast(0.5f * x), 0.5f, 0.5f);
 }
 
 // ---------------------------------------------------------------------------------------------------- step sizes
@@ -268,7 +260,3 @@ __device__ __forceinline__ void read_carries(const Params& p, const Walk& w, Sta
         }
     }
 }
-
-#if !WARPGROUPS
-__device__ __forceinline__ void publish() {}  // only products of whole tiles need it, see groups.cu
-#endif
