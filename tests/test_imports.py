@@ -38,6 +38,14 @@ def test_public_names_exist():
         _ = zigma_pl.Zigma
 
 
+def test_transformers_is_imported_only_if_it_is_used():
+    program = (
+        "import sys, zigma_pl; zigma_pl.GenerativeModule; assert 'torchmetrics' in sys.modules; "
+        "assert 'transformers' not in sys.modules; from torchmetrics.multimodal import CLIPScore"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in READ_CONFIGS])
 def test_help_of_other_commands_answers_without_torch(command):
     program = "import sys; from zigma_pl.cli.main import main; main([sys.argv[1], '--help'])"

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from zigma_pl.core.version import __version__ as __version__
+from zigma_pl.core.without_text_metrics import skip_text_metrics
 
 if TYPE_CHECKING:
     from zigma_pl.core.errors import UserError
@@ -25,6 +26,8 @@ __all__ = [
     "save_pretrained",
     "selective_scan",
 ]
+
+skip_text_metrics()
 
 # Public names are imported on first use, so that `python -m zigma_pl --help` does not import torch.
 _HOMES = {
