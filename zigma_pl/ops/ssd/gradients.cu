@@ -49,7 +49,7 @@ __device__ __forceinline__ void write_term(
     const Params& p, const Walk& w, const int* rows, int which, const Sum (&terms)[STATE_BLOCKS]
 ) {
     const int columns = (int)p.num_groups * NUM_STATES;
-    const int part = (w.head % (int)(p.num_heads / p.num_groups)) * SLICES + w.slice;
+    const int part = (int)blockIdx.x - w.group * (int)p.parts;
     float* to = p.dBC + part * p.part_stride + (w.batch * p.num_tokens * 2 + which) * columns + w.group * NUM_STATES + LANE_COLUMN;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

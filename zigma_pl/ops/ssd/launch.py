@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
-_NUM_FIELDS = 46  # in struct Params of walk.cu
+_NUM_FIELDS = 47  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -75,7 +75,7 @@ class Call:
         fields.append(self.num_tokens if self.order is not None and self.order.ndim == 2 else 0)
         fields += [results[name].data_ptr() if name in results else 0 for name in RESULTS]
         parts = results.get("dBC")
-        fields.append(0 if parts is None or len(parts) == 1 else parts[0].numel())
+        fields += (self.parts, 0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
         fields += (self.num_chunks, piece_chunks, carry_parts)
         return fields

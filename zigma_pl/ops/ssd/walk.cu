@@ -33,9 +33,10 @@ struct Params {
     void* ddt;                     // (B, L, H) like dt, or a float32 part for each slice if there are several
     void* states;                  // states at the start of chunks: (B, H slices, chunks, STATES, SLICE) of items
     float *carries, *durations;    // of parts of pieces: (parts, B, H slices, STATES, SLICE), (parts, B, H slices)
-    float* dBC;                    // (parts, B, L, 2, G, N); one part to which blocks add unless part_stride > 0
+    float* dBC;                    // (parts, B, L, 2, G, N); one part to which all blocks add unless part_stride > 0
     float* sums;                   // (B, pieces, H slices, 3): gradients of A, skip and bias
-    Long part_stride, num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
+    Long parts, part_stride;       // blocks that share a group's B and C, each with its part of dBC
+    Long num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
     Long carry_parts;              // parts of a piece whose states at the end are computed by separate blocks
 };
 
@@ -69,7 +70,7 @@ __device__ __forceinline__ void start(const Params& p, Walk& w) {
     const int slices = SLICES;
     w.head = blockIdx.x / slices, w.slice = blockIdx.x % slices;
     w.batch = blockIdx.y, w.piece = blockIdx.z;
-    w.group = w.head / ((int)p.num_heads / (int)p.num_groups);
+    w.group = (int)blockIdx.x / (int)p.parts;
     w.begin = w.piece * (int)p.piece_chunks;
     w.end = min(w.begin + p.piece_chunks, p.num_chunks);
     w.sequence = (Long)w.batch * p.num_heads * slices + blockIdx.x;
