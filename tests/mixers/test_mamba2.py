@@ -162,7 +162,7 @@ def test_heads_have_64_channels_where_they_fit():
     heads = {768: (12, 64), 416: (13, 32), 16: (1, 16)}
     for inner, expected in heads.items():
         mixer = Mamba2(inner_width=inner).build(16)
-        assert (len(mixer.A_log), mixer.head_dim) == expected
+        assert (len(mixer.A_log), mixer.sizes.head_dim) == expected
 
 
 @pytest.mark.parametrize(

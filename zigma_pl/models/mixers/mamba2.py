@@ -20,7 +20,7 @@ from zigma_pl.models.mixers.base import ActivationMemory, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.models.mixers.mamba import check_sizes
 from zigma_pl.ops.causal_conv1d import causal_conv1d
-from zigma_pl.ops.ssd import SsdBackend, ssd
+from zigma_pl.ops.ssd import SsdBackend, convolved, ssd
 from zigma_pl.ops.ssd.layout import kept_state_bytes
 
 HEAD_DIM = 64  # default width of a head
@@ -57,9 +57,8 @@ class SsdDirection(Direction):
         super().__init__()
         num_heads, num_convolved = inner_width // head_dim, inner_width + 2 * num_groups * state_size
         self.inner_width = inner_width
-        self.head_dim, self.state_size, self.num_groups = head_dim, state_size, num_groups
-        self.parts = [inner_width, num_convolved, num_heads]  # gate; x, B and C; step sizes
-        self.num_projected = sum(self.parts)
+        self.sizes = convolved.Sizes(num_heads, head_dim, num_groups, state_size)
+        self.num_projected = sum(self.sizes.parts)
         self.scan_backend: SsdBackend = scan_backend
         # The module has the names and shapes of mamba_ssm's Mamba2; its parameters are used by another implementation.
         self.conv1d = nn.Conv1d(num_convolved, num_convolved, conv_kernel, groups=num_convolved)
@@ -70,25 +69,24 @@ class SsdDirection(Direction):
     def scan(self, projected: Tensor, visit_order: Tensor | None = None) -> Tensor:
         """Convolve and scan along visit_order, (L,), and multiply by silu(gate): (B, L, num_projected) -> (B, L, E)."""
         deterministic = torch.are_deterministic_algorithms_enabled()  # set by Trainer(deterministic=True)
-        gate, convolved, dt = projected.split(self.parts, dim=-1)
-        convolved = causal_conv1d(
-            convolved,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            visit_order=visit_order,
-            activation="silu",
-            deterministic=deterministic,
+        weight, bias, A = self.conv1d.weight.squeeze(1), self.conv1d.bias, -torch.exp(self.A_log.float())
+        if convolved.runs_fused(projected, weight, visit_order, self.sizes, self.scan_backend):
+            assert bias is not None
+            parameters = (weight, bias, A, self.D, self.dt_bias)
+            return convolved.convolve_and_scan(projected, *parameters, visit_order, self.sizes, deterministic)
+        gate, rows, dt = projected.split(self.sizes.parts, dim=-1)
+        rows = causal_conv1d(
+            rows, weight, bias, visit_order=visit_order, activation="silu", deterministic=deterministic
         )
-        group_width = self.num_groups * self.state_size
-        x, B, C = convolved.split([self.inner_width, group_width, group_width], dim=-1)
+        x, B, C = self.sizes.split(rows)
         y = ssd(
-            x.unflatten(-1, (-1, self.head_dim)),
+            x,
             dt,
-            -torch.exp(self.A_log.float()),
-            B.unflatten(-1, (self.num_groups, -1)),
-            C.unflatten(-1, (self.num_groups, -1)),
+            A,
+            B,
+            C,
             skip=self.D,
-            gate=gate.unflatten(-1, (-1, self.head_dim)),
+            gate=self.sizes.as_heads(gate),
             dt_bias=self.dt_bias,
             visit_order=visit_order,
             backend=self.scan_backend,
@@ -175,8 +173,8 @@ class Mamba2Mixer(SsdDirection, Mixer):
         """Return the bytes of the outputs of convolution, scan and norm, and of the states of the scan."""
         if self.activation_memory != "auto":
             return 0
-        numbers = self.parts[1] + 2 * self.inner_width
-        states = self.inner_width * kept_state_bytes(self.state_size, itemsize)
+        numbers = self.sizes.parts[1] + 2 * self.inner_width
+        states = self.inner_width * kept_state_bytes(self.sizes.num_states, itemsize)
         return round(num_tokens * (numbers * itemsize + states))
 
 

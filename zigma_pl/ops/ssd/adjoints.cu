@@ -90,7 +90,7 @@ __device__ __forceinline__ void store_adjoints(
                 slopes[e] = scaled * fmaf(z[e], 1.f - s, 1.f);
             }
             const int row = rows[first + i * COPY_STEP(SLICE)];
-            if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate) + column + (Long)row * own_stride(p)) = pack16(slopes);
+            if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate, (int)p.dgate_row) + column + (Long)row * (int)p.dgate_row) = pack16(slopes);
         } else if (GATED) {
 #pragma unroll
             for (int e = 0; e < GRANULE; ++e) values[e] *= z[e] * gate_sigmoid(z[e]);

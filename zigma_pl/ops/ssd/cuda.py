@@ -80,8 +80,14 @@ def backward(
     visit_order: Tensor | None,
     states: Tensor,
     deterministic: bool,
+    dx: Tensor | None = None,
+    dgate: Tensor | None = None,
+    ddt: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradients without autograd, in the kernels' dtypes.
+
+    Outputs can be given for `dx`, `dgate` and `ddt`, such as columns of the gradient of a projection: the last axes
+    (H, P) or (H,) contiguous, samples adjacent, and rows of dx and dgate at multiples of 16 bytes.
 
     Returns:
         dx: (B, L, H, P) in the rows' dtype.
@@ -98,10 +104,15 @@ def backward(
     def new(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
-    results = {"dx": torch.empty(x.shape, dtype=call.dtype, device=x.device)}
+    def rows() -> Tensor:
+        return torch.empty(x.shape, dtype=call.dtype, device=x.device)
+
+    results = {"dx": rows() if dx is None else dx}
     if gate is not None:
-        results["dgate"] = torch.empty_like(results["dx"])
-    results["ddt"] = torch.empty(dt.shape, dtype=call.dt.dtype, device=x.device)
+        results["dgate"] = rows() if dgate is None else dgate
+    if ddt is None:
+        ddt = torch.empty(dt.shape, dtype=call.dt.dtype, device=x.device)
+    results["ddt"] = ddt
     if layout.slices > 1:
         results["ddt"] = new(layout.slices, *dt.shape)
     results["dBC"] = new(1 if adding else parts, *x.shape[:2], 2, *B.shape[2:])
@@ -111,7 +122,7 @@ def backward(
     results["states"] = states
     launch.launch(call, results, backward=True, option=adding)
     if layout.slices > 1:
-        results["ddt"] = results["ddt"].sum(0).to(call.dt.dtype)
+        results["ddt"] = ddt.copy_(results["ddt"].sum(0))
     results["dBC"] = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
     results["sums"] = results["sums"].sum((0, 1, 3))
     del results["states"]

@@ -42,6 +42,7 @@ __device__ __forceinline__ void scale_square(Sum& s, const Vectors& v, int low, 
 __device__ __forceinline__ void finish_output(
     const Params& p, const Walk& w, const int* rows, const Patch (&gate)[GATED ? SLICE_BLOCKS : 1], Sum (&y)[SLICE_BLOCKS]
 ) {
+    const int stride = (int)p.num_heads * SLICES * SLICE;
 #pragma unroll
     for (int b = 0; b < SLICE_BLOCKS; ++b) {
         if (GATED) {
@@ -52,7 +53,7 @@ __device__ __forceinline__ void finish_output(
 #pragma unroll
                 for (int i = 0; i < 4; ++i) y[b][t][i] *= z[t][i] * gate_sigmoid(z[t][i]);
         }
-        put(own_rows(p, w, p.out), own_stride(p), rows, b * 16, y[b]);
+        put(own_rows(p, w, p.out, stride), stride, rows, b * 16, y[b]);
     }
 }
 

@@ -13,13 +13,14 @@ from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, carry_parts_f
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
-RESULTS = ("out", "dx", "dgate", "ddt", "states", "carries", "durations", "dBC", "sums")
+ROW_AXES = {"dx": -3, "dgate": -3, "ddt": -2}  # results that may be columns of wider rows
+RESULTS = ("out", *ROW_AXES, "states", "carries", "durations", "dBC", "sums")
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
-_NUM_FIELDS = 47  # in struct Params of walk.cu
+_NUM_FIELDS = 50  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -74,6 +75,7 @@ class Call:
         fields += [0 if t is None else t.data_ptr() for t in (*self._parameters, self.order)]
         fields.append(self.num_tokens if self.order is not None and self.order.ndim == 2 else 0)
         fields += [results[name].data_ptr() if name in results else 0 for name in RESULTS]
+        fields += [results[name].stride(axis) if name in results else 0 for name, axis in ROW_AXES.items()]
         parts = results.get("dBC")
         fields += (self.parts, 0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)

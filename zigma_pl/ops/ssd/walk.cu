@@ -29,12 +29,13 @@ struct Params {
     const float *A, *skip, *bias;  // (H), the last two may be absent
     const int* order;              // absent, (L), or (B, L)
     Long order_batch;
-    Element *out, *dx, *dgate;     // contiguous (B, L, H, P)
+    Element *out, *dx, *dgate;     // (B, L, H, P); all but out may be columns of wider rows
     void* ddt;                     // (B, L, H) like dt, or a float32 part for each slice if there are several
     void* states;                  // states at the start of chunks: (B, H slices, chunks, STATES, SLICE) of items
     float *carries, *durations;    // of parts of pieces: (parts, B, H slices, STATES, SLICE), (parts, B, H slices)
     float* dBC;                    // (parts, B, L, 2, G, N); one part to which all blocks add unless part_stride > 0
     float* sums;                   // (B, pieces, H slices, 3): gradients of A, skip and bias
+    Long dx_row, dgate_row, ddt_row;
     Long parts, part_stride;       // blocks that share a group's B and C, each with its part of dBC
     Long num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
     Long carry_parts;              // parts of a piece whose states at the end are computed by separate blocks
@@ -97,11 +98,10 @@ __device__ __forceinline__ const Element* dout_of(const Params& p, const Walk& w
     return p.dout + w.batch * p.dout_batch + w.head * p.dout_head + w.slice * SLICE;
 }
 
-// Where contiguous rows (B, L, H, P) of the block begin, and how far they are apart.
-__device__ __forceinline__ Element* own_rows(const Params& p, const Walk& w, Element* rows) {
-    return rows + (w.batch * p.num_tokens * p.num_heads + w.head) * SLICES * SLICE + w.slice * SLICE;
+// Where the block's channels begin in rows (B, L, H, P) that are `stride` elements apart.
+__device__ __forceinline__ Element* own_rows(const Params& p, const Walk& w, Element* rows, int stride) {
+    return rows + w.batch * p.num_tokens * stride + (w.head * SLICES + w.slice) * SLICE;
 }
-__device__ __forceinline__ int own_stride(const Params& p) { return (int)p.num_heads * SLICES * SLICE; }
 
 // Raster row of a token of a chunk, -1 outside of the sequence.
 __device__ __forceinline__ int row_of(const Params& p, const Walk& w, int chunk, int token) {

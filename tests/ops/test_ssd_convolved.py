@@ -1,0 +1,100 @@
+"""Convolution and scan of Mamba-2 as one function: emulated CUDA kernels, compared with separate ops in float64."""
+
+import functools
+import shutil
+
+import pytest
+import torch
+from ops.scan_inputs import random_order
+
+from zigma_pl.mixers import Mamba2, Visit
+from zigma_pl.ops.backends import relative_errors
+from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.ssd import convolved, launch, layout, ssd
+from zigma_pl.ops.ssd.convolved import Sizes, convolve_and_scan
+
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing")
+
+
+@pytest.fixture(autouse=True)
+def emulated_ssd(emulated, monkeypatch):
+    monkeypatch.setattr(launch, "shared_bytes", lambda device: 227 * 1024)
+    monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
+    launch.kernel.cache_clear()
+    yield emulated
+    launch.kernel.cache_clear()
+
+
+def make_arguments(sizes, dtype, num_tokens=70):
+    generator = torch.Generator().manual_seed(0)
+    normal = functools.partial(torch.randn, generator=generator)
+    _, num_convolved, num_heads = sizes.parts
+    return {
+        "projected": normal(2, num_tokens, sum(sizes.parts)).to(dtype),
+        "conv_weight": 0.5 * normal(num_convolved, 4),
+        "conv_bias": 0.5 * normal(num_convolved),
+        "A": -0.1 - torch.rand(num_heads, generator=generator),
+        "skip": normal(num_heads),
+        "dt_bias": normal(num_heads) - 1,
+    }
+
+
+def separately(sizes, visit_order, projected, conv_weight, conv_bias, A, skip, dt_bias):
+    gate, rows, dt = projected.split(sizes.parts, -1)
+    rows = causal_conv1d(rows, conv_weight, conv_bias, visit_order=visit_order)
+    x, B, C = sizes.split(rows)
+    options = {"skip": skip, "gate": sizes.as_heads(gate), "dt_bias": dt_bias, "visit_order": visit_order}
+    return ssd(x, dt, A, B, C, **options).flatten(2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "available"),
+    [
+        (Sizes(8, 32, 1, 16), 227),
+        (Sizes(8, 32, 2, 16), 227),
+        (Sizes(8, 128, 1, 64), 99),  # heads in slices, whose gradients of the step sizes are added
+    ],
+)
+def test_output_and_gradients(sizes, available, dtype, monkeypatch):
+    monkeypatch.setattr(launch, "shared_bytes", lambda device: available * 1024)
+    slices = layout.layout_for(sizes.num_states, sizes.head_dim, dtype.itemsize, available * 1024).slices
+    assert (slices > 1) == (available == 99)
+    order = random_order(70)
+
+    def run(**given):
+        return convolve_and_scan(**given, visit_order=order, sizes=sizes, deterministic=True)
+
+    errors = relative_errors(run, functools.partial(separately, sizes, order), make_arguments(sizes, dtype))
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_a_mixer_gives_the_same_with_and_without_it(memory, monkeypatch, emulated):
+    torch.manual_seed(0)
+    mixer = Mamba2(state_size=16, head_dim=32, expand=8, activation_memory=memory).build(32)
+    tokens, visit = torch.randn(2, 12, 32), Visit(torch.zeros(12, 2), torch.randperm(12).int())
+    monkeypatch.setattr(mixer, "_recomputes", lambda projected: memory == "lean")
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(convolved, "runs_fused", lambda *_, value=fused: value)
+        output = mixer(tokens, visit)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(mixer.parameters()))])
+        assert ("ssd_backward" in emulated.launched) == fused
+    for plain, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5 * float(plain.detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "itemsize", "aligned"), [(24, 2, True), (20, 2, False), (20, 4, True), (6, 4, False)]
+)
+def test_gradients_in_place_need_aligned_rows(num_heads, itemsize, aligned):
+    assert Sizes(num_heads, 64, 1, 64).are_aligned(itemsize) == aligned
+
+
+def test_tensors_on_the_cpu_take_separate_ops():
+    sizes = Sizes(8, 32, 1, 16)
+    rows = torch.zeros(1, 3, sum(sizes.parts), requires_grad=True)
+    assert not convolved.runs_fused(rows, torch.zeros(288, 4), None, sizes, "auto")
