@@ -1,7 +1,9 @@
 """The CUDA kernels of SSD, emulated on the CPU with small inputs."""
 
+import dataclasses
 import functools
 import itertools
+import math
 import shutil
 
 import pytest
@@ -70,11 +72,15 @@ def results_of(run, arguments, **options):
 
 
 def errors_of(arguments, visit_order=None, deterministic=False):
-    """Return norms of the errors compared with float64, relative to the norm of each result; a quarter for sums."""
+    """Return norms of the errors compared with float64, relative to the norm of each result; a quarter for sums.
+
+    The error of a result with NaN is infinite, since max() may skip NaN.
+    """
     tested = results_of(cuda.run, arguments, visit_order=visit_order, deterministic=deterministic)
     doubles = {n: t.double() for n, t in arguments.items()}
     exact = results_of(reference.run, doubles, visit_order=visit_order)
     errors = {n: float((tested[n].double() - exact[n]).norm() / exact[n].norm().clamp_min(1e-30)) for n in exact}
+    errors = {n: math.inf if math.isnan(error) else error for n, error in errors.items()}
     return {n: error / 4 if n in SUMS else error for n, error in errors.items()}
 
 
@@ -139,6 +145,26 @@ def test_parts_of_pieces(monkeypatch, dtype, carry_parts):
     assert max(errors.values()) < TOLERANCES[dtype], errors
 
 
+@pytest.fixture
+def saved_output(monkeypatch):
+    """Kernels that compute the gradient of the gate from the output."""
+    known = launch.layout_of
+    monkeypatch.setattr(launch, "layout_of", lambda *sizes: dataclasses.replace(known(*sizes), saved_output=True))
+
+
+@pytest.mark.usefixtures("saved_output")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("optional", [("skip", "dt_bias"), OPTIONAL])
+def test_gradient_of_the_gate_from_the_output(monkeypatch, dtype, optional):
+    monkeypatch.setattr(launch, "pieces_for", lambda *_: 2)
+    arguments = make_arguments((2, 200, 2, 64, 64), dtype, optional)
+    if "gate" in arguments:
+        arguments["gate"][:, ::3] = 0
+        arguments["gate"][:, 1::3] *= 1e-30
+    errors = errors_of(arguments, orders(2, 200))
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_pieces", [1, 2])
 def test_strong_decay_beside_none(monkeypatch, dtype, num_pieces):
@@ -191,7 +217,7 @@ def test_opcheck(optional):
     leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
     torch.library.opcheck(cuda.ssd_forward, (*leaves, order, True, True))
     out, states = cuda.ssd_forward(*tensors, order, True, True)
-    torch.library.opcheck(cuda.ssd_backward, (torch.ones_like(out), *tensors, order, states, True))
+    torch.library.opcheck(cuda.ssd_backward, (torch.ones_like(out), *tensors, order, states, None, True))
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,11 @@ def layout_of(num_states: int, head_dim: int, dtype: torch.dtype, device: int) -
     return layout_for(num_states, head_dim, 4 if dtype is torch.float32 else 2, shared_bytes(device))
 
 
+def reads_output(layout: Layout, row_kind: int) -> bool:
+    """Return whether the backward pass reads the output; products with the smallest gate need bfloat16's exponents."""
+    return layout.saved_output and row_kind == KINDS[torch.bfloat16]
+
+
 @functools.cache
 def shared_bytes(device: int) -> int:
     """Return the shared memory that a block can have at least on a CUDA device."""
@@ -143,6 +148,7 @@ def kernel(
         "SLICES": layout.slices,
         "GATED": int(gated),
         "BIASED": int(biased),
+        "SAVED_OUTPUT": int(reads_output(layout, row_kind)),
     }
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}

@@ -115,6 +115,10 @@ __device__ __forceinline__ float gate_sigmoid(float x) {
     return ROW_KIND == 0 ? sigmoid(x) : fmaf(tanh_fast(0.5f * x), 0.5f, 0.5f);
 }
 
+// With SAVED_OUTPUT, dgate = dout out silu'(gate) / silu(gate): no gate may be 0. No other bfloat16 gate changes by more
+// than 1e-30, and none becomes 0.
+__device__ __forceinline__ float nonzero_gate(float x) { return SAVED_OUTPUT ? x + 7.8912e-31f : x; }
+
 // ---------------------------------------------------------------------------------------------------- step sizes
 #define PER_LANE (TOKENS / 32)
 #if ROW_KIND == 0
