@@ -126,14 +126,14 @@ class _ConvolveAndScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         # Saved tensors are read once: under activation checkpointing, a second access is an error.
-        projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, *kept = ctx.saved_tensors
+        projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states, out = ctx.saved_tensors
         sizes: Sizes = ctx.sizes
         gate, rows, dt = projected.split(sizes.parts, -1)
         dprojected, dconvolved = torch.empty_like(projected), torch.empty_like(convolved)
         dgate, drows, ddt = dprojected.split(sizes.parts, -1)
         x, B, C = sizes.split(convolved)
         found = cuda.backward(
-            *(sizes.as_heads(dy), x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, *kept),
+            *(sizes.as_heads(dy), x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, states, out),
             ctx.deterministic,
             dx=sizes.split(dconvolved)[0],
             dgate=sizes.as_heads(dgate),
