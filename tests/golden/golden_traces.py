@@ -31,7 +31,7 @@ from zigma_pl.training.module import GenerativeModule
 GOLDEN = Path(__file__).parent
 REPOSITORY = GOLDEN.parents[1]
 TRACES = GOLDEN / "traces.json"
-NUM_STEPS = 3
+NUM_STEPS = 2
 BATCH_SIZE = 2
 NUM_CAPTION_TOKENS = 6
 MODEL = {
@@ -45,26 +45,34 @@ CROSS_ATTENTION = {"attention_heads": 2, "attention_head_dim": 8}
 EXPERIMENTS = [e for e in find_experiments(REPOSITORY / "experiments") if e.prefix not in ("table8", "table11")]
 
 
-def build(
-    experiment: ExperimentFile, parser: jsonargparse.ArgumentParser, **backbone: Any
-) -> tuple[GenerativeModule, ImageDataModule]:
-    """Return the module of an experiment, from its YAML and the options above, and its data module.
+def options_of(experiment: ExperimentFile, **backbone: Any) -> dict[str, Any]:
+    """Return the options of an experiment, `model` and `data`, from its YAML and the options above.
 
     Args:
         experiment: the experiment.
-        parser: from `make_parser`.
         backbone: more options of the backbone.
     """
     overlay = overlay_of(experiment, "smoke", REPOSITORY / "configs" / "scale")
     assert overlay is not None
     config = compose([experiment.path, overlay])
     config["model"]["backbone"]["init_args"] |= BACKBONE | backbone
-    parsed = parser.parse_object({"model": config["model"] | MODEL, "data": config["data"]})
-    data, options = make_data_module(parsed.data), parsed.model.backbone.init_args
-    fill_from(Specification.of(data)._asdict(), options)
+    config["data"].get("init_args", {}).pop("batch_size", None)  # batches have BATCH_SIZE
+    return {"model": config["model"] | MODEL, "data": config["data"]}
+
+
+def build(options: dict[str, Any], parser: jsonargparse.ArgumentParser) -> tuple[GenerativeModule, ImageDataModule]:
+    """Return the module and the data module for options from `options_of`.
+
+    Args:
+        options: `model` and `data`.
+        parser: from `make_parser`.
+    """
+    parsed = parser.parse_object(options)
+    data, of_backbone = make_data_module(parsed.data), parsed.model.backbone.init_args
+    fill_from(Specification.of(data)._asdict(), of_backbone)
     if data.caption_dim is not None:
         for name, value in CROSS_ATTENTION.items():
-            options[name] = value
+            of_backbone[name] = value
     return parser.instantiate(parsed).model, data
 
 
@@ -132,7 +140,7 @@ def main() -> None:
         if experiment.name in traces:
             continue
         torch.manual_seed(0)
-        module, data = build(experiment, parser)
+        module, data = build(options_of(experiment), parser)
         shapes = str({name: tuple(value.shape) for name, value in module.backbone.state_dict().items()})
         name = f"{type(module.backbone).__name__.lower()}_{hashlib.sha256(shapes.encode()).hexdigest()[:8]}.safetensors"
         if not (GOLDEN / "weights" / name).is_file():
