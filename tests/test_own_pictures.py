@@ -15,7 +15,7 @@ RECIPE = REPOSITORY / "docs" / "own-pictures.md"
 SMALL = [
     "--model.backbone.init_args.width=16",
     "--model.backbone.init_args.depth=2",
-    "--trainer.val_check_interval=2",
+    "--trainer.val_check_interval=1",
 ]
 QUICK = [
     "--model.sampler.init_args.num_steps=1",
@@ -25,7 +25,7 @@ QUICK = [
     "--preview.num_samples=4",
     "--scorer.num_samples=4",
     "--trainer.accelerator=cpu",
-    "--trainer.max_steps=2",
+    "--trainer.max_steps=1",
     "--trainer.enable_progress_bar=false",
 ]
 # Options appended to a command for speed.
@@ -35,7 +35,7 @@ APPENDED = {
     "predict": QUICK,
     "test": QUICK,
     "export": [],
-    "sample": ["--num_steps=1", "--device=cpu"],
+    "sample": ["--num_steps=1", "--num_samples=1", "--device=cpu"],
     "prepare": ["--num_workers=0", "--accelerator=cpu"],
     "ablations": ["--dry_run"],  # its commands are run here instead
 }
