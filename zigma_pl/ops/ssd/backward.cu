@@ -69,10 +69,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     if (LANE == 0) m.skips[w.warp] = dskip;
     __syncthreads();
     if (threadIdx.x != 0) return;
-    float* sums = p.sums + ((w.batch * gridDim.z + w.piece) * p.num_heads * SLICES + blockIdx.x) * 3;
+    const Long at = ADDING ? w.head : (w.batch * gridDim.z + w.piece) * p.num_heads * SLICES + blockIdx.x;
+    float* sums = p.sums + at * 3;
     dskip = 0.f;
     for (int warp = 0; warp < WARPS; ++warp) dskip += m.skips[warp];
-    sums[0] = dA, sums[1] = dskip, sums[2] = dbias;
+    if (ADDING)
+        add_global(sums, dA), add_global(sums + 1, dskip), add_global(sums + 2, dbias);
+    else
+        sums[0] = dA, sums[1] = dskip, sums[2] = dbias;
 }
 
 // The gradient of the state at the start of a part of a piece that ends with 0, and its log decay.

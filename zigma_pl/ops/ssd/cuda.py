@@ -116,10 +116,12 @@ def backward(
     results["ddt"] = ddt
     if layout.slices > 1:
         results["ddt"] = new(layout.slices, *dt.shape)
-    results["dBC"] = new(1 if adding else parts, *x.shape[:2], 2, *B.shape[2:])
-    if adding:
-        results["dBC"].zero_()
-    results["sums"] = new(len(x), num_pieces, x.shape[2], layout.slices, 3)
+    if adding:  # one tensor, which one kernel fills with zeros
+        dBC, sums = new(2 * B.numel() + 3 * x.shape[2]).zero_().split([2 * B.numel(), 3 * x.shape[2]])
+        results |= {"dBC": dBC.view(1, *x.shape[:2], 2, *B.shape[2:]), "sums": sums.view(-1, 3)}
+    else:
+        results["dBC"] = new(parts, *x.shape[:2], 2, *B.shape[2:])
+        results["sums"] = new(len(x), num_pieces, x.shape[2], layout.slices, 3)
     results["states"] = states
     if out is not None:
         results["out"] = out
@@ -127,7 +129,8 @@ def backward(
     if layout.slices > 1:
         results["ddt"] = ddt.copy_(results["ddt"].sum(0))
     results["dBC"] = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
-    results["sums"] = results["sums"].sum((0, 1, 3))
+    if not adding:
+        results["sums"] = results["sums"].sum((0, 1, 3))
     return {name: result for name, result in results.items() if name not in ("states", "out")}
 
 

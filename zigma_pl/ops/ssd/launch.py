@@ -134,7 +134,7 @@ def kernel(
     """Load a kernel of forward.cu or backward.cu for one combination of options.
 
     Args:
-        option: whether the forward pass stores states, or the backward pass adds to dB and dC instead of storing them.
+        option: whether the forward pass stores states, or the blocks of the backward pass add to dBC and sums.
         name, layout, row_kind, dt_kind, gated, biased, device: which kernel, and for which inputs.
     """
     backward = name.startswith("ssd_backward")
@@ -172,7 +172,7 @@ def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bo
 
     Args:
         call: the inputs.
-        results: outputs, by the names in RESULTS, as far as they are needed; the number of pieces follows from "sums".
+        results: outputs, by the names in RESULTS, as far as they are needed.
         backward: launch the backward pass instead of the forward pass.
         option: see `kernel`.
     """

@@ -34,7 +34,7 @@ struct Params {
     void* states;                  // states at the start of chunks: (B, H slices, chunks, STATES, SLICE) of items
     float *carries, *durations;    // of parts of pieces: (parts, B, H slices, STATES, SLICE), (parts, B, H slices)
     float* dBC;                    // (parts, B, L, 2, G, N); one part to which all blocks add unless part_stride > 0
-    float* sums;                   // (B, pieces, H slices, 3): gradients of A, skip and bias
+    float* sums;                   // (B, pieces, H slices, 3), or (H, 3) if blocks add: gradients of A, skip and bias
     Long dx_row, dgate_row, ddt_row;
     Long parts, part_stride;       // blocks that share a group's B and C, each with its part of dBC
     Long num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
