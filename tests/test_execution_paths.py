@@ -17,6 +17,7 @@ from torch import distributed
 from zigma_pl.data import Digits
 from zigma_pl.interpolant import Objective
 from zigma_pl.runtime.compiling import compile_regions
+from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.callbacks.ema import EMA
 from zigma_pl.training.callbacks.non_finite import NonFiniteGuard
 from zigma_pl.training.callbacks.throughput import Throughput
@@ -65,6 +66,8 @@ def train(
     """Train a few steps; returns the losses, the gradients of the first step, and the average of the weights."""
     torch.manual_seed(0)
     sizes = {"in_channels": 1, "latent_height": 8, "latent_width": 8, "patch_size": 2, "width": 32, "depth": 3}
+    if name == "ParallelMamba":
+        sizes["scan"] = ScanConfig(num_orders=2)
     backbone = BACKBONES[name](**sizes, num_classes=10, **options)
     for parameter in backbone.parameters():
         if parameter.ndim > 1:

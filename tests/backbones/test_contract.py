@@ -72,9 +72,8 @@ def test_samples_do_not_mix_and_time_matters(build, draw, kind):
     assert not torch.allclose(backbone(x, 1 - t, conditions), together)
 
 
-@pytest.mark.parametrize("kind", ["classes", "captions", "both"])
-def test_dropped_condition_is_no_condition(build, draw, kind):
-    options, conditions = tiny.CONDITIONS[kind]
+def test_dropped_condition_is_no_condition(build, draw):
+    options, conditions = tiny.CONDITIONS["both"]
     backbone, (x, t) = build(**options), draw()
     everything = dict.fromkeys(conditions, torch.ones(3, dtype=torch.bool))
     torch.testing.assert_close(backbone(x, t, conditions, everything), backbone(x, t))
@@ -139,10 +138,10 @@ def test_folder_gives_the_same_backbone_back(build, draw, kind, tmp_path):
         assert torch.equal(loaded(*draw(), conditions), backbone(*draw(), conditions))
 
 
-@pytest.mark.parametrize("variant", [*BACKBONES, "ZigMa, factorized"], indirect=True)
+@pytest.mark.parametrize("variant", ["ZigMa", "VisionMamba", "DiT", "UViT", "ZigMa, factorized, legacy"], indirect=True)
 def test_compiles_without_graph_breaks(variant, build, draw):
     torch.compiler.reset()
-    depth = 1 if variant[0] is not UViT and "latent_frames" not in variant[1] else 3
+    depth = 3 if variant[0] is UViT else 2 if "latent_frames" in variant[1] else 1
     backbone, (x, t) = build(caption_dim=5, depth=depth), draw()
     conditions, dropped = tiny.CONDITIONS["captions"][1], {"caption": torch.tensor([False, True, False])}
     compiled = torch.compile(backbone, fullgraph=True, backend="eager")
@@ -151,13 +150,13 @@ def test_compiles_without_graph_breaks(variant, build, draw):
 
 @functools.cache
 def num_parameters(name, size, positions):
-    with torch.device("meta"):
+    with tiny.without_values():
         return BACKBONES[name](4, 32, 32, size=size, position_embedding=positions).num_parameters()
 
 
 @pytest.mark.parametrize(
     ("size", "positions"),
-    [("S", "cosine"), ("B", "cosine"), ("B", "learnable"), ("L", "learnable"), ("XL", "learnable")],
+    [("S", "cosine"), ("B", "learnable"), ("L", "learnable"), ("XL", "learnable")],
 )
 @pytest.mark.parametrize("name", sorted(BACKBONES.keys() - {"ZigMa"}))
 def test_named_sizes_have_as_many_parameters_as_zigma(name, size, positions):
@@ -169,7 +168,7 @@ def test_named_sizes_have_as_many_parameters_as_zigma(name, size, positions):
 def test_video_keeps_the_parameters_and_adds_a_position_for_each_frame(name):
     """The models of the paper's table 4 (bidirectional, 3D zigzag, sst) are therefore equally large, as for images."""
     options = {"patch_size": 2, "size": "B", "position_embedding": "learnable", "num_classes": 101}
-    with torch.device("meta"):
+    with tiny.without_values():
         pictures, clips = (BACKBONES[name](4, 32, 32, latent_frames=frames, **options) for frames in (None, 16))
     shapes = [{n: p.shape for n, p in backbone.named_parameters()} for backbone in (pictures, clips)]
     assert shapes[1] == shapes[0] | {"frame_position_embedding.table": (1, 16, 768)}

@@ -66,6 +66,6 @@ def test_prediction_starts_at_zero_and_the_convolution_as_the_identity():
 
 
 def test_size_b_is_the_papers_mid_size_with_its_perceptron():
-    with torch.device("meta"):
+    with tiny.without_values():
         backbone = UViT(4, 32, 32, patch_size=2, size="B", num_classes=1000, mlp_ratio=4.0)
     assert backbone.num_parameters() / 1e6 == pytest.approx(131, rel=0.01)

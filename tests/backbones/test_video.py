@@ -73,8 +73,8 @@ def test_space_and_time_together_reach_everything():
 
 @pytest.mark.parametrize("backbone_class", [VisionMamba, ParallelMamba, DiT, UViT])
 def test_one_layer_of_the_baselines_reaches_the_whole_clip(backbone_class):
-    options = {"final_convolution": False} if backbone_class is UViT else {}
-    backbone = build(backbone_class, depth=1, **options)
+    own = {UViT: {"final_convolution": False}, ParallelMamba: {"scan": ScanConfig(num_orders=8)}}
+    backbone = build(backbone_class, depth=1, **own.get(backbone_class, {}))
     assert all(reached(backbone, token) == EVERYTHING for token in (0, 8, 17))
 
 

@@ -37,22 +37,8 @@ def test_order_matters():
 def test_named_sizes_count_as_their_transformer_namesakes():
     millions = {}
     for size in SIZES:
-        with torch.device("meta"):
+        with tiny.without_values():
             millions[size] = ZigMa(4, 32, 32, patch_size=2, size=size).num_parameters() / 1e6
     # DiT-S, B, L, XL have 33, 130, 458 and 675 million.
     for size, expected in {"S": 33, "B": 130, "L": 458, "XL": 675}.items():
         assert millions[size] == pytest.approx(expected, rel=0.05)
-
-
-def test_compiled_without_graph_breaks_agrees_with_eager():
-    backbone = build(num_classes=4, depth=1)
-    x, t = tiny.draw()
-    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")  # test_execution_paths.py runs inductor
-    results = []
-    for network in (backbone, compiled):
-        backbone.zero_grad()
-        out = network(x, t, {"class": tiny.CLASSES})
-        out.square().sum().backward()
-        results.append([out.detach(), *(parameter.grad.clone() for parameter in backbone.parameters())])
-    for eager, fused in zip(*results, strict=True):
-        assert torch.linalg.norm(fused - eager) <= 1e-4 * torch.linalg.norm(eager)

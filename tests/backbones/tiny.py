@@ -1,9 +1,14 @@
 """Tiny backbones and inputs for the tests of this folder."""
 
+from contextlib import contextmanager
+
+import pytest
 import torch
 
 from zigma_pl.backbones import DiT, ParallelMamba, UViT, VisionMamba, ZigMa
 from zigma_pl.core.batch import Condition
+from zigma_pl.models.mixers.mamba import MambaMixer, ScanDirection
+from zigma_pl.scan.schedule import ScanConfig
 
 CLASSES = Condition(torch.tensor([0, 3, 1]))
 CAPTIONS = Condition(torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(2)))
@@ -17,14 +22,29 @@ CONDITIONS = {
 
 
 def build(backbone_class, randomise=True, **options):
-    """Build a backbone of width 16 for latents (2, 4, 6) in patches of 2; by default without zero parameters."""
+    """Build a backbone of width 16 for latents (2, 4, 6) in patches of 2; by default without zero parameters.
+
+    ParallelMamba has two orders instead of eight, which take four times as long.
+    """
     torch.manual_seed(0)
     defaults = {"in_channels": 2, "latent_height": 4, "latent_width": 6, "patch_size": 2, "width": 16, "depth": 3}
+    if backbone_class is ParallelMamba:
+        defaults["scan"] = ScanConfig(num_orders=2)
     backbone = backbone_class(**(defaults | options))
     if randomise:
         for parameter in backbone.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return backbone
+
+
+@contextmanager
+def without_values():
+    """Build modules on the meta device to count their parameters, which therefore need no initial values."""
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "reset_parameters", lambda self: None)
+        patch.setattr(ScanDirection, "_initialise_step_sizes", lambda self: None)
+        patch.setattr(MambaMixer, "sort_channels", lambda self: None)
+        yield
 
 
 def draw(batch_size=3, latent_frames=None):

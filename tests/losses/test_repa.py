@@ -128,7 +128,7 @@ def test_alignment_is_learned(tmp_path):
     def error(weight):
         module = build(weight=weight)
         module.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
-        train(tmp_path, module, 60, enable_checkpointing=False)
+        train(tmp_path, module, 30, enable_checkpointing=False)
         return float(module.trainer.logged_metrics["train/terms/repa"])
 
     assert error(1.0) < 0.6 < 0.9 < error(0.0)

@@ -21,14 +21,13 @@ from report.synthetic import make_record, write_grid
 from zigma_pl.cli.commands import report, tables
 from zigma_pl.core.errors import UserError
 from zigma_pl.evaluation.record import write_result
-from zigma_pl.suite.report.experiments import load_experiments
+from zigma_pl.suite.report.experiments import read_experiment
 from zigma_pl.suite.report.markdown import escape, results_page
 from zigma_pl.suite.report.page import Sources, write_report
 from zigma_pl.suite.report.results import RecordCollection, load_results
 
 INJECTED = "a\n\n# Heading\n\n<script>alert(1)</script> [x](http://evil.example) ![y](z) `c` | *b* &lt; {{ 7 * 7 }}"
-EXPERIMENTS = load_experiments(Path(__file__).parents[2] / "experiments")
-TABLE1 = [experiment for experiment in EXPERIMENTS if experiment.about.table == "table 1"]
+TABLE1 = [read_experiment(file) for file in sorted(Path(__file__).parents[2].glob("experiments/table1_*.yaml"))]
 
 
 def plain_record():

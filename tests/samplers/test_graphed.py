@@ -22,7 +22,7 @@ from zigma_pl.training.module import GenerativeModule
 
 def build(depth=2, **options):
     torch.manual_seed(0)
-    backbone = ZigMa(2, 4, 4, **({"width": 16, "depth": depth, "num_classes": 3} | options)).eval()
+    backbone = ZigMa(2, 4, 4, patch_size=2, **({"width": 16, "depth": depth, "num_classes": 3} | options)).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return backbone
