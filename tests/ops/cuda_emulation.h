@@ -169,9 +169,16 @@ inline void load_matrices(unsigned (&to)[4], const char* from) {
     meet_warp();
 }
 
-inline float bfloat(unsigned word, int half) { return __uint_as_float((half ? word >> 16 : word & 0xffff) << 16); }
+inline float bfloat(unsigned word, int upper) { return __uint_as_float((upper ? word >> 16 : word & 0xffff) << 16); }
+inline float half(unsigned word, int upper) {
+    const uint16_t bits = upper ? word >> 16 : word & 0xffff;
+    _Float16 x;
+    memcpy(&x, &bits, 2);
+    return x;
+}
 
-inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {
+template <float (*ITEM)(unsigned, int)>
+inline void multiply_items(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {
     const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
     auto raw = [](unsigned word) { return __uint_as_float(word); };
     auto all = deposit({raw(a[0]), raw(a[1]), raw(a[2]), raw(a[3]), raw(b0), raw(b1)});
@@ -180,10 +187,17 @@ inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, u
         for (int k = 0; k < 16; ++k) {
             const float left = all[row * 4 + k % 8 / 2][k / 8 * 2 + i / 2];
             const float right = all[(column + i % 2) * 4 + k % 8 / 2][4 + k / 8];
-            c[i] += bfloat(__float_as_uint(left), k % 2) * bfloat(__float_as_uint(right), k % 2);
+            c[i] += ITEM(__float_as_uint(left), k % 2) * ITEM(__float_as_uint(right), k % 2);
         }
     }
     meet_warp();
+}
+
+inline void multiply_add16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {
+    multiply_items<bfloat>(c, a, b0, b1, first);
+}
+inline void multiply_add16_halves(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool first) {
+    multiply_items<half>(c, a, b0, b1, first);
 }
 
 inline unsigned transpose(unsigned two) {

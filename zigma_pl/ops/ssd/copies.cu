@@ -78,21 +78,6 @@ __device__ __forceinline__ void put(Element* to, int stride, const int* rows, in
 #else
 struct Patch { uint4 at; };
 
-// Transposes 4 x 4 words among the four lanes that share rows.
-__device__ __forceinline__ void exchange(Word (&w)[4]) {
-    const bool odd = LANE & 1, upper = LANE & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        const Word other = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
-        if (odd) w[i] = other; else w[i + 1] = other;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const Word other = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + 2], 2);
-        if (upper) w[i] = other; else w[i + 2] = other;
-    }
-}
-
 // Lane 4 g + q moves 16 bytes: columns 8 (q % 2).. of row g + 8 (q / 2).
 __device__ __forceinline__ void fetch(Patch& to, const Element* from, int stride, const int* rows, int column) {
     const int row = rows[LANE_ROW + (LANE >> 1 & 1) * 8];

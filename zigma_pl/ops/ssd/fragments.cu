@@ -181,6 +181,21 @@ __device__ __forceinline__ void multiply_into(Sum& sum, const Left& left, const 
     for (int t = 0; t < 2; ++t) multiply_add16(sum[t], left.w, right.w[2 * t], right.w[2 * t + 1], false);
 }
 
+// Transposes 4 x 4 words among the four lanes that share rows.
+__device__ __forceinline__ void exchange(Word (&w)[4]) {
+    const bool odd = LANE & 1, upper = LANE & 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const Word other = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
+        if (odd) w[i] = other; else w[i + 1] = other;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const Word other = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + 2], 2);
+        if (upper) w[i] = other; else w[i + 2] = other;
+    }
+}
+
 __device__ __forceinline__ void read_items(const Byte* at, float& first, float& second) {
     const Word two = *(const Word*)at;
     first = low_item(two), second = high_item(two);

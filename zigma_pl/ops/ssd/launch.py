@@ -50,7 +50,7 @@ class Call:
         self.dtype = row_dtype(x, B, C, gate)
         self.device = x.get_device()
         self.layout = layout_of(self.num_states, self.head_dim, self.dtype, self.device)
-        self.rows = [rows if rows is None else _aligned(rows, self.dtype) for rows in (x, B, C, gate, dout)]
+        self.rows = [rows if rows is None else aligned(rows, self.dtype) for rows in (x, B, C, gate, dout)]
         self.dt = dt if dt.dtype in KINDS else dt.float()
         self.order = as_order(visit_order)
         self._parameters = (as_parameter(A), as_parameter(skip), as_parameter(dt_bias))
@@ -88,7 +88,7 @@ def row_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
     return x.dtype if all(other is None or other.dtype is x.dtype for other in others) else torch.float32
 
 
-def _aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert rows (B, L, X, Y) to a dtype, and copy them unless each starts at a multiple of 16 bytes."""
     rows = rows.to(dtype)
     stride, size = rows.stride(), rows.element_size()
