@@ -1,6 +1,7 @@
 """The choice of a backend, and the error measure that self-checks and benchmarks rely on."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -66,6 +67,8 @@ def test_relative_errors_see_output_and_gradients():
     wrong = relative_errors(lambda a, b: a * HalfGradient.apply(b), lambda a, b: a * b, arguments)
     assert max(wrong["output"], wrong["a"]) < 1e-7
     assert wrong["b"] == pytest.approx(0.5)
+    nan = relative_errors(lambda a, b: a * b + 0 * torch.tensor([math.nan, 0.0]), lambda a, b: a * b, arguments)
+    assert nan["output"] == math.inf
 
 
 def test_inverse_order():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import torch
 from inputs import random_order, scan_arguments
@@ -28,7 +29,7 @@ def errors_of(run, exact, arguments):
     tested = output_and_gradients(run, arguments)
     result = {}
     for name, reference in expected.items():
-        difference = tested[name].double() - reference
+        difference = (tested[name].double() - reference).nan_to_num(nan=math.inf)  # max() may skip NaN
         result[name] = (
             float(difference.abs().max() / reference.abs().max().clamp_min(1e-300)),
             float(difference.norm() / reference.norm().clamp_min(1e-300)),

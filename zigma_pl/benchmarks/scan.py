@@ -118,7 +118,7 @@ def findings(
         for shape in shapes:
             for dtype in sorted({options.dtype, torch.float32}, key=str):
                 errors = _errors(contestant, shape, dtype, options)
-                worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # NaN sorts last
+                worst = max(errors, key=errors.__getitem__)
                 if not errors[worst] <= TOLERANCE[dtype]:
                     yield (
                         f"{contestant.name} is wrong with N = {shape[3]} in {dtype_name(dtype)}: relative error "

@@ -1,6 +1,7 @@
 """Backends of ops: their implementations, their availability on this machine, and the choice between them."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -130,7 +131,8 @@ def relative_errors(
         arguments: floating-point inputs in the dtype under test; the reference gets the same values in float64.
         options: arguments that are not differentiated.
 
-    Returns: relative error by name, "output" for the output and the name of the input for each gradient.
+    Returns: relative error by name, "output" for the output and the name of the input for each gradient; infinity for
+    NaN, which max() may skip.
     """
     exact = _output_and_gradients(reference, {n: t.double() for n, t in arguments.items()}, options)
     tested = _output_and_gradients(run, arguments, options)
@@ -150,4 +152,4 @@ def _output_and_gradients(
 
 def _relative_error(tested: Tensor, exact: Tensor) -> float:
     error = (tested.double() - exact).abs().max() / exact.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(error)
+    return float(error.nan_to_num(nan=math.inf))
