@@ -172,6 +172,14 @@ def test_supported_sizes(monkeypatch, num_tokens, head_dim, dtype, kilobytes, su
     assert cuda.supports(*rows) == supported
 
 
+def test_tensors_without_data_use_the_attention_of_pytorch(monkeypatch):
+    monkeypatch.setattr(nvrtc, "available", lambda: (True, ""))
+    with FakeTensorMode():
+        rows = [torch.empty(2, length, 8, 64, dtype=torch.bfloat16, device="cuda") for length in (16, 8, 8)]
+        assert not cuda.supports(*rows)
+        assert attend(*rows).shape == rows[0].shape
+
+
 @pytest.mark.parametrize(
     ("num_sequences", "num_steps", "room", "parts"),
     [(256, 8, 264, 1), (64, 32, 264, 4), (256, 16, 528, 2), (8, 5, 264, 5)],
