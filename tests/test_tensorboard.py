@@ -35,7 +35,7 @@ def runs():
     return sorted(str(path.parent) for path in Path("logs").rglob("events.out.tfevents.*"))
 
 
-def test_a_run_has_the_name_and_options_of_its_config_and_other_commands_make_none(config):
+def test_a_run_has_the_name_and_options_of_its_config_and_other_commands_make_none(config, capsys):
     assert main(["fit", *config]) == 0
     assert runs() == ["logs/mine/version_0"]
     events = EventAccumulator("logs/mine/version_0").Reload()
@@ -53,6 +53,7 @@ def test_a_run_has_the_name_and_options_of_its_config_and_other_commands_make_no
 
     assert main(["predict", *config, "--ckpt_path=last", "--data.init_args.num_predict_samples=1"]) == 0
     assert main(["validate", *config, "--ckpt_path=last"]) == 0
+    assert "validation/loss" in capsys.readouterr().out
     assert set(runs()) == {"logs/mine/version_0"}
     assert len(runs()) == 2  # the loss of `validate` is logged to the run that the checkpoint is of
     assert [path.name for path in Path("logs/mine").iterdir()] == ["version_0"]

@@ -32,7 +32,7 @@ OPTIONS = {
     "trainer.enable_progress_bar": "false",
     "trainer.logger.class_path": "lightning.pytorch.loggers.CSVLogger",
     "checkpoint.every_n_train_steps": 20,
-    "preview.num_samples": 10,
+    "preview.num_samples": 0,
 }
 
 

@@ -24,9 +24,9 @@ from zigma_pl.training.checkpoints.io import read_checkpoint
 (FIT, RESUME, TEST), (EXPORT, SAMPLE) = SESSIONS[-2:]
 CHECKPOINTS = Path("logs/together/version_0/checkpoints")
 FEW_IMAGES = "--data.init_args.num_images=100"
-TWENTY_STEPS = {
-    "--trainer.max_steps": 20,
-    "--trainer.val_check_interval": 20,
+TWELVE_STEPS = {
+    "--trainer.max_steps": 12,
+    "--trainer.val_check_interval": 12,
     "--checkpoint.every_n_train_steps": 10,
     "--trainer.devices": 2,
     "--config": "configs/strategy/ddp.yaml",
@@ -36,7 +36,7 @@ TWENTY_STEPS = {
 # One test, so that the processes of pytest-xdist do not train twice.
 def test_own_classes_train_on_two_processes_resume_and_are_exported_sampled_and_scored(outside, capsys):
     train_on_two_processes(FIT)
-    (CHECKPOINTS / "step_00000020.ckpt").rename("uninterrupted.ckpt")
+    (CHECKPOINTS / "step_00000012.ckpt").rename("uninterrupted.ckpt")
     train_on_two_processes(RESUME)  # from step 10
     check_that_the_resumed_run_ends_with_the_same_bits()
     check_the_exported_model(capsys)
@@ -45,14 +45,14 @@ def test_own_classes_train_on_two_processes_resume_and_are_exported_sampled_and_
 
 
 def train_on_two_processes(command):
-    options = [*command, *TINY, FEW_IMAGES, *(f"{name}={value}" for name, value in TWENTY_STEPS.items())]
+    options = [*command, *TINY, FEW_IMAGES, *(f"{name}={value}" for name, value in TWELVE_STEPS.items())]
     calls = [(command_line, *options)] * 2
     Processes("own", Path.cwd(), *calls, environments=of_lightning(2)).wait()
 
 
 def check_that_the_resumed_run_ends_with_the_same_bits():
     runs = [read_checkpoint(Path(path)) for path in ("uninterrupted.ckpt", CHECKPOINTS / "last.ckpt")]
-    assert [run["global_step"] for run in runs] == [20, 20]
+    assert [run["global_step"] for run in runs] == [12, 12]
     for part in ("state_dict", "current_model_state"):
         one, other = (run[part] for run in runs)
         assert {"backbone.conditioners.brightness.null", "loss_terms.align.head.0.weight"} <= one.keys()
