@@ -10,6 +10,7 @@ from ops.cuda_emulation import Emulator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from zigma_pl.models.layers.cross_attention import CrossAttention, masked_caption
 from zigma_pl.ops import nvrtc, short_attention
 from zigma_pl.ops.short_attention import attend, cuda
 
@@ -124,6 +125,29 @@ def test_gradients_are_the_same_with_activation_checkpointing(emulator):
     stored = results_of(attend, rows, bias)
     again = results_of(lambda bias, **rows: checkpoint(attend, *rows.values(), bias, use_reentrant=False), rows, bias)
     assert all(torch.equal(stored[name], again[name]) for name in stored)
+
+
+@needs_compiler
+@pytest.mark.parametrize("masked", [True, False])
+def test_cross_attention_is_the_same_with_the_kernels(emulator, monkeypatch, masked):
+    torch.manual_seed(0)
+    attention = CrossAttention(64, num_heads=2, head_dim=32).bfloat16()
+    inputs = {"tokens": torch.randn(2, 20, 64).bfloat16(), "caption": torch.randn(2, 11, 64).bfloat16()}
+    mask = torch.arange(11) < torch.tensor([[11], [4]]) if masked else None
+    parameters = dict(attention.named_parameters())
+
+    def gradients():
+        leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+        out = attention(leaves["tokens"], *masked_caption(leaves["caption"], mask))
+        leaves |= parameters
+        return dict(zip(leaves, torch.autograd.grad(out.float().square().sum(), leaves.values()), strict=True))
+
+    tested = gradients()
+    assert emulator.launched == ["short_attention_forward", "short_attention_backward"]
+    monkeypatch.setattr(cuda, "supports", lambda *tensors: False)
+    for name, expected in gradients().items():
+        error = (tested[name] - expected).float().norm() / expected.float().norm()
+        assert error <= 1e-2, name
 
 
 @needs_compiler

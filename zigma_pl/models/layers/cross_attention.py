@@ -4,12 +4,11 @@ Axes: B batch, L tokens, T caption tokens, D width.
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.functional import scaled_dot_product_attention
 
 from zigma_pl.models.layers.shapes import check_shape
+from zigma_pl.ops.short_attention import attend
 
 EXCLUDED = -30_000.0  # a weight of exp(-30,000) is 0; within the range of float16
 BIAS_ALIGNMENT = 8  # caption tokens; PyTorch's fastest kernel needs aligned rows of the bias
@@ -44,12 +43,10 @@ class CrossAttention(nn.Module):
         if bias is not None:
             check_shape("CrossAttention", "bias", bias, "(B, T)", *caption.shape[:2])
         query, key, value = (
-            rearrange(projected, "b l (h d) -> b h l d", h=self.num_heads)
+            projected.unflatten(-1, (self.num_heads, -1))
             for projected in (self.to_query(tokens), self.to_key(caption), self.to_value(caption))
         )
-        attn_mask = None if bias is None else bias.to(query.dtype)[:, None, None, :]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
-        return self.out_proj(rearrange(attended, "b h l d -> b l (h d)"))
+        return self.out_proj(attend(query, key, value, bias).flatten(2))
 
 
 def masked_caption(caption: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
