@@ -53,8 +53,11 @@ def scan_errors(arguments, visit_order=None, deterministic=False):
 
 # ------------------------------------------------------------------------------------------------- scan, emulated
 @needs_compiler
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "deterministic"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, True)],
+    ids=str,
+)
 def test_scan_along_an_order(emulator, dtype, deterministic):
     errors = scan_errors(scan_arguments((2, 70, 40, 16), dtype), random_order(70), deterministic)
     assert max(errors.values()) < TOLERANCES[dtype], errors
@@ -62,7 +65,7 @@ def test_scan_along_an_order(emulator, dtype, deterministic):
 
 
 @needs_compiler
-@pytest.mark.parametrize("num_states", [3, 16, 30, 64])
+@pytest.mark.parametrize("num_states", [3, 30, 64])
 def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
     monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (1, tiles))
     errors = scan_errors(scan_arguments((2, 68, 11, num_states)), random_order(68))
@@ -75,8 +78,14 @@ def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
 
 @needs_compiler
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 1e-2)], ids=str)
-@pytest.mark.parametrize(("speed", "num_pieces"), [(0.02, 1), (1.0, 2), (1.0, 3), (50.0, 2)])
+@pytest.mark.parametrize(
+    ("speed", "num_pieces", "dtype", "tolerance"),
+    [
+        *((speed, pieces, torch.float32, 5e-6) for speed, pieces in [(0.02, 1), (1.0, 2), (1.0, 3), (50.0, 2)]),
+        (1.0, 3, torch.bfloat16, 1e-2),
+    ],
+    ids=str,
+)
 def test_chunks_leave_out_only_what_has_decayed(monkeypatch, dtype, tolerance, speed, num_pieces):
     monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (4, -(-tiles // 4)))
     monkeypatch.setattr(launch, "pieces_for", lambda *_: num_pieces)  # of three pieces, one is empty
@@ -276,8 +285,14 @@ def test_blocks_fit_into_the_shared_memory_of_an_a100():
 # ------------------------------------------------------------------------------------------ convolution, emulated
 @needs_compiler
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 70, 40, 4), (1, 3, 5, 8), (1, 1, 8, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *(((2, 70, 40, 4), dtype) for dtype in TOLERANCES),
+        *((shape, torch.float32) for shape in [(1, 3, 5, 8), (1, 1, 8, 1)]),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("activation", ["silu", None])
 def test_convolution(dtype, shape, activation):
     num_rows, num_tokens, num_channels, num_taps = shape
