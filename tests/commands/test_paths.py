@@ -11,7 +11,7 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.scan.paths import named_orders
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 12), (1, 1)])
+@pytest.mark.parametrize(("height", "width"), [(5, 12), (1, 1)])
 def test_writes_a_png_in_a_new_folder_and_prints_its_path(
     height: int, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
