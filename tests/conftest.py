@@ -25,12 +25,18 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log)
 
 
+def pytest_collection():
+    """Collect no garbage while tests are imported: there is hardly any, and looking for it takes a fifth of the time."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Exempt what has been imported from garbage collection, which else takes a tenth of the time of all tests.
 
     The server of processes, if tests use it, is forked now: it has the imports, and nothing that tests do.
     """
     gc.freeze()
+    gc.enable()
     if "processes" in sys.modules:
         sys.modules["processes"].server()
 
