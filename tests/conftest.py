@@ -26,7 +26,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection():
-    """Collect no garbage while tests are imported: there is hardly any, and looking for it takes a fifth of the time."""
+    """Collect no garbage while tests are imported: there is hardly any, and the search takes a fifth of the time."""
     gc.disable()
 
 
