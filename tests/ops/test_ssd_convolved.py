@@ -27,7 +27,7 @@ def emulated_ssd(emulated, monkeypatch):
     launch.kernel.cache_clear()
 
 
-def make_arguments(sizes, dtype, num_tokens=70):
+def make_arguments(sizes, dtype, num_tokens):
     generator = torch.Generator().manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator)
     _, num_convolved, num_heads = sizes.parts
@@ -51,23 +51,23 @@ def separately(sizes, visit_order, projected, conv_weight, conv_bias, A, skip, d
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(
-    ("sizes", "available"),
+    ("sizes", "num_tokens", "available"),
     [
-        (Sizes(8, 32, 1, 16), 227),
-        (Sizes(8, 32, 2, 16), 227),
-        (Sizes(8, 128, 1, 64), 99),  # heads in slices, whose gradients of the step sizes are added
+        (Sizes(8, 32, 1, 16), 1, 227),
+        (Sizes(8, 32, 2, 16), 70, 227),
+        (Sizes(8, 128, 1, 64), 70, 99),  # heads in slices, whose gradients of the step sizes are added
     ],
 )
-def test_output_and_gradients(sizes, available, dtype, monkeypatch):
+def test_output_and_gradients(sizes, num_tokens, available, dtype, monkeypatch):
     monkeypatch.setattr(launch, "shared_bytes", lambda device: available * 1024)
     slices = layout.layout_for(sizes.num_states, sizes.head_dim, dtype.itemsize, available * 1024).slices
     assert (slices > 1) == (available == 99)
-    order = random_order(70)
+    order = random_order(num_tokens)
 
     def run(**given):
         return convolve_and_scan(**given, visit_order=order, sizes=sizes, deterministic=True)
 
-    errors = relative_errors(run, functools.partial(separately, sizes, order), make_arguments(sizes, dtype))
+    errors = relative_errors(run, functools.partial(separately, sizes, order), make_arguments(sizes, dtype, num_tokens))
     assert max(errors.values()) < TOLERANCES[dtype], errors
 
 

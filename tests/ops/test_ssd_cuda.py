@@ -1,6 +1,5 @@
 """The CUDA kernels of SSD, emulated on the CPU with small inputs."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -158,29 +157,6 @@ def test_parts_of_pieces(monkeypatch, dtype, carry_parts):
     assert max(errors.values()) < TOLERANCES[dtype], errors
 
 
-@pytest.fixture
-def saved_output(monkeypatch):
-    """Kernels that compute the gradient of the gate from the output."""
-    known = launch.layout_of
-    monkeypatch.setattr(launch, "layout_of", lambda *sizes: dataclasses.replace(known(*sizes), saved_output=True))
-
-
-@pytest.mark.usefixtures("saved_output")
-@pytest.mark.parametrize(
-    ("dtype", "optional"),
-    [*((dtype, OPTIONAL) for dtype in TOLERANCES), (torch.bfloat16, ("skip", "dt_bias"))],
-    ids=str,
-)
-def test_gradient_of_the_gate_from_the_output(monkeypatch, dtype, optional):
-    monkeypatch.setattr(launch, "pieces_for", lambda *_: 2)
-    arguments = make_arguments((2, 140, 1, 64, 64), dtype, optional)
-    if "gate" in arguments:
-        arguments["gate"][:, ::3] = 0
-        arguments["gate"][:, 1::3] *= 1e-30
-    errors = errors_of(arguments, orders(2, 140))
-    assert max(errors.values()) < TOLERANCES[dtype], errors
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_pieces", [1, 2])
 def test_strong_decay_beside_none(monkeypatch, dtype, num_pieces):
@@ -233,7 +209,7 @@ def test_opcheck(optional):
     leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
     torch.library.opcheck(cuda.ssd_forward, (*leaves, order, True, True))
     out, states = cuda.ssd_forward(*tensors, order, True, True)
-    torch.library.opcheck(cuda.ssd_backward, (torch.ones_like(out), *tensors, order, states, None, True))
+    torch.library.opcheck(cuda.ssd_backward, (torch.ones_like(out), *tensors, order, states, True))
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def time_op(shape):
     out, states = cuda.forward(*inputs, order, True)
     dout = torch.randn_like(out)
     return time_ssd(shape) | {
-        "deterministic": median_ms(lambda: cuda.backward(dout, *inputs, order, states, out, True), 0.1, 5),
+        "deterministic": median_ms(lambda: cuda.backward(dout, *inputs, order, states, True), 0.1, 5),
         "autograd": eager_ms(functools.partial(cuda.run, visit_order=order), arguments, dout),
     }
 

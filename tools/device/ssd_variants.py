@@ -18,7 +18,6 @@ VARIANTS = {
     "default": {},
     "2 blocks": {"forward_blocks": 2, "backward_blocks": 2},
     "1 stage, 4 blocks": {"stages": 1, "forward_blocks": 4},
-    "saved output": {"saved_output": True},
     "default again": {},
 }
 WITHOUT_GATE = (("default", {}),)  # also timed so, which shows what the gate costs
@@ -48,7 +47,7 @@ def time_ssd(shape, sizes=SIZES, optional=OPTIONAL):
     return {
         "inference": median_ms(lambda: cuda.forward(*inputs, order, False), 0.1, 5),
         "forward": median_ms(lambda: cuda.forward(*inputs, order, True), 0.1, 5),
-        "backward": median_ms(lambda: cuda.backward(dout, *inputs, order, states, out, False), 0.1, 5),
+        "backward": median_ms(lambda: cuda.backward(dout, *inputs, order, states, False), 0.1, 5),
     }
 
 

@@ -39,7 +39,7 @@ __device__ __forceinline__ void read_granule(const Byte* from, float* values) {
 #endif
 }
 
-__device__ __forceinline__ void write_granule(Byte* to, const float* values, bool present) {
+__device__ __forceinline__ void write_granule(Byte* to, const float* values) {
     Word w[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -48,36 +48,30 @@ __device__ __forceinline__ void write_granule(Byte* to, const float* values, boo
 #else
         w[i] = pack_bfloats(values[2 * i], values[2 * i + 1]);
 #endif
-    *(uint4*)to = present ? make_uint4(w[0], w[1], w[2], w[3]) : make_uint4(0, 0, 0, 0);
+    *(uint4*)to = make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-// Elements of dout, of the gate, and of the output with SAVED_OUTPUT, that a thread reads for g and dgate of a chunk.
+// Elements of dout and of the gate that a thread reads for g of a chunk.
 #define ADJOINT_ROWS (TOKENS / COPY_STEP(SLICE))
 struct Adjoints {
-    uint4 douts[ADJOINT_ROWS], gates[ADJOINT_ROWS], outs[ADJOINT_ROWS];
+    uint4 douts[ADJOINT_ROWS], gates[ADJOINT_ROWS];
 };
 
-__device__ __forceinline__ void fetch_adjoints(
-    const Params& p, const Walk& w, const int* rows, Adjoints& to, bool with_outs
-) {
+__device__ __forceinline__ void fetch_adjoints(const Params& p, const Walk& w, const int* rows, Adjoints& to) {
     const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
-    const int out_stride = (int)p.num_heads * SLICES * SLICE;
     const Element *dout = dout_of(p, w) + column, *gate = gate_of(p, w) + column;
-    const Element* out = own_rows(p, w, p.out, out_stride) + column;
 #pragma unroll
     for (int i = 0; i < ADJOINT_ROWS; ++i) {
-        int row = rows[first + i * COPY_STEP(SLICE)];
-        if (SAVED_OUTPUT) row = max(row, 0);  // without branches, in each of which addresses would be computed anew
-        to.douts[i] = to.gates[i] = to.outs[i] = make_uint4(0, 0, 0, 0);
+        const int row = rows[first + i * COPY_STEP(SLICE)];
+        to.douts[i] = to.gates[i] = make_uint4(0, 0, 0, 0);
         if (row < 0) continue;
         to.douts[i] = *(const uint4*)(dout + (Long)row * (int)p.dout_row);
         if (GATED) to.gates[i] = *(const uint4*)(gate + (Long)row * (int)p.gate_row);
-        if (GATED && with_outs) to.outs[i] = *(const uint4*)(out + (Long)row * out_stride);
     }
 }
 
 // Stores g = dout silu(gate) of a chunk; with `factors`, also dout silu'(gate) in the memory of dgate, which is y times
-// that, or with SAVED_OUTPUT dgate itself.
+// that.
 __device__ __forceinline__ void store_adjoints(
     const Params& p, const Walk& w, const Adjoints& from, Byte* g, const int* rows, bool factors
 ) {
@@ -88,23 +82,20 @@ __device__ __forceinline__ void store_adjoints(
         unpack16(from.douts[i], values);
         unpack16(from.gates[i], z);
         if (GATED && factors) {
-            float slopes[GRANULE], out[GRANULE];
-            unpack16(from.outs[i], out);
+            float slopes[GRANULE];
 #pragma unroll
             for (int e = 0; e < GRANULE; ++e) {
-                const float gate = nonzero_gate(z[e]), s = gate_sigmoid(gate), scaled = values[e] * s;
-                slopes[e] = SAVED_OUTPUT ? values[e] * (out[e] * (reciprocal(gate) + (1.f - s)))
-                                         : scaled * fmaf(gate, 1.f - s, 1.f);
-                values[e] = scaled * gate;
+                const float s = gate_sigmoid(z[e]), scaled = values[e] * s;
+                values[e] = scaled * z[e];
+                slopes[e] = scaled * fmaf(z[e], 1.f - s, 1.f);
             }
             const int row = rows[first + i * COPY_STEP(SLICE)];
-            if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate, (int)p.dgate_row) + column + (Long)row * (int)p.dgate_row) = pack16(slopes);
+            if (row >= 0) *(uint4*)(own_rows(w, p.dgate, p.dgate_batch) + column + (Long)row * (int)p.dgate_row) = pack16(slopes);
         } else if (GATED) {
 #pragma unroll
             for (int e = 0; e < GRANULE; ++e) values[e] *= z[e] * gate_sigmoid(z[e]);
         }
-        write_granule(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES, values,
-                      !SAVED_OUTPUT || rows[first + i * COPY_STEP(SLICE)] >= 0);
+        write_granule(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES, values);
     }
 }
 

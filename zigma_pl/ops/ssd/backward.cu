@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     store_state(w, m.R, R);
     copy_terms(p, w, m, w.end - 1, m.common.rows[0]);
     Adjoints adjoints;
-    fetch_adjoints(p, w, m.common.rows[0], adjoints, SAVED_OUTPUT);
+    fetch_adjoints(p, w, m.common.rows[0], adjoints);
     for (int chunk = w.end - 1, i = 0; chunk >= w.begin; --chunk, ++i) {
         const int *rows = m.common.rows[i % ROW_BUFFERS], *next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];
         const Vectors& v = m.common.vectors[i % 2];
@@ -53,11 +53,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
         make_dB(p, w, m, v, block, rows);
         __syncthreads();
         make_dC(p, w, m, v, block, rows);
-        if (GATED && !SAVED_OUTPUT) make_dgate(p, w, m, v, block, rows);
+        if (GATED) make_dgate(p, w, m, v, block, rows);
         sum_through(w, m, R);
         scale_state(R, v.from_start[TOKENS - 1]);
         add_to_state(w, R, m.C, v.from_start, m.g);
-        fetch_adjoints(p, w, next_rows, adjoints, SAVED_OUTPUT);  // they arrive during the end of this chunk
+        fetch_adjoints(p, w, next_rows, adjoints);  // they arrive during the end of this chunk
         if (w.warp == 0) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
         if (threadIdx.x < TOKENS) m.common.rows[(i + 2) % ROW_BUFFERS][threadIdx.x] = far_row;
         __syncthreads();
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     FOR_STATE(a, b) clear(R[a][b]);
     open_walk(p, w, m.common, w.end - 1, -1);
     Adjoints adjoints;
-    fetch_adjoints(p, w, m.common.rows[0], adjoints, false);
+    fetch_adjoints(p, w, m.common.rows[0], adjoints);
     copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, m.common.rows[0], NUM_STATES);
     close_copies();
     float duration = 0.f;
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
         if (chunk > w.begin) {
             copy_tile<STATES>(next_C, w.C, (int)p.C_row * ROW_BYTES, next_rows, NUM_STATES);
             close_copies();
-            fetch_adjoints(p, w, next_rows, adjoints, false);
+            fetch_adjoints(p, w, next_rows, adjoints);
         }
         float dt[PER_LANE];
         if (w.warp == 0) load_steps(p, w, next_rows, dt);

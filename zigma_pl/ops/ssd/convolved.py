@@ -118,22 +118,21 @@ class _ConvolveAndScan(torch.autograd.Function):
         x, B, C = sizes.split(convolved)
         y, states = cuda.forward(x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, True)
         ctx.sizes, ctx.deterministic = sizes, deterministic
-        out = y if cuda.needs_output(x, B, C, sizes.as_heads(gate)) else None
-        ctx.save_for_backward(projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states, out)
+        ctx.save_for_backward(projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states)
         return y.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         # Saved tensors are read once: under activation checkpointing, a second access is an error.
-        projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states, out = ctx.saved_tensors
+        projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states = ctx.saved_tensors
         sizes: Sizes = ctx.sizes
         gate, rows, dt = projected.split(sizes.parts, -1)
         dprojected, dconvolved = torch.empty_like(projected), torch.empty_like(convolved)
         dgate, drows, ddt = dprojected.split(sizes.parts, -1)
         x, B, C = sizes.split(convolved)
         found = cuda.backward(
-            *(sizes.as_heads(dy), x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, states, out),
+            *(sizes.as_heads(dy), x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, states),
             ctx.deterministic,
             dx=sizes.split(dconvolved)[0],
             dgate=sizes.as_heads(dgate),

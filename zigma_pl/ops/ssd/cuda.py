@@ -79,13 +79,12 @@ def backward(
     dt_bias: Tensor | None,
     visit_order: Tensor | None,
     states: Tensor,
-    out: Tensor | None,
     deterministic: bool,
     dx: Tensor | None = None,
     dgate: Tensor | None = None,
     ddt: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the gradients without autograd, in the kernels' dtypes; `out` is needed if `needs_output`.
+    """Return the gradients without autograd, in the kernels' dtypes.
 
     Outputs can be given for `dx`, `dgate` and `ddt`, such as columns of the gradient of a projection: the last axes
     (H, P) or (H,) contiguous, samples adjacent, and rows of dx and dgate at multiples of 16 bytes.
@@ -123,24 +122,14 @@ def backward(
         results["dBC"] = new(parts, *x.shape[:2], 2, *B.shape[2:])
         results["sums"] = new(len(x), num_pieces, x.shape[2], layout.slices, 3)
     results["states"] = states
-    if out is not None:
-        results["out"] = out
     launch.launch(call, results, backward=True, option=adding)
     if layout.slices > 1:
         results["ddt"] = ddt.copy_(results["ddt"].sum(0))
     results["dBC"] = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
     if not adding:
         results["sums"] = results["sums"].sum((0, 1, 3))
-    return {name: result for name, result in results.items() if name not in ("states", "out")}
-
-
-def needs_output(x: Tensor, B: Tensor, C: Tensor, gate: Tensor | None) -> bool:
-    """Return whether the backward pass reads the output."""
-    if gate is None:
-        return False
-    dtype = launch.row_dtype(x, B, C, gate)
-    layout = launch.layout_of(B.shape[3], x.shape[3], dtype, x.get_device())
-    return launch.reads_output(layout, launch.KINDS[dtype])
+    del results["states"]
+    return results
 
 
 # ------------------------------------------------------------------------------------------------------- custom ops
@@ -193,11 +182,10 @@ def ssd_backward(
     dt_bias: Tensor | None,
     visit_order: Tensor | None,
     states: Tensor,
-    out: Tensor | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, dt, A, B, C, skip, gate, dt_bias, empty for absent arguments."""
-    found = backward(dout, x, dt, A, B, C, skip, gate, dt_bias, visit_order, states, out, deterministic)
+    found = backward(dout, x, dt, A, B, C, skip, gate, dt_bias, visit_order, states, deterministic)
     dB, dC = found["dBC"].unbind(2)
     dA, dskip, dbias = found["sums"].unbind(1)
     return (
@@ -230,7 +218,6 @@ def _(
     dt_bias: Tensor | None,
     visit_order: Tensor | None,
     states: Tensor,
-    out: Tensor | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (x, dt, A, B, C, skip, gate, dt_bias)
@@ -242,8 +229,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *tensors, _, ctx.deterministic = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    x, _, _, B, C, _, gate, *_ = tensors
-    ctx.save_for_backward(*tensors, output[1], output[0] if needs_output(x, B, C, gate) else None)
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:

@@ -51,12 +51,9 @@ __device__ __forceinline__ void finish_output(
 #pragma unroll
             for (int t = 0; t < 2; ++t)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float gate = nonzero_gate(z[t][i]);
-                    y[b][t][i] *= gate * gate_sigmoid(gate);
-                }
+                for (int i = 0; i < 4; ++i) y[b][t][i] *= z[t][i] * gate_sigmoid(z[t][i]);
         }
-        put(own_rows(p, w, p.out, stride), stride, rows, b * 16, y[b]);
+        put(own_rows(w, p.out, p.num_tokens * stride), stride, rows, b * 16, y[b]);
     }
 }
 

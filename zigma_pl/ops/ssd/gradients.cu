@@ -41,7 +41,7 @@ __device__ __forceinline__ void make_dx(
     }
 #pragma unroll
     for (int b = 0; b < SLICE_BLOCKS; ++b)
-        put(own_rows(p, w, p.dx, (int)p.dx_row), (int)p.dx_row, rows + block * 16, b * 16, dx[b]);
+        put(own_rows(w, p.dx, p.dx_batch), (int)p.dx_row, rows + block * 16, b * 16, dx[b]);
 }
 
 // Writes or adds 16 tokens of dB (which = 0) or dC (1).
@@ -149,7 +149,7 @@ __device__ __forceinline__ void fetch_factors(const Params& p, const Walk& w, in
 #pragma unroll
     for (int i = 0; i < 16 / GATE_STEP; ++i) {
         const int row = max(rows[first + i * GATE_STEP], 0);
-        to.at[i] = *(const uint4*)(own_rows(p, w, p.dgate, (int)p.dgate_row) + column + (Long)row * (int)p.dgate_row);
+        to.at[i] = *(const uint4*)(own_rows(w, p.dgate, p.dgate_batch) + column + (Long)row * (int)p.dgate_row);
     }
 }
 
@@ -170,7 +170,7 @@ __device__ __forceinline__ void finish_dgate(
 #pragma unroll
         for (int e = 0; e < GRANULE; ++e) values[e] *= f[e];
         const int row = rows[first + i * GATE_STEP];
-        if (row >= 0) *(uint4*)(own_rows(p, w, p.dgate, (int)p.dgate_row) + column + (Long)row * (int)p.dgate_row) = pack16(values);
+        if (row >= 0) *(uint4*)(own_rows(w, p.dgate, p.dgate_batch) + column + (Long)row * (int)p.dgate_row) = pack16(values);
     }
 }
 

@@ -13,14 +13,14 @@ from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, carry_parts_f
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
-ROW_AXES = {"dx": -3, "dgate": -3, "ddt": -2}  # results that may be columns of wider rows
-RESULTS = ("out", *ROW_AXES, "states", "carries", "durations", "dBC", "sums")
+ROWS = {"dx": -4, "dgate": -4, "ddt": -3}  # results that may be columns of wider rows, and their axes of samples
+RESULTS = ("out", *ROWS, "states", "carries", "durations", "dBC", "sums")
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
-_NUM_FIELDS = 50  # in struct Params of walk.cu
+_NUM_FIELDS = 53  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -75,7 +75,8 @@ class Call:
         fields += [0 if t is None else t.data_ptr() for t in (*self._parameters, self.order)]
         fields.append(self.num_tokens if self.order is not None and self.order.ndim == 2 else 0)
         fields += [results[name].data_ptr() if name in results else 0 for name in RESULTS]
-        fields += [results[name].stride(axis) if name in results else 0 for name, axis in ROW_AXES.items()]
+        for name, axis in ROWS.items():  # the stride of an axis of length 1 does not follow from the next one's
+            fields += (results[name].stride(axis), results[name].stride(axis + 1)) if name in results else (0, 0)
         parts = results.get("dBC")
         fields += (self.parts, 0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
@@ -114,11 +115,6 @@ def layout_of(num_states: int, head_dim: int, dtype: torch.dtype, device: int) -
     return layout_for(num_states, head_dim, 4 if dtype is torch.float32 else 2, shared_bytes(device))
 
 
-def reads_output(layout: Layout, row_kind: int) -> bool:
-    """Return whether the backward pass reads the output; products with the smallest gate need bfloat16's exponents."""
-    return layout.saved_output and row_kind == KINDS[torch.bfloat16]
-
-
 @functools.cache
 def shared_bytes(device: int) -> int:
     """Return the shared memory that a block can have at least on a CUDA device."""
@@ -148,7 +144,6 @@ def kernel(
         "SLICES": layout.slices,
         "GATED": int(gated),
         "BIASED": int(biased),
-        "SAVED_OUTPUT": int(reads_output(layout, row_kind)),
     }
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}

@@ -21,7 +21,6 @@ class Layout:
         slices: blocks per head.
         stages: buffers for chunks in the forward pass; with 2, copies overlap with computation.
         forward_blocks, backward_blocks: minimum number of blocks per multiprocessor, which limits the registers.
-        saved_output: with bfloat16, the backward pass computes dgate from the output instead of computing y again.
     """
 
     item_bytes: int
@@ -33,7 +32,6 @@ class Layout:
     stages: int = 2
     forward_blocks: int = 3
     backward_blocks: int = 3
-    saved_output: bool = False
 
     @property
     def threads(self) -> int:

@@ -144,9 +144,9 @@ __device__ __forceinline__ void finish_steps(
         if (row < 0) continue;
         dA = fmaf(v.d[at], passing[i], dA);
         dbias += dd;
-        const Long to = (w.batch * p.num_tokens + row) * p.ddt_row + w.head;
+        const Long to = w.batch * p.ddt_batch + row * p.ddt_row + w.head;
         if (SLICES > 1)
-            ((float*)p.ddt)[w.slice * p.num_batch * p.num_tokens * p.ddt_row + to] = dd;
+            ((float*)p.ddt)[w.slice * p.num_batch * p.ddt_batch + to] = dd;
         else
 #if DT_KIND == 0
             ((float*)p.ddt)[to] = dd;

@@ -35,7 +35,7 @@ struct Params {
     float *carries, *durations;    // of parts of pieces: (parts, B, H slices, STATES, SLICE), (parts, B, H slices)
     float* dBC;                    // (parts, B, L, 2, G, N); one part to which all blocks add unless part_stride > 0
     float* sums;                   // (B, pieces, H slices, 3), or (H, 3) if blocks add: gradients of A, skip and bias
-    Long dx_row, dgate_row, ddt_row;
+    Long dx_batch, dx_row, dgate_batch, dgate_row, ddt_batch, ddt_row;
     Long parts, part_stride;       // blocks that share a group's B and C, each with its part of dBC
     Long num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
     Long carry_parts;              // parts of a piece whose states at the end are computed by separate blocks
@@ -98,9 +98,9 @@ __device__ __forceinline__ const Element* dout_of(const Params& p, const Walk& w
     return p.dout + w.batch * p.dout_batch + w.head * p.dout_head + w.slice * SLICE;
 }
 
-// Where the block's channels begin in rows (B, L, H, P) that are `stride` elements apart.
-__device__ __forceinline__ Element* own_rows(const Params& p, const Walk& w, Element* rows, int stride) {
-    return rows + w.batch * p.num_tokens * stride + (w.head * SLICES + w.slice) * SLICE;
+// Where the block's channels begin in rows (B, L, H, P) whose samples are `batch` elements apart.
+__device__ __forceinline__ Element* own_rows(const Walk& w, Element* rows, Long batch) {
+    return rows + w.batch * batch + (w.head * SLICES + w.slice) * SLICE;
 }
 
 // Raster row of a token of a chunk, -1 outside of the sequence.
@@ -114,10 +114,6 @@ __device__ __forceinline__ int row_of(const Params& p, const Walk& w, int chunk,
 __device__ __forceinline__ float gate_sigmoid(float x) {
     return ROW_KIND == 0 ? sigmoid(x) : fmaf(tanh_fast(0.5f * x), 0.5f, 0.5f);
 }
-
-// With SAVED_OUTPUT, dgate = dout out silu'(gate) / silu(gate): no gate may be 0. No other bfloat16 gate changes by more
-// than 1e-30, and none becomes 0.
-__device__ __forceinline__ float nonzero_gate(float x) { return SAVED_OUTPUT ? x + 7.8912e-31f : x; }
 
 // ---------------------------------------------------------------------------------------------------- step sizes
 #define PER_LANE (TOKENS / 32)
