@@ -30,14 +30,14 @@ def pytest_collection():
     gc.disable()
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     """Exempt what has been imported from garbage collection, which else takes a tenth of the time of all tests.
 
     The server of processes, if tests use it, is forked now: it has the imports, and nothing that tests do.
     """
     gc.freeze()
     gc.enable()
-    if "processes" in sys.modules:
+    if "processes" in sys.modules and not session.config.option.collectonly:
         sys.modules["processes"].server()
 
 

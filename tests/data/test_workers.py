@@ -45,7 +45,7 @@ def test_error_in_a_worker_keeps_its_traceback(tmp_path):
 
 def test_worker_outlives_a_sigterm_for_long_enough(monkeypatch):
     """As where SLURM or a terminal signals the whole group of processes, and the main one has yet to save."""
-    monkeypatch.setattr("zigma_pl.data.samples.SECONDS_AFTER_SIGTERM", 4)
+    monkeypatch.setattr("zigma_pl.data.samples.SECONDS_AFTER_SIGTERM", 2)
     digits = PixelSamples(Digits().pixel_items("train"), seed=0, horizontal_flip=False)
     others = multiprocessing.active_children()
     batches = iter(SampleLoader(digits, TrainingOrder(len(digits), 4, seed=0), num_workers=1))

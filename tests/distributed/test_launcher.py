@@ -52,6 +52,7 @@ def raises(error):
 def short_waits(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(launcher_module, "SECONDS_TO_FIND_THE_CAUSE", 1.0)
+    monkeypatch.setattr(launcher_module, "SECONDS_TO_WAIT_FOR_THE_FIRST", 0.5)
 
 
 @pytest.mark.parametrize("error", [UserError("wrong"), RuntimeError("wrong"), KeyboardInterrupt()])
