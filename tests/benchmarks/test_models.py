@@ -37,7 +37,7 @@ def test_right_backbones_have_no_findings(contestant):
 
 @pytest.mark.parametrize("name", ["zigzag8", "mamba2", "dit", "factorized-fast"])
 def test_right_backbones_of_captioned_clips_have_no_findings(name):
-    contestants, options = {name: replace(FAMILIES[name], has_captions=True)}, replace(OPTIONS, num_frames=16)
+    contestants, options = {name: replace(FAMILIES[name], has_captions=True)}, replace(OPTIONS, num_frames=5)
     assert not list(findings(contestants, options, training=True))
 
 
