@@ -1,6 +1,5 @@
 import gc
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,15 +29,10 @@ def pytest_collection():
     gc.disable()
 
 
-def pytest_collection_finish(session):
-    """Exempt what has been imported from garbage collection, which else takes a tenth of the time of all tests.
-
-    The server of processes, if tests use it, is forked now: it has the imports, and nothing that tests do.
-    """
+def pytest_collection_finish():
+    """Exempt what has been imported from garbage collection, which else takes a tenth of the time of all tests."""
     gc.freeze()
     gc.enable()
-    if "processes" in sys.modules and not session.config.option.collectonly:
-        sys.modules["processes"].server()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Processes forked from a server that has imported torch, Lightning and zigma_pl.
 
 A new interpreter needs seconds for these imports, a fork milliseconds. A forked process is otherwise as fresh as a new
-one: the server is itself forked from pytest before the first test (tests/conftest.py), and only imports.
+one: the server only imports, and does not see what tests have done to their own process.
 """
 
 import gc
@@ -10,12 +10,11 @@ import os
 import socket
 import sys
 from functools import cache
-from multiprocessing import forkserver, util
 from pathlib import Path
-from unittest import mock
 
 import torch
 
+REPOSITORY = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 300.0
 PRELOADED = [
     "sklearn.datasets",
@@ -86,24 +85,16 @@ def of_torchrun(num_nodes):
 def server():
     """The context of multiprocessing that forks from the server; nothing else of this process is inherited."""
     context = multiprocessing.get_context("forkserver")
-    with mock.patch.object(util, "spawnv_passfds", _forked_server):
-        forkserver.ensure_running()
-    return context
-
-
-def _forked_server(path, arguments, descriptors):
-    """Run the server in a fork of this process, without its open files, where multiprocessing starts an interpreter."""
-    process = os.fork()
-    if process != 0:
-        return process
+    context.set_forkserver_preload(PRELOADED)
+    before = dict(os.environ)
+    paths = [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")]
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for number in map(int, os.listdir("/dev/fd")):
-            if number not in descriptors:
-                os.dup2(nothing, number)  # not closed, since objects in memory close it again
-        forkserver.main(*descriptors, PRELOADED)
+        multiprocessing.forkserver.ensure_running()
     finally:
-        os._exit(0)
+        os.environ.clear()
+        os.environ.update(before)
+    return context
 
 
 def _call(function, arguments, folder, environment, output):
