@@ -31,7 +31,7 @@ from zigma_pl.training.module import GenerativeModule
 GOLDEN = Path(__file__).parent
 REPOSITORY = GOLDEN.parents[1]
 TRACES = GOLDEN / "traces.json"
-NUM_STEPS = 2
+NUM_STEPS = 3
 BATCH_SIZE = 2
 NUM_CAPTION_TOKENS = 6
 MODEL = {
