@@ -5,14 +5,14 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import launched
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from processes import Processes
 
 from zigma_pl.cli import lightning_cli as cli
 from zigma_pl.cli.main import main
@@ -181,16 +181,22 @@ def test_lightning_does_not_requeue_by_itself(fit, monkeypatch):
 
 
 def test_one_of_two_processes_is_preempted_and_both_end_with_75(repository, in_tmp, capsys):
-    endless = ["--trainer.max_steps=100000", "--trainer.val_check_interval=50000"]
+    arguments = options_of("fit", repository, "--trainer.max_steps=100000", "--trainer.val_check_interval=50000")
     several = ["--trainer.devices=2", "--trainer.strategy=ddp", "--preemption.check_every_n_steps=3"]
-    _, *arguments = options_of("fit", repository, *endless, *several)
-    started = Processes("fit", in_tmp, (launched.fit, *arguments))
-    (process,), (output,) = started.processes, started.outputs
-    while process.is_alive() and not (FOLDER / "step_00000004.ckpt").exists() and not (FOLDER / "last.ckpt").exists():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zigma_pl", *arguments, *several],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while (
+        process.poll() is None and not (FOLDER / "step_00000004.ckpt").exists() and not (FOLDER / "last.ckpt").exists()
+    ):
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGUSR1)
-    assert started.statuses() == [75], output.read_text()
-    said = [line for line in output.read_text().splitlines() if "preempted by" in line]
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    said = [line for line in err.splitlines() if "preempted by" in line]
     assert len(said) == 1
     assert "--ckpt_path last" in said[0]
     saved = torch.load(FOLDER / "last.ckpt", weights_only=True)
