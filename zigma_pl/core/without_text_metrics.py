@@ -1,4 +1,4 @@
-"""Keeps the import of torchmetrics, which Lightning imports, from importing transformers: a third of its time."""
+"""Prevents torchmetrics, which Lightning imports, from importing transformers: a third of Lightning's time."""
 
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Softmax attention from many queries to few keys, such as from image tokens to the tokens of a caption.
 
-PyTorch's kernels are made for many keys: for 80 keys they take about ten times as long as reading the queries and
-writing the output. The kernels here hold all keys and values of a head in shared memory, and all scores of a query in
+PyTorch's kernels are made for many keys: for 80 keys they take several times as long as reading the queries and writing
+the output. The kernels here hold all keys and values of a head in shared memory, and all scores of a query in
 registers.
 
 Axes: B batch, L queries, T keys, H heads, P width of a head.
@@ -21,8 +21,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     """Return softmax(query key^T / sqrt(P) + bias) value: (B, L, H, P).
 
     Runs CUDA kernels where they apply: without `torch.compile`, for bfloat16 and float16 on NVIDIA GPUs, heads of 32 or
-    64 channels, and up to 128 keys (about 50 on GPUs with 99 KiB of shared memory per block). Otherwise runs
-    `scaled_dot_product_attention`. Both compute the same up to rounding.
+    64 channels, and up to 128 keys. On GPUs with 99 KiB of shared memory per block, the limit is 112 keys for heads of
+    32 channels and 48 for heads of 64. Otherwise runs `scaled_dot_product_attention`. Both compute the same up to
+    rounding.
 
     Args:
         query: (B, L, H, P).

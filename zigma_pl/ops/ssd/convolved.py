@@ -1,8 +1,8 @@
 """The convolution and the scan of Mamba-2 as one function on NVIDIA GPUs, from the output of the input projection.
 
-As separate functions with autograd, they would copy all of their gradients once or twice to join them: those of x, B
+As separate autograd functions, they would concatenate their gradients, which copies each once or twice: those of x, B
 and C for the convolution, and those of the gate, the convolution's input and the step sizes for the projection. Here
-the kernels write them in place.
+the kernels write them in place, except those of B and C, which are copied once.
 
 Axes: B batch, L tokens, E inner width, H heads, P width of a head, G groups, N state.
 """
@@ -53,7 +53,7 @@ class Sizes:
 
 
 def runs_fused(projected: Tensor, conv_weight: Tensor, visit_order: Tensor | None, sizes: Sizes, backend: str) -> bool:
-    """Return whether `convolve_and_scan` supports these arguments and saves something: only in training."""
+    """Return whether `convolve_and_scan` supports these arguments and is faster than separate ones, in training."""
     return (
         torch.is_grad_enabled()
         and projected.requires_grad
