@@ -46,6 +46,11 @@ def test_transformers_is_imported_only_if_it_is_used():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_torchmetrics_imported_first_keeps_its_text_metrics():
+    program = "import torchmetrics, zigma_pl; from torchmetrics.text import BERTScore"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in READ_CONFIGS])
 def test_help_of_other_commands_answers_without_torch(command):
     program = "import sys; from zigma_pl.cli.main import main; main([sys.argv[1], '--help'])"

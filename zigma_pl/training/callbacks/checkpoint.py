@@ -113,7 +113,8 @@ class Checkpoint(ModelCheckpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare the options, and keep the random states for `on_train_start`.
 
-        If training resumes from this run's newest checkpoint, also finish what follows after saving it.
+        If training resumes from this run's newest checkpoint, `last.ckpt` is linked to it again: the run may have been
+        killed before it was.
         """
         found = str(trainer.ckpt_path)
         if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(found) == found):
@@ -126,10 +127,13 @@ class Checkpoint(ModelCheckpoint):
             if len(self._random_states) == trainer.world_size:
                 check_random_state(self._random_states[trainer.global_rank])
             self._last_global_step_saved = checkpoint["global_step"]
-            loaded = Path(found).resolve()
-            is_newest = loaded == next(iter(checkpoints_in(self.folder.resolve())), None)
-            if trainer.is_global_zero and is_newest and self._name.fullmatch(loaded.stem):
-                self._link_and_prune(trainer, loaded)  # the run may have been killed before it did
+            if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._repair_link(Path(found).resolve())
+
+    def _repair_link(self, loaded: Path) -> None:
+        folder = self.folder.resolve()
+        if loaded == next(iter(checkpoints_in(folder)), None) and (folder / LAST_LINK).resolve() != loaded:
+            point_last_to(loaded)
 
     def _compare_options(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if OPTIONS not in checkpoint:
@@ -214,7 +218,7 @@ class Checkpoint(ModelCheckpoint):
 
     def _link_and_prune(self, trainer: L.Trainer, newest: Path) -> None:
         point_last_to(newest)
-        names = {path: self._name.fullmatch(path.stem) for path in files_in(newest.parent)}
+        names = {path: self._name.fullmatch(path.stem) for path in files_in(self.folder)}
         steps = {path: int(name["step"]) for path, name in names.items() if name is not None}
         # Sorted by step, not by time. Checkpoints of higher steps, from another run, are kept.
         older = sorted((path for path in steps if steps[path] < steps[newest]), key=steps.__getitem__, reverse=True)
