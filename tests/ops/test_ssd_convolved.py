@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 from ops.scan_inputs import random_order
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from zigma_pl.mixers import Mamba2, Visit
+from zigma_pl.ops import nvrtc
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.ssd import convolved, launch, layout, ssd
@@ -92,6 +94,26 @@ def test_a_mixer_gives_the_same_with_and_without_it(memory, monkeypatch, emulate
 )
 def test_gradients_in_place_need_aligned_rows(num_heads, itemsize, aligned):
     assert Sizes(num_heads, 64, 1, 64).are_aligned(itemsize) == aligned
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "available", "runs"),
+    [
+        (Sizes(8, 64, 1, 64), torch.bfloat16, True, True),
+        (Sizes(8, 64, 1, 64), torch.bfloat16, False, False),  # `ssd` then takes another backend
+        (Sizes(8, 64, 1, 12), torch.float32, True, False),
+        (Sizes(8, 48, 1, 64), torch.bfloat16, True, False),
+        (Sizes(8, 64, 1, 136), torch.bfloat16, True, False),
+        (Sizes(8, 64, 1, 64), torch.float64, True, False),
+    ],
+)
+def test_sizes_that_run_as_one_function(monkeypatch, sizes, dtype, available, runs):
+    monkeypatch.setattr(nvrtc, "available", lambda: (available, ""))
+    monkeypatch.setattr(convolved, "runs_eagerly", lambda tensor: True)
+    with FakeTensorMode():
+        rows = torch.empty(2, 5, sum(sizes.parts), dtype=dtype, device="cuda", requires_grad=True)
+        weight = torch.empty(sizes.parts[1], 4, device="cuda")
+    assert convolved.runs_fused(rows, weight, None, sizes, "auto") == runs
 
 
 def test_tensors_on_the_cpu_take_separate_ops():

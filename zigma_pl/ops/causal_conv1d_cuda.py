@@ -9,9 +9,8 @@ from torch import Tensor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors, rows_of_block
+from zigma_pl.ops.nvrtc import ROW_KINDS, as_order, as_parameter, num_multiprocessors, rows_of_block
 
-ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_TAPS = 8
 THREADS = 64
 LONGEST_CHUNK = 128  # rows; a chunk also reads the TAPS - 1 rows before it

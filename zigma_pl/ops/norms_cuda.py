@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import num_multiprocessors, rows_of_block
+from zigma_pl.ops.nvrtc import ROW_KINDS, num_multiprocessors, rows_of_block
 
-ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_WIDTH = 2048
 WARPS = 4
 COLUMNS = 8  # per block of norm_backward_sums

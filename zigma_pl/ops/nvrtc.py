@@ -20,6 +20,7 @@ import torch
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import cache_folder
 
+ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of rows in the kernels, see device.cu
 MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and tf32 matrix products
 
 READY = "CUDA C++ compiled at run time"
@@ -185,6 +186,14 @@ def as_order(visit_order: torch.Tensor | None) -> torch.Tensor | None:
     if visit_order is None or (visit_order.dtype is torch.int32 and visit_order.is_contiguous()):
         return visit_order
     return visit_order.to(torch.int32).contiguous()
+
+
+@functools.cache
+def shared_bytes(device: int) -> int:
+    """Return the shared memory that a block can have at least on a CUDA device."""
+    capability = torch.cuda.get_device_capability(device)
+    small = capability in ((8, 6), (8, 9)) or capability >= (12, 0)
+    return (99 if small else 163) * 1024
 
 
 @functools.cache

@@ -55,10 +55,10 @@ class SsdDirection(Direction):
         scan_backend: SsdBackend = "auto",
     ) -> None:
         super().__init__()
-        num_heads, num_convolved = inner_width // head_dim, inner_width + 2 * num_groups * state_size
         self.inner_width = inner_width
-        self.sizes = convolved.Sizes(num_heads, head_dim, num_groups, state_size)
+        self.sizes = convolved.Sizes(inner_width // head_dim, head_dim, num_groups, state_size)
         self.num_projected = sum(self.sizes.parts)
+        _, num_convolved, num_heads = self.sizes.parts
         self.scan_backend: SsdBackend = scan_backend
         # The module has the names and shapes of mamba_ssm's Mamba2; its parameters are used by another implementation.
         self.conv1d = nn.Conv1d(num_convolved, num_convolved, conv_kernel, groups=num_convolved)

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
+from zigma_pl.ops.nvrtc import ROW_KINDS, as_order, as_parameter, num_multiprocessors
 from zigma_pl.ops.selective_scan.layout import CHUNK_BLOCKS, Cut, Layout, chunks_for, layout_for, pieces_for
 
-ROW_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # tiles.cu multiplies row index and element size in 32 bits, and reads row strides as int.
 MAX_TOKENS = 2**30 - 1
 MAX_ROW_STRIDE = 2**31 - 1

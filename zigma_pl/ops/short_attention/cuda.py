@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import as_parameter, num_multiprocessors
-from zigma_pl.ops.ssd.launch import aligned, shared_bytes
+from zigma_pl.ops.nvrtc import ROW_KINDS, as_parameter, num_multiprocessors, shared_bytes
+from zigma_pl.ops.ssd.launch import aligned
 
-KINDS = {torch.bfloat16: 1, torch.float16: 2}  # ROW_KIND of device.cu
+DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (32, 64)
 MAX_TOKENS = 128
 FORWARD_WARPS, BACKWARD_WARPS = 4, 8
@@ -94,7 +94,7 @@ def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         query.is_cuda
         and nvrtc.runs_eagerly(query)
-        and query.dtype in KINDS
+        and query.dtype in DTYPES
         and query.dtype is key.dtype is value.dtype
         and head_dim in HEAD_DIMS
         and 0 < num_tokens <= MAX_TOKENS
@@ -173,7 +173,7 @@ def _launch(
         fields += (0, 0, 0) if tensor is None else tensor.stride()[:3]
     fields += [0 if t is None else t.data_ptr() for t in (bias, *results)]
     fields += (num_rows, key.shape[1], part_rows)
-    kernel = _kernel(name, layout.tokens, layout.head_dim, KINDS[query.dtype], query.get_device())
+    kernel = _kernel(name, layout.tokens, layout.head_dim, ROW_KINDS[query.dtype], query.get_device())
     kernel((-(-num_rows // part_rows), num_heads, batch_size), fields)
 
 

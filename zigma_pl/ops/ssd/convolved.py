@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zigma_pl.ops import causal_conv1d_cuda as convolution
-from zigma_pl.ops.nvrtc import runs_eagerly
+from zigma_pl.ops.nvrtc import ROW_KINDS, runs_eagerly
 from zigma_pl.ops.ssd import cuda, launch
-from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,13 @@ def runs_fused(projected: Tensor, conv_weight: Tensor, visit_order: Tensor | Non
         and backend in ("auto", "cuda")
         and projected.is_cuda
         and runs_eagerly(projected)
-        and projected.dtype in launch.KINDS
+        and projected.dtype in ROW_KINDS
         and projected.is_contiguous()
         and sizes.are_aligned(projected.element_size())
-        and sizes.head_dim in HEAD_DIMS
-        and sizes.num_states <= MAX_STATES
+        and launch.supports(sizes.num_states, sizes.head_dim)
         and conv_weight.shape[1] <= convolution.MAX_TAPS
         and (visit_order is None or visit_order.ndim == 1)
+        and cuda.available()[0]
     )
 
 

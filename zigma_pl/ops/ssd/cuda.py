@@ -29,7 +29,7 @@ def run(
     deterministic: bool = False,
 ) -> Tensor:
     """Run SSD with the arguments of `zigma_pl.ops.ssd.ssd`, with the sizes that `launch.check_sizes` allows."""
-    if x.dtype not in launch.KINDS:
+    if x.dtype not in nvrtc.ROW_KINDS:
         raise UserError(f"ssd: backend 'cuda' has no {x.dtype}; use backend 'cpu', which runs on CUDA too")
     launch.check_sizes(B.shape[3], x.shape[3])
     inputs = (x, dt, A, B, C, skip, gate, dt_bias)

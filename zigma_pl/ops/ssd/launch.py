@@ -8,10 +8,9 @@ from torch import Tensor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import as_order, as_parameter, num_multiprocessors
+from zigma_pl.ops.nvrtc import ROW_KINDS, as_order, as_parameter, num_multiprocessors, shared_bytes
 from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, carry_parts_for, layout_for, pieces_for
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
 ROWS = {"dx": -4, "dgate": -4, "ddt": -3}  # results that may be columns of wider rows, and their axes of samples
 RESULTS = ("out", *ROWS, "states", "carries", "durations", "dBC", "sums")
@@ -51,7 +50,7 @@ class Call:
         self.device = x.get_device()
         self.layout = layout_of(self.num_states, self.head_dim, self.dtype, self.device)
         self.rows = [rows if rows is None else aligned(rows, self.dtype) for rows in (x, B, C, gate, dout)]
-        self.dt = dt if dt.dtype in KINDS else dt.float()
+        self.dt = dt if dt.dtype in ROW_KINDS else dt.float()
         self.order = as_order(visit_order)
         self._parameters = (as_parameter(A), as_parameter(skip), as_parameter(dt_bias))
         self.gated, self.biased = gate is not None, dt_bias is not None
@@ -99,28 +98,26 @@ def aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return rows
 
 
+def supports(num_states: int, head_dim: int) -> bool:
+    """Return whether the kernels support these sizes."""
+    return head_dim in HEAD_DIMS and num_states <= MAX_STATES and num_states % _MIN_STATES_MULTIPLE == 0
+
+
 def check_sizes(num_states: int, head_dim: int) -> None:
     """Raise UserError for sizes that the kernels do not support."""
+    if supports(num_states, head_dim):
+        return
     if head_dim not in HEAD_DIMS:
         raise UserError(f"ssd: backend 'cuda' has heads of {HEAD_DIMS} channels, got {head_dim}; use backend 'cpu'")
-    if num_states > MAX_STATES or num_states % _MIN_STATES_MULTIPLE:
-        raise UserError(
-            f"ssd: backend 'cuda' supports up to {MAX_STATES} states in multiples of {_MIN_STATES_MULTIPLE}, got "
-            f"{num_states}; use backend 'cpu'"
-        )
+    raise UserError(
+        f"ssd: backend 'cuda' supports up to {MAX_STATES} states in multiples of {_MIN_STATES_MULTIPLE}, got "
+        f"{num_states}; use backend 'cpu'"
+    )
 
 
 def layout_of(num_states: int, head_dim: int, dtype: torch.dtype, device: int) -> Layout:
     """Return the layout for N states, heads of P channels, rows in a dtype, and a CUDA device."""
     return layout_for(num_states, head_dim, 4 if dtype is torch.float32 else 2, shared_bytes(device))
-
-
-@functools.cache
-def shared_bytes(device: int) -> int:
-    """Return the shared memory that a block can have at least on a CUDA device."""
-    capability = torch.cuda.get_device_capability(device)
-    small = capability in ((8, 6), (8, 9)) or capability >= (12, 0)
-    return (99 if small else 163) * 1024
 
 
 @functools.cache
@@ -180,7 +177,7 @@ def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bo
         carries = (num_parts, call.batch_size, columns)
         new = functools.partial(torch.empty, dtype=torch.float32, device=call.dt.device)
         results = results | {"carries": new(*carries, layout.states, layout.slice), "durations": new(carries)}
-    kinds = (layout, KINDS[call.dtype], KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
+    kinds = (layout, ROW_KINDS[call.dtype], ROW_KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
     name = "ssd_backward" if backward else "ssd_forward"
     if num_pieces > 1:
         part = call.fields(results, piece_chunks // carry_parts, carry_parts)
