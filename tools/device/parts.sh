@@ -7,9 +7,11 @@ mkdir -p "$OUT"
 results=$(mktemp -d)
 started=$SECONDS
 
-keep() {
-    tar -czf "$OUT/$archive" -C "$results" .
-}
+keep() { # parts on several GPUs may end at the same time
+    flock 9
+    tar -czf "$results.tar.gz" --warning=no-file-changed -C "$results" .
+    mv "$results.tar.gz" "$OUT/$archive"
+} 9>"$results.lock"
 
 part() { # name seconds command: interrupts a command that takes too long; its output until then is kept
     local name=$1 limit=$2

@@ -15,6 +15,7 @@
 #   shipped     480  `fit` with experiments/table1_zigzag8.yaml, from a prepared folder and with live encoding
 #   first_call  120  the first training step on a machine, and the first of a later process
 #   gpus        420  training steps with captions on two GPUs
+# With several GPUs, each takes the next part that is left, so the parts' tables are printed as they end; `gpus` runs last.
 # Prints tables; writes all results to $OUT/targets.tar.gz, which is updated after each part. An archive that is already
 # there is continued, so parts can be run in several calls with the same OUT. To compare archives of several calls on
 # machines of one kind: tools/device/targets.py ARCHIVE... Fails if a check fails or a target is missed or not measured.
@@ -127,9 +128,30 @@ run_gpus() {
 for name; do
     declare -F "run_$name" >/dev/null || { echo "targets.sh: there is no part $name" >&2 && exit 2; }
 done
-for name; do
-    "run_$name"
+take_parts() { # GPU: runs parts until none is left
+    local name
+    [ "$num_gpus" -gt 1 ] && export CUDA_VISIBLE_DEVICES=$1
+    while name=$(take_part) && [ -n "$name" ]; do
+        "run_$name" >"$results/$name.out" 2>&1
+        cat "$results/$name.out"
+    done
+}
+
+take_part() { # prints the next part and removes it from the list
+    flock 9
+    head -n 1 "$results.parts"
+    sed -i 1d "$results.parts"
+} 9>"$results.lock"
+
+num_gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+printf '%s\n' "$@" | grep -vx gpus >"$results.parts"
+workers=()
+for ((gpu = 0; gpu < (num_gpus > 1 ? num_gpus : 1); ++gpu)); do
+    take_parts "$gpu" &
+    workers+=($!)
 done
+wait "${workers[@]}"
+[[ " $* " != *" gpus "* ]] || run_gpus
 "$python" tools/device/targets.py "$results" | tee "$results/targets.txt"
 all_met=${PIPESTATUS[0]}
 keep
