@@ -186,6 +186,16 @@ def test_a_change_of_the_scoring_alone_does_not_train_again(fakes):
     assert fakes.calls() == ["test table1_a from end.ckpt"]
 
 
+def test_an_experiment_without_samples_can_be_scored_completely_later(fakes, repository):
+    loss_only = str(repository / "configs" / "loss_only.yaml")
+    assert fakes.run("--names", "table1_b", "--config", loss_only) == 0
+    assert fakes.calls() == ["fit table1_b", "test table1_b from end.ckpt"]
+    assert fakes.run("--names", "table1_b") == 0
+    assert fakes.calls() == []
+    assert fakes.run("--names", "table1_b", "--again") == 0
+    assert fakes.calls() == ["test table1_b from end.ckpt"]
+
+
 def test_a_half_written_record_is_said_and_made_again(fakes, capsys):
     assert fakes.run("--names", "table1_a") == 0
     record = Path("results/smoke/table1_a.json")

@@ -133,6 +133,12 @@ def test_the_deterministic_overlay_changes_that_alone():
     assert changed[0].endswith("-> warn")
 
 
+def test_loss_only_leaves_out_samples_alone():
+    before = compose([SCALES / "pilot.yaml"])
+    changed = differences(before, compose([SCALES / "pilot.yaml", SCALES.parent / "loss_only.yaml"]))
+    assert changed == ["preview.num_samples 16 -> 0", "scorer.num_samples 5000 -> 0"]
+
+
 @pytest.mark.parametrize(
     ("data", "prefix"), [("portraits", "table1"), ("emoji_coco", "table3"), ("emoji_ucf101", "table4")]
 )

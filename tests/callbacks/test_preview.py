@@ -138,6 +138,17 @@ def test_maps_are_made_of_the_validation_pictures(tmp_path, monkeypatch):
     assert [row["class_id"] for row in table["samples"]] == seen[0]["class"].values.tolist()
 
 
+def test_previews_do_not_change_the_weights(tmp_path):
+    weights = []
+    for num_samples in (0, 4):
+        torch.manual_seed(0)
+        data = Digits(batch_size=8)
+        module = module_for(data)
+        trainer_in(tmp_path, PreviewGrid(num_samples), max_steps=3).fit(module, datamodule=data)
+        weights.append(module.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_the_grid_is_labelled_with_class_names_and_the_same_in_tensorboard(tmp_path):
     data = Digits(batch_size=8)
     trainer = trainer_in(

@@ -16,8 +16,10 @@ from processes import Processes, of_lightning
 from zigma_pl.backbones import ZigMa
 from zigma_pl.cli.main import main
 from zigma_pl.data import Digits
+from zigma_pl.encoders.autoencoder import IdentityAutoencoder
 from zigma_pl.evaluation import scoring
 from zigma_pl.evaluation.metrics.clip_score import ClipScore
+from zigma_pl.evaluation.order_agreement import measured_orders
 from zigma_pl.evaluation.record import read_result
 from zigma_pl.evaluation.sampling import describe_sampling
 from zigma_pl.interpolant import Objective
@@ -94,6 +96,14 @@ def test_loss_alone_needs_neither_features_nor_samples(score):
     assert list(record.scores) == ["validation_loss", "velocity_loss"]
     assert not Path("samples").exists()
     assert not Path("reference").exists()
+    assert (record.protocol["seed"], record.protocol["image_size_px"]) == (0, 8)
+    (orders,) = measured_orders([Path("results/row.json")]).values()
+    assert (orders.loss, orders.height) == (record.scores["validation_loss"].value, 2)
+
+
+def test_loss_alone_needs_no_weights_of_the_autoencoder(score, monkeypatch):
+    monkeypatch.setattr(IdentityAutoencoder, "fingerprint", lambda self: 1 / 0)
+    assert score(num_samples=0).protocol["weights"] == "average"
 
 
 def test_loss_is_of_the_weights_that_are_asked_for(score, trained):

@@ -113,6 +113,24 @@ def test_rows_that_cannot_be_compared_are_said_to_be_so(table1):
     assert cells(view, "zigzag-8")["FID lite ↓ ours"] == "not scored"
 
 
+def test_an_experiment_without_samples_has_losses_and_can_be_compared_with_others(table1):
+    whole = result("table1_sweep")
+    of_the_loss = {name: whole.record.protocol[name] for name in ("data", "weights", "image_size_px")}
+    without = [
+        result(
+            f"table1_zigzag8{'_seed1' * seed}",
+            protocol={**of_the_loss, "seed": seed},
+            scores={"validation_loss": ScoreValue(value=0.1)},
+        )
+        for seed in (0, 1)
+    ]
+    (view,) = views(table1, RecordCollection([whole, *without]))
+    found = cells(view, "zigzag-8")
+    assert (found["validation loss ↓ ours"], found["FID lite ↓ ours"]) == ("0.1000 ± 0.0000", "not scored")
+    assert "64 samples" in view.title
+    assert not any("differ in" in remark for remark in view.remarks)
+
+
 def test_operations_that_a_record_tells_stand_beside_the_published_ones(repository):
     table6 = by_table(load_experiments(repository / "experiments"))["table 6"]
     counted = result("table6_dit", training={"samples_seen": 640, "gflops": 228.62})

@@ -101,16 +101,10 @@ def describe_sampling(
     module: SamplingModel, datamodule: ImageDataModule, split: Split, precision: str
 ) -> dict[str, Any]:
     """Return, as plain values, everything that samples depend on, except the weights of the model itself."""
-    backbone, objective, sampler = module.backbone, module.objective, module.sampler
     description = {
-        "backbone": summary(backbone),
-        "objective": summary(objective, Objective),
-        "sampler": _describe_sampler(sampler, objective),
+        **describe_model(module, datamodule, precision),
+        "sampler": _describe_sampler(module.sampler, module.objective),
         "guidance": _describe_guidance(module.guidance),
-        "seed": module.seed,
-        "precision": precision,
-        "device": module.device.type,
-        "image_size_px": datamodule.image_size_px,
         "autoencoder": datamodule.frozen_autoencoder.fingerprint(),
         "conditions": _describe_conditions(module, datamodule, split),
     }
@@ -118,6 +112,20 @@ def describe_sampling(
     if weak is not None:
         description["weak_model"] = {**summary(weak), "weights_sha256": hash_of_weights(weak)}
     check_recordable(description, "scoring")  # the description must identify the model
+    return description
+
+
+def describe_model(module: SamplingModel, datamodule: ImageDataModule, precision: str) -> dict[str, Any]:
+    """Return, as plain values, the model and how it computes; needs no weights of encoders."""
+    description = {
+        "backbone": summary(module.backbone),
+        "objective": summary(module.objective, Objective),
+        "seed": module.seed,
+        "precision": precision,
+        "device": module.device.type,
+        "image_size_px": datamodule.image_size_px,
+    }
+    check_recordable(description, "scoring")
     return description
 
 

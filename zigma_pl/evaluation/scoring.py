@@ -19,7 +19,14 @@ from zigma_pl.evaluation.metrics.clip_score import ClipScore
 from zigma_pl.evaluation.metrics.extractors import FeatureExtractor, build_extractor
 from zigma_pl.evaluation.record import ScoreValue
 from zigma_pl.evaluation.reference import Reference, ReferenceFiles, default_reference_folder, load_or_make
-from zigma_pl.evaluation.sampling import CPU_GROUP_SIZE, Precision, SamplingModel, describe_sampling, sample_missing
+from zigma_pl.evaluation.sampling import (
+    CPU_GROUP_SIZE,
+    Precision,
+    SamplingModel,
+    describe_model,
+    describe_sampling,
+    sample_missing,
+)
 from zigma_pl.evaluation.scores import (
     CLIP_SCORE,
     Features,
@@ -40,7 +47,7 @@ class ScoringOptions:
     """Options of scoring.
 
     Attributes:
-        num_samples: number of images or clips to generate; 0 for no scores.
+        num_samples: number of images or clips to generate; 0 for no samples and no scores.
         metrics: names of scores (`zigma_pl.evaluation.scores.SCORES`, and those on `extractors`); None for those that
             need no downloads.
         extractors: your own feature extractors by name. The scores on "mine" are fid_mine, kid_mine, precision_mine and
@@ -101,7 +108,8 @@ class Scored(NamedTuple):
     """The result of scoring.
 
     scores: scores by name; with several processes, complete only on process 0.
-    protocol: how samples were generated and compared, as plain values, for the record; only on process 0.
+    protocol: the model, and how samples were generated and compared, as plain values, for the record; with samples
+        only on process 0.
     store: the samples; None if there are none.
     """
 
@@ -239,7 +247,7 @@ class Scoring:
         """
         options = self.options
         if not options.num_samples:
-            return Scored({}, {}, None)
+            return Scored({}, describe_model(model, self.datamodule, precision.name), None)
         references = self.load_references(model.device)
         identity = describe_sampling(model, self.datamodule, options.split, precision.name)
         size = CPU_GROUP_SIZE if model.device.type == "cpu" else options.batch_size

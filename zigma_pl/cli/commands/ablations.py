@@ -27,6 +27,8 @@ pixels, a small model on one GPU; pilot4096 with four times as many tokens, pilo
 64 pixels, a larger model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the
 experiment; configs/scale/SCALE/NAME.yaml replaces it for one experiment, or for those whose names start with NAME and
 an underscore, such as table4.yaml for those of table 4.
+With --config configs/loss_only.yaml, no samples are generated, and the losses are the only scores. To score the same
+runs completely later, run the command without this config and with --again: it does not train again.
 For your own configs, use --experiments FOLDER --scale own, which merges nothing over them.
 Finished experiments are skipped, and interrupted ones resume from their last checkpoint. Records are written to
 results/SCALE/NAME.json (NAME_seed1.json for seed 1), checkpoints, curves and output to logs/SCALE/NAME/config_<hash>/.

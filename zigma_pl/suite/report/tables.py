@@ -162,11 +162,12 @@ def _remarks(experiments: Sequence[Experiment], results: Sequence[RecordFile]) -
 
 
 def _differ(results: Sequence[RecordFile]) -> list[str]:
-    """Return the entries of the protocol that differ between records."""
+    """Return the entries of the protocol that differ between records; those without samples lack most of them."""
+    protocols = [result.record.protocol for result in results]
     return [
         name.replace("_", " ")
         for name in COMPARED
-        if len({repr(result.record.protocol.get(name)) for result in results}) > 1
+        if len({repr(protocol.get(name)) for protocol in protocols if name in protocol}) > 1
     ]
 
 

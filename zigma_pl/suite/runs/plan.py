@@ -21,7 +21,8 @@ from zigma_pl.training.checkpoints.newest import CHECKPOINT_FOLDER, LAST_LINK, n
 PROGRAM = (sys.executable, "-m", "zigma_pl")
 OWN_SCALE = "own"  # experiments are run as they are
 _DEFAULT_SEED = 0  # of configs/base.yaml; runs with it have no suffix
-_AFTER_TRAINING = ("scorer", "samples", "model.sampler", "model.guidance")  # options that do not affect the checkpoint
+# Options that do not affect the weights.
+_WITHOUT_EFFECT_ON_WEIGHTS = ("scorer", "samples", "preview", "model.sampler", "model.guidance")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Run:
     def log_folder(self) -> Path:
         """Log folder, with a hash of the options, so that no run resumes from a checkpoint of other options."""
         # With a prefix, because the parser of the command line would read a hash of only digits as a number.
-        return self.folders.logs / self.name / f"config_{fingerprint(without(self.config, _AFTER_TRAINING))}"
+        return self.folders.logs / self.name / f"config_{fingerprint(without(self.config, _WITHOUT_EFFECT_ON_WEIGHTS))}"
 
     @property
     def output(self) -> Path:
