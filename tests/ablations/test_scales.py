@@ -161,6 +161,7 @@ def test_data_overlays_name_their_drawings(data, prefix):
     [
         ("pilot4096", {"patch_size", "batch_size", "num_samples"}),
         ("pilotemoji", {"root", "data_note"}),
+        ("pilotfashion", {"patch_size", "root", "image_size_px", "data_note", "num_samples"}),
         ("pilot/table6_dit", {"depth"}),
         ("pilot/table6_uvit", {"depth"}),
     ],
@@ -168,7 +169,8 @@ def test_data_overlays_name_their_drawings(data, prefix):
 def test_pilots_have_the_model_of_the_pilot(scale, differs_in):
     pilot, other = (compose([SCALES / f"{name}.yaml"]) for name in ("pilot", scale))
     changed = {change.split()[0].rsplit(".", 1)[-1] for change in differences(pilot, other)}
-    training = {"max_steps", "every_n_train_steps", "every_n_validations"} if scale == "pilot4096" else set()
+    is_shorter = scale in ("pilot4096", "pilotfashion")
+    training = {"max_steps", "every_n_train_steps", "every_n_validations"} if is_shorter else set()
     assert changed == differs_in | (set() if "/" in scale else {"scale"}) | training
 
 

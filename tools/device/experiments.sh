@@ -5,7 +5,8 @@
 #     tools/device/experiments.sh collect FOLDER SECONDS ARCHIVE...
 #
 # `begin` copies the repository to FOLDER, installs the packages in WHEELS, unpacks the archives of data sets to
-# data/synthetic/ (archives packed by tools/synthetic/portraits.py, named portraits-*, or packed folders of other sets)
+# data/synthetic/ (archives packed by tools/synthetic/portraits.py, named portraits-*, or packed folders of other sets;
+# archives packed by tools/fashion_mnist.py, named fashion-*, to data/fashion-mnist)
 # and starts the commands in the file COMMANDS, one per line, in this order, RUNS_PER_GPU at a time on each GPU. They
 # continue after `begin` has returned.
 # `collect` unpacks its archives, waits until all commands are done or SECONDS have passed, prints progress and scores,
@@ -22,6 +23,7 @@ unpack() {
         name=$(basename "${archive%%.tar*}")
         case $name in
         portraits-*) "$python" tools/synthetic/portraits.py "$archive" "$folder/data/synthetic/portraits" 2>&1 | tail -n 1 ;;
+        fashion-*) "$python" tools/fashion_mnist.py "$archive" "$folder/data/fashion-mnist" 2>&1 | tail -n 1 ;;
         *) tar -xf "$archive" -C "$folder/data/synthetic" ;;
         esac
     done

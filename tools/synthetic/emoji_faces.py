@@ -11,10 +11,10 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
-from mm_celeba_hq_layout import write_caption_files, write_lists
 from tqdm import tqdm
 
 from zigma_pl.data.synthetic.folder import write_once
+from zigma_pl.data.synthetic.mm_celeba_hq_layout import write_caption_files, write_lists
 
 PARTS = {"train": "train", "val": "test"}
 

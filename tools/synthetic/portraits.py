@@ -24,13 +24,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from mm_celeba_hq_layout import write_caption_files, write_lists
 from PIL import Image
 from portrait_captions import VALUES, write_captions
 from tqdm import tqdm
 
 from zigma_pl.core.files import whole_file
 from zigma_pl.data.synthetic.folder import write_once
+from zigma_pl.data.synthetic.mm_celeba_hq_layout import write_caption_files, write_lists
 
 TABLE = "attributes.jsonl"
 CREDITS = "CREDITS.txt"

@@ -3,12 +3,13 @@
 Image and captions are functions of the image id, so files written twice are equal byte for byte.
 """
 
-import pickle
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+from zigma_pl.data.synthetic.mm_celeba_hq_layout import write_caption_files, write_lists
 
 _SUPERSAMPLING = 4
 _Box = tuple[float, float, float, float]
@@ -127,18 +128,15 @@ def write_mm_celeba_hq(folder: Path, num_images: int, size_px: int) -> None:
         num_images: number of images, at least 2.
         size_px: side of the images.
     """
-    for name in ("images", "celeba-caption", "train", "test"):
-        (folder / name).mkdir()
+    (folder / "images").mkdir()
+    captions = {}
     for image_id in range(num_images):
         face = draw_attributes(image_id)
         draw_face(face, size_px).save(folder / "images" / f"{image_id}.jpg", quality=95)
-        captions = "".join(f"{caption}\n" for caption in write_captions(face))
-        (folder / "celeba-caption" / f"{image_id}.txt").write_text(captions, encoding="utf-8", newline="\n")
+        captions[image_id] = write_captions(face)
+    write_caption_files(folder, captions)
     num_train = min(num_images - 1, max(1, num_images * 4 // 5))
-    splits = {"train": range(num_train), "test": range(num_train, num_images)}
-    for name, image_ids in splits.items():
-        names = [str(image_id) for image_id in image_ids]
-        (folder / name / "filenames.pickle").write_bytes(pickle.dumps(names, protocol=2))
+    write_lists(folder, {"train": range(num_train), "test": range(num_train, num_images)})
 
 
 def write_faceshq(folder: Path, num_images: int, size_px: int) -> None:

@@ -1,4 +1,4 @@
-"""Writing a folder of synthetic data atomically."""
+"""Writing a folder of data atomically."""
 
 import shutil
 import tempfile
@@ -44,7 +44,7 @@ def write_once(folder: Path, write_files: Callable[[Path], None], what: str) -> 
             shutil.rmtree(unfinished, ignore_errors=True)
     record = folder / _RECORD
     if not record.is_file() or read_record(_Contents, record).num_files != _num_files(folder):
-        raise UserError(f"files of the synthetic data in {folder} are missing: remove that folder to create it again")
+        raise UserError(f"files are missing from {folder}: remove that folder to create it again")
 
 
 def _num_files(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Files of MM-CelebA-HQ besides the pictures `images/<id>.jpg`: captions and the ids of each split."""
+"""Files in the layout of MM-CelebA-HQ besides the pictures `images/<id>.jpg`: captions and the ids of each split."""
 
 import pickle
 from collections.abc import Mapping, Sequence
