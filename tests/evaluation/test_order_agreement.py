@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from zigma_pl.core.errors import UserError
-from zigma_pl.evaluation.order_agreement import agreement, largest_seed_difference, measured_orders
+from zigma_pl.core.records import read_record
+from zigma_pl.evaluation.order_agreement import (
+    HeldOut,
+    RankedPairs,
+    agreement,
+    largest_seed_difference,
+    measured_orders,
+    ranked_pairs,
+)
+from zigma_pl.scan import ScanConfig
+from zigma_pl.scan.layers import MAMBA2_RATES, REFERENCE_RATES, Attention, Scan
 
 
 def test_line_through_the_losses_agrees_perfectly():
@@ -13,7 +23,7 @@ def test_line_through_the_losses_agrees_perfectly():
     assert found.correlation == pytest.approx(1)
     assert found.rank_correlation == pytest.approx(1)
     assert found.left_out == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert (found.pairs_right, found.num_pairs) == (1, 6)
+    assert (found.pairs.right, found.pairs.number) == (1, 6)
 
 
 def test_left_out_experiment_is_predicted_from_the_others_only():
@@ -24,8 +34,8 @@ def test_left_out_experiment_is_predicted_from_the_others_only():
 def test_pairs_within_the_difference_of_seeds_do_not_count_and_ties_count_half():
     losses, predictions = [0.100, 0.1005, 0.2, 0.3], [1, 0, 2, 2]
     found = agreement(losses, predictions, 0.001)
-    assert found.num_pairs == 5
-    assert found.pairs_right == pytest.approx(4.5 / 5)
+    assert found.pairs.number == 5
+    assert found.pairs.right == pytest.approx(4.5 / 5)
     assert found.rank_correlation == pytest.approx(np.corrcoef([0, 1, 2, 3], [1, 0, 2.5, 2.5])[0, 1])
 
 
@@ -37,15 +47,65 @@ def test_records_of_the_pilot(repository):
     found = measured_orders(sorted((repository / "results" / "pilot").glob("table1*.json")))
     assert next(iter(found)) == "table1x_sweep4_opposite"
     opposite = found["table1x_sweep4_opposite"]
-    assert opposite.scan.indices == (0, 1, 6, 7)
-    assert (opposite.height, opposite.width, opposite.depth, opposite.patch_size) == (32, 32, 16, 2)
+    orders = ScanConfig("sweep", indices=(0, 1, 6, 7)).orders(32, 32)
+    assert [np.array_equal(layer.paths[0].order, orders[i % 4]) for i, layer in enumerate(opposite.layers)] == [
+        True
+    ] * 16
+    assert (opposite.grid, opposite.patch_size) == ((32, 32), 2)
     assert len(found["table1_zigzag8"].losses) >= 4
     assert 0.0009 < largest_seed_difference(found.values()) < 0.0011
 
 
-def test_other_records_are_refused(repository, tmp_path):
-    with pytest.raises(UserError):
-        measured_orders([repository / "results" / "pilot" / "table6_dit.json"])
+def test_pairs_are_counted_by_the_number_of_their_held_out_experiments():
+    losses, predictions, held_out = [1, 2, 3, 4], [1, 3, 2, 4], [False, True, True, False]
+    found = {number: ranked_pairs(losses, predictions, 0.5, held_out, (number,)) for number in (0, 1, 2)}
+    assert found[0] == RankedPairs(1, 1)
+    assert found[1] == RankedPairs(1, 4)
+    assert found[2] == RankedPairs(0, 1)
+    assert ranked_pairs(losses, predictions, 0.5, held_out) == RankedPairs(5 / 6, 6)
+    none = ranked_pairs(losses, predictions, 1.5, held_out, (2,))
+    assert none.number == 0
+    assert math.isnan(none.right)
+
+
+def test_list_of_held_out_experiments_is_that_of_the_committed_predictions(repository):
+    folder = repository / "experiments" / "orders"
+    held_out = read_record(HeldOut, folder / "held_out.json")
+    assert len(set(held_out.experiments)) == 15
+    predicted = [json.loads((folder / name).read_text())["orders"] for name in held_out.predictions]
+    assert set(held_out.experiments) <= set(predicted[0])
+    assert len(set(held_out.experiments) & set(predicted[1])) == 8
+    for name in held_out.experiments:
+        assert (repository / "experiments" / f"{name}.yaml").is_file()
+
+
+def test_layers_of_records_are_those_of_their_mixers(repository):
+    pilot = repository / "results" / "pilot"
+    found = measured_orders(
+        pilot / f"table7_{name}.json" for name in ("hybrid_last_zigzag8", "mamba1_sweep", "attention")
+    )
+    hybrid = found["table7_hybrid_last_zigzag8"].layers
+    assert [isinstance(layer, Scan) for layer in hybrid] == [True] * 14 + [False] * 2
+    assert hybrid[-1] == Attention(7, 64)
+    assert {layer.rates for layer in hybrid[:14]} == {MAMBA2_RATES}
+    assert {layer.rates for layer in found["table7_mamba1_sweep"].layers} == {REFERENCE_RATES}
+    assert set(found["table7_attention"].layers) == {Attention(7, 64)}
+    clips = measured_orders(pilot / f"table4_{name}.json" for name in ("sst", "bidirectional"))
+    sst, bidirectional = (clips[f"table4_{name}"] for name in ("sst", "bidirectional"))
+    assert sst.grid == bidirectional.grid == (16, 16, 16)
+    assert [layer.paths[0].length for layer in sst.layers[:6]] == [256, 256, 16] * 2
+    forward, backward = bidirectional.layers[5].paths
+    np.testing.assert_array_equal(forward.order, np.arange(4096))
+    np.testing.assert_array_equal(backward.order, forward.order[::-1])
+
+
+@pytest.mark.parametrize("name", ["table6_dit", "table7_linear_attention"])
+def test_backbones_and_mixers_without_a_prediction_are_refused(name, repository):
+    with pytest.raises(UserError, match=name):
+        measured_orders([repository / "results" / "pilot" / f"{name}.json"])
+
+
+def test_seeds_with_other_scans_are_refused(repository, tmp_path):
     source = json.loads((repository / "results" / "pilot" / "table1_sweep.json").read_text())
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text(json.dumps(source))

@@ -1,37 +1,58 @@
 """How well a number that is known before training ranks the sets of scan orders of result records."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zigma_pl.core.class_paths import build_described
 from zigma_pl.core.errors import UserError
-from zigma_pl.core.records import read_record
+from zigma_pl.core.records import Name, Record, read_record
+from zigma_pl.evaluation.order_models import layers_of_backbone
 from zigma_pl.evaluation.record import ResultRecord
-from zigma_pl.scan.schedule import ScanConfig
+from zigma_pl.scan.layers import REFERENCE_RATES, Layer, content_of
+
+
+class HeldOut(Record):
+    """Experiments whose losses were predicted before any of them was run.
+
+    commit: the commit that added the predictions.
+    predictions: the files with the predictions, in the same folder.
+    experiments: names of the experiments.
+    """
+
+    remedy = "restore the file"
+
+    commit: str
+    predictions: list[str]
+    experiments: list[Name]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The validation losses of one experiment, and the scan of its backbone.
+    """The validation losses of one experiment, and the layers of its backbone.
 
     losses: one for each seed.
+    num_frames: None for images.
     """
 
     losses: tuple[float, ...]
-    scan: ScanConfig
+    layers: tuple[Layer, ...]
     height: int
     width: int
-    depth: int
+    num_frames: int | None
     patch_size: int
 
     @property
     def loss(self) -> float:
         """Mean over the seeds."""
         return float(np.mean(self.losses))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Size of the token grid: (height, width), or (frames, height, width)."""
+        return (self.height, self.width) if self.num_frames is None else (self.num_frames, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -42,34 +63,52 @@ class Agreement:
     rank_correlation: Spearman's coefficient.
     left_out: predicted loss of each experiment, by a line that is fitted to the others.
     left_out_correlation: Pearson's coefficient of `left_out` with the losses.
-    pairs_right: fraction of the pairs whose losses differ enough that are ranked correctly; a tie counts as half.
-    num_pairs: number of these pairs.
+    pairs: the pairs whose losses differ enough.
     """
 
     correlation: float
     rank_correlation: float
     left_out: tuple[float, ...]
     left_out_correlation: float
-    pairs_right: float
-    num_pairs: int
+    pairs: "RankedPairs"
 
 
-def measured_orders(files: Iterable[Path], allow_imports: Sequence[str] = ()) -> dict[str, Measured]:
+@dataclass(frozen=True)
+class RankedPairs:
+    """How many pairs of experiments are ranked correctly.
+
+    right: fraction of the pairs that are ranked correctly; a tie counts as half. NaN without pairs.
+    number: number of pairs.
+    """
+
+    right: float
+    number: int
+
+
+def measured_orders(
+    files: Iterable[Path], allow_imports: Sequence[str] = (), rates: Sequence[float] = REFERENCE_RATES
+) -> dict[str, Measured]:
     """Return the experiments of result records by name, the smallest loss first; seeds of one experiment are grouped.
 
+    Args:
+        files: the records, all of one set of data and one scale.
+        allow_imports: packages whose classes the records may name.
+        rates: decay rates of Mamba-1.
+
     Raises:
-        UserError: a file is no record of an image model that scans tokens, or seeds of an experiment differ in scan.
+        UserError: a file is no record of a backbone whose loss can be predicted, or seeds of an experiment differ in
+            their backbone.
     """
     found: dict[str, Measured] = {}
     for file in files:
         record = read_record(ResultRecord, file)
         name = record.row.partition("_seed")[0]
-        now = _measured(record, file, allow_imports)
+        now = _measured(record, file, allow_imports, rates)
         before = found.get(name)
         if before is not None:
-            if (before.scan, before.height, before.width, before.depth) != (now.scan, now.height, now.width, now.depth):
+            if _content(before) != _content(now):
                 raise UserError(f"{file}: its scan differs from that of another record of {name}: remove one of them")
-            now = Measured(before.losses + now.losses, *_sizes(now))
+            now = replace(now, losses=before.losses + now.losses)
         found[name] = now
     return dict(sorted(found.items(), key=lambda entry: entry[1].loss))
 
@@ -93,38 +132,63 @@ def agreement(losses: Sequence[float], predictions: Sequence[float], least_diffe
         others = np.arange(len(y)) != index
         slope, offset = np.polyfit(x[others], y[others], 1)
         left_out.append(float(offset + slope * x[index]))
-    first, second = np.triu_indices(len(y), 1)
-    differs = np.abs(y[first] - y[second]) > least_difference
-    # The rounding makes ties of numbers that differ in their last digits only.
-    signs = np.sign(np.round(x[first] - x[second], 9)) * np.sign(y[first] - y[second])
+    pairs = ranked_pairs(losses, predictions, least_difference)
     return Agreement(
         correlation=_correlation(x, y),
         rank_correlation=_correlation(_ranks(x), _ranks(y)),
         left_out=tuple(left_out),
         left_out_correlation=_correlation(np.array(left_out), y),
-        pairs_right=float(np.mean((1 + signs[differs]) / 2)) if differs.any() else float("nan"),
-        num_pairs=int(differs.sum()),
+        pairs=pairs,
     )
 
 
-def _measured(record: ResultRecord, file: Path, allow_imports: Sequence[str]) -> Measured:
+def ranked_pairs(
+    losses: Sequence[float],
+    predictions: Sequence[float],
+    least_difference: float,
+    held_out: Sequence[bool] | None = None,
+    num_held_out: Sequence[int] = (0, 1, 2),
+) -> RankedPairs:
+    """Return how many of the pairs of experiments are ranked correctly.
+
+    Args:
+        losses: measured losses.
+        predictions: numbers that should rise with the losses, in any unit.
+        least_difference: pairs of losses that do not differ by more are left out.
+        held_out: for each experiment, whether it was run after it had been predicted; None if none was.
+        num_held_out: how many experiments of a pair must be such, for the pair to count.
+    """
+    y, x = np.asarray(losses, dtype=float), np.asarray(predictions, dtype=float)
+    late = np.zeros(len(y), dtype=int) if held_out is None else np.asarray(held_out, dtype=int)
+    first, second = np.triu_indices(len(y), 1)
+    counts = (np.abs(y[first] - y[second]) > least_difference) & np.isin(late[first] + late[second], num_held_out)
+    # The rounding makes ties of numbers that differ in their last digits only.
+    signs = np.sign(np.round(x[first] - x[second], 9)) * np.sign(y[first] - y[second])
+    right = float(np.mean((1 + signs[counts]) / 2)) if counts.any() else float("nan")
+    return RankedPairs(right, int(counts.sum()))
+
+
+def _measured(record: ResultRecord, file: Path, allow_imports: Sequence[str], rates: Sequence[float]) -> Measured:
     backbone: Mapping[str, Any] = record.protocol.get("backbone") or {}  # type: ignore[assignment]
     loss = record.scores.get("validation_loss")
-    if "scan" not in backbone or backbone.get("latent_frames") is not None or loss is None:
-        raise UserError(f"{file}: is no record of an image model with scan orders and a validation loss: leave it out")
+    if loss is None or not {"class", "depth", "patch_size", "latent_height", "latent_width"} <= backbone.keys():
+        raise UserError(f"{file}: is no record of a backbone with scan orders and a validation loss: leave it out")
     patch_size = backbone["patch_size"]
-    return Measured(
-        losses=(loss.value,),
-        scan=build_described(backbone["scan"], ScanConfig, allow_imports),
-        height=backbone["latent_height"] // patch_size,
-        width=backbone["latent_width"] // patch_size,
-        depth=backbone["depth"],
-        patch_size=patch_size,
-    )
+    height, width = backbone["latent_height"] // patch_size, backbone["latent_width"] // patch_size
+    num_frames = backbone.get("latent_frames")
+    try:
+        layers = layers_of_backbone(
+            *(backbone["class"], backbone, backbone["depth"], height, width, num_frames),
+            rates=rates,
+            allow_imports=allow_imports,
+        )
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    return Measured((loss.value,), tuple(layers), height, width, num_frames, patch_size)
 
 
-def _sizes(experiment: Measured) -> tuple[ScanConfig, int, int, int, int]:
-    return experiment.scan, experiment.height, experiment.width, experiment.depth, experiment.patch_size
+def _content(experiment: Measured) -> tuple[Any, ...]:
+    return experiment.grid, experiment.patch_size, content_of(experiment.layers)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

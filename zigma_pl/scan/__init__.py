@@ -5,6 +5,7 @@ from zigma_pl.scan.mixed import MixedOrders
 from zigma_pl.scan.paths import SchemeName, adjacency, inverse, visit_order
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.scan.schemes import OrdersFile, Scheme
+from zigma_pl.scan.time_first import TimeFirst
 
 __all__ = [
     "MixedOrders",
@@ -12,6 +13,7 @@ __all__ = [
     "ScanConfig",
     "Scheme",
     "SchemeName",
+    "TimeFirst",
     "adjacency",
     "clip_order",
     "inverse",

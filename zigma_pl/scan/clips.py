@@ -44,3 +44,33 @@ def clip_order(
     if index.bit_count() % 2:
         frames = frames[::-1]
     return (frames[:, None] * steps.shape[1] + steps).astype(np.int32).reshape(-1)
+
+
+def time_first_order(
+    name: SchemeName, num_frames: int, height: int, width: int, *, index: int = 0, seed: int = 0
+) -> np.ndarray:
+    """Return a visit order of all tokens of a clip that visits all frames at a position before the next position.
+
+    The positions are those of an order of an image. The frames at a position run in the direction opposite to those at
+    the position before, or all in one direction for sweep; the first direction is that of `clip_order`.
+
+    Args:
+        name: scheme of the order of the positions.
+        num_frames: F, at least 1; with one frame the orders are those of an image.
+        height, width: size of a frame's token grid.
+        index, seed: see `zigma_pl.scan.paths.visit_order`.
+
+    Returns: (num_frames * height * width,) int32.
+
+    Raises:
+        UserError: a size, index or seed is out of range.
+    """
+    if num_frames < 1:
+        raise UserError(f"a clip needs at least 1 frame, not {num_frames}")
+    positions = visit_order(name, height, width, index=index, seed=seed)
+    frames = np.tile(np.arange(num_frames, dtype=np.int32), (len(positions), 1))
+    if name != "sweep":
+        frames[1::2] = frames[1::2, ::-1]
+    if index.bit_count() % 2:
+        frames = frames[:, ::-1]
+    return (frames * len(positions) + positions[:, None]).astype(np.int32).reshape(-1)

@@ -1,7 +1,9 @@
 """The figures of `python -m zigma_pl orders`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from zigma_pl.cli.commands.figures import FAINT, INK, MUTED
 from zigma_pl.scan.promises import DISTANCES, Promises
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOUR = "#5b3fa8"
+LATE_COLOUR = "#c2571a"
 
 
 def draw_promises(results: dict[str, Promises], predictions: dict[str, float], heading: str) -> "Figure":
@@ -47,19 +50,50 @@ def draw_promises(results: dict[str, Promises], predictions: dict[str, float], h
     return figure
 
 
-def draw_agreement(names: Sequence[str], losses: Sequence[float], predictions: Sequence[float]) -> "Figure":
-    """Return a figure with a point for each experiment: its measured loss against the one fitted to the others."""
-    figure = _figure((7.5, 6.5))
+class Panel(NamedTuple):
+    """The experiments of a set of records.
+
+    names: their names.
+    losses: measured.
+    predictions: predicted losses.
+    held_out: whether they were run after they had been predicted.
+    """
+
+    names: Sequence[str]
+    losses: Sequence[float]
+    predictions: Sequence[float]
+    held_out: Sequence[bool]
+
+
+def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
+    """Return a figure with a panel for each set of records, by label, and a point in it for each experiment.
+
+    The line is fitted to the experiments that are not held out, if there are at least two.
+    """
+    figure = _figure((7.5 * len(panels), 6.5))
     figure.suptitle("Validation loss, predicted and measured", fontsize=13, color=INK, weight="bold")
-    axes = figure.subplots()
-    axes.plot(predictions, losses, "o", color=COLOUR, ms=5)
-    ends = [min(*predictions, *losses), max(*predictions, *losses)]
-    axes.plot(ends, ends, color=FAINT, linewidth=1, zorder=0)
-    for name, x, y in zip(names, predictions, losses, strict=True):
-        axes.annotate(name, (x, y), (5, -3), textcoords="offset points", fontsize=7.5, color=MUTED)
-    axes.set_xlabel("predicted, on the line that is fitted to the other experiments", color=MUTED)
-    axes.set_ylabel("measured", color=MUTED)
-    _format(axes)
+    for axes, (label, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        losses, predictions = np.array(panel.losses), np.array(panel.predictions)
+        late = np.array(panel.held_out)
+        if np.unique(predictions[~late]).size > 1:
+            line = np.polyfit(predictions[~late], losses[~late], 1)
+            ends = np.array([predictions.min(), predictions.max()])
+            axes.plot(ends, np.polyval(line, ends), color=FAINT, linewidth=1, zorder=0)
+        for chosen, marker, colour, kind in (
+            (~late, "o", COLOUR, "known before"),
+            (late, "D", LATE_COLOUR, "held out"),
+        ):
+            if chosen.any():
+                axes.plot(predictions[chosen], losses[chosen], marker, color=colour, ms=5, label=kind)
+        for name, x, y in zip(panel.names, predictions, losses, strict=True):
+            axes.annotate(name, (x, y), (5, -3), textcoords="offset points", fontsize=7.5, color=MUTED)
+        axes.margins(x=0.2)
+        axes.set_title(label, fontsize=10, color=INK)
+        axes.set_xlabel("predicted loss", color=MUTED)
+        axes.set_ylabel("measured loss", color=MUTED)
+        if late.any():
+            axes.legend(frameon=False, fontsize=8)
+        _format(axes)
     return figure
 
 

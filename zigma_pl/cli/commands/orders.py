@@ -8,31 +8,32 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from zigma_pl.cli.commands.figures import add_out, check_format, save
 from zigma_pl.cli.commands.imports import add_allow_import
-from zigma_pl.cli.commands.order_charts import draw_agreement, draw_promises
+from zigma_pl.cli.commands.order_charts import draw_promises
+from zigma_pl.cli.commands.order_judge import compare_with_records
+from zigma_pl.cli.commands.order_sets import chosen_sets, layer_templates
 from zigma_pl.cli.commands.parser import Parser
-from zigma_pl.core.class_paths import build_described
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.files import written_whole
-from zigma_pl.core.ranges import check_whole_numbers
-from zigma_pl.core.records import read_content
-from zigma_pl.scan.paths import SchemeName
-from zigma_pl.scan.prediction import REFERENCE_RATES, decay_rates, predicted_loss
+from zigma_pl.core.ranges import check_numbers, check_whole_numbers
+from zigma_pl.scan.fields import SPEED
+from zigma_pl.scan.layers import REFERENCE_RATES, Layer, cycled_layers, whole_path
+from zigma_pl.scan.prediction import TIMES, decay_rates, predicted_loss
 from zigma_pl.scan.promises import DISTANCES, Promises, promises
-from zigma_pl.scan.schedule import ScanConfig
-from zigma_pl.scan.schemes import OrdersFile, Scheme
-from zigma_pl.scan.search import search
-from zigma_pl.scan.shapes import SHAPES
+from zigma_pl.scan.search import TIME_FIRST, order_pool, search
 
 MAX_SIDE = 256  # tokens
 MAX_DEPTH = 1000
 MAX_PATCH_SIZE = 64
+MAX_FRAMES = 256
+MAX_HEADS = 64
 MAX_SEARCHED = 64
+MAX_SPEED = 1e6
 SEARCH_TIMES = (0.2, 0.5, 0.8)  # fewer than for a prediction, to try more sets
 
 
@@ -46,6 +47,12 @@ def main(argv: list[str]) -> int:
     check_whole_numbers("orders", most=MAX_SIDE, height=options.height, width=options.width)
     check_whole_numbers("orders", most=MAX_DEPTH, depth=options.depth)
     check_whole_numbers("orders", most=MAX_PATCH_SIZE, patch_size=options.patch_size)
+    check_whole_numbers("orders", most=MAX_FRAMES, frames=options.frames)
+    check_whole_numbers("orders", most=MAX_DEPTH, attention_every=options.attention_every)
+    check_whole_numbers("orders", most=MAX_HEADS, num_heads=options.num_heads)
+    check_numbers("orders", least=0, most=MAX_SPEED, speed=options.speed)
+    if options.plan is not None and options.frames is None:
+        raise UserError("orders --plan: needs a clip: pass --frames")
     check_format(options.out)
     rates = REFERENCE_RATES if options.reference is None else decay_rates(options.reference)
     if options.search is not None:
@@ -53,62 +60,9 @@ def main(argv: list[str]) -> int:
         check_whole_numbers("orders", least=0, num_trials=options.num_trials)
         _search(options, rates)
         return 0
-    save(_compare_with_records(options, rates) if options.records else _compare(options, rates), options.out)
+    save(compare_with_records(options, rates) if options.records else _compare(options, rates), options.out)
     print(options.out)
     return 0
-
-
-def chosen_scans(options: argparse.Namespace) -> dict[str, ScanConfig]:
-    """Return the sets of orders that the options name, by label: every scheme with every number of orders.
-
-    Raises:
-        UserError: a scheme does not exist, or a file cannot be read.
-    """
-    scans: dict[str, ScanConfig] = {}
-    for text in options.scans or _schemes_for(options.height, options.width):
-        if text.endswith((".yaml", ".yml")):
-            scans[Path(text).stem] = scan_of_experiment(Path(text), options.allow_import)
-            continue
-        scheme = parse_scheme(text, options.allow_import)
-        for num_orders in options.num_orders if options.indices is None else [len(options.indices)]:
-            indices = None if options.indices is None else tuple(options.indices)
-            scan = ScanConfig(scheme, num_orders, options.seed, indices=indices, both_ways=options.both_ways)
-            ending = f"-{scan.num_orders}" if indices is None else f" {list(indices)}"
-            scans[text + ending + (", both ways" if scan.both_ways else "")] = scan
-    return scans
-
-
-def parse_scheme(text: str, allow_imports: Sequence[str]) -> SchemeName | Scheme:
-    """Return a scheme from its name, the path of a file of orders or the class path of a `Scheme` without options.
-
-    Raises:
-        UserError: the scheme is unknown, the file cannot be read or the class is not allowed.
-    """
-    for name in get_args(SchemeName):
-        if text == name:
-            return name
-    if text.endswith((".npy", ".json")):
-        return OrdersFile(text)
-    if "." not in text:
-        names = ", ".join(get_args(SchemeName))
-        raise UserError(f"unknown scheme {text!r}: choose {names}, a .npy, .json or .yaml file, or a class path")
-    return build_described({"class_path": text}, Scheme, allow_imports)
-
-
-def scan_of_experiment(file: Path, allow_imports: Sequence[str]) -> ScanConfig:
-    """Return the scan in the config of an experiment.
-
-    Raises:
-        UserError: the file cannot be read or has no scan.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(read_content(file, "pass the config of an experiment"))
-        description = config["model"]["backbone"]["init_args"]["scan"]
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
-        raise UserError(f"{file}: has no model.backbone.init_args.scan: pass the config of an experiment") from error
-    return build_described(description, ScanConfig, allow_imports)
 
 
 def table(results: dict[str, Promises], predictions: dict[str, float]) -> list[str]:
@@ -132,85 +86,56 @@ def table(results: dict[str, Promises], predictions: dict[str, float]) -> list[s
 
 def _compare(options: argparse.Namespace, rates: Sequence[float]) -> Any:
     """Print the numbers of the chosen sets of orders and return their figure."""
-    sizes = (options.height, options.width, options.depth)
-    orders = {label: scan.orders(*sizes[:2]) for label, scan in chosen_scans(options).items()}
-    results = {label: promises(each, *sizes) for label, each in orders.items()}
+    grid = tuple(size for size in (options.frames, options.height, options.width) if size is not None)
+    sets = chosen_sets(options, rates)
+    results = {label: promises(layers, grid) for label, layers in sets.items()}
     predictions: dict[str, float] = {}
     if options.predict:
-        predictions = {
-            label: predicted_loss(each, *sizes, patch_size=options.patch_size, rates=rates)
-            for label, each in orders.items()
-        }
+        predictions = {label: _predicted(layers, options, TIMES) for label, layers in sets.items()}
     print("\n".join(table(results, predictions)))
     if options.json is not None:
         numbers = {
             label: each._asdict() | ({"predicted": predictions[label]} if predictions else {})
             for label, each in results.items()
         }
-        settings = {name: getattr(options, name) for name in ("height", "width", "depth", "patch_size")}
+        names = ["height", "width", "depth", "patch_size", *(["frames", "speed"] if options.frames is not None else [])]
+        settings = {name: getattr(options, name) for name in names}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(options.json) as file:
             file.write(json.dumps(settings | {"rates": list(rates), "orders": numbers}, indent=1).encode() + b"\n")
-    heading = f"Scan orders of {options.height} × {options.width} tokens, {options.depth} layers"
+    heading = f"Scan orders of {' × '.join(map(str, grid))} tokens, {options.depth} layers"
     return draw_promises(results, predictions, heading)
-
-
-def _compare_with_records(options: argparse.Namespace, rates: Sequence[float]) -> Any:
-    """Print how well predictions agree with the losses of records and return their figure."""
-    from zigma_pl.evaluation.order_agreement import agreement, largest_seed_difference, measured_orders
-
-    experiments = measured_orders(options.records, options.allow_import)
-    if len(experiments) < 3:
-        raise UserError("orders --records: needs records of at least 3 experiments")
-    predictions, directions = [], []
-    for each in experiments.values():
-        orders = each.scan.orders(each.height, each.width)
-        sizes = (each.height, each.width, each.depth)
-        predictions.append(predicted_loss(orders, *sizes, patch_size=each.patch_size, rates=rates))
-        directions.append(-promises(orders, *sizes).directions)
-    losses = [each.loss for each in experiments.values()]
-    least_difference = largest_seed_difference(experiments.values())
-    found = agreement(losses, predictions, least_difference)
-    width = max(map(len, experiments))
-    print(f"{'experiment':<{width}}  measured  predicted  fitted to the others")
-    for name, loss, predicted, fitted in zip(experiments, losses, predictions, found.left_out, strict=True):
-        print(f"{name:<{width}}  {loss:>8.4f}  {predicted:>9.4f}  {fitted:>20.4f}")
-    for label, each_found in (
-        ("predicted loss", found),
-        ("directions", agreement(losses, directions, least_difference)),
-    ):
-        print(
-            f"{label}: correlation {each_found.correlation:.3f}, left out {each_found.left_out_correlation:.3f}, "
-            f"rank {each_found.rank_correlation:.3f}; {100 * each_found.pairs_right:.1f} % of {each_found.num_pairs} "
-            f"pairs that differ by more than {least_difference:.4f} are ranked correctly"
-        )
-    return draw_agreement(list(experiments), losses, list(found.left_out))
 
 
 def _search(options: argparse.Namespace, rates: Sequence[float]) -> None:
     """Print each set of orders that is better than the one before, as it is found, as a scan for YAML."""
-    sizes = (options.height, options.width)
+    pool = order_pool(options.height, options.width, options.frames)
+    templates = layer_templates(options, rates)
     opposite = [("sweep", index) for index in (0, 7, 6, 1, 2, 5, 4, 3)]
 
     def score(orders: list[np.ndarray]) -> float:
-        return predicted_loss(
-            orders,
-            *sizes,
-            options.depth,
-            patch_size=options.patch_size,
-            rates=rates,
-            times=SEARCH_TIMES,
-        )
+        return _predicted(cycled_layers([whole_path(order) for order in orders], templates), options, SEARCH_TIMES)
 
     start = [opposite[index % len(opposite)] for index in range(options.search)]
-    for predicted, names in search(start, *sizes, score, options.num_trials, options.seed):
-        parts = ", ".join(f"{{scheme: {name}, indices: [{index}]}}" for name, index in names)
+    for predicted, names in search(start, pool, score, options.num_trials, options.seed):
+        parts = ", ".join(f"{{scheme: {_in_yaml(name)}, indices: [{index}]}}" for name, index in names)
         print(f"{predicted:.4f}  parts: [{parts}]", flush=True)
 
 
-def _schemes_for(height: int, width: int) -> list[str]:
-    """Return the names of the schemes that exist for a grid."""
-    return [name for name in get_args(SchemeName) if name not in SHAPES or SHAPES[name].exists_for(height, width)]
+def _predicted(layers: Sequence[Layer], options: argparse.Namespace, times: Sequence[float]) -> float:
+    return predicted_loss(
+        *(layers, options.height, options.width, options.frames),
+        patch_size=options.patch_size,
+        times=times,
+        speed=options.speed,
+    )
+
+
+def _in_yaml(scheme: str) -> str:
+    """Return a scheme of the pool as `scheme` in YAML."""
+    if not scheme.startswith(TIME_FIRST):
+        return scheme
+    return f"{{class_path: zigma_pl.scan.TimeFirst, init_args: {{scheme: {scheme.removeprefix(TIME_FIRST)}}}}}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,6 +149,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=int, default=32, metavar="TOKENS", help="rows of the grid (default: 32)")
     parser.add_argument("--width", type=int, default=32, metavar="TOKENS", help="columns of the grid (default: 32)")
     parser.add_argument("--depth", type=int, default=16, metavar="LAYERS", help="number of layers (default: 16)")
+    parser.add_argument("--frames", type=int, metavar="F", help="frames of a clip (default: an image)")
+    parser.add_argument(
+        "--plan",
+        nargs="+",
+        choices=["space", "time"],
+        metavar="AXIS",
+        help="scan clips along space or time, in this sequence of layers (default: along both, as one sequence)",
+    )
+    parser.add_argument(
+        "--speed",
+        type=float,
+        default=SPEED,
+        metavar="PX",
+        help="median speed of what moves in a clip, in pixels per frame, for --predict (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--attention_every", type=int, metavar="N", help="every N-th layer is self-attention (default: none is)"
+    )
+    parser.add_argument(
+        "--num_heads", type=int, default=7, metavar="H", help="heads of attention, of 64 channels each (default: 7)"
+    )
+    parser.add_argument(
+        "--scale",
+        metavar="SCALE",
+        help="read the mixers of experiments at this scale, such as pilot (default: as in the .yaml file)",
+    )
     parser.add_argument(
         "--num_orders",
         type=int,
@@ -237,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--both_ways", action="store_true", help="follow each order by its reverse")
     parser.add_argument("--seed", type=int, default=0, help="seed of random orders and of --search (default: 0)")
-    parser.add_argument("--predict", action="store_true", help="also predict the loss, in about a second per set")
+    parser.add_argument("--predict", action="store_true", help="also predict the loss, in seconds per set")
     parser.add_argument(
         "--patch_size", type=int, default=2, metavar="PX", help="pixels per side of a token, for --predict (default: 2)"
     )
@@ -252,7 +203,19 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="compare predictions with the losses in these result records; grids, depths and orders come from them",
+        help="compare predictions with the losses in these result records; grids and layers come from them",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="use the predictions that --json has written to this file, instead of new ones, for --records",
+    )
+    parser.add_argument(
+        "--held_out",
+        type=Path,
+        metavar="FILE",
+        help="experiments that were predicted before they were run (default: experiments/orders/held_out.json)",
     )
     parser.add_argument(
         "--search",
