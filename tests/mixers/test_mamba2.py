@@ -234,20 +234,20 @@ def test_lean_layers_store_less_and_have_the_same_gradients(memory, is_lean, mon
     num_projections = []
     expected, most = train_once(build(), tokens := torch.randn(2, 12, 16))
     mixer = build(activation_memory=memory)
-    monkeypatch.setattr(mixer, "_recomputes", lambda projected: mixer.activation_memory != "fast")  # as on a GPU
+    monkeypatch.setattr(mixer, "_recomputes", lambda tokens: mixer.activation_memory != "fast")  # as on a GPU
     mixer.out_proj.register_forward_hook(lambda *_: num_projections.append(1))
     found, bytes_stored = train_once(mixer, tokens)
     assert len(num_projections) == 1  # the output projection is not computed again
     assert found.keys() == expected.keys()
     assert all(found[name].equal(expected[name]) for name in found)
-    outputs = 4 * 2 * 12 * (32 + 2 * 6 + 2 * 32)  # of convolution, scan and norm, in float32
+    outputs = 4 * 2 * 12 * (mixer.num_projected + 32 + 2 * 6 + 2 * 32)  # of projection, convolution, scan and norm
     assert most - bytes_stored >= outputs if is_lean else bytes_stored == most
 
 
 def test_a_layer_says_what_more_it_would_store():
     mixer = build(state_size=64, head_dim=32)
     states = 32 * 2 * 64 / 64  # bytes per token of states of all channels, kept after every 64 tokens, in bfloat16
-    assert mixer.extra_activation_bytes(1000, 2) == 1000 * (2 * (32 + 2 * 64 + 2 * 32) + states)
+    assert mixer.extra_activation_bytes(1000, 2) == 1000 * (2 * (mixer.num_projected + 32 + 2 * 64 + 2 * 32) + states)
     mixer.store_more_activations()
     assert (mixer.activation_memory, mixer.extra_activation_bytes(1000, 2)) == ("fast", 0)
     lean = build(activation_memory="lean")

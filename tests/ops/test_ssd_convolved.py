@@ -78,7 +78,7 @@ def test_a_mixer_gives_the_same_with_and_without_it(memory, monkeypatch, emulate
     torch.manual_seed(0)
     mixer = Mamba2(state_size=16, head_dim=32, expand=8, activation_memory=memory).build(32)
     tokens, visit = torch.randn(2, 12, 32), Visit(torch.zeros(12, 2), torch.randperm(12).int())
-    monkeypatch.setattr(mixer, "_recomputes", lambda projected: memory == "lean")
+    monkeypatch.setattr(mixer, "_recomputes", lambda tokens: memory == "lean")
     results = []
     for fused in (False, True):
         monkeypatch.setattr(convolved, "runs_fused", lambda *_, value=fused: value)

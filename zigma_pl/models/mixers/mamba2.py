@@ -129,8 +129,8 @@ class Mamba2Mixer(SsdDirection, Mixer):
     Args:
         width: D.
         inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend: see `SsdDirection`.
-        activation_memory: on a GPU, "lean" recomputes convolution, scan and norm in the backward pass; "fast" stores
-            their outputs; "auto" is "lean" until `store_more_activations` is called.
+        activation_memory: on a GPU, "lean" recomputes the input projection, convolution, scan and norm in the backward
+            pass; "fast" stores their outputs; "auto" is "lean" until `store_more_activations` is called.
     """
 
     takes_rows_in_visit_order = True
@@ -155,25 +155,24 @@ class Mamba2Mixer(SsdDirection, Mixer):
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
         """Mix tokens (B, L, D) in the order in which they are stored."""
         check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
-        projected = self.in_proj(tokens)
-        if self._recomputes(projected):
+        if self._recomputes(tokens):
             # stops before it would compute the output projection again
-            return checkpoint(self._mix, projected, visit.order, use_reentrant=False, preserve_rng_state=False)
-        return self._mix(projected, visit.order)
+            return checkpoint(self._mix, tokens, visit.order, use_reentrant=False, preserve_rng_state=False)
+        return self._mix(tokens, visit.order)
 
-    def _mix(self, projected: Tensor, visit_order: Tensor | None) -> Tensor:
-        return self.out_proj(self.norm(self.scan(projected, visit_order)))
+    def _mix(self, tokens: Tensor, visit_order: Tensor | None) -> Tensor:
+        return self.out_proj(self.norm(self.scan(self.in_proj(tokens), visit_order)))
 
-    def _recomputes(self, projected: Tensor) -> bool:
-        """Return whether the backward pass recomputes convolution, scan and norm; compiled code decides for itself."""
+    def _recomputes(self, tokens: Tensor) -> bool:
+        """Return whether the backward pass recomputes all but the output projection; compiled code never does."""
         is_lean = self.activation_memory != "fast" and not torch.compiler.is_compiling()
-        return is_lean and projected.is_cuda and torch.is_grad_enabled()
+        return is_lean and tokens.is_cuda and torch.is_grad_enabled()
 
     def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
-        """Return the bytes of the outputs of convolution, scan and norm, and of the states of the scan."""
+        """Return the bytes of the outputs of projection, convolution, scan and norm, and of the states of the scan."""
         if self.activation_memory != "auto":
             return 0
-        numbers = self.sizes.parts[1] + 2 * self.inner_width
+        numbers = self.num_projected + self.sizes.parts[1] + 2 * self.inner_width
         states = self.inner_width * kept_state_bytes(self.sizes.num_states, itemsize)
         return round(num_tokens * (numbers * itemsize + states))
 
@@ -192,9 +191,9 @@ class Mamba2(DirectionOptions):
         inner_width: inner width, in place of expand * D; for example for layers with as many parameters as another
             mixer's.
         scan_backend: implementation of the scan; "auto" chooses by device.
-        activation_memory: on a GPU, "lean" recomputes the outputs of convolution, scan and norm in the backward pass,
-            "fast" stores them, and "auto" stores them if the memory of the GPU suffices, which `fit` finds out in its
-            first step. `ParallelDirections` always stores them.
+        activation_memory: on a GPU, "lean" recomputes the outputs of input projection, convolution, scan and norm in
+            the backward pass, "fast" stores them, and "auto" stores them if the memory of the GPU suffices, which `fit`
+            finds out in its first step. `ParallelDirections` always stores them.
     """
 
     state_size: int = 64
