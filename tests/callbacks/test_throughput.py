@@ -135,6 +135,16 @@ def test_waits_are_those_of_the_loader_and_of_encoding(tmp_path, clock):
     assert "train/peak_memory_gib" not in rows[-1]
 
 
+def test_the_memory_peak_is_that_of_the_whole_run(tmp_path, clock, monkeypatch):
+    """CUDA graphs are recorded in the first steps, and later peaks do not include their memory."""
+    peaks = iter([3 * 2**30, 2**30, 2 * 2**30])
+    monkeypatch.setattr(Throughput, "_peak_bytes_until_now", lambda *_: next(peaks))
+    throughput = Throughput()
+    rows, _ = fit(tmp_path, SlowDigits(clock), [throughput, TakesTime(clock)])
+    assert {row["train/peak_memory_gib"] for row in rows if "train/peak_memory_gib" in row} == {3.0}
+    assert throughput.state_dict() == {"peak_memory_gib": 3.0}
+
+
 class Queue:
     """A GPU's queue: orders are done one after another, an event when all before it are."""
 

@@ -68,7 +68,7 @@ def train_dit(options, setting):
 def in_new_process(name, device, cache):
     """Return the result of `first_step` in a new process with this folder of caches."""
     command = [sys.executable, __file__, "--first_step", name, "--device", device]
-    environment = os.environ | {"XDG_CACHE_HOME": cache}
+    environment = os.environ | {"XDG_CACHE_HOME": cache, "CUDA_CACHE_PATH": str(Path(cache, "nvrtc"))}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 

@@ -25,12 +25,13 @@ CHANGE_TO_WARN_AGAIN = 0.2
 class Throughput(L.Callback):
     """Log training speed and waiting times each time the trainer logs.
 
-    The values cover the steps since the last report, without validation, previews and saving of checkpoints:
+    The values cover the steps since the last report (the memory: all steps), without validation, previews and saving of
+    checkpoints:
 
     - train/images_per_second and train/tokens_per_second, over all processes; a token is a patch of the latents.
     - train/model_flops_utilization: operations that the model needs (three forward passes per image, without
       recomputed activations) relative to the dense bfloat16 peak of the GPUs.
-    - train/peak_memory_gib: peak memory of tensors, on a GPU.
+    - train/peak_memory_gib: peak memory of tensors since the start of the run, on a GPU.
     - train/data_wait: fraction of the time that the device waits for the loader; see `DataClock`.
     - train/encoding: fraction of the time spent in the frozen encoders and the copy to the device.
 
@@ -43,7 +44,7 @@ class Throughput(L.Callback):
             data sheet of known GPUs, and logs no utilisation for other GPUs and on the CPU.
 
     Attributes:
-        peak_memory_gib: the largest train/peak_memory_gib so far, 0 without a GPU; stored in checkpoints.
+        peak_memory_gib: the last train/peak_memory_gib, 0 without a GPU; stored in checkpoints.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -153,8 +154,9 @@ class Throughput(L.Callback):
         loading, encoding, peak_gib = largest_over_processes(trainer, *fractions, peak_gib)
         module.log_dict({"train/data_wait": loading, "train/encoding": encoding})
         if peak_gib > 0:
-            module.log("train/peak_memory_gib", peak_gib)
+            # The largest so far: the memory of CUDA graphs is only counted while they are recorded.
             self.peak_memory_gib = max(self.peak_memory_gib, peak_gib)
+            module.log("train/peak_memory_gib", self.peak_memory_gib)
         self._num_reports += 1
         if self._num_reports > 1 and trainer.is_global_zero:
             self._warn(trainer, loading, encoding)
