@@ -17,16 +17,14 @@ from zigma_pl.scan.layers import REFERENCE_RATES, Layer, content_of
 class HeldOut(Record):
     """Experiments whose losses were predicted before any of them was run.
 
-    commit: the commit that added the predictions.
     predictions: the files with the predictions, in the same folder.
-    experiments: names of the experiments.
+    experiments: the commit that added the prediction, by the name of the experiment.
     """
 
     remedy = "restore the file"
 
-    commit: str
     predictions: list[str]
-    experiments: list[Name]
+    experiments: dict[Name, str]
 
 
 @dataclass(frozen=True)

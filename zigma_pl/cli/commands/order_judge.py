@@ -88,10 +88,13 @@ def _judge(experiments: "dict[str, Measured]", predictions: Sequence[float], hel
     ):
         marker = "  held out" if late else ""
         print(f"{name:<{width}}  {each.loss:>8.4f}  {len(each.losses):>5}  {predicted:>9.4f}  {fitted:>20.4f}{marker}")
-    print(
-        f"two seeds differ by up to {least_difference:.4f} ({num_repeated} experiments with several seeds); "
-        "pairs that differ by more:"
-    )
+    if num_repeated:
+        print(
+            f"pairs that differ by more than two seeds of an experiment, {least_difference:.4f} "
+            f"({num_repeated} experiments have several seeds):"
+        )
+    else:
+        print("all pairs, as no experiment has several seeds:")
     for label, numbers in (("predicted loss", predictions), ("directions", directions)):
         agrees = agreement(losses, numbers, least_difference)
         print(
