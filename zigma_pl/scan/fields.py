@@ -20,8 +20,8 @@ def random_clips(
     """Return Gaussian clips with variance 1, (num_frames, num_fields, height, width); each frame is a random field.
 
     The power at spatial frequency f and temporal frequency w is 1 / f^2 * v f / ((v f)^2 + w^2) / pi: the spectrum of
-    Dong and Atick (1995) for images that move at speeds with the density v / (v^2 + speed^2) / pi. A wave of frequency
-    f thus keeps the fraction exp(-2 pi v f) of its amplitude from one frame to the next, and the rest is new.
+    Dong and Atick (1995) for images that move at random speeds u with the density v / (u^2 + v^2) / pi. A wave of
+    frequency f thus keeps the fraction exp(-2 pi v f) of its amplitude from one frame to the next; the rest is new.
 
     Args:
         num_fields, num_frames, height, width: sizes, in pixels.
