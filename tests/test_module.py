@@ -139,12 +139,9 @@ class WatchUpdates(L.Callback):
     def __init__(self, ema=None):
         self.ema, self.norms, self.weights, self.averages, self.validated = ema, [], [], [], []
 
-    def on_before_zero_grad(self, trainer, pl_module, optimizer):
-        gradients = [p.grad for p in pl_module.backbone.parameters() if p.grad is not None]
-        if gradients:
-            self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
-
     def on_train_batch_end(self, trainer, pl_module, *_):
+        gradients = [p.grad for p in pl_module.backbone.parameters() if p.grad is not None]
+        self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
         self.weights.append(pl_module.backbone.final_layer.projection.weight.detach().clone())
         self.averages.append(self.ema._average_model.module.backbone.final_layer.projection.weight.detach().clone())
 
@@ -157,7 +154,6 @@ def test_gradients_are_clipped_before_the_step_and_the_average_follows_its_recur
     watch = WatchUpdates(ema)
     options = {"gradient_clip_val": 1e-3, "logger": False, "enable_checkpointing": False, "limit_val_batches": 1}
     trainer_for(tmp_path, 6, [ema, watch], **options).fit(build(), datamodule=Digits(batch_size=8))
-    assert watch.norms
     assert max(watch.norms) <= 1e-3 * 1.001
     # The average starts as the weights at its first update, the third step, and follows from there.
     expected = watch.weights[2]
@@ -168,6 +164,27 @@ def test_gradients_are_clipped_before_the_step_and_the_average_follows_its_recur
     # Validation after step 2 sees the weights, as there is no average yet; after step 4 the average.
     torch.testing.assert_close(watch.validated[0], watch.weights[1])
     torch.testing.assert_close(watch.validated[1], watch.averages[3])
+
+
+class GradientsKept(L.Callback):
+    """Whether there are gradients when a forward pass begins."""
+
+    def __init__(self):
+        self.kept = []
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.backbone.register_forward_pre_hook(
+            lambda backbone, _: self.kept.append(any(p.grad is not None for p in backbone.parameters()))
+        )
+
+
+@pytest.mark.parametrize(("micro_batches", "kept"), [(1, [False] * 3), (3, [False, True, True] * 3)])
+def test_gradients_are_freed_before_the_next_step_and_kept_between_micro_batches(tmp_path, micro_batches, kept):
+    watched = GradientsKept()
+    options = {"accumulate_grad_batches": micro_batches, "limit_val_batches": 0, "logger": False}
+    trainer = trainer_for(tmp_path, 3, [watched], enable_checkpointing=False, **options)
+    trainer.fit(build(), datamodule=Digits(batch_size=8))
+    assert watched.kept == kept
 
 
 def test_a_rising_decay_forgets_the_first_weights(tmp_path):

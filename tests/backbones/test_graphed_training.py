@@ -109,6 +109,33 @@ def test_tapped_layers_are_replayed_with_their_gradients(name, gradient_checkpoi
     assert len(num_recorded) == 3
 
 
+def leaves_of(output):
+    """Return the leaves that a tensor was computed from."""
+    found, seen, pending = [], set(), [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        pending += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def test_recorded_gradients_are_not_those_of_the_parameters_themselves(monkeypatch):
+    """DDP keeps what accumulates their gradients, on another stream than the one that is recorded."""
+    leaves = []
+    monkeypatch.setattr(graphed_training, "record", lambda forward, _: leaves.extend(leaves_of(forward()[0])) or 1 / 0)
+    graphed = GraphedTraining(build())
+    with pytest.raises(ZeroDivisionError):
+        graphed(*draw())
+    parameters = list(graphed.backbone.parameters())
+    assert len(leaves) == len(parameters)
+    assert {leaf.data_ptr() for leaf in leaves} == {parameter.data_ptr() for parameter in parameters}
+    assert not any(leaf is parameter for leaf in leaves for parameter in parameters)
+
+
 def test_a_layer_that_the_loss_does_not_use_has_no_effect():
     graphed = GraphedTraining(build())
     with graphed.tapped(["blocks.0"]) as features:

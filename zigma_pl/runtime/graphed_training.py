@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from zigma_pl.core.batch import Conditions
 from zigma_pl.core.torch_private import has_forward_hooks
@@ -121,19 +122,23 @@ class _Recording:
         self, backbone: Backbone, layers: tuple[str, ...], inputs: Inputs, dtype: torch.dtype | None, device_type: str
     ) -> None:
         self.layers = layers
-        self.parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        named = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+        self.parameters = list(named.values())
+        # Leaves of their own, which share memory with the parameters: gradients of the parameters are accumulated on
+        # the stream of the first pass as long as someone, such as DDP, keeps what accumulates them.
+        leaves = {name: parameter.detach().requires_grad_() for name, parameter in named.items()}
         self.num_forward_passes = 0
         self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
             with uncached_autocast(device_type, dtype), tapped(backbone, layers) as features:
-                prediction = backbone(*self._inputs)
+                prediction = functional_call(backbone, leaves, tuple(self._inputs))
             self._outputs = (prediction, *(features[layer] for layer in layers))
             return self._outputs
 
         def backward() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(self._outputs, self.parameters, self._doutputs)
+            return torch.autograd.grad(self._outputs, list(leaves.values()), self._doutputs)
 
         def both() -> None:
             forward()

@@ -135,6 +135,7 @@ class GenerativeModule(L.LightningModule):
         self._losses: list[Tensor] = []  # losses of the micro-batches of this optimiser step
         self._terms: list[dict[str, Tensor]] = []  # their terms, if there is more than one
         self._gradient_norm: Tensor | None = None  # gradient norm of this optimiser step, once computed
+        self._has_old_gradients = False  # those of the last optimiser step
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -327,10 +328,17 @@ class GenerativeModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Reset the state of a step that was interrupted."""
         self._losses, self._terms, self._gradient_norm = [], [], None
-        self._is_first_batch = True
+        self._is_first_batch, self._has_old_gradients = True, False
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """In the first step, warn about conditions that the backbone ignores."""
+        """Free the gradients of the last step; in the first step, warn about conditions that the backbone ignores.
+
+        Lightning frees them after the forward pass. A replayed forward pass would copy them first, as if gradients of
+        micro-batches were accumulated.
+        """
+        if self._has_old_gradients:
+            self.zero_grad()
+            self._has_old_gradients = False
         if self._is_first_batch:
             warn_of_ignored_conditions(batch.conditions, list(self.backbone.conditioners))
 
@@ -357,6 +365,7 @@ class GenerativeModule(L.LightningModule):
             self.log("train/gradient_norm", self.gradient_norm())
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         self._losses, self._terms = [], []
+        self._has_old_gradients = True
 
     def logs_this_step(self) -> bool:
         """Whether values logged in the current optimiser step will be written."""
