@@ -1,17 +1,19 @@
 // Residual sum, normalisation over the width, and adaptive scale and shift in one pass over the rows; and the gradients.
-// A warp processes one row at a time in registers; a block of WARPS warps processes chunk_rows rows of one batch element. A
-// lane holds VECTORS groups of 8 adjacent elements. X_FLOAT: the residual stream is float32 although the other rows have 16
-// bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm). BRANCH_MOVED, OUT_MOVED: the rows of branch and out (and
-// of their gradients) are in another order than those of x.
-
-#define THREADS (32 * WARPS)
-#define VECTORS ((WIDTH + 255) / 256)
+// A block processes chunk_rows rows of one batch element. X_FLOAT: the residual stream is float32 although the other rows
+// have 16 bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm). BRANCH_MOVED, OUT_MOVED: the rows of branch and out
+// (and of their gradients) are in another order than those of x.
 
 #if X_FLOAT
 typedef float Stream;
+typedef float4 StreamFour;
 #else
 typedef Element Stream;
+typedef Four StreamFour;
 #endif
+
+// Blocks per multiprocessor, which limit the registers of a thread.
+#define FORWARD_RESIDENT (WIDTH <= 768 && ROW_KIND != 0 ? 5 : WIDTH <= 1152 ? 3 : 2)
+#define BACKWARD_RESIDENT (WIDTH <= 768 && ROW_KIND != 0 ? 3 : 2)
 
 // Every field takes 8 bytes. Rows are contiguous, (B, L, WIDTH); gate, shift and scale are (B, WIDTH) with a stride.
 struct Params {
@@ -34,52 +36,6 @@ struct Params {
     Long num_batch, num_rows, chunk_rows, num_chunks, epsilon;
 };
 
-__device__ __forceinline__ void load8(const Element* from, float* to) {
-    unpack16(*(const uint4*)from, to);
-#if ROW_KIND == 0
-    unpack16(*(const uint4*)(from + 4), to + 4);
-#endif
-}
-
-__device__ __forceinline__ void store8(Element* to, const float* from) {
-    *(uint4*)to = pack16(from);
-#if ROW_KIND == 0
-    *(uint4*)(to + 4) = pack16(from + 4);
-#endif
-}
-
-#if ROW_KIND != 0
-__device__ __forceinline__ void load8(const float* from, float* to) {
-    const float4 low = *(const float4*)from, high = *(const float4*)(from + 4);
-    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
-}
-
-__device__ __forceinline__ void store8(float* to, const float* from) {
-    *(float4*)to = make_float4(from[0], from[1], from[2], from[3]);
-    *(float4*)(to + 4) = make_float4(from[4], from[5], from[6], from[7]);
-}
-#endif
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-    return value;
-}
-
-#define FOR_GROUPS(v, column)                                                                 \
-    _Pragma("unroll") for (int v = 0; v < VECTORS; ++v)                                       \
-        if (const int column = 8 * (32 * v + (int)(threadIdx.x % 32)); column < WIDTH)
-
-// factor = weight (1 + scale) for 8 columns.
-__device__ __forceinline__ void load_factor(const Params& p, Long batch, int column, float* factor) {
-    load8(p.scale + batch * p.scale_batch + column, factor);
-    float weight[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
-    if (p.weight) load8(p.weight + column, weight);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) factor[i] = fmaf(weight[i], factor[i], weight[i]);
-}
-
 // Offsets of the rows of branch and out that belong to a row of x.
 __device__ __forceinline__ Long branch_begin(const Params& p, Long batch, int row) {
 #if BRANCH_MOVED
@@ -95,116 +51,151 @@ __device__ __forceinline__ Long out_begin(const Params& p, Long batch, int row) 
     return (batch * p.num_rows + row) * WIDTH;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const Params p) {
+// The vectors of the batch element of this block, which all its rows share, in shared memory: factor = weight (1 + scale).
+__device__ __forceinline__ void load_vector(const Element* from, float* to) {
+    FOR_COLUMNS(column) {
+        float vector[4];
+        unpack4(*(const Four*)(from + column), vector);
+        store4(to + column, vector);
+    }
+}
+
+__device__ __forceinline__ void load_factor(const Params& p, Long batch, float* to) {
+    FOR_COLUMNS(column) {
+        float factor[4], weight[4] = {1.f, 1.f, 1.f, 1.f};
+        unpack4(*(const Four*)(p.scale + batch * p.scale_batch + column), factor);
+        if (p.weight) unpack4(*(const float4*)(p.weight + column), weight);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) factor[i] = fmaf(weight[i], factor[i], weight[i]);
+        store4(to + column, factor);
+    }
+}
+
+__device__ __forceinline__ void load_inputs(const Params& p, Long batch, int row, StreamFour (&x)[VECTORS],
+                                            Four (&branch)[VECTORS]) {
+    const Long begin = (batch * p.num_rows + row) * WIDTH, from = branch_begin(p, batch, row);
+    FOR_GROUPS(v, column) {
+        x[v] = *(const StreamFour*)(p.x + begin + column);
+        if (p.branch) branch[v] = *(const Four*)(p.branch + from + column);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_forward(const Params p) {
+    DYNAMIC_SHARED(memory);
+    float *factors = (float*)memory, *shifts = factors + WIDTH, *gates = shifts + WIDTH;
     const Long batch = blockIdx.y;
     const int end = min((blockIdx.x + 1) * p.chunk_rows, p.num_rows);
-    for (int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32; row < end; row += WARPS) {
-        const Long begin = (batch * p.num_rows + row) * WIDTH;
-        const Long from = branch_begin(p, batch, row), to = out_begin(p, batch, row);
-        float x[VECTORS][8], sum = 0.f, squares = 0.f;
+    int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32;
+    StreamFour next_x[VECTORS];
+    Four next_branch[VECTORS];
+    if (row < end) load_inputs(p, batch, row, next_x, next_branch);  // at the same time as the vectors
+    load_factor(p, batch, factors);
+    load_vector(p.shift + batch * p.shift_batch, shifts);
+    if (p.branch) load_vector(p.gate + batch * p.gate_batch, gates);
+    __syncthreads();
+    for (; row < end; row += WARPS) {
+        const Long begin = (batch * p.num_rows + row) * WIDTH, to = out_begin(p, batch, row);
+        float x[VECTORS][4], sum = 0.f, squares = 0.f;
         FOR_GROUPS(v, column) {
-            load8(p.x + begin + column, x[v]);
+            unpack4(next_x[v], x[v]);
             if (!p.branch) continue;
-            float branch[8], gate[8];
-            load8(p.branch + from + column, branch);
-            load8(p.gate + batch * p.gate_batch + column, gate);
+            float branch[4], gate[4];
+            unpack4(next_branch[v], branch);
+            unpack4(*(const float4*)(gates + column), gate);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[v][i] = fmaf(gate[i], branch[i], x[v][i]);
+            for (int i = 0; i < 4; ++i) x[v][i] = fmaf(gate[i], branch[i], x[v][i]);
+            store4(p.x_new + begin + column, x[v]);
         }
-        FOR_GROUPS(v, column) {  // a separate loop, so that no load has to wait for a store
-            if (p.branch) store8(p.x_new + begin + column, x[v]);
+        if (AHEAD && row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch);
+        FOR_GROUPS(v, column) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sum += x[v][i];
+            for (int i = 0; i < 4; ++i) sum += x[v][i];
         }
         const float mean = CENTRED ? warp_sum(sum) / WIDTH : 0.f;
         FOR_GROUPS(v, column) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < 4; ++i) {
                 x[v][i] -= mean;
                 squares = fmaf(x[v][i], x[v][i], squares);
             }
         }
-        const float rstd = 1.f / sqrtf(warp_sum(squares) / WIDTH + __uint_as_float((Word)p.epsilon));
+        const float rstd = reciprocal_root(warp_sum(squares) / WIDTH, (Word)p.epsilon);
         if (threadIdx.x % 32 == 0 && p.rstd) p.rstd[batch * p.num_rows + row] = rstd;
         FOR_GROUPS(v, column) {
+            float factor[4], out[4];
+            unpack4(*(const float4*)(factors + column), factor);
+            unpack4(*(const float4*)(shifts + column), out);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[v][i] *= rstd;
-            if (p.normalised) store8(p.normalised + begin + column, x[v]);
-            float factor[8], shift[8];
-            load_factor(p, batch, column, factor);
-            load8(p.shift + batch * p.shift_batch + column, shift);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) shift[i] = fmaf(x[v][i], factor[i], shift[i]);
-            store8(p.out + to + column, shift);
+            for (int i = 0; i < 4; ++i) {
+                x[v][i] *= rstd;
+                out[i] = fmaf(x[v][i], factor[i], out[i]);
+            }
+            if (p.normalised) store4(p.normalised + begin + column, x[v]);
+            store4(p.out + to + column, out);
         }
+        if (!AHEAD && row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch);
     }
 }
 
-// Sums the values of all warps of the block in a fixed order.
-__device__ __forceinline__ void write_sums(float* shared, const float (&own)[VECTORS][8], float* to) {
-    __syncthreads();
-    FOR_GROUPS(v, column) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) shared[threadIdx.x / 32 * WIDTH + column + i] = own[v][i];
-    }
-    __syncthreads();
-    for (int column = threadIdx.x; column < WIDTH; column += THREADS) {
-        float sum = 0.f;
-#pragma unroll
-        for (int warp = 0; warp < WARPS; ++warp) sum += shared[warp * WIDTH + column];
-        to[column] = sum;
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm_backward(const Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_backward(const Params p) {
     DYNAMIC_SHARED(memory);
+    float *factors = (float*)memory, *gates = factors + WIDTH;
     const Long batch = blockIdx.y;
     const int end = min((blockIdx.x + 1) * p.chunk_rows, p.num_rows);
-    float dshift[VECTORS][8], dscale[VECTORS][8], dgate[VECTORS][8];
-#pragma unroll
-    for (int v = 0; v < VECTORS; ++v)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) dshift[v][i] = dscale[v][i] = dgate[v][i] = 0.f;
+    load_factor(p, batch, factors);
+    if (p.branch) load_vector(p.gate + batch * p.gate_batch, gates);
+    __syncthreads();
+    float dshift[VECTORS][4] = {}, dscale[VECTORS][4] = {}, dgate[VECTORS][4] = {};
     for (int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH;
         const Long from = branch_begin(p, batch, row), to = out_begin(p, batch, row);
-        float normalised[VECTORS][8], dx[VECTORS][8], dx_new[VECTORS][8], sum = 0.f, product = 0.f;
         const float rstd = p.rstd[batch * p.num_rows + row];
+        Four douts[VECTORS], kept[VECTORS], branches[VECTORS];
+        StreamFour dx_new[VECTORS];
         FOR_GROUPS(v, column) {
-            load8(p.dout + to + column, dx[v]);
-            load8(p.normalised + begin + column, normalised[v]);
-            if (p.dx_new) load8(p.dx_new + begin + column, dx_new[v]);
+            douts[v] = *(const Four*)(p.dout + to + column);
+            kept[v] = *(const Four*)(p.normalised + begin + column);
         }
         FOR_GROUPS(v, column) {
-            float factor[8];
-            load_factor(p, batch, column, factor);
+            if (p.dx_new) dx_new[v] = *(const StreamFour*)(p.dx_new + begin + column);
+            if (p.branch) branches[v] = *(const Four*)(p.branch + from + column);
+        }
+        float sum = 0.f, product = 0.f;
+        FOR_GROUPS(v, column) {
+            float dout[4], normalised[4], factor[4];
+            unpack4(douts[v], dout);
+            unpack4(kept[v], normalised);
+            unpack4(*(const float4*)(factors + column), factor);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                dshift[v][i] += dx[v][i];
-                dscale[v][i] = fmaf(dx[v][i], normalised[v][i], dscale[v][i]);
-                dx[v][i] *= factor[i];
-                sum += dx[v][i];
-                product = fmaf(dx[v][i], normalised[v][i], product);
+            for (int i = 0; i < 4; ++i) {
+                dshift[v][i] += dout[i];
+                dscale[v][i] = fmaf(dout[i], normalised[i], dscale[v][i]);
+                sum = fmaf(dout[i], factor[i], sum);
+                product = fmaf(dout[i] * factor[i], normalised[i], product);
             }
         }
         const float mean = CENTRED ? warp_sum(sum) / WIDTH : 0.f, slope = warp_sum(product) / WIDTH;
         FOR_GROUPS(v, column) {
+            float dx[4], normalised[4], factor[4], more[4] = {};
+            hold(douts[v]), hold(kept[v]);
+            unpack4(douts[v], dx);
+            unpack4(kept[v], normalised);
+            unpack4(*(const float4*)(factors + column), factor);
+            if (p.dx_new) unpack4(dx_new[v], more);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                dx[v][i] = rstd * (dx[v][i] - mean - normalised[v][i] * slope);
-                if (p.dx_new) dx[v][i] += dx_new[v][i];
-            }
-            store8(p.dx + begin + column, dx[v]);
+            for (int i = 0; i < 4; ++i)
+                dx[i] = fmaf(rstd, fmaf(dx[i], factor[i], -fmaf(normalised[i], slope, mean)), more[i]);
+            store4(p.dx + begin + column, dx);
             if (!p.branch) continue;
-            float branch[8], gate[8];
-            load8(p.branch + from + column, branch);
-            load8(p.gate + batch * p.gate_batch + column, gate);
+            float branch[4], gate[4];
+            unpack4(branches[v], branch);
+            unpack4(*(const float4*)(gates + column), gate);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                dgate[v][i] = fmaf(dx[v][i], branch[i], dgate[v][i]);
-                gate[i] *= dx[v][i];
+            for (int i = 0; i < 4; ++i) {
+                dgate[v][i] = fmaf(dx[i], branch[i], dgate[v][i]);
+                gate[i] *= dx[i];
             }
-            store8(p.dbranch + from + column, gate);
+            store4(p.dbranch + from + column, gate);
         }
     }
     float* sums = p.sums + (batch * p.num_chunks + blockIdx.x) * 3 * WIDTH;
@@ -213,33 +204,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, WIDTH <= 768 ? 3 : 1) norm
     if (p.branch) write_sums((float*)memory, dgate, sums + 2 * WIDTH);
 }
 
-// Gradients of shift, scale and gate, which all rows of a batch element share, and of the weight. A block processes COLUMNS
-// columns of one of the three sums; each thread adds every SLICES-th chunk of one column. For the gradient of the weight, one
-// block processes all batch elements.
-constexpr int SLICES = THREADS / COLUMNS;
-
+// Gradients of shift, scale and gate (blockIdx.z 1 to 3), which all rows of a batch element share, and of the weight (0),
+// which all rows share. The latter takes longest and starts first.
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {
     DYNAMIC_SHARED(memory);
-    float* slices = (float*)memory;  // [SLICES][COLUMNS]
-    const int column = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS, part = blockIdx.z;
-    const bool weighted = part == 1 && p.weight;
-    if (weighted && blockIdx.y > 0) return;
-    const float weight = p.weight ? p.weight[column] : 1.f;
-    float dweight = 0.f;
-    for (Long batch = blockIdx.y; batch < (weighted ? p.num_batch : blockIdx.y + 1); ++batch) {
-        const float* sums = p.sums + (batch * p.num_chunks * 3 + part) * WIDTH + column;
-        float sum = 0.f;
-#pragma unroll 8
-        for (int chunk = slice; chunk < (int)p.num_chunks; chunk += SLICES) sum += sums[(Long)chunk * 3 * WIDTH];
-        __syncthreads();
-        slices[threadIdx.x] = sum;
-        __syncthreads();
-        if (slice > 0) continue;
+    const bool weighted = blockIdx.z == 0;
+    const int column = blockIdx.x * COLUMNS + 4 * (threadIdx.x % COLUMN_THREADS), part = weighted ? 1 : blockIdx.z - 1;
+    if (weighted && (!p.weight || blockIdx.y > 0)) return;
+    const int num_chunks = p.num_chunks, num_rows = weighted ? num_chunks * (int)p.num_batch : num_chunks;
+    const float* sums = p.sums + (blockIdx.y * p.num_chunks * 3 + part) * WIDTH + column;
+    const auto load = [&](int row, float* values) {
+        unpack4(*(const float4*)(sums + (Long)row * 3 * WIDTH), values);
+        if (!weighted) return;
+        float scale[4];
+        unpack4(*(const Four*)(p.scale + row / num_chunks * p.scale_batch + column), scale);
 #pragma unroll
-        for (int other = 1; other < SLICES; ++other) sum += slices[other * COLUMNS + threadIdx.x];
-        const Long at = batch * WIDTH + column;
-        (part == 0 ? p.dshift : part == 1 ? p.dscale : p.dgate)[at] = from_float(part == 1 ? weight * sum : sum);
-        if (weighted) dweight += fmaf(to_float(p.scale[batch * p.scale_batch + column]), sum, sum);
+        for (int i = 0; i < 4; ++i) values[i] = fmaf(scale[i], values[i], values[i]);
+    };
+    float sum[4];
+    sum_rows((float*)memory, column < WIDTH ? num_rows : 0, load, sum);
+    if (threadIdx.x >= COLUMN_THREADS || column >= WIDTH) return;
+    if (weighted) return store4(p.dweight + column, sum);
+    if (part == 1 && p.weight) {
+        float weight[4];
+        unpack4(*(const float4*)(p.weight + column), weight);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[i] *= weight[i];
     }
-    if (weighted && slice == 0) p.dweight[column] = dweight;
+    store4((part == 0 ? p.dshift : part == 1 ? p.dscale : p.dgate) + blockIdx.y * (Long)WIDTH + column, sum);
 }

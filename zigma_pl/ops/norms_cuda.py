@@ -16,11 +16,12 @@ from zigma_pl.ops.nvrtc import ROW_KINDS, num_multiprocessors, rows_of_block
 
 MAX_WIDTH = 2048
 WARPS = 4
-COLUMNS = 8  # per block of norm_backward_sums
-LONGEST_CHUNK = 64  # maximum rows per block
-# Target number of blocks per multiprocessor, which can run 7 (forward) or 3 (backward) at the same time.
-FORWARD_BLOCKS = 7
-BACKWARD_BLOCKS = 9
+COLUMNS = 32  # per block of norm_backward_sums
+LONGEST_CHUNK = 128  # maximum rows per block
+AHEAD = 1
+# Target number of blocks per multiprocessor, which can run 5 (forward) or 3 (backward) at the same time.
+FORWARD_BLOCKS = 5
+BACKWARD_BLOCKS = 3
 RESULTS = (
     *("x_new", "normalised", "out", "rstd", "dout", "dx_new", "dx"),
     *("dbranch", "sums", "dshift", "dscale", "dgate", "dweight"),
@@ -95,7 +96,8 @@ class Launch:
     def run(self, name: str, tensors: dict[str, Tensor | None], num_sums: int = 0) -> None:
         """Launch a kernel with tensors by the names of the fields in struct Params.
 
-        A block processes `chunk_rows` rows, or with num_sums, COLUMNS columns of one of the num_sums sums over chunks.
+        A block processes `chunk_rows` rows, or with num_sums, COLUMNS columns of one of the num_sums sums over chunks,
+        or of the gradient of the weight.
         """
         num_batch, num_rows, width = self.shape
         address = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
@@ -111,14 +113,15 @@ class Launch:
             *(address.get(name, 0) for name in RESULTS),
             *(num_batch, num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
         )
-        blocks = (width // COLUMNS, num_batch, num_sums) if num_sums else (self.num_chunks, num_batch, 1)
+        blocks = (-(-width // COLUMNS), num_batch, 1 + num_sums) if num_sums else (self.num_chunks, num_batch, 1)
         kernel(blocks, fields)
 
     @functools.cached_property
     def chunk_rows(self) -> int:
         """Number of rows per block."""
+        num_batch, num_rows, _ = self.shape
         room = self._blocks * num_multiprocessors(self.device.index or 0)
-        return rows_of_block(self.shape[0] * self.shape[1], room, WARPS, LONGEST_CHUNK)
+        return rows_of_block(num_rows, max(1, room // num_batch), WARPS, LONGEST_CHUNK)
 
     @property
     def num_chunks(self) -> int:
@@ -147,13 +150,15 @@ def _kernel(
         "OUT_MOVED": out_moved,
         "WARPS": WARPS,
         "COLUMNS": COLUMNS,
+        "AHEAD": AHEAD,
     }
+    floats = {"norm_forward": 3 * width, "norm_backward": max(2, WARPS) * width, "norm_backward_sums": 4 * 32 * WARPS}
     return nvrtc.load(
-        (_FOLDER / "device.cu", _FOLDER / "norms.cu"),
+        (_FOLDER / "device.cu", _FOLDER / "norm_rows.cu", _FOLDER / "norms.cu"),
         name,
         tuple(options.items()),
         threads=32 * WARPS,
-        shared_bytes={"norm_backward": 4 * WARPS * width, "norm_backward_sums": 4 * 32 * WARPS}.get(name, 0),
+        shared_bytes=4 * floats[name],
         num_fields=_NUM_FIELDS,
         device=device,
     )
