@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.core.errors import UserError
@@ -20,6 +19,7 @@ from zigma_pl.models.mixers.base import ActivationMemory, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.models.mixers.mamba import check_sizes
 from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.rms_norm import rms_norm
 from zigma_pl.ops.ssd import SsdBackend, convolved, ssd
 from zigma_pl.ops.ssd.layout import kept_state_bytes
 
@@ -110,11 +110,8 @@ class GroupRMSNorm(RMSNorm):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Normalise (B, L, width)."""
-        if self.num_groups == 1:
-            return super().forward(rows)
-        parts = rows.unflatten(-1, (self.num_groups, -1))
-        normalised = F.rms_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2)
-        return normalised * self.weight.to(normalised.dtype)
+        assert self.eps is not None
+        return rms_norm(rows, self.weight, self.eps, self.num_groups)
 
 
 class Mamba2Mixer(SsdDirection, Mixer):
