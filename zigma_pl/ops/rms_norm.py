@@ -14,7 +14,7 @@ __all__ = ["rms_norm"]
 
 
 def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int = 1) -> Tensor:
-    """Return rows / sqrt(mean(rows^2) + epsilon) * weight, with the mean over each group of channels (arXiv:1910.07467).
+    """Return rows / sqrt(mean(rows^2) + epsilon) * weight, with the mean over a group of channels (arXiv:1910.07467).
 
     Args:
         rows: (..., D).
@@ -79,9 +79,7 @@ class _RmsNorm(torch.autograd.Function):
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
 @torch.library.custom_op("zigma_pl::rms_norm", mutates_args=())
-def norm_forward(
-    rows: Tensor, weight: Tensor, num_groups: int, epsilon: float, keep: bool
-) -> tuple[Tensor, Tensor]:
+def norm_forward(rows: Tensor, weight: Tensor, num_groups: int, epsilon: float, keep: bool) -> tuple[Tensor, Tensor]:
     """Custom op of `rms_norm_cuda.forward`."""
     return cuda.forward(rows, weight, num_groups, epsilon, keep)
 
