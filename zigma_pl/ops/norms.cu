@@ -96,9 +96,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
     for (; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH, to = out_begin(p, batch, row);
         float x[VECTORS][4], sum = 0.f, squares = 0.f;
-        FOR_GROUPS(v, column) {
-            unpack4(next_x[v], x[v]);
-            if (!p.branch) continue;
+        FOR_GROUPS(v, column) unpack4(next_x[v], x[v]);
+        if (p.branch) FOR_GROUPS(v, column) {
             float branch[4], gate[4];
             unpack4(next_branch[v], branch);
             unpack4(*(const float4*)(gates + column), gate);
@@ -157,10 +156,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
             kept[v] = *(const Four*)(p.normalised + begin + column);
         }
         FOR_GROUPS(v, column) {
-            if (p.dx_new) dx_new[v] = *(const StreamFour*)(p.dx_new + begin + column);
+            dx_new[v] = p.dx_new ? *(const StreamFour*)(p.dx_new + begin + column) : StreamFour{};
             if (p.branch) branches[v] = *(const Four*)(p.branch + from + column);
         }
-        float sum = 0.f, product = 0.f;
+        float dx[VECTORS][4], sum = 0.f, product = 0.f;
         FOR_GROUPS(v, column) {
             float dout[4], normalised[4], factor[4];
             unpack4(douts[v], dout);
@@ -176,24 +175,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
         }
         const float mean = CENTRED ? warp_sum(sum) / WIDTH : 0.f, slope = warp_sum(product) / WIDTH;
         FOR_GROUPS(v, column) {
-            float dx[4], normalised[4], factor[4], more[4] = {};
+            float dout[4], normalised[4], factor[4];
             hold(douts[v]), hold(kept[v]);
-            unpack4(douts[v], dx);
+            unpack4(douts[v], dout);
             unpack4(kept[v], normalised);
             unpack4(*(const float4*)(factors + column), factor);
-            if (p.dx_new) unpack4(dx_new[v], more);
+            unpack4(dx_new[v], dx[v]);
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                dx[i] = fmaf(rstd, fmaf(dx[i], factor[i], -fmaf(normalised[i], slope, mean)), more[i]);
-            store4(p.dx + begin + column, dx);
-            if (!p.branch) continue;
+                dx[v][i] = fmaf(rstd, fmaf(dout[i], factor[i], -fmaf(normalised[i], slope, mean)), dx[v][i]);
+            store4(p.dx + begin + column, dx[v]);
+        }
+        if (p.branch) FOR_GROUPS(v, column) {
             float branch[4], gate[4];
             unpack4(branches[v], branch);
             unpack4(*(const float4*)(gates + column), gate);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                dgate[v][i] = fmaf(dx[i], branch[i], dgate[v][i]);
-                gate[i] *= dx[i];
+                dgate[v][i] = fmaf(dx[v][i], branch[i], dgate[v][i]);
+                gate[i] *= dx[v][i];
             }
             store4(p.dbranch + from + column, gate);
         }
