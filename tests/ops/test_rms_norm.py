@@ -63,6 +63,7 @@ def test_rows_of_any_layout_and_weights_of_16_bits():
     arguments = make_arguments((2, 7, 16), torch.bfloat16)
     rows, weight = arguments["rows"], arguments["weight"].bfloat16().requires_grad_()
     shifted = torch.cat([rows.new_zeros(1), rows.flatten()])[1:].view(rows.shape)  # no multiple of 16 bytes
+    assert rms_norm.cuda._aligned(shifted).data_ptr() % 16 == 0
     expected = run_kernels(1, **arguments)
     for same in (shifted, rows.transpose(0, 1).contiguous().transpose(0, 1), torch.cat([rows, rows], -1)[..., :16]):
         same = same.detach().requires_grad_()
@@ -71,6 +72,14 @@ def test_rows_of_any_layout_and_weights_of_16_bits():
         gradients = torch.autograd.grad(out.square().sum(), (same, weight))
         assert [g.dtype for g in gradients] == [torch.bfloat16] * 2
         assert gradients[0].shape == rows.shape
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
+def test_the_weight_is_rounded_to_the_type_of_the_rows():
+    rows, weight = make_arguments((2, 7, 64), torch.bfloat16).values()
+    weight = weight * 1.001
+    assert torch.equal(run_kernels(1, rows=rows, weight=weight), run_kernels(1, rows=rows, weight=weight.bfloat16()))
 
 
 @needs_compiler
