@@ -17,7 +17,7 @@ class Emulator:
         self.launched: list[str] = []
         self.library = functools.cache(self._compile)
 
-    def load(self, sources, name, options, *, threads, shared_bytes, num_fields, device):
+    def load(self, sources, name, options, *, threads, shared_bytes, num_fields, device, carveout=100):
         library = self.library(sources, options)
 
         def launch(grid, fields):

@@ -61,6 +61,7 @@ def random_inverses(num_tokens, of_branch, of_out):
 def fused(emulated, monkeypatch):
     """Use the CUDA implementation for CPU tensors."""
     monkeypatch.setattr(norms, "runs_fused", lambda x, shift: True)
+    monkeypatch.setattr(norms_cuda, "FORWARD_BLOCKS", 2)  # so that a warp processes several rows
 
 
 @needs_compiler
@@ -77,7 +78,7 @@ def test_output_and_gradients(dtype, centred, width):
 @needs_compiler
 @pytest.mark.usefixtures("fused")
 def test_gradients_of_many_chunks(monkeypatch):
-    monkeypatch.setattr(norms_cuda, "LONGEST_CHUNK", 4)  # 19 of them, more than the slices in which they are added up
+    monkeypatch.setattr(norms_cuda, "BACKWARD_LONGEST", 4)  # 19 chunks, more than are added up side by side
     errors = relative_errors(run_kernels, run_plain, make_arguments((2, 75, 16), torch.float32), centred=False)
     assert max(errors.values()) < TOLERANCES[torch.float32], errors
 

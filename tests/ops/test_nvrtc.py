@@ -70,6 +70,25 @@ def test_an_interrupted_write_leaves_nothing_that_is_read(compiled, monkeypatch)
     assert len(compiled) == 2
 
 
+def test_a_kernel_is_loaded_with_its_shared_memory_and_carveout(monkeypatch):
+    attributes = {}
+
+    class Driver:
+        cuLaunchKernel = cuModuleGetFunction = staticmethod(lambda *_: 0)
+
+        @staticmethod
+        def cuFuncSetAttribute(function, attribute, value):
+            attributes[attribute] = value
+            return 0
+
+    monkeypatch.setattr(nvrtc, "_driver", Driver)
+    monkeypatch.setattr(nvrtc, "_module", lambda *_: None)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
+    for given, carveout in (({}, 100), ({"carveout": 30}, 30)):
+        nvrtc.load((), "kernel", (), threads=32, shared_bytes=64, num_fields=1, device=0, **given)
+        assert attributes == {8: 64, 9: carveout}  # CUfunction_attribute
+
+
 def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):
     class Driver:
         cuLaunchKernel = staticmethod(lambda *_: 1)

@@ -36,6 +36,7 @@ def run_plain(num_groups, **given):
 def fused(emulated, monkeypatch):
     """Use the CUDA implementation for CPU tensors."""
     monkeypatch.setattr(rms_norm, "runs_fused", lambda rows, num_groups: True)
+    monkeypatch.setattr(rms_norm.cuda, "FORWARD_BLOCKS", 2)  # so that a warp processes several rows
     return emulated
 
 

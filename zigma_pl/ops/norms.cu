@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
             for (int i = 0; i < 4; ++i) x[v][i] = fmaf(gate[i], branch[i], x[v][i]);
             store4(p.x_new + begin + column, x[v]);
         }
-        if (AHEAD && row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch);
+        if (row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch);
         FOR_GROUPS(v, column) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum += x[v][i];
@@ -132,7 +132,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
             if (p.normalised) store4(p.normalised + begin + column, x[v]);
             store4(p.out + to + column, out);
         }
-        if (!AHEAD && row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch);
     }
 }
 

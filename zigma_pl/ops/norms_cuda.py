@@ -17,11 +17,11 @@ from zigma_pl.ops.nvrtc import ROW_KINDS, num_multiprocessors, rows_of_block
 MAX_WIDTH = 2048
 WARPS = 4
 COLUMNS = 32  # per block of norm_backward_sums
-LONGEST_CHUNK = 128  # maximum rows per block
-AHEAD = 1
-# Target number of blocks per multiprocessor, which can run 5 (forward) or 3 (backward) at the same time.
-FORWARD_BLOCKS = 5
-BACKWARD_BLOCKS = 3
+# Target number of blocks per multiprocessor, and maximum number of rows per block. Short blocks are fastest in the
+# forward pass. Blocks of the backward pass write sums, so there are only as many as can run at the same time.
+FORWARD_BLOCKS, FORWARD_LONGEST = 20, 8
+BACKWARD_BLOCKS, BACKWARD_LONGEST = 3, 128
+CARVEOUTS = {"norm_forward": 30, "norm_backward": 40}  # see nvrtc.load
 RESULTS = (
     *("x_new", "normalised", "out", "rstd", "dout", "dx_new", "dx"),
     *("dbranch", "sums", "dshift", "dscale", "dgate", "dweight"),
@@ -60,6 +60,7 @@ class Launch:
         stream: dtype of the residual stream; all other rows have the dtype of the shift.
         modulation: weight, shift and scale.
         blocks: target number of blocks per multiprocessor.
+        longest: maximum number of rows per block.
         inverses: indices of the rows of branch and out.
         centred: LayerNorm instead of RMSNorm.
         epsilon: added to the mean square.
@@ -71,11 +72,12 @@ class Launch:
         stream: torch.dtype,
         modulation: Modulation,
         blocks: int,
+        longest: int,
         inverses: Inverses,
         centred: bool = False,
         epsilon: float = 0,
     ) -> None:
-        self.shape, self._blocks = shape, blocks
+        self.shape, self._blocks, self._longest = shape, blocks, longest
         self.modulation = Modulation(
             None if modulation.weight is None else modulation.weight.float().contiguous(),
             *(as_vectors(t, modulation.shift.dtype) for t in modulation[1:]),
@@ -121,7 +123,7 @@ class Launch:
         """Number of rows per block."""
         num_batch, num_rows, _ = self.shape
         room = self._blocks * num_multiprocessors(self.device.index or 0)
-        return rows_of_block(num_rows, max(1, room // num_batch), WARPS, LONGEST_CHUNK)
+        return rows_of_block(num_rows, max(1, room // num_batch), WARPS, self._longest)
 
     @property
     def num_chunks(self) -> int:
@@ -150,7 +152,6 @@ def _kernel(
         "OUT_MOVED": out_moved,
         "WARPS": WARPS,
         "COLUMNS": COLUMNS,
-        "AHEAD": AHEAD,
     }
     floats = {"norm_forward": 3 * width, "norm_backward": max(2, WARPS) * width, "norm_backward_sums": 4 * 32 * WARPS}
     return nvrtc.load(
@@ -161,6 +162,7 @@ def _kernel(
         shared_bytes=4 * floats[name],
         num_fields=_NUM_FIELDS,
         device=device,
+        carveout=CARVEOUTS.get(name, 100),
     )
 
 
@@ -190,7 +192,7 @@ def run_forward(
     keep: bool,
 ) -> NormForward:
     """Run the forward pass; like the op `norm_forward`, but without its dispatch."""
-    launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, inverses, centred, epsilon)
+    launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, FORWARD_LONGEST, inverses, centred, epsilon)
     out = launch.new(*x.shape)
     x_new = launch.new(*(x.shape if branch is not None else (0,)), dtype=x.dtype)
     normalised = launch.new(*(x.shape if keep else (0,)))
@@ -242,7 +244,7 @@ def run_backward(
         stream: dtype of the residual stream.
     """
     normalised, rstd = kept
-    launch = Launch(normalised.shape, stream, modulation, BACKWARD_BLOCKS, inverses, centred)
+    launch = Launch(normalised.shape, stream, modulation, BACKWARD_BLOCKS, BACKWARD_LONGEST, inverses, centred)
     num_batch, _, width = normalised.shape
     gated, weighted = branch is not None, modulation.weight is not None
     dx = launch.new(*normalised.shape, dtype=stream)

@@ -117,6 +117,7 @@ def load(
     shared_bytes: int,
     num_fields: int,
     device: int,
+    carveout: int = 100,
 ) -> Kernel:
     """Compile a kernel, or read it from the cache on disk, and load it on a device.
 
@@ -125,11 +126,12 @@ def load(
         name: name of the kernel, which must be declared extern "C".
         options: macros and their values.
         threads, shared_bytes, num_fields, device: see `Kernel`.
+        carveout: preferred percentage of the L1 cache to use as shared memory, 0 to 100; the rest caches reads.
     """
     module = _module(sources, options, device)
     function = ctypes.c_void_p()
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "cuModuleGetFunction")
-    for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE, shared_bytes), (_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)):
+    for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE, shared_bytes), (_PREFERRED_SHARED_MEMORY_CARVEOUT, carveout)):
         _check(_driver().cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")
     return Kernel(module, function, threads, shared_bytes, num_fields, device)
 

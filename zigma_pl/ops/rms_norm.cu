@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_forward(const Par
 #pragma unroll
             for (int i = 0; i < 4; ++i) squares = fmaf(x[i], x[i], squares);
         }
-        if (AHEAD && row + WARPS < end) load_row(p.x + next_part * WIDTH, next);
+        if (row + WARPS < end) load_row(p.x + next_part * WIDTH, next);
         const float rstd = reciprocal_root(warp_sum(squares) / WIDTH, (Word)p.epsilon);
         if (threadIdx.x % 32 == 0 && p.rstd) p.rstd[part] = rstd;
         FOR_GROUPS(v, column) {
@@ -61,7 +61,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm_forward(const Par
             for (int i = 0; i < 4; ++i) x[i] *= rstd * weight[i];
             store4(p.out + part * WIDTH + column, x);
         }
-        if (!AHEAD && row + WARPS < end) load_row(p.x + next_part * WIDTH, next);
     }
 }
 

@@ -16,10 +16,11 @@ from zigma_pl.ops.nvrtc import ROW_KINDS, as_parameter, num_multiprocessors, row
 MAX_ROW_BYTES = 6144  # of one group, so that the backward pass can keep its values and sums in registers
 WARPS = 4
 COLUMNS = 32  # per block of rms_norm_backward_sums
-AHEAD = 1
-# Target number of blocks per multiprocessor, as many as can run at the same time for rows of up to 3,072 bytes.
-FORWARD_BLOCKS = 6
+# Target number of blocks per multiprocessor, and maximum number of rows per block. Short blocks are fastest in the
+# forward pass. Blocks of the backward pass write sums, so there are only as many as can run at the same time.
+FORWARD_BLOCKS, FORWARD_LONGEST = 20, 8
 BACKWARD_BLOCKS = 4
+CARVEOUTS = {"rms_norm_forward": 30, "rms_norm_backward": 50}  # see nvrtc.load
 
 _FOLDER = Path(__file__).parent
 _NUM_FIELDS = 13  # in struct Params of rms_norm.cu
@@ -40,7 +41,7 @@ def forward(rows: Tensor, weight: Tensor, num_groups: int, epsilon: float, keep:
     num_rows = rows.numel() // rows.shape[-1]
     rstd = torch.empty((num_rows, num_groups) if keep else 0, dtype=torch.float32, device=rows.device)
     tensors = (rows, None, weight, out, None, rstd if keep else None)
-    chunk_rows = _chunk_rows(rows, num_groups, FORWARD_BLOCKS)
+    chunk_rows = min(FORWARD_LONGEST, _chunk_rows(rows, num_groups, FORWARD_BLOCKS))
     _launch("rms_norm_forward", rows, num_groups, chunk_rows, tensors, epsilon=epsilon)
     return out, rstd
 
@@ -100,7 +101,7 @@ def _launch(
 
 @functools.cache
 def _kernel(name: str, row_kind: int, width: int, device: int) -> nvrtc.Kernel:
-    options = {"ROW_KIND": row_kind, "WIDTH": width, "WARPS": WARPS, "COLUMNS": COLUMNS, "AHEAD": AHEAD}
+    options = {"ROW_KIND": row_kind, "WIDTH": width, "WARPS": WARPS, "COLUMNS": COLUMNS}
     floats = {"rms_norm_forward": width, "rms_norm_backward": WARPS * width, "rms_norm_backward_sums": 4 * 32 * WARPS}
     return nvrtc.load(
         (_FOLDER / "device.cu", _FOLDER / "norm_rows.cu", _FOLDER / "rms_norm.cu"),
@@ -110,4 +111,5 @@ def _kernel(name: str, row_kind: int, width: int, device: int) -> nvrtc.Kernel:
         shared_bytes=4 * floats[name],
         num_fields=_NUM_FIELDS,
         device=device,
+        carveout=CARVEOUTS.get(name, 100),
     )
