@@ -39,9 +39,11 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int = 1) 
 def _run_reference(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int) -> Tensor:
     weight = weight.to(rows.dtype)  # PyTorch's fused kernel needs rows and weight of one dtype
     if num_groups == 1:
-        return F.rms_norm(rows, rows.shape[-1:], weight, epsilon)
-    parts = rows.unflatten(-1, (num_groups, -1))
-    return F.rms_norm(parts, parts.shape[-1:], eps=epsilon).flatten(-2) * weight
+        out = F.rms_norm(rows, rows.shape[-1:], weight, epsilon)
+    else:
+        parts = rows.unflatten(-1, (num_groups, -1))
+        out = F.rms_norm(parts, parts.shape[-1:], eps=epsilon).flatten(-2) * weight
+    return out.to(rows.dtype)  # autocast on CUDA computes in float32 in newer versions of PyTorch
 
 
 def runs_fused(rows: Tensor, num_groups: int) -> bool:
