@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from zigma_pl.models.layers.rms_norm import RMSNorm
+from zigma_pl.ops.rms_norm import run_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -23,3 +24,18 @@ def test_rows_keep_their_type_under_autocast_and_are_close_to_float64(dtype):
     assert norm.weight.grad.dtype == torch.float32
     assert_close(found.double(), expected, **tolerance)
     assert_close(rows.grad.double(), exact.grad, **tolerance)
+
+
+def test_autocast_does_not_choose_the_type(monkeypatch):
+    """On GPUs, autocast of newer versions of PyTorch converts the rows of `rms_norm` to float32."""
+    in_autocast, original = [], torch.nn.functional.rms_norm
+
+    def watched(*arguments, **options):
+        in_autocast.append(torch.is_autocast_enabled("cpu"))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "rms_norm", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        RMSNorm(8)(torch.randn(2, 8))
+        run_reference(torch.randn(2, 8), torch.ones(8), 1e-6, num_groups=2)
+    assert in_autocast == [False, False]

@@ -1,5 +1,6 @@
 """Root-mean-square normalisation of rows, or of groups of their channels, in plain PyTorch or in one pass on CUDA."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int = 1) 
     keep = torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad)
     compiled_inference = torch.compiler.is_compiling() and not keep  # the compiler's own kernel is as fast
     if compiled_inference or not runs_fused(rows, num_groups):
-        return _run_reference(rows, weight, epsilon, num_groups)
+        return run_reference(rows, weight, epsilon, num_groups)
     if not nvrtc.runs_eagerly(rows):
         return norm_forward(rows, weight, num_groups, epsilon, keep)[0]
     if keep:  # an autograd.Function has several times less host overhead than a custom op
@@ -36,14 +37,20 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int = 1) 
     return cuda.forward(rows, weight, num_groups, epsilon, keep)[0]
 
 
-def _run_reference(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int) -> Tensor:
-    weight = weight.to(rows.dtype)  # PyTorch's fused kernel needs rows and weight of one dtype
-    if num_groups == 1:
-        out = F.rms_norm(rows, rows.shape[-1:], weight, epsilon)
-    else:
+def run_reference(rows: Tensor, weight: Tensor, epsilon: float | None, num_groups: int = 1) -> Tensor:
+    """Return the same in plain PyTorch, whose fused kernel needs rows and weight of one dtype."""
+    weight = weight.to(rows.dtype)
+    with _without_autocast(rows.device):
+        if num_groups == 1:
+            return F.rms_norm(rows, rows.shape[-1:], weight, epsilon)
         parts = rows.unflatten(-1, (num_groups, -1))
-        out = F.rms_norm(parts, parts.shape[-1:], eps=epsilon).flatten(-2) * weight
-    return out.to(rows.dtype)  # autocast on CUDA computes in float32 in newer versions of PyTorch
+        return F.rms_norm(parts, parts.shape[-1:], eps=epsilon).flatten(-2) * weight
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast, which on GPUs converts rows to float32 from PyTorch 2.13 on."""
+    has_autocast = torch.amp.is_autocast_available(device.type)  # not for the meta device
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 def runs_fused(rows: Tensor, num_groups: int) -> bool:

@@ -1,10 +1,8 @@
-"""Root-mean-square normalisation in one kernel, also under autocast.
-
-PyTorch's fused kernel needs rows and weight of one type; otherwise it computes in float32 with several passes.
-"""
+"""Root-mean-square normalisation as a module."""
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from zigma_pl.ops.rms_norm import run_reference
 
 
 class RMSNorm(nn.RMSNorm):
@@ -12,4 +10,4 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Normalise (..., width)."""
-        return functional.rms_norm(rows, tuple(self.normalized_shape), self.weight.to(rows.dtype), self.eps)
+        return run_reference(rows, self.weight, self.eps)
