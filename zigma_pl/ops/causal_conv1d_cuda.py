@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,32 @@ from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import ROW_KINDS, as_order, as_parameter, num_multiprocessors, rows_of_block
 
 MAX_TAPS = 8
-THREADS = 64
-LONGEST_CHUNK = 128  # rows; a chunk also reads the TAPS - 1 rows before it
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 20  # in struct Params of causal_conv1d.cu
+_NUM_FIELDS = 19  # in struct Params of causal_conv1d.cu
+_FAST = 1
+
+
+class Division(NamedTuple):
+    """Division of the work of a kernel among threads.
+
+    vector_bytes: bytes of adjacent channels of a thread.
+    threads: threads per block.
+    group: rows that are copied together.
+    longest_chunk: maximum number of rows per block, which also reads the TAPS - 1 rows before them.
+    arrays: number of arrays of rows that are read.
+    """
+
+    vector_bytes: int
+    threads: int
+    group: int
+    longest_chunk: int
+    arrays: int
+
+
+FORWARD = Division(vector_bytes=16, threads=32, group=4, longest_chunk=64, arrays=1)
+BACKWARD = Division(vector_bytes=8, threads=32, group=4, longest_chunk=64, arrays=2)
+BACKWARD_FLOAT32 = BACKWARD._replace(vector_bytes=16)
 
 
 def available() -> tuple[bool, str]:
@@ -63,23 +84,35 @@ def _vector(rows: list[Tensor], num_bytes: int) -> int:
     return 1 if used % num_bytes else num_bytes // size
 
 
-def _chunk_rows(x: Tensor, vector: int) -> int:
+def _chunk_rows(x: Tensor, vector: int, division: Division) -> int:
     """Return the number of rows per chunk."""
     num_rows, num_tokens, num_channels = x.shape
-    across = num_rows * -(-num_channels // (THREADS * vector))
-    room = 8 * num_multiprocessors(x.device.index or 0)
-    return max(8, rows_of_block(num_tokens * across, room, 4, LONGEST_CHUNK))
+    across = num_rows * -(-num_channels // (division.threads * vector))
+    room = 512 // division.threads * num_multiprocessors(x.device.index or 0)
+    return max(8, rows_of_block(num_tokens * across, room, 4, division.longest_chunk))
 
 
 @functools.cache
-def _kernel(name: str, row_kind: int, taps: int, vector: int, device: int) -> nvrtc.Kernel:
-    options = {"ROW_KIND": row_kind, "TAPS": taps, "VECTOR": vector, "THREADS": THREADS}
+def _kernel(
+    name: str, row_kind: int, taps: int, silu: bool, vector: int, division: Division, device: int
+) -> nvrtc.Kernel:
+    options = {
+        "ROW_KIND": row_kind,
+        "TAPS": taps,
+        "SILU": int(silu),
+        "VECTOR": vector,
+        "THREADS": division.threads,
+        "GROUP": division.group,
+        "FAST": _FAST,
+    }
+    order_bytes = 4 * (division.longest_chunk + 2 * (taps - 1) + 2 * division.group)
+    slot_bytes = vector * (4 if row_kind == 0 else 2)
     return nvrtc.load(
         (_FOLDER / "device.cu", _FOLDER / "causal_conv1d.cu"),
         name,
         tuple(options.items()),
-        threads=THREADS,
-        shared_bytes=4 * (LONGEST_CHUNK + 2 * taps + 8),
+        threads=division.threads,
+        shared_bytes=2 * division.arrays * division.group * division.threads * slot_bytes + order_bytes,
         num_fields=_NUM_FIELDS,
         device=device,
     )
@@ -91,6 +124,7 @@ def _launch(
     dout: Tensor | None,
     parameters: tuple[Tensor, Tensor | None, Tensor | None, bool],
     outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    division: Division,
     vector: int,
     chunk_rows: int,
     part_stride: int = 0,
@@ -98,16 +132,16 @@ def _launch(
     weight, bias, visit_order, silu = parameters
     weight, bias, order = as_parameter(weight), as_parameter(bias), as_order(visit_order)
     num_rows, num_tokens, num_channels = x.shape
-    kernel = _kernel(name, ROW_KINDS[x.dtype], weight.shape[1], vector, x.device.index or 0)
+    kernel = _kernel(name, ROW_KINDS[x.dtype], weight.shape[1], silu, vector, division, x.device.index or 0)
     dx = outputs[1]
     strides = (stride for t in (x, dout, dx) for stride in ((0, 0) if t is None else t.stride()[:2]))
     kernel(
-        (-(-num_channels // (THREADS * vector)), -(-num_tokens // chunk_rows), num_rows),
+        (-(-num_channels // (division.threads * vector)), -(-num_tokens // chunk_rows), num_rows),
         (
             *map(_address, (x, dout)),
             *strides,
             *map(_address, (weight, bias, order, *outputs)),
-            *(num_tokens, num_channels, chunk_rows, int(silu), part_stride),
+            *(num_tokens, num_channels, chunk_rows, part_stride),
         ),
     )
 
@@ -120,9 +154,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor
     """Return the convolved rows, contiguous; without autograd, for callers with their own backward pass."""
     x = _rows(x, x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    vector = _vector([x, out], 16)
-    parameters = (weight, bias, visit_order, silu)
-    _launch("conv_forward", x, None, parameters, (out, None, None, None), vector, _chunk_rows(x, vector))
+    vector, parameters = _vector([x, out], FORWARD.vector_bytes), (weight, bias, visit_order, silu)
+    chunk_rows = _chunk_rows(x, vector, FORWARD)
+    _launch("conv_forward", x, None, parameters, (out, None, None, None), FORWARD, vector, chunk_rows)
     return out
 
 
@@ -145,13 +179,15 @@ def convolve_backward(
     x, dout = _rows(x, x.dtype), _rows(dout, x.dtype)
     if dx is None:
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    vector = _vector([x, dout, dx], 16 if x.dtype == torch.float32 else 8)
-    chunk_rows = _chunk_rows(x, vector)
+    division = BACKWARD_FLOAT32 if x.dtype == torch.float32 else BACKWARD
+    vector = _vector([x, dout, dx], division.vector_bytes)
+    chunk_rows = _chunk_rows(x, vector, division)
     num_parts = x.shape[0] * -(-x.shape[1] // chunk_rows)
     sizes = [weight.numel(), x.shape[2]]
     parts = torch.empty(num_parts, sum(sizes), dtype=torch.float32, device=x.device)
     outputs = (None, dx, *parts.split(sizes, 1))
-    _launch("conv_backward", x, dout, (weight, bias, visit_order, silu), outputs, vector, chunk_rows, sum(sizes))
+    parameters = (weight, bias, visit_order, silu)
+    _launch("conv_backward", x, dout, parameters, outputs, division, vector, chunk_rows, sum(sizes))
     dweight, dbias = parts.sum(0).split(sizes)
     return dx, dweight.view(weight.shape), dbias
 
