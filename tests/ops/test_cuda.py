@@ -252,6 +252,27 @@ def test_backward_gives_the_output_again_and_writes_where_it_is_told(dtype, opti
     assert bool((wide[..., :16] == 7).all())
 
 
+@needs_compiler
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("keep_every", [8, 32])
+@pytest.mark.parametrize(
+    ("dtype", "optional"), [(torch.float32, OPTIONAL), (torch.bfloat16, OPTIONAL), (torch.bfloat16, ())], ids=str
+)
+def test_sequences_one_after_the_other_are_scanned_as_apart(dtype, optional, keep_every):
+    arguments = scan_arguments((2, 88, 16, 16), dtype, optional)
+    apart = {n: t.reshape(16, 11, -1) if t.ndim == 3 else t for n, t in arguments.items()}
+    results = []
+    for given, order, restart_every in ((apart, None, 0), (arguments, torch.arange(88), 11)):
+        inputs = [*(given.get(n) for n in ("u", "delta", "A", "B", "C", *OPTIONAL)), order]
+        output, states = direct.forward(*inputs, keep_every, restart_every=restart_every)
+        options = {"restart_every": restart_every, "deterministic": True, "want_output": True}
+        found = direct.backward(given["delta"], *inputs, states, **options)
+        results.append([output, *(gradient for gradient in found if gradient is not None)])
+    for separate, together in zip(*results, strict=True):
+        separate, together = separate.float().flatten(), together.float().flatten()
+        assert (separate - together).norm() <= TOLERANCES[dtype] * separate.norm()
+
+
 def test_scan_states_what_it_lacks():
     with pytest.raises(UserError, match="float64; use backend 'cpu'"):
         cuda.run(**make_arguments((1, 2, 3, 4), dtype=torch.float64))

@@ -123,7 +123,7 @@ def test_lean_keeps_what_it_says():
     inputs, weights = [arguments[n] for n in INPUTS], [arguments[n] for n in MixerWeights._fields]
     sizes = {}
     for memory in ("nothing", "lean", "fast"):
-        _, _, *kept = mamba_mixer.mix_forward(*inputs, None, weights, order, 1e-5, memory, False)
+        _, _, *kept = mamba_mixer.mix_forward(*inputs, None, None, weights, order, 0, 1e-5, memory, False)
         *rows, states, entered, u, delta = [t for t in kept if t.dtype != torch.float32]
         sizes[memory] = sum(t.numel() for t in (*rows, entered, u, delta)) / (2 * NUM_TOKENS)
         assert (states.numel() > 0) == (memory != "nothing")
@@ -136,18 +136,17 @@ def test_lean_keeps_what_it_says():
 def test_opcheck(kept, absent):
     arguments, order = make_arguments(torch.bfloat16, absent, num_tokens=3), random_order(3)
     inputs, weights = [arguments.get(n) for n in INPUTS], [arguments[n] for n in MixerWeights._fields]
-    options = (order, 1e-5, kept, True)
+    options = (order, 0, 1e-5, kept, True)
     if kept == "nothing":
-        torch.library.opcheck(mamba_mixer.mix_forward, (*inputs, None, weights, *options))
+        torch.library.opcheck(mamba_mixer.mix_forward, (*inputs, None, None, weights, *options))
         return
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in inputs]
     weight_leaves = [w.detach().clone().requires_grad_() for w in weights]
-    torch.library.opcheck(mamba_mixer.mix_forward, (*leaves, None, weight_leaves, *options))
-    x_new, out, *rest = mamba_mixer.mix_forward(*inputs, None, weights, *options)
+    torch.library.opcheck(mamba_mixer.mix_forward, (*leaves, None, None, weight_leaves, *options))
+    x_new, out, *rest = mamba_mixer.mix_forward(*inputs, None, None, weights, *options)
     dx_new = None if absent else x_new
-    torch.library.opcheck(
-        mamba_mixer.mix_backward, (dx_new, out, rest, *inputs[1:], None, weights, order, True, torch.float32)
-    )
+    backward = (dx_new, out, rest, *inputs[1:], None, None, weights, order, 0, True, torch.float32)
+    torch.library.opcheck(mamba_mixer.mix_backward, backward)
 
 
 @pytest.mark.usefixtures("emulated")

@@ -115,13 +115,13 @@ def time_ops(num_rows, num_tokens):
         ),
     }
     weights = [by_name[n] for n in MixerWeights._fields]
-    arguments = (*inputs, *modulation, None, weights, order, 1e-5)
+    arguments = (*inputs, *modulation, None, None, weights, order, 0, 1e-5)
     for memory in ("nothing", "lean", "fast"):
         results[f"{memory} forward"] = median_ms(lambda m=memory: mamba_mixer.mix_forward(*arguments, m, False))
         if memory == "nothing":
             continue
         kept = list(mamba_mixer.mix_forward(*arguments, memory, False)[2:])
-        backward = (dx_new, dout, kept, *inputs[1:], *modulation, None, weights, order, False, torch.float32)
+        backward = (dx_new, dout, kept, *inputs[1:], *modulation, None, None, weights, order, 0, False, torch.float32)
         results[f"{memory} backward"] = median_ms(lambda b=backward: mamba_mixer.mix_backward(*b))
     return results
 

@@ -28,10 +28,10 @@ inputs = [arguments.get(n) for n in ("u", "delta", "A", "B", "C", "skip", "gate"
 optional = {n: arguments[n] for n in ("skip", "gate", "delta_bias")}
 call = launch.Call(*inputs, order)
 out = torch.empty(1, 64, 64, dtype=torch.bfloat16, device="cuda")
-fields = call.fields({"out": out}, (2, 1), False)
-kernel = launch.kernel("scan_forward", call.layout, 1, True, True, True, False, 0, 0)
+fields = call.fields({"out": out}, (2, 1, 1), False)
+kernel = launch.kernel("scan_forward", call.layout, 1, True, True, True, False, False, 0, 0)
 weight, bias = torch.randn(64, 4, device="cuda"), torch.randn(64, device="cuda")
-print("fields", host_us(lambda: launch.Call(*inputs, order).fields({"out": out}, (2, 1), False)))
+print("fields", host_us(lambda: launch.Call(*inputs, order).fields({"out": out}, (2, 1, 1), False)))
 print("kernel launch", host_us(lambda: kernel((2, 1, 1), fields)))
 print("scan op body", host_us(lambda: cuda.scan_forward._init_fn(*inputs, order, False, False)))
 print("scan op", host_us(lambda: cuda.scan_forward(*inputs, order, False, False)))

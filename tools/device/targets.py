@@ -53,7 +53,10 @@ ORDERS = {
 }
 FIRST_CALL_SECONDS = {"compiled": 10, "from the cache": 0.5}
 TWO_GPUS = 0.95  # least efficiency of two GPUs, with captions
-CLIPS = {"3D zigzag": ["zigzag8-fast-graph", "mamba2-fast-graph"], "factorized": ["factorized-fast-graph"]}
+CLIPS = {
+    "3D zigzag": ["zigzag8-fast-graph", "mamba2-fast-graph"],
+    "factorized": ["factorized-fast-graph", "mamba2-factorized-fast-graph"],
+}
 CLIPS_SETTING, CLIPS_TO_DIT = (16, 4), 1.0
 
 

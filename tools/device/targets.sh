@@ -11,7 +11,7 @@
 #   captions    300  training steps with captions
 #   orders      360  training steps along the sweep and other orders: Mamba-1, Mamba-2 and a hybrid
 #   sampling    120  forward passes at 32 x 32 tokens
-#   clips       150  training steps on clips of 16 frames
+#   clips       180  training steps on clips of 16 frames
 #   shipped     480  `fit` with experiments/table1_zigzag8.yaml, from a prepared folder and with live encoding
 #   first_call  120  the first training step on a machine, and the first of a later process
 #   gpus        420  training steps with captions on two GPUs
@@ -101,8 +101,8 @@ run_sampling() {
 }
 
 run_clips() {
-    bench train:clips 150 --repeats 5 --frames 16 --grids 16 --batches 4 \
-        --contestants zigzag8-fast-graph mamba2-fast-graph factorized-fast-graph dit-compiled
+    bench train:clips 180 --repeats 5 --frames 16 --grids 16 --batches 4 \
+        --contestants zigzag8-fast-graph mamba2-fast-graph factorized-fast-graph mamba2-factorized-fast-graph dit-compiled
 }
 
 run_shipped() {

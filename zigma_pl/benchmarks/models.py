@@ -177,6 +177,7 @@ FAMILIES: dict[str, Contestant] = {
     **executions_of("mamba2-sweep", "ZigMa", "ZigMa sweep, Mamba-2", SWEEP, Mamba2()),
     **executions_of("mamba2-fast", "ZigMa", "ZigMa zigzag-8, Mamba-2, fast", ScanConfig("zigzag", 8), FAST2),
     **executions_of("mamba2-sweep-fast", "ZigMa", "ZigMa sweep, Mamba-2, fast", SWEEP, FAST2),
+    **executions_of("mamba2-factorized-fast", "ZigMa", "ZigMa factorized, Mamba-2, fast", FACTORIZED, FAST2),
     **executions_of("mamba2-random8-fast", "ZigMa", "ZigMa random-8, Mamba-2, fast", RANDOM, FAST2),
     **executions_of("hybrid2", "ZigMa", "ZigMa, Mamba-2, attention in one of four", ScanConfig("zigzag", 8), *HYBRID2),
     **executions_of("linear", "ZigMa", "linear attention", ScanConfig("zigzag", 8), LinearAttention()),

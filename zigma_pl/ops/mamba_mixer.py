@@ -15,7 +15,16 @@ from torch.autograd.function import once_differentiable
 
 from zigma_pl.ops import norms
 from zigma_pl.ops.causal_conv1d_cuda import MAX_TAPS
-from zigma_pl.ops.mamba_mixer_cuda import KEEP_EVERY, CastWeights, Kept, MixerWeights, run_backward, run_forward
+from zigma_pl.ops.mamba_mixer_cuda import (
+    KEEP_EVERY,
+    CastWeights,
+    Kept,
+    MixerWeights,
+    run_backward,
+    run_forward,
+    shape_of_sequences,
+)
+from zigma_pl.ops.norms_cuda import Inverses
 from zigma_pl.ops.selective_scan import direct
 from zigma_pl.ops.selective_scan.layout import MAX_STATES
 
@@ -48,6 +57,8 @@ def add_norm_mix(
     activation_memory: ActivationMemory,
     deterministic: bool,
     branch_inverse: Tensor | None = None,
+    out_inverse: Tensor | None = None,
+    length: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream, and mix the normalised and modulated sum along an order; CUDA only.
 
@@ -55,22 +66,27 @@ def add_norm_mix(
         x, branch, gate, shift, scale, epsilon, branch_inverse: see `norms.add_norm_modulate`.
         norm_weight: (D,), weight of the RMSNorm.
         weights: weights of the mixer.
-        visit_order: (L,) int32 or int64, None for raster order.
+        visit_order: (L,) int32 or int64, None for raster order; the order of one sequence if there are several.
         activation_memory: how much is stored for the backward pass. "lean": 3 D + R + 2 N numbers per token in the
             rows' dtype, including the output, and states of the scan. "fast": 4 E more numbers and four times as many
             states, so that in_proj, the convolution and the step sizes are not recomputed.
         deterministic: compute bit-identical gradients on every run.
+        out_inverse: (L,) integers, index of the row of each token in the next branch; None for raster order.
+        length: tokens of a sequence, if the tokens of a sample are several sequences, which follow each other in the
+            next branch: a divisor of L. 0 for one sequence.
 
     Returns: x_new = x + gate * branch, and the next branch, (B, L, D).
     """
     kept = activation_memory if torch.is_grad_enabled() else "nothing"
-    inputs, inverse = (x, branch, gate, norm_weight, shift, scale), None if branch is None else branch_inverse
+    inputs = (x, branch, gate, norm_weight, shift, scale)
+    inverses = Inverses(None if branch is None else branch_inverse, out_inverse)
     if torch.compiler.is_compiling():
-        x_new, out, *_ = mix_forward(*inputs, inverse, list(weights), visit_order, epsilon, kept, deterministic)
+        options = (visit_order, length, epsilon, kept, deterministic)
+        x_new, out, *_ = mix_forward(*inputs, *inverses, list(weights), *options)
     elif kept == "nothing":
-        x_new, out, _ = run_forward(inputs, inverse, weights.cast(shift.dtype), visit_order, epsilon, kept)
+        x_new, out, _ = run_forward(inputs, inverses, weights.cast(shift.dtype), visit_order, length, epsilon, kept)
     else:  # the host overhead of a custom op would be too large for every layer of a training step
-        x_new, out = _Mix.apply(epsilon, kept, deterministic, visit_order, inverse, *inputs, *weights)
+        x_new, out = _Mix.apply(epsilon, kept, deterministic, visit_order, length, inverses, *inputs, *weights)
     return (x if branch is None else x_new), out
 
 
@@ -84,31 +100,34 @@ class _Mix(torch.autograd.Function):
         kept: str,
         deterministic: bool,
         visit_order: Tensor | None,
-        branch_inverse: Tensor | None,
+        length: int,
+        inverses: Inverses,
         *tensors: Any,
     ) -> tuple[Tensor, Tensor]:
         inputs, weights = tensors[:6], MixerWeights(*tensors[6:])
         cast = weights.cast(inputs[-1].dtype)
-        x_new, out, left = run_forward(inputs, branch_inverse, cast, visit_order, epsilon, kept)
-        ctx.options = (deterministic, inputs[0].dtype)
+        x_new, out, left = run_forward(inputs, inverses, cast, visit_order, length, epsilon, kept)
+        ctx.options = (length, deterministic, inputs[0].dtype)
         ctx.dtypes = tuple(t if t is None else t.dtype for t in tensors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*left, *cast, *inputs[1:], branch_inverse, visit_order)
+        ctx.save_for_backward(*left, *cast, *inputs[1:], *inverses, visit_order)
         return x_new, out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # only once: under activation checkpointing a second access is an error
-        kept, cast, (*inputs, inverse, visit_order) = Kept(*saved[:8]), CastWeights(*saved[8:17]), saved[17:]
+        kept, cast = Kept(*saved[:8]), CastWeights(*saved[8:17])
+        *inputs, branch_inverse, out_inverse, visit_order = saved[17:]
+        inverses = Inverses(branch_inverse, out_inverse)
         if dout is None:
             dout = torch.zeros_like(kept.normalised)
-        gradients, dweights = run_backward(dx_new, dout, kept, inputs, inverse, cast, visit_order, *ctx.options)
+        gradients, dweights = run_backward(dx_new, dout, kept, inputs, inverses, cast, visit_order, *ctx.options)
         given = (
             gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
             for gradient, dtype in zip((*gradients, *dweights), ctx.dtypes, strict=True)
         )
-        return None, None, None, None, None, *given
+        return None, None, None, None, None, None, *given
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
@@ -124,15 +143,18 @@ def mix_forward(
     shift: Tensor,
     scale: Tensor,
     branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
+    length: int,
     epsilon: float,
     kept: str,
     deterministic: bool,
 ) -> OpResults:
     """Return x_new (empty without a branch), the next branch, and the fields of a `Kept`."""
     inputs, cast = (x, branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
-    x_new, out, left = run_forward(inputs, branch_inverse, cast, visit_order, epsilon, kept)
+    inverses = Inverses(branch_inverse, out_inverse)
+    x_new, out, left = run_forward(inputs, inverses, cast, visit_order, length, epsilon, kept)
     # A custom op must not return the same tensor twice.
     x_new, out, *rest = (t if t.numel() else t.clone() for t in (x_new, out, *left))
     return x_new, out, *rest  # type: ignore[return-value]
@@ -147,21 +169,23 @@ def _(
     shift: Tensor,
     scale: Tensor,
     branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
+    length: int,
     epsilon: float,
     kept: str,
     deterministic: bool,
 ) -> OpResults:
     given, keep, fast = MixerWeights(*weights), kept != "nothing", kept == "fast"
     x_new, out, normalised, rstd = norms.fake_forward(x, branch is not None, shift.dtype, keep)
-    inner = given.out_proj.shape[1]
+    inner, shape = given.out_proj.shape[1], shape_of_sequences(*x.shape[:2], length, visit_order is not None)
 
     def new(width: int, wanted: bool = True) -> Tensor:
-        return out.new_empty((*x.shape[:2], width) if wanted else (0,))
+        return out.new_empty((*shape, width) if wanted else (0,))
 
     states = direct.new_states(new(inner), given.A_log, shift.dtype, KEEP_EVERY[kept])
-    rows = (new(x.shape[2], keep), new(given.x_proj.shape[0], keep))
+    rows = (out.new_empty(x.shape if keep else (0,)), new(given.x_proj.shape[0], keep))
     return x_new, out, normalised, rstd, *rows, states, *(new(n * inner, fast) for n in (2, 1, 1))  # type: ignore[return-value]
 
 
@@ -176,15 +200,18 @@ def mix_backward(
     shift: Tensor,
     scale: Tensor,
     branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
+    length: int,
     deterministic: bool,
     stream: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return the gradients of x, branch, gate, norm_weight, shift, scale (empty if absent), and of the weights."""
     inputs, given = (branch, gate, norm_weight, shift, scale), MixerWeights(*weights).cast(shift.dtype)
     gradients, dweights = run_backward(
-        *(dx_new, dout, Kept(*kept), inputs, branch_inverse, given, visit_order, deterministic, stream)
+        *(dx_new, dout, Kept(*kept), inputs, Inverses(branch_inverse, out_inverse), given),
+        *(visit_order, length, deterministic, stream),
     )
     # The scan's gradients of A, skip and bias are views of one tensor, as are the convolution's two; a custom op must
     # not return tensors that share memory.
@@ -207,8 +234,10 @@ def _(
     shift: Tensor,
     scale: Tensor,
     branch_inverse: Tensor | None,
+    out_inverse: Tensor | None,
     weights: list[Tensor],
     visit_order: Tensor | None,
+    length: int,
     deterministic: bool,
     stream: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -217,25 +246,24 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: OpResults) -> None:
-    x, branch, gate, norm_weight, shift, scale, inverse, weights, visit_order, _, _, ctx.deterministic = inputs
+    x, *tensors, weights, visit_order, ctx.length, _, _, ctx.deterministic = inputs
     ctx.stream = x.dtype
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2:], visit_order, branch, gate, norm_weight, shift, scale, inverse, *weights)
+    ctx.save_for_backward(*output[2:], visit_order, *tensors, *weights)
 
 
 def _op_backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) -> tuple[Any, ...]:
     saved, count = ctx.saved_tensors, len(Kept._fields)
     kept, visit_order, inputs = list(saved[:count]), saved[count], saved[count + 1 : count + 6]
-    inverse, weights = saved[count + 6], list(saved[count + 7 :])
+    inverses, weights = saved[count + 6 : count + 8], list(saved[count + 8 :])
     if dout is None:
         dout = torch.zeros_like(kept[0])
-    gradients, dweights = mix_backward(
-        dx_new, dout, kept, *inputs, inverse, weights, visit_order, ctx.deterministic, ctx.stream
-    )
+    options = (visit_order, ctx.length, ctx.deterministic, ctx.stream)
+    gradients, dweights = mix_backward(dx_new, dout, kept, *inputs, *inverses, weights, *options)
     present = (True, *(t is not None for t in inputs))
     given = (g if there else None for g, there in zip(gradients, present, strict=True))
-    return *given, None, dweights, None, None, None, None
+    return *given, None, None, dweights, None, None, None, None, None
 
 
 mix_forward.register_autograd(_op_backward, setup_context=_setup_context)

@@ -58,6 +58,17 @@ class Branch(NamedTuple):
         return self.rows if self.inverse is None else take_rows(self.rows, self.inverse)
 
 
+class Cut(NamedTuple):
+    """How the L rows of each sample are cut into sequences, which a mixer processes separately.
+
+    length: tokens of a sequence, a divisor of L; sequences follow each other.
+    inverse: index of each token's row, (L,) int32; None if the rows are in raster order.
+    """
+
+    length: int
+    inverse: Tensor | None = None
+
+
 class Mixer(nn.Module, ABC):
     """A layer that mixes tokens: (B, L, D) -> (B, L, D).
 
@@ -91,7 +102,14 @@ class Mixer(nn.Module, ABC):
         return take_rows(self(take_rows(tokens, visit.order), visit.arranged()), visit.inverse)
 
     def add_norm_mix(
-        self, x: Tensor, branch: Branch | None, norm: nn.RMSNorm, shift: Tensor, scale: Tensor, visit: Visit
+        self,
+        x: Tensor,
+        branch: Branch | None,
+        norm: nn.RMSNorm,
+        shift: Tensor,
+        scale: Tensor,
+        visit: Visit,
+        cut: Cut | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add a branch to x, (B, L, D), and mix the normalised and modulated sum.
 
@@ -103,12 +121,18 @@ class Mixer(nn.Module, ABC):
             norm: norm of the sum.
             shift, scale: (B, 1, D), modulation of the normalised sum.
             visit: the visit order of this layer.
+            cut: how the rows are cut into sequences, whose rows are then in the order that the mixer expects and whose
+                visit is the one of a single sequence; None if all rows are one sequence.
 
         Returns: the sum, the mixed rows, and the index of each token's mixed row (None for raster order).
         """
-        inverse = visit.inverse if self.wants_rows_arranged(visit) else None
-        x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, inverse)
-        return x, self(tokens, visit if inverse is None else visit.arranged()), inverse
+        if cut is None:
+            inverse = visit.inverse if self.wants_rows_arranged(visit) else None
+            x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, inverse)
+            return x, self(tokens, visit if inverse is None else visit.arranged()), inverse
+        x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, cut.inverse)
+        sequences = tokens.view(-1, cut.length, tokens.shape[2])
+        return x, self(sequences, visit).view(tokens.shape), cut.inverse
 
     def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
         """Return how many more bytes the layer would store in a training step after `store_more_activations`.

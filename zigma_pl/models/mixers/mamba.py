@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.layers.shapes import check_shape
-from zigma_pl.models.mixers.base import ActivationMemory, Branch, Mixer, Visit
+from zigma_pl.models.mixers.base import ActivationMemory, Branch, Cut, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
@@ -154,7 +154,14 @@ class MambaMixer(ScanDirection, Mixer):
         return self.out_proj(self.scan(self.in_proj(tokens), visit.order))
 
     def add_norm_mix(
-        self, x: Tensor, branch: Branch | None, norm: nn.RMSNorm, shift: Tensor, scale: Tensor, visit: Visit
+        self,
+        x: Tensor,
+        branch: Branch | None,
+        norm: nn.RMSNorm,
+        shift: Tensor,
+        scale: Tensor,
+        visit: Visit,
+        cut: Cut | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add, normalise, modulate and mix, as one fused op on a GPU."""
         assert norm.eps is not None
@@ -164,7 +171,8 @@ class MambaMixer(ScanDirection, Mixer):
         )
         fused = mamba_mixer.runs_fused(x, shift, weights, self.scan_backend)
         if not fused or self.wants_rows_arranged(visit):
-            return super().add_norm_mix(x, branch, norm, shift, scale, visit)
+            return super().add_norm_mix(x, branch, norm, shift, scale, visit, cut)
+        length, out_inverse = (0, None) if cut is None else cut
         rows, gate, inverse = (None, None, None) if branch is None else branch
         x, mixed = mamba_mixer.add_norm_mix(
             *(x, rows, gate, norm.weight, shift, scale, weights, visit.order),
@@ -172,8 +180,10 @@ class MambaMixer(ScanDirection, Mixer):
             activation_memory="fast" if self.activation_memory == "fast" else "lean",
             deterministic=torch.are_deterministic_algorithms_enabled(),
             branch_inverse=inverse,
+            out_inverse=out_inverse,
+            length=length,
         )
-        return x, mixed, None
+        return x, mixed, out_inverse
 
 
 def check_sizes(options: Any) -> None:

@@ -5,11 +5,11 @@ Axes: B batch, F frames, L tokens of a frame, D width.
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from zigma_pl.models.mixers.base import Branch, Mixer, Visit
-from zigma_pl.ops.rows import take_rows
+from zigma_pl.models.mixers.base import Branch, Cut, Mixer, Visit
 from zigma_pl.scan.schedule import Axis
 
 # A sequence contains the tokens of one frame, which are contiguous, or the tokens of one grid position in all frames.
@@ -21,8 +21,8 @@ class Sequences:
     """Splits clips, (B, F L, D) frame after frame, into sequences and runs a mixer on each of them.
 
     Only the mixer works on separate sequences. All other parts of a block, such as cross-attention to the caption of
-    the clip, process tokens independently. Sequences in space are views; sequences in time are copied before and after
-    the mixer. The orders of a visit are those of one sequence: (L,) or (k, L) in space, (F,) or (k, F) in time.
+    the clip, process tokens independently. The orders of a visit are those of one sequence: (L,) or (k, L) in space,
+    (F,) or (k, F) in time.
 
     Args:
         axis: axis along which a sequence runs.
@@ -53,13 +53,29 @@ class Sequences:
         shift: Tensor,
         scale: Tensor,
         visit: Visit,
-    ) -> tuple[Tensor, Tensor, None]:
-        """Run `Mixer.add_norm_mix` on each sequence, with gate, shift and scale, (B, 1, D), of its clip."""
-        sequences = self.cut(x)
-        num_repeats = len(sequences) // len(x)
-        if branch is not None:
-            branch = Branch(self.cut(branch.raster_rows()), branch.gate.repeat_interleave(num_repeats, dim=0))
-        shift, scale = (vector.repeat_interleave(num_repeats, dim=0) for vector in (shift, scale))
-        added, mixed, inverse = mixer.add_norm_mix(sequences, branch, norm, shift, scale, visit)
-        mixed = mixed if inverse is None else take_rows(mixed, inverse)
-        return self.join(added, len(x)), self.join(mixed, len(x)), None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run `Mixer.add_norm_mix` on each sequence; the norm writes their rows one after the other at no cost."""
+        cut = Cut(self.length(x.shape[1]))
+        if self.axis == "time" or mixer.wants_rows_arranged(visit):
+            if visit.order is None or visit.order.ndim > 1:
+                cut = cut._replace(inverse=self._inverse(x, None))
+            else:
+                assert visit.inverse is not None
+                cut, visit = cut._replace(inverse=self._inverse(x, visit.inverse)), visit.arranged()
+        return mixer.add_norm_mix(x, branch, norm, shift, scale, visit, cut)
+
+    def length(self, num_tokens: int) -> int:
+        """Return the number of tokens of a sequence, L in space, F in time, for clips with F L tokens."""
+        return num_tokens // self.num_frames if self.axis == "space" else self.num_frames
+
+    def _inverse(self, x: Tensor, inverse: Tensor | None) -> Tensor:
+        """Return the index of each token's row, (F L,) int32, if the rows of sequences follow each other.
+
+        inverse: index of each token's row in its sequence, None for the order along the axis.
+        """
+        length = self.length(x.shape[1])
+        if inverse is None:
+            inverse = torch.arange(length, dtype=torch.int32, device=x.device)
+        first = torch.arange(0, x.shape[1], length, dtype=torch.int32, device=x.device)  # row of each sequence
+        frames, tokens = (first, inverse) if self.axis == "space" else (inverse, first)
+        return (frames[:, None] + tokens).view(-1)

@@ -6,7 +6,7 @@
 
 __device__ __forceinline__ int channel_block() { return blockIdx.x; }
 
-__device__ __forceinline__ void spread_cells(const Params& p, const Backward& shared, int buffer) {
+__device__ __forceinline__ void spread_cells(const Params& p, const Backward& shared, int buffer, int first_step) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass) {
         float u[8], delta[8], gate[8], dy[8];
@@ -21,7 +21,10 @@ __device__ __forceinline__ void spread_cells(const Params& p, const Backward& sh
         }
         float4* cells = shared.cells + cell_index(row_of_thread(pass), octet_of_thread() * 8);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) cells[i] = make_float4(entering_x(delta[i] * u[i]), delta[i], dy[i], delta[i]);
+        for (int i = 0; i < 8; ++i) {
+            const float decay = decaying(p, delta[i], first_step + row_of_thread(pass));
+            cells[i] = make_float4(entering_x(delta[i] * u[i]), decay, dy[i], delta[i]);
+        }
     }
 }
 
@@ -40,14 +43,19 @@ __device__ __forceinline__ void write_gradients(const Params& p, const Backward&
     for (int pass = 0; pass < PASSES; ++pass) {
         const int row = order[row_of_thread(pass)];
         if (row < 0) continue;
-        float u[8], dy[8], gate[8], du[8], ddelta[8], out[8];
+        float u[8], delta[8], dy[8], gate[8], du[8], ddelta[8], out[8];
         read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 0, pass), u);
         read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 3, pass), dy);
         if (GATED) read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 2, pass), gate);
+        if (RESTARTS) {  // the cells do not have all of them
+            read_slot(raw_slot(shared.tiles, buffer, ARRAYS, 1, pass), delta);
+            make_positive(shared.tiles, delta);
+        }
         const float4* cells = shared.cells + cell_index(row_of_thread(pass), octet_of_thread() * 8);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const float4 cell = cells[i];
+            if (!RESTARTS) delta[i] = cell.y;
             const float y = fmaf(skip[i], u[i], cell.w);
             if (GATED) {
                 const float s = sigmoid(gate[i]), dout = dy[i], silu = gate[i] * s;
@@ -56,9 +64,9 @@ __device__ __forceinline__ void write_gradients(const Params& p, const Backward&
                 gate[i] = dout * y * fmaf(silu, 1.f - s, s);
             } else
                 out[i] = y;
-            du[i] = fmaf(cell.z, cell.y, dy[i] * skip[i]);
+            du[i] = fmaf(cell.z, delta[i], dy[i] * skip[i]);
             ddelta[i] = fmaf(cell.x, LN_2, cell.z * u[i]);
-            if (BIASED) ddelta[i] *= 1.f - exp2_fast(-LOG2_E * cell.y);  // softplus' = 1 - exp(-softplus)
+            if (BIASED) ddelta[i] *= 1.f - exp2_fast(-LOG2_E * delta[i]);  // softplus' = 1 - exp(-softplus)
             dskip[i] = fmaf(dy[i], u[i], dskip[i]);
             dbias[i] += ddelta[i];
         }
@@ -245,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_back
         close_copies();
         await_copies();
         prepare_terms(tiles, buffer);
-        spread_cells(p, shared, buffer);
+        spread_cells(p, shared, buffer, (last - step) * TILE);
         __syncthreads();
         if (KEEP > STEPS) walk_ahead(shared, lane, log2_rate);
 #pragma unroll 1

@@ -45,6 +45,7 @@ def forward(
     keep_every: int = KEEP_EVERY,
     *,
     log_A: bool = False,
+    restart_every: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, (B, L, E), and the stored states for `backward`.
 
@@ -55,8 +56,10 @@ def forward(
             takes an eighth less time, and the states take four times the memory. The states are
             (B, L / keep_every, E, N) with padded L and N, bfloat16 for 16-bit rows, otherwise float32.
         log_A: A contains log(-A), the parameter that models learn.
+        restart_every: length of the sequences that follow each other in L, each of which starts from a zero state; 0 if
+            L is one sequence. Short sequences are faster together, since the kernels process 32 rows at a time.
     """
-    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, log_A=log_A)
+    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, log_A=log_A, restart_every=restart_every)
     out = torch.empty(u.shape, dtype=call.dtype, device=u.device)
     states = new_states(u, A, call.dtype, keep_every)
     results = {"out": out, "states": states if keep_every else None}
@@ -86,6 +89,7 @@ def backward(
     states: Tensor,
     *,
     log_A: bool = False,
+    restart_every: int = 0,
     deterministic: bool = False,
     want_output: bool = False,
     dgate: Tensor | None = None,
@@ -97,12 +101,13 @@ def backward(
         u, delta, A, B, C, skip, gate, delta_bias, visit_order: the arguments of `forward`.
         states: the states from `forward`, with keep_every > 0.
         log_A: as in `forward`; the gradient is then with respect to log(-A).
+        restart_every: as in `forward`.
         deterministic: compute bit-identical gradients on every run.
         want_output: recompute and return the output as well.
         dgate: output for the gradient of the gate, such as half of the gradient of a projection: (B, L, E) with last
             stride 1, in the dtype of the rows. Like the inputs, it is faster if rows start at multiples of 16 bytes.
     """
-    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout, log_A)
+    call = Call(u, delta, A, B, C, skip, gate, delta_bias, visit_order, dout, log_A, restart_every)
     num_rows, num_tokens, num_channels, num_states = call.shape
     layout = call.layout
     cut = cut_for(call, backward=True)

@@ -5,7 +5,8 @@ constexpr int UNROLLED = STATES == 16 ? TILE / SUMMED : 1;
 
 __device__ __forceinline__ int channel_block() { return blockIdx.x; }
 
-__device__ __forceinline__ void spread_rows(const Params& p, const Tiles& tiles, const ChannelRows& rows, int buffer) {
+__device__ __forceinline__ void spread_rows(const Params& p, const Tiles& tiles, const ChannelRows& rows, int buffer,
+                                            int first_step) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; ++pass) {
         float u[8], delta[8];
@@ -13,7 +14,10 @@ __device__ __forceinline__ void spread_rows(const Params& p, const Tiles& tiles,
         read_slot(raw_slot(tiles, buffer, ARRAYS, 1, pass), delta);
         make_positive(tiles, delta);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) u[i] *= delta[i];
+        for (int i = 0; i < 8; ++i) {
+            u[i] *= delta[i];
+            delta[i] = decaying(p, delta[i], first_step + row_of_thread(pass));
+        }
         put_octet(rows, octet_place(pass), delta, u);
     }
 }
@@ -90,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forwa
         close_copies();
         await_copies();
         prepare_terms(tiles, buffer);
-        spread_rows(p, tiles, rows, buffer);
+        spread_rows(p, tiles, rows, buffer, (first + step) * TILE);
         __syncthreads();
         Entering entering;
         Outputs before, outputs;

@@ -18,7 +18,7 @@ RESULTS = ("states", "carries", "durations", "dBC", "dA", "dskip", "dbias")
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", _FOLDER / "tiles.cu")
-_NUM_FIELDS = 45  # in struct Params of tiles.cu
+_NUM_FIELDS = 46  # in struct Params of tiles.cu
 
 
 class Call:
@@ -37,6 +37,7 @@ class Call:
         visit_order: Tensor | None,
         dout: Tensor | None = None,
         log_A: bool = False,
+        restart_every: int = 0,
     ) -> None:
         num_channels, num_states = A.shape
         if u.shape[1] > MAX_TOKENS:
@@ -52,6 +53,7 @@ class Call:
         self.rows = [rows if rows is None else _Rows(rows, dtype, align) for rows, align in given]
         self.A = as_parameter(A)
         self.biased, self.gated, self.log_A = delta_bias is not None, gate is not None, log_A
+        self.restart_every = restart_every
         bias, order = as_parameter(delta_bias), as_order(visit_order)
         self._parameters = (self.A, as_parameter(skip), bias, order)
         # Whether 8 channels, and 16 bytes of B and C, can always be moved by one load or store.
@@ -72,7 +74,7 @@ class Call:
         fields += (0, 0) if dgate is None else dgate.stride()[:2]
         fields += [_address(results, name) for name in RESULTS]
         part_stride, num_tiles = self.shape[2] * (self.shape[3] + 2), self.layout.num_tiles(self.shape[1])
-        fields += (part_stride, *self.shape, num_tiles, *cut, deterministic)
+        fields += (part_stride, *self.shape, num_tiles, *cut, deterministic, self.restart_every)
         return fields
 
 
@@ -138,6 +140,7 @@ def kernel(
     gated: bool,
     biased: bool,
     log_A: bool,
+    restarts: bool,
     keep: int,
     device: int,
 ) -> nvrtc.Kernel:
@@ -156,6 +159,7 @@ def kernel(
         "GATED": int(gated),
         "BIASED": int(biased),
         "LOG_A": int(log_A),
+        "RESTARTS": int(restarts),
         "KEEPING": int(keep > 0),
         "KEEP": keep or layout.tile,
         "FORWARD_BLOCKS": layout.forward_blocks,
@@ -190,8 +194,10 @@ def cut_for(call: Call, backward: bool) -> Cut:
     layout = call.layout
     blocks = -(-num_channels // layout.channels) * num_rows
     resident = layout.backward_blocks if backward else layout.forward_blocks
-    available = num_multiprocessors(call.device)
-    chunk_tiles, num_chunks = chunks_for(blocks, layout.num_tiles(num_tokens), available, resident)
+    available, num_tiles = num_multiprocessors(call.device), layout.num_tiles(num_tokens)
+    if call.restart_every:  # the kernels in chunks.cu do not restart
+        return Cut(num_tiles, 1, 1)
+    chunk_tiles, num_chunks = chunks_for(blocks, num_tiles, available, resident)
     return Cut(chunk_tiles, num_chunks, pieces_for(blocks * layout.chunk_parts, chunk_tiles, num_chunks, available))
 
 
@@ -216,7 +222,7 @@ def launch(
     """
     num_rows, _, num_channels, _ = call.shape
     layout, num_chunks, A = call.layout, cut.num_chunks, call.A
-    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased, call.log_A)
+    kinds = (layout, ROW_KINDS[call.dtype], call.aligned, call.gated, call.biased, call.log_A, call.restart_every > 0)
     grid = (-(-num_channels // layout.channels), num_rows, num_chunks)
     if num_chunks > 1:
         num_pieces = num_chunks * cut.chunk_pieces

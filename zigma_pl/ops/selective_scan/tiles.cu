@@ -5,6 +5,7 @@
 //   KEEP             rows between states that the forward pass stores: a multiple of STEPS that divides TILE
 //   GATED, BIASED    1: there is a gate; there is a bias, and softplus is applied to delta
 //   LOG_A            1: p.A is log(-A), and dA its gradient
+//   RESTARTS         1: the state starts from zero at every p.restart_every-th row, not only at the first
 //   ALIGNED          1: rows can be copied 8 channels (B and C: 16 bytes) at a time; 0: element by element
 // A block processes rows in visit order for CHANNELS channels of one batch element. Four lanes share a channel, each with
 // THREAD_STATES of its states.
@@ -65,6 +66,7 @@ struct Params {
     float *dA, *dskip, *dbias;                // (E, N), (E), (E) for each batch element and chunk, part_stride apart
     Long part_stride;
     Count num_batch, num_rows, num_channels, num_states, num_tiles, chunk_tiles, num_chunks, chunk_pieces, deterministic;
+    Count restart_every;
 };
 
 struct Tiles {
@@ -158,6 +160,11 @@ __device__ __forceinline__ void read_first_orders(const Params& p, const Tiles& 
 // The slot of a thread for its 8 channels of an array: slot[quad * PASSES * THREADS].
 __device__ __forceinline__ uint4* raw_slot(const Tiles& tiles, int buffer, int arrays, int array, int pass) {
     return tiles.raw + ((buffer * arrays + array) * QUADS * PASSES + pass) * THREADS + threadIdx.x;
+}
+
+// The delta by which the states decay: so large before a row that starts from zero that nothing is left of them.
+__device__ __forceinline__ float decaying(const Params& p, float delta, int step) {
+    return RESTARTS && step % p.restart_every == 0 ? 1e30f : delta;
 }
 
 // Address of row `row` in an array, given raster row 0, with few instructions.
