@@ -201,7 +201,8 @@ def _contestants_in_words(subject: str) -> str:
     families = (
         "zigzag8, zigzag8-fast, sweep, sweep-fast, random8-fast, factorized-fast, vision_mamba, parallel8, attention, "
         "hybrid, hybrid-sweep, hybrid-random8, mamba2, mamba2-fast, mamba2-sweep, mamba2-sweep-fast, "
-        "mamba2-random8-fast, hybrid2, linear, conv-sweep, conv-zigzag, conv-hilbert, conv-random, dit or uvit"
+        "mamba2-factorized-fast, mamba2-random8-fast, hybrid2, linear, conv-sweep, conv-zigzag, conv-hilbert, "
+        "conv-random, dit or uvit"
     )
     if subject == "flops":
         return families
