@@ -4,6 +4,7 @@
 // VECTOR is 1 if rows cannot be read in larger words.
 
 #define REACH (TAPS - 1)
+#define BEFORE 8  // entries of `order` before the chunk: at least REACH, and a multiple of 4
 #define SLOTS (2 * GROUP * THREADS)  // for one array of rows
 
 // Every field takes 8 bytes. Strides are in elements; the last axis of rows has stride 1.
@@ -52,10 +53,32 @@ __device__ __forceinline__ Packed nothing() {
 }
 
 struct Channels {
-    int first;  // first channel of the thread
-    int begin, end;  // steps of the chunk
-    float weight[TAPS][VECTOR], bias[VECTOR];
+    int first;      // first channel of the thread
+    int num_steps;  // of the chunk
+    float weight[TAPS][VECTOR], bias[VECTOR];  // times SCALE
 };
+
+// The activation of a sum and the derivative, given the sum times SCALE; the derivative is returned divided by SCALE. For
+// 16-bit rows, silu takes one special function instead of two, with an error of 2.5e-4 of the sum.
+#if !SILU
+#define SCALE 1.f
+__device__ __forceinline__ float activation(float sum) { return sum; }
+__device__ __forceinline__ float derivative(float sum) { return 1.f; }
+#elif ROW_KIND == 0 || !FAST
+#define SCALE 1.f
+__device__ __forceinline__ float activation(float sum) { return sum * sigmoid(sum); }
+__device__ __forceinline__ float derivative(float sum) {
+    const float s = sigmoid(sum);
+    return s * fmaf(sum, 1.f - s, 1.f);
+}
+#else
+#define SCALE 0.5f
+__device__ __forceinline__ float activation(float half) { return fmaf(half, tanh_fast(half), half); }
+__device__ __forceinline__ float derivative(float half) {
+    const float t = tanh_fast(half), twice = 1.f + t;
+    return fmaf(twice, fmaf(half, -t, half), twice);
+}
+#endif
 
 // Reads adjacent parameters, four at a time if they are aligned: short chunks read about as many parameters as row elements.
 template <int COUNT>
@@ -72,15 +95,15 @@ __device__ __forceinline__ void read_parameters(const float* from, float (&to)[C
     }
 }
 
-// Returns false for a thread without channels. Sets order[i] to the raster row of step begin - REACH + i, or -1 for steps
-// outside of the sequence and from end + num_after on.
+// Returns false for a thread without channels. Sets order[i] to the raster row of step begin + i, i >= -BEFORE, or to -1 for
+// steps outside of the sequence and from end + num_after on.
 __device__ __forceinline__ bool open_chunk(const Params& p, Channels& c, int* order, int num_after) {
     c.first = (blockIdx.x * THREADS + threadIdx.x) * VECTOR;
-    c.begin = blockIdx.y * p.chunk_rows;
-    c.end = min(c.begin + p.chunk_rows, p.num_rows);
-    const int num_steps = c.end - c.begin + 2 * REACH + 2 * GROUP, last = min(c.end + num_after, (int)p.num_rows);
-    for (int i = threadIdx.x; i < num_steps; i += THREADS) {
-        const int step = c.begin - REACH + i;
+    const int begin = blockIdx.y * p.chunk_rows, end = min(begin + p.chunk_rows, p.num_rows);
+    const int last = min(end + num_after, (int)p.num_rows);
+    c.num_steps = end - begin;
+    for (int i = (int)threadIdx.x - BEFORE; i < c.num_steps + BEFORE + 2 * GROUP; i += THREADS) {
+        const int step = begin + i;
         order[i] = step < 0 || step >= last ? -1 : p.order ? p.order[step] : step;
     }
     const bool exists = c.first < p.num_channels;
@@ -91,42 +114,49 @@ __device__ __forceinline__ bool open_chunk(const Params& p, Channels& c, int* or
     }
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) {
-        if (!p.bias) c.bias[i] = 0.f;
+        c.bias[i] = p.bias ? SCALE * c.bias[i] : 0.f;
 #pragma unroll
-        for (int tap = 0; tap < TAPS; ++tap) c.weight[tap][i] = weights[i * TAPS + tap];
+        for (int tap = 0; tap < TAPS; ++tap) c.weight[tap][i] = SCALE * weights[i * TAPS + tap];
     }
     __syncthreads();
     return exists;
 }
 
-__device__ __forceinline__ Packed load_row(const Element* base, Long row_stride, int row) {
-    return row < 0 ? nothing() : *(const Packed*)(base + row * row_stride);
-}
-
-// Rows of one array on their way to this thread.
+// Raster rows of this thread's channels, in global memory.
+template <class Number>
 struct Rows {
-    const Element* first;  // this thread's channels in raster row 0
-    Long stride;
-    Packed* slots;         // [2][GROUP][THREADS]
+    Number* first;
+    Word stride;  // bytes
 
-    // Starts to copy the rows of GROUP steps.
-    __device__ __forceinline__ void fetch(const int* order, int step) const {
+    __device__ __forceinline__ Rows(Number* array, Long batch_stride, Long row_stride, int channel)
+        : first(array + blockIdx.z * batch_stride + channel), stride((Word)row_stride * ROW_BYTES) {}
+
+    __device__ __forceinline__ Packed* at(int row) const {
+        return (Packed*)((Byte*)first + (unsigned long long)(Word)row * stride);
+    }
+
+    __device__ __forceinline__ Packed load(int row) const { return row < 0 ? nothing() : *at(row); }
+
+    // Starts to copy GROUP rows to the slots of this thread.
+    __device__ __forceinline__ void fetch(Packed* slots, const int (&rows)[GROUP]) const {
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
-            const int row = order[REACH + step + i];
-            const Packed* from = (const Packed*)(first + max(row, 0) * stride);
 #if VECTOR == 1
-            *slot(step, i) = row < 0 ? nothing() : *from;
+            slots[i * THREADS] = load(rows[i]);
 #else
-            copy_async<sizeof(Packed)>(slot(step, i), from, row >= 0);
+            copy_async<sizeof(Packed)>(slots + i * THREADS, at(max(rows[i], 0)), rows[i] >= 0);
 #endif
         }
     }
-
-    __device__ __forceinline__ Packed* slot(int step, int i) const {
-        return slots + (step / GROUP % 2 * GROUP + i) * THREADS + threadIdx.x;
-    }
 };
+
+__device__ __forceinline__ void read_order(const int* order, int (&rows)[GROUP]) {
+#pragma unroll
+    for (int i = 0; i < GROUP; i += 4) {
+        const uint4 v = *(const uint4*)(order + i);
+        rows[i] = v.x, rows[i + 1] = v.y, rows[i + 2] = v.z, rows[i + 3] = v.w;
+    }
+}
 
 template <int COUNT>
 __device__ __forceinline__ void shift(float (&window)[REACH + COUNT][VECTOR]) {
@@ -143,40 +173,36 @@ __device__ __forceinline__ float convolve(const Channels& c, const float (&windo
     return sum;
 }
 
-// For 16-bit rows it has an absolute error of 2.5e-4 and takes one special function instead of two.
-__device__ __forceinline__ float fast_sigmoid(float x) {
-    return ROW_KIND == 0 || !FAST ? sigmoid(x) : fmaf(tanh_fast(0.5f * x), 0.5f, 0.5f);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Params p) {
     DYNAMIC_SHARED(memory);
-    Packed* slots = (Packed*)memory;
-    int* order = (int*)(slots + SLOTS);
+    Packed* slots = (Packed*)memory + threadIdx.x;
+    int* order = (int*)((Packed*)memory + SLOTS) + BEFORE;
     Channels c;
     if (!open_chunk(p, c, order, 0)) return;
-    const Rows x = {p.x + blockIdx.z * p.x_batch + c.first, p.x_row, slots};
-    Element* out = p.out + (Long)blockIdx.z * p.num_rows * p.num_channels + c.first;
-    x.fetch(order, 0);
+    const Rows<const Element> x(p.x, p.x_batch, p.x_row, c.first);
+    const Rows<Element> out(p.out, p.num_rows * p.num_channels, p.num_channels, c.first);
+    int rows[GROUP];
+    read_order(order, rows);
+    x.fetch(slots, rows);
     close_copies();
     float window[REACH + GROUP][VECTOR];
 #pragma unroll
-    for (int i = 0; i < REACH; ++i) unpack(load_row(x.first, x.stride, order[i]), window[i]);
-    for (int step = 0; step < c.end - c.begin; step += GROUP) {
-        if (step + GROUP < c.end - c.begin) x.fetch(order, step + GROUP);
+    for (int i = 0; i < REACH; ++i) unpack(x.load(order[i - REACH]), window[i]);
+    for (int step = 0; step < c.num_steps; step += GROUP) {
+        Packed* current = slots + step / GROUP % 2 * (GROUP * THREADS);
+        int next[GROUP];
+        read_order(order + step + GROUP, next);
+        x.fetch(slots + (step / GROUP + 1) % 2 * (GROUP * THREADS), next);
         close_copies();
         await_copies();
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
-            const int row = order[REACH + step + i];
-            if (row < 0) break;
             float result[VECTOR];
-            unpack(*x.slot(step, i), window[REACH + i]);
+            unpack(current[i * THREADS], window[REACH + i]);
 #pragma unroll
-            for (int j = 0; j < VECTOR; ++j) {
-                result[j] = convolve(c, window, i, j);
-                if (SILU) result[j] *= fast_sigmoid(result[j]);
-            }
-            *(Packed*)(out + (Long)row * p.num_channels) = pack(result);
+            for (int j = 0; j < VECTOR; ++j) result[j] = activation(convolve(c, window, i, j));
+            if (rows[i] >= 0) *out.at(rows[i]) = pack(result);
+            rows[i] = next[i];
         }
         shift<GROUP>(window);
     }
@@ -186,17 +212,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Params 
 // gradients of weight and bias.
 extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params p) {
     DYNAMIC_SHARED(memory);
-    Packed* slots = (Packed*)memory;
-    int* order = (int*)(slots + 2 * SLOTS);
+    Packed* slots = (Packed*)memory + threadIdx.x;  // of x, then of dout
+    int* order = (int*)((Packed*)memory + 2 * SLOTS) + BEFORE;
     Channels c;
     if (!open_chunk(p, c, order, REACH)) return;
-    const Rows x = {p.x + blockIdx.z * p.x_batch + c.first, p.x_row, slots};
-    const Rows dout = {p.dout + blockIdx.z * p.dout_batch + c.first, p.dout_row, slots + SLOTS};
-    Element* dx = p.dx + blockIdx.z * p.dx_batch + c.first;
-    x.fetch(order, 0);
-    dout.fetch(order, 0);
+    const Rows<const Element> x(p.x, p.x_batch, p.x_row, c.first), dout(p.dout, p.dout_batch, p.dout_row, c.first);
+    const Rows<Element> dx(p.dx, p.dx_batch, p.dx_row, c.first);
+    int rows[REACH + GROUP], next[GROUP];
+    read_order(order, next);
+    x.fetch(slots, next);
+    dout.fetch(slots + SLOTS, next);
     close_copies();
-    float window[REACH + GROUP][VECTOR], dsum[REACH + GROUP][VECTOR], dweight[TAPS][VECTOR], dbias[VECTOR];
+    float window[REACH + GROUP][VECTOR], dsum[REACH + GROUP][VECTOR];  // dsum: gradients of the sums, divided by SCALE
+    float dweight[TAPS][VECTOR], dbias[VECTOR];
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
         dbias[j] = 0.f;
@@ -206,28 +234,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params
         for (int i = 0; i < REACH; ++i) dsum[i][j] = 0.f;
     }
 #pragma unroll
-    for (int i = 0; i < REACH; ++i) unpack(load_row(x.first, x.stride, order[i]), window[i]);
-    const int num_steps = c.end - c.begin;
-    for (int step = 0; step < num_steps + REACH; step += GROUP) {
-        if (step + GROUP < num_steps + REACH) {
-            x.fetch(order, step + GROUP);
-            dout.fetch(order, step + GROUP);
-        }
+    for (int i = 0; i < REACH; ++i) {
+        unpack(x.load(order[i - REACH]), window[i]);
+        rows[i] = -1;  // belongs to another chunk
+    }
+    for (int step = 0; step < c.num_steps + REACH; step += GROUP) {
+        Packed* current = slots + step / GROUP % 2 * (GROUP * THREADS);
+        Packed* other = slots + (step / GROUP + 1) % 2 * (GROUP * THREADS);
+#pragma unroll
+        for (int i = 0; i < GROUP; ++i) rows[REACH + i] = step + i < c.num_steps ? next[i] : -1;
+        read_order(order + step + GROUP, next);
+        x.fetch(other, next);
+        dout.fetch(other + SLOTS, next);
         close_copies();
         await_copies();
 #pragma unroll
         for (int i = 0; i < GROUP; ++i) {
-            unpack(*x.slot(step, i), window[REACH + i]);
-            unpack(*dout.slot(step, i), dsum[REACH + i]);
+            unpack(current[i * THREADS], window[REACH + i]);
+            unpack(current[SLOTS + i * THREADS], dsum[REACH + i]);
 #pragma unroll
-            for (int j = 0; j < VECTOR; ++j) {
-                float& gradient = dsum[REACH + i][j];
-                if (SILU) {
-                    const float sum = convolve(c, window, i, j), s = fast_sigmoid(sum);
-                    gradient *= s * fmaf(sum, 1.f - s, 1.f);
-                }
-            }
-            if (step + i < num_steps)  // the sums after the chunk count in the next one
+            for (int j = 0; j < VECTOR; ++j) dsum[REACH + i][j] *= derivative(convolve(c, window, i, j));
+            if (rows[REACH + i] >= 0)  // otherwise counted in the next chunk
 #pragma unroll
                 for (int j = 0; j < VECTOR; ++j) {
                     const float gradient = dsum[REACH + i][j];
@@ -235,27 +262,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params
 #pragma unroll
                     for (int tap = 0; tap < TAPS; ++tap) dweight[tap][j] = fmaf(gradient, window[i + tap][j], dweight[tap][j]);
                 }
-            const int done = step + i - REACH;  // the gradients of all sums that depend on this row are known
-            if (done < 0 || done >= num_steps) continue;
-            float result[VECTOR];
+            if (rows[i] < 0) continue;
+            float result[VECTOR];  // the gradients of all sums that depend on this row are known
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) {
-                result[j] = 0.f;
+                result[j] = c.weight[0][j] * dsum[REACH + i][j];
 #pragma unroll
-                for (int tap = 0; tap < TAPS; ++tap)
+                for (int tap = 1; tap < TAPS; ++tap)
                     result[j] = fmaf(c.weight[tap][j], dsum[REACH + i - tap][j], result[j]);
             }
-            *(Packed*)(dx + (Long)order[REACH + done] * p.dx_row) = pack(result);
+            *dx.at(rows[i]) = pack(result);
         }
         shift<GROUP>(window);
         shift<GROUP>(dsum);
+#pragma unroll
+        for (int i = 0; i < REACH; ++i) rows[i] = rows[i + GROUP];
     }
     const Long part = (Long)blockIdx.z * ((p.num_rows + p.chunk_rows - 1) / p.chunk_rows) + blockIdx.y;
 #pragma unroll
     for (int j = 0; j < VECTOR; ++j) {
-        p.dbias[part * p.part_stride + c.first + j] = dbias[j];
+        p.dbias[part * p.part_stride + c.first + j] = SCALE * dbias[j];
 #pragma unroll
         for (int tap = 0; tap < TAPS; ++tap)
-            p.dweight[part * p.part_stride + (c.first + j) * TAPS + tap] = dweight[tap][j];
+            p.dweight[part * p.part_stride + (c.first + j) * TAPS + tap] = SCALE * dweight[tap][j];
     }
 }

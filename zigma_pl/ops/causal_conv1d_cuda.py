@@ -15,6 +15,7 @@ MAX_TAPS = 8
 
 _FOLDER = Path(__file__).parent
 _NUM_FIELDS = 19  # in struct Params of causal_conv1d.cu
+_MAX_ROW_STRIDE = 2**30 - 1  # whose bytes causal_conv1d.cu counts in 32 bits
 _FAST = 1
 
 
@@ -71,7 +72,8 @@ def run(
 def _rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
     if rows.dtype is not dtype:
         rows = rows.to(dtype)
-    return rows if rows.stride(2) == 1 or rows.shape[2] == 1 else rows.contiguous()
+    _, row, channel = rows.stride()
+    return rows if (channel == 1 or rows.shape[2] == 1) and row <= _MAX_ROW_STRIDE else rows.contiguous()
 
 
 def _vector(rows: list[Tensor], num_bytes: int) -> int:
@@ -105,7 +107,7 @@ def _kernel(
         "GROUP": division.group,
         "FAST": _FAST,
     }
-    order_bytes = 4 * (division.longest_chunk + 2 * (taps - 1) + 2 * division.group)
+    order_bytes = 4 * (division.longest_chunk + 2 * MAX_TAPS + 2 * division.group)
     slot_bytes = vector * (4 if row_kind == 0 else 2)
     return nvrtc.load(
         (_FOLDER / "device.cu", _FOLDER / "causal_conv1d.cu"),
