@@ -179,7 +179,7 @@ def _(
 ) -> OpResults:
     given, keep, fast = MixerWeights(*weights), kept != "nothing", kept == "fast"
     x_new, out, normalised, rstd = norms.fake_forward(x, branch is not None, shift.dtype, keep)
-    inner, shape = given.out_proj.shape[1], shape_of_sequences(*x.shape[:2], length, visit_order is not None)
+    inner, shape = given.out_proj.shape[1], shape_of_sequences(x.shape, length, visit_order is not None)
 
     def new(width: int, wanted: bool = True) -> Tensor:
         return out.new_empty((*shape, width) if wanted else (0,))

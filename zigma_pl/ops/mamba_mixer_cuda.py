@@ -81,14 +81,15 @@ class Kept(NamedTuple):
     delta: Tensor  # (S, K, E): before bias and softplus
 
 
-def shape_of_sequences(num_batch: int, num_tokens: int, length: int, ordered: bool) -> tuple[int, int]:
+def shape_of_sequences(shape: torch.Size, length: int, ordered: bool) -> tuple[int, int]:
     """Return (S, K), in which short sequences are joined to longer ones.
 
     Args:
-        num_batch, num_tokens: B and L.
+        shape: (B, L, D).
         length: tokens per sequence, which divides L; 0 for L.
         ordered: whether there is a visit order, which is then the order of one sequence.
     """
+    num_batch, num_tokens, _ = shape
     if not length:
         return num_batch, num_tokens
     count = num_tokens // length
@@ -139,7 +140,7 @@ def run_forward(
     x, branch, gate, *vectors = inputs
     keep, fast = kept != "nothing", kept == "fast"
     norm = norms.run_forward(x, branch, gate, Modulation(*vectors), inverses, epsilon, False, keep)
-    shape = shape_of_sequences(*x.shape[:2], length, visit_order is not None)
+    shape = shape_of_sequences(x.shape, length, visit_order is not None)
     entered = linear(norm.out.view(*shape, -1), weights.in_proj)
     rows, gate = entered.chunk(2, -1)
     u = _convolve(rows, weights, visit_order, length)
