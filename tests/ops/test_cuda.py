@@ -314,8 +314,9 @@ def test_blocks_fit_into_the_shared_memory_of_an_a100():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("activation", ["silu", None])
-def test_convolution(dtype, shape, activation):
+@pytest.mark.parametrize(("activation", "few_rows"), [("silu", 0), (None, 0), ("silu", 4096)])
+def test_convolution(dtype, shape, activation, few_rows, monkeypatch):
+    monkeypatch.setattr(conv_cuda, "FEW_ROWS", few_rows)
     num_rows, num_tokens, num_channels, num_taps = shape
     generator = torch.Generator().manual_seed(0)
     normal = functools.partial(torch.randn, generator=generator)
@@ -332,6 +333,28 @@ def test_convolution(dtype, shape, activation):
         functools.partial(run, conv_cuda.run), functools.partial(run, conv._run_reference), arguments
     )
     assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+@pytest.mark.parametrize(
+    ("shape", "forward", "backward"),
+    [
+        ((32, 1024, 1664), 32, 172),
+        ((32, 1024, 1536), 32, 172),
+        ((1, 1024, 1536), 8, 8),
+        ((2, 16_384, 1536), 32, 152),
+        ((1024, 16, 1536), 16, 16),
+        ((2048, 2000, 1536), 32, 512),
+        ((1, 2**22, 8), 128, 512),
+    ],
+    ids=str,
+)
+def test_chunks_of_the_convolution(shape, forward, backward, monkeypatch):
+    monkeypatch.setattr(conv_cuda, "num_multiprocessors", lambda device: 132)
+    x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
+    for division, expected in ((conv_cuda._forward_division(x), forward), (conv_cuda.BACKWARD, backward)):
+        chunk_rows = conv_cuda._chunk_rows(x, division.vector_bytes // 2, division)
+        assert chunk_rows == expected
+        assert -(-shape[1] // chunk_rows) <= nvrtc.LARGEST_GRID
 
 
 @needs_compiler

@@ -70,11 +70,18 @@ def test_an_interrupted_write_leaves_nothing_that_is_read(compiled, monkeypatch)
     assert len(compiled) == 2
 
 
-def test_a_kernel_is_loaded_with_its_shared_memory_and_carveout(monkeypatch):
-    attributes = {}
+@pytest.fixture
+def attributes(monkeypatch):
+    """Attributes of the only kernel of a fake driver, by CUfunction_attribute."""
+    attributes = {8: 49_152, 9: -1}
 
     class Driver:
         cuLaunchKernel = cuModuleGetFunction = staticmethod(lambda *_: 0)
+
+        @staticmethod
+        def cuFuncGetAttribute(result, attribute, function):
+            result._obj.value = attributes[attribute]
+            return 0
 
         @staticmethod
         def cuFuncSetAttribute(function, attribute, value):
@@ -84,9 +91,23 @@ def test_a_kernel_is_loaded_with_its_shared_memory_and_carveout(monkeypatch):
     monkeypatch.setattr(nvrtc, "_driver", Driver)
     monkeypatch.setattr(nvrtc, "_module", lambda *_: None)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
+    return attributes
+
+
+def load(shared_bytes, **given):
+    nvrtc.load((), "kernel", (), threads=32, shared_bytes=shared_bytes, num_fields=1, device=0, **given)
+
+
+def test_a_kernel_is_loaded_with_its_shared_memory_and_carveout(attributes):
     for given, carveout in (({}, 100), ({"carveout": 30}, 30)):
-        nvrtc.load((), "kernel", (), threads=32, shared_bytes=64, num_fields=1, device=0, **given)
-        assert attributes == {8: 64, 9: carveout}  # CUfunction_attribute
+        load(64_000, **given)
+        assert attributes == {8: 64_000, 9: carveout}
+
+
+def test_a_kernel_loaded_again_with_less_shared_memory_keeps_its_limit(attributes):
+    for shared_bytes, limit in ((100_000, 100_000), (60_000, 100_000), (120_000, 120_000)):
+        load(shared_bytes)
+        assert attributes[8] == limit
 
 
 def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):

@@ -64,7 +64,7 @@ struct Channels {
 #define SCALE 1.f
 __device__ __forceinline__ float activation(float sum) { return sum; }
 __device__ __forceinline__ float derivative(float sum) { return 1.f; }
-#elif ROW_KIND == 0 || !FAST
+#elif ROW_KIND == 0
 #define SCALE 1.f
 __device__ __forceinline__ float activation(float sum) { return sum * sigmoid(sum); }
 __device__ __forceinline__ float derivative(float sum) {

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import ROW_KINDS, as_order, as_parameter, num_multiprocessors, rows_of_block
+from zigma_pl.ops.nvrtc import LARGEST_GRID, ROW_KINDS, as_order, as_parameter, num_multiprocessors, rows_of_block
 
 MAX_TAPS = 8
 
 _FOLDER = Path(__file__).parent
 _NUM_FIELDS = 19  # in struct Params of causal_conv1d.cu
 _MAX_ROW_STRIDE = 2**30 - 1  # whose bytes causal_conv1d.cu counts in 32 bits
-_FAST = 1
 
 
 class Division(NamedTuple):
@@ -26,6 +25,7 @@ class Division(NamedTuple):
     threads: threads per block.
     group: rows that are copied together.
     longest_chunk: maximum number of rows per block, which also reads the TAPS - 1 rows before them.
+    resident: blocks that a multiprocessor runs at the same time, limited by registers (float32: shared memory).
     arrays: number of arrays of rows that are read.
     """
 
@@ -33,12 +33,17 @@ class Division(NamedTuple):
     threads: int
     group: int
     longest_chunk: int
+    resident: int
     arrays: int
 
 
-FORWARD = Division(vector_bytes=16, threads=32, group=4, longest_chunk=64, arrays=1)
-BACKWARD = Division(vector_bytes=8, threads=32, group=4, longest_chunk=64, arrays=2)
-BACKWARD_FLOAT32 = BACKWARD._replace(vector_bytes=16)
+# The fastest on an H200 of those with 8 or 16 bytes, 32 to 128 threads, and groups of 4 or 8 rows. The forward pass is
+# fastest with short chunks, the backward pass if all blocks run at the same time.
+FORWARD = Division(vector_bytes=16, threads=128, group=8, longest_chunk=32, resident=4, arrays=1)
+FORWARD_FEW_ROWS = Division(vector_bytes=8, threads=32, group=4, longest_chunk=128, resident=32, arrays=1)
+BACKWARD = Division(vector_bytes=8, threads=32, group=4, longest_chunk=512, resident=20, arrays=2)
+BACKWARD_FLOAT32 = BACKWARD._replace(vector_bytes=16, resident=11)
+FEW_ROWS = 4096  # of the whole batch; FORWARD would occupy a GPU only in part
 
 
 def available() -> tuple[bool, str]:
@@ -86,12 +91,18 @@ def _vector(rows: list[Tensor], num_bytes: int) -> int:
     return 1 if used % num_bytes else num_bytes // size
 
 
+def _forward_division(x: Tensor) -> Division:
+    num_rows, num_tokens, _ = x.shape
+    fits = num_tokens <= FORWARD.longest_chunk * LARGEST_GRID
+    return FORWARD if fits and num_rows * num_tokens > FEW_ROWS else FORWARD_FEW_ROWS
+
+
 def _chunk_rows(x: Tensor, vector: int, division: Division) -> int:
-    """Return the number of rows per chunk."""
+    """Return the number of rows per chunk: as few as possible if all blocks are to run at the same time, at least 8."""
     num_rows, num_tokens, num_channels = x.shape
     across = num_rows * -(-num_channels // (division.threads * vector))
-    room = 512 // division.threads * num_multiprocessors(x.device.index or 0)
-    return max(8, rows_of_block(num_tokens * across, room, 4, division.longest_chunk))
+    room = division.resident * num_multiprocessors(x.device.index or 0)
+    return max(8, rows_of_block(num_tokens, max(1, room // across), 4, division.longest_chunk))
 
 
 @functools.cache
@@ -105,7 +116,6 @@ def _kernel(
         "VECTOR": vector,
         "THREADS": division.threads,
         "GROUP": division.group,
-        "FAST": _FAST,
     }
     order_bytes = 4 * (division.longest_chunk + 2 * MAX_TAPS + 2 * division.group)
     slot_bytes = vector * (4 if row_kind == 0 else 2)
@@ -156,9 +166,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, visit_order: Tensor
     """Return the convolved rows, contiguous; without autograd, for callers with their own backward pass."""
     x = _rows(x, x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    vector, parameters = _vector([x, out], FORWARD.vector_bytes), (weight, bias, visit_order, silu)
-    chunk_rows = _chunk_rows(x, vector, FORWARD)
-    _launch("conv_forward", x, None, parameters, (out, None, None, None), FORWARD, vector, chunk_rows)
+    division, parameters = _forward_division(x), (weight, bias, visit_order, silu)
+    vector = _vector([x, out], division.vector_bytes)
+    chunk_rows = _chunk_rows(x, vector, division)
+    _launch("conv_forward", x, None, parameters, (out, None, None, None), division, vector, chunk_rows)
     return out
 
 

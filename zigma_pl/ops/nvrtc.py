@@ -26,7 +26,7 @@ MIN_COMPUTE_CAPABILITY = (8, 0)  # asynchronous copies, bfloat16 conversion and 
 READY = "CUDA C++ compiled at run time"
 
 _CUDA_ERROR_INVALID_CONTEXT = 201
-_LARGEST_GRID = 65_535  # maximum number of blocks along the second and third axis of the grid, on all GPUs
+LARGEST_GRID = 65_535  # maximum number of blocks along the second and third axis of the grid, on all GPUs
 _MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction_attribute
 
 
@@ -96,9 +96,9 @@ class Kernel:
         if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, such as an autograd thread
             _make_context_current(self._device)
             error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
-        if error and max(grid[1:]) > _LARGEST_GRID:
+        if error and max(grid[1:]) > LARGEST_GRID:
             raise UserError(
-                f"{max(grid[1:])} sequences are more than the {_LARGEST_GRID} that a kernel on a GPU supports: use a "
+                f"{max(grid[1:])} sequences are more than the {LARGEST_GRID} that a kernel on a GPU supports: use a "
                 "smaller batch (time layers have one sequence for each grid position of each clip)"
             )
         if error:
@@ -131,7 +131,11 @@ def load(
     module = _module(sources, options, device)
     function = ctypes.c_void_p()
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "cuModuleGetFunction")
-    for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE, shared_bytes), (_PREFERRED_SHARED_MEMORY_CARVEOUT, carveout)):
+    limit = ctypes.c_int()  # of the function, which may have been loaded before with more shared memory
+    got = _driver().cuFuncGetAttribute(ctypes.byref(limit), _MAX_DYNAMIC_SHARED_SIZE, function)
+    _check(got, "cuFuncGetAttribute")
+    most = max(limit.value, shared_bytes)
+    for attribute, value in ((_MAX_DYNAMIC_SHARED_SIZE, most), (_PREFERRED_SHARED_MEMORY_CARVEOUT, carveout)):
         _check(_driver().cuFuncSetAttribute(function, attribute, value), "cuFuncSetAttribute")
     return Kernel(module, function, threads, shared_bytes, num_fields, device)
 
@@ -243,6 +247,7 @@ def _driver() -> ctypes.CDLL:
     library.cuLaunchKernel.argtypes = [pointer, *[size] * 7, pointer, pointer, pointer]
     library.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     library.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
+    library.cuFuncGetAttribute.argtypes = [pointer, ctypes.c_int, pointer]
     library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
     return library
 
