@@ -256,7 +256,7 @@ def test_backward_gives_the_output_again_and_writes_where_it_is_told(dtype, opti
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("keep_every", [8, 32])
 @pytest.mark.parametrize(
-    ("dtype", "optional"), [(torch.float32, OPTIONAL), (torch.bfloat16, OPTIONAL), (torch.bfloat16, ())], ids=str
+    ("dtype", "optional"), [(torch.float32, OPTIONAL), (torch.bfloat16, OPTIONAL), (torch.float16, ())], ids=str
 )
 def test_sequences_one_after_the_other_are_scanned_as_apart(dtype, optional, keep_every):
     arguments = scan_arguments((2, 88, 16, 16), dtype, optional)
