@@ -37,18 +37,18 @@ def make_arguments(sizes, dtype, num_tokens):
         "projected": normal(2, num_tokens, sum(sizes.parts)).to(dtype),
         "conv_weight": 0.5 * normal(num_convolved, 4),
         "conv_bias": 0.5 * normal(num_convolved),
-        "A": -0.1 - torch.rand(num_heads, generator=generator),
+        "A_log": torch.log(0.1 + torch.rand(num_heads, generator=generator)),
         "skip": normal(num_heads),
         "dt_bias": normal(num_heads) - 1,
     }
 
 
-def separately(sizes, visit_order, projected, conv_weight, conv_bias, A, skip, dt_bias):
+def separately(sizes, visit_order, projected, conv_weight, conv_bias, A_log, skip, dt_bias):
     gate, rows, dt = projected.split(sizes.parts, -1)
     rows = causal_conv1d(rows, conv_weight, conv_bias, visit_order=visit_order)
     x, B, C = sizes.split(rows)
     options = {"skip": skip, "gate": sizes.as_heads(gate), "dt_bias": dt_bias, "visit_order": visit_order}
-    return ssd(x, dt, A, B, C, **options).flatten(2)
+    return ssd(x, dt, -torch.exp(A_log), B, C, **options).flatten(2)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -71,6 +71,55 @@ def test_output_and_gradients(sizes, num_tokens, available, dtype, monkeypatch):
 
     errors = relative_errors(run, functools.partial(separately, sizes, order), make_arguments(sizes, dtype, num_tokens))
     assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+def test_without_gradients_the_output_is_the_same():
+    sizes, order = Sizes(8, 32, 1, 16), random_order(70)
+    arguments = make_arguments(sizes, torch.bfloat16, 70)
+    trained = convolve_and_scan(**arguments | {"skip": arguments["skip"].requires_grad_()}, **rest(order, sizes))
+    with torch.no_grad():
+        assert torch.equal(convolve_and_scan(**arguments, **rest(order, sizes)), trained)
+
+
+def rest(order, sizes):
+    return {"visit_order": order, "sizes": sizes, "deterministic": True}
+
+
+@pytest.mark.parametrize("differentiated", [True, False])
+def test_opcheck(differentiated):
+    sizes = Sizes(8, 32, 1, 16)
+    arguments = make_arguments(sizes, torch.float32, 5)
+    inputs = [t.requires_grad_(differentiated) for t in arguments.values()]
+    given = (*inputs, random_order(5), list(vars(sizes).values()), differentiated, True)
+    torch.library.opcheck(convolved.forward_op, given)
+    if differentiated:
+        y, *kept = (t.detach() for t in convolved.forward_op(*given))
+        backward = (torch.ones_like(y), *(t.detach() for t in inputs), random_order(5), *kept, given[7], True)
+        torch.library.opcheck(convolved.backward_op, backward)
+
+
+def test_compiled_code_runs_one_op_and_copies_no_part_of_the_projection(monkeypatch):
+    """Dynamo gives one op each way; its gradients are those of the eager function."""
+    sizes, order = Sizes(8, 32, 1, 16), random_order(5)
+    monkeypatch.setattr(convolved, "runs_eagerly", lambda tensor: not torch.compiler.is_compiling())
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def run(*inputs):
+        return convolve_and_scan(*inputs, **rest(order, sizes))
+
+    inputs = [t.requires_grad_() for t in make_arguments(sizes, torch.float32, 5).values()]
+    results = []
+    for function in (run, torch.compile(run, backend=backend, fullgraph=True)):
+        y = function(*inputs)
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    called = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert sum("convolve_and_scan" in str(target) for target in called) == 1
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
 
 
 @pytest.mark.parametrize("memory", ["lean", "fast"])
@@ -109,7 +158,6 @@ def test_gradients_in_place_need_aligned_rows(num_heads, itemsize, aligned):
 )
 def test_sizes_that_run_as_one_function(monkeypatch, sizes, dtype, available, runs):
     monkeypatch.setattr(nvrtc, "available", lambda: (available, ""))
-    monkeypatch.setattr(convolved, "runs_eagerly", lambda tensor: True)
     with FakeTensorMode():
         rows = torch.empty(2, 5, sum(sizes.parts), dtype=dtype, device="cuda", requires_grad=True)
         weight = torch.empty(sizes.parts[1], 4, device="cuda")

@@ -69,10 +69,10 @@ class SsdDirection(Direction):
     def scan(self, projected: Tensor, visit_order: Tensor | None = None) -> Tensor:
         """Convolve and scan along visit_order, (L,), and multiply by silu(gate): (B, L, num_projected) -> (B, L, E)."""
         deterministic = torch.are_deterministic_algorithms_enabled()  # set by Trainer(deterministic=True)
-        weight, bias, A = self.conv1d.weight.squeeze(1), self.conv1d.bias, -torch.exp(self.A_log.float())
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         if convolved.runs_fused(projected, weight, visit_order, self.sizes, self.scan_backend):
             assert bias is not None
-            parameters = (weight, bias, A, self.D, self.dt_bias)
+            parameters = (weight, bias, self.A_log, self.D, self.dt_bias)
             return convolved.convolve_and_scan(projected, *parameters, visit_order, self.sizes, deterministic)
         gate, rows, dt = projected.split(self.sizes.parts, dim=-1)
         rows = causal_conv1d(
@@ -82,7 +82,7 @@ class SsdDirection(Direction):
         y = ssd(
             x,
             dt,
-            A,
+            -torch.exp(self.A_log.float()),
             B,
             C,
             skip=self.D,

@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     Back& m = *(Back*)memory;
     Walk w;
     start(p, w);
-    const float A = p.A[w.head], skip = p.skip ? p.skip[w.head] : 0.f;
+    const float A = decay_rate(p, w.head), skip = p.skip ? p.skip[w.head] : 0.f;
     float dA = 0.f, dbias = 0.f, dskip = 0.f;
     State R;
     read_carries(p, w, R, gridDim.z * (int)p.carry_parts - 1, (w.piece + 1) * (int)p.carry_parts - 1, -1);
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
         if (chunk > w.begin) copy_terms(p, w, m, chunk - 1, next_rows);
         if (w.warp == 0) finish_steps(p, w, m.sums, v, rows, A, dA, dbias);
     }
-    dA = warp_sum(dA), dbias = warp_sum(dbias), dskip = warp_sum(dskip);
+    dA = warp_sum(p.log_A ? dA * A : dA), dbias = warp_sum(dbias), dskip = warp_sum(dskip);
     if (LANE == 0) m.skips[w.warp] = dskip;
     __syncthreads();
     if (threadIdx.x != 0) return;

@@ -1,8 +1,9 @@
 """The convolution and the scan of Mamba-2 as one function on NVIDIA GPUs, from the output of the input projection.
 
-As separate autograd functions, they would concatenate their gradients, which copies each once or twice: those of x, B
-and C for the convolution, and those of the gate, the convolution's input and the step sizes for the projection. Here
-the kernels write them in place, except those of B and C, which are copied once.
+As separate functions, they would concatenate their gradients, which copies each once or twice: those of x, B and C for
+the convolution, and those of the gate, the convolution's input and the step sizes for the projection. Here the kernels
+write them in place, except those of B and C, which are copied once. In compiled code, each part of the projection would
+also be copied before the custom op that takes it.
 
 Axes: B batch, L tokens, E inner width, H heads, P width of a head, G groups, N state.
 """
@@ -52,28 +53,31 @@ class Sizes:
 
 
 def runs_fused(projected: Tensor, conv_weight: Tensor, visit_order: Tensor | None, sizes: Sizes, backend: str) -> bool:
-    """Return whether `convolve_and_scan` supports these arguments and is faster than separate ones, in training."""
+    """Return whether `convolve_and_scan` supports these arguments."""
     return (
-        torch.is_grad_enabled()
-        and projected.requires_grad
-        and backend in ("auto", "cuda")
+        backend in ("auto", "cuda")
         and projected.is_cuda
-        and runs_eagerly(projected)
         and projected.dtype in ROW_KINDS
         and projected.is_contiguous()
         and sizes.are_aligned(projected.element_size())
         and launch.supports(sizes.num_states, sizes.head_dim)
         and conv_weight.shape[1] <= convolution.MAX_TAPS
         and (visit_order is None or visit_order.ndim == 1)
-        and cuda.available()[0]
+        and _kernels_run()
     )
+
+
+# torch.compile cannot trace the checks of the driver, whose result depends only on the machine.
+@torch.compiler.assume_constant_result
+def _kernels_run() -> bool:
+    return cuda.available()[0]
 
 
 def convolve_and_scan(
     projected: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     skip: Tensor,
     dt_bias: Tensor,
     visit_order: Tensor | None,
@@ -86,63 +90,192 @@ def convolve_and_scan(
         projected: (B, L, E + (E + 2 G N) + H): gate; x, B and C; step sizes before bias and softplus.
         conv_weight: (E + 2 G N, K).
         conv_bias: (E + 2 G N,).
-        A, skip, dt_bias: (H,), see `zigma_pl.ops.ssd.ssd`.
+        A_log: (H,), log(-A).
+        skip, dt_bias: (H,), see `zigma_pl.ops.ssd.ssd`.
         visit_order: (L,) int32 or int64, None for raster order.
         sizes: sizes of the scan.
         deterministic: compute bit-identical gradients on every run.
 
     Returns: (B, L, E), in raster order.
     """
-    return _ConvolveAndScan.apply(
-        projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, sizes, deterministic
+    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    if not runs_eagerly(projected):
+        return forward_op(*inputs, list(vars(sizes).values()), differentiated, deterministic)[0]
+    if not differentiated:
+        return _forward(*inputs, sizes, False)[0]
+    return _ConvolveAndScan.apply(*inputs, sizes, deterministic)
+
+
+def _forward(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    skip: Tensor,
+    dt_bias: Tensor,
+    visit_order: Tensor | None,
+    sizes: Sizes,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, the convolved rows, and the states for the backward pass, empty unless `keep_states`."""
+    gate, rows, dt = projected.split(sizes.parts, -1)
+    convolved = convolution.convolve(rows, conv_weight, conv_bias, visit_order, True)
+    x, B, C = sizes.split(convolved)
+    inputs = (x, dt, A_log, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order)
+    y, states = cuda.forward(*inputs, keep_states, log_A=True)
+    return y.flatten(2), convolved, states
+
+
+def _backward(
+    dy: Tensor,
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    skip: Tensor,
+    dt_bias: Tensor,
+    visit_order: Tensor | None,
+    convolved: Tensor,
+    states: Tensor,
+    sizes: Sizes,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the first six inputs, those of parameters in float32 and in part in shared memory."""
+    gate, rows, dt = projected.split(sizes.parts, -1)
+    dprojected, dconvolved = torch.empty_like(projected), torch.empty_like(convolved)
+    dgate, drows, ddt = dprojected.split(sizes.parts, -1)
+    x, B, C = sizes.split(convolved)
+    found = cuda.backward(
+        *(sizes.as_heads(dy), x, dt, A_log, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, states),
+        deterministic,
+        dx=sizes.split(dconvolved)[0],
+        dgate=sizes.as_heads(dgate),
+        ddt=ddt,
+        log_A=True,
     )
+    dconvolved[..., sizes.parts[0] :].copy_(found["dBC"].flatten(2))
+    del convolved, x, B, C
+    _, dweight, dbias = convolution.convolve_backward(
+        dconvolved, rows, conv_weight, conv_bias, visit_order, True, dx=drows
+    )
+    return dprojected, dweight, dbias, *found["sums"].unbind(1)
 
 
 class _ConvolveAndScan(torch.autograd.Function):
+    """The two passes in eager mode, where a custom op would take about as long on the host as the launches."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        projected: Tensor,
-        conv_weight: Tensor,
-        conv_bias: Tensor,
-        A: Tensor,
-        skip: Tensor,
-        dt_bias: Tensor,
-        visit_order: Tensor | None,
-        sizes: Sizes,
-        deterministic: bool,
-    ) -> Tensor:
-        gate, rows, dt = projected.split(sizes.parts, -1)
-        convolved = convolution.convolve(rows, conv_weight, conv_bias, visit_order, True)
-        x, B, C = sizes.split(convolved)
-        y, states = cuda.forward(x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, True)
-        ctx.sizes, ctx.deterministic = sizes, deterministic
-        ctx.save_for_backward(projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states)
-        return y.flatten(2)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *inputs, ctx.sizes, ctx.deterministic = arguments
+        y, convolved, states = _forward(*inputs, ctx.sizes, True)
+        ctx.save_for_backward(*inputs, convolved, states)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        # Saved tensors are read once: under activation checkpointing, a second access is an error.
-        projected, conv_weight, conv_bias, A, skip, dt_bias, visit_order, convolved, states = ctx.saved_tensors
-        sizes: Sizes = ctx.sizes
-        gate, rows, dt = projected.split(sizes.parts, -1)
-        dprojected, dconvolved = torch.empty_like(projected), torch.empty_like(convolved)
-        dgate, drows, ddt = dprojected.split(sizes.parts, -1)
-        x, B, C = sizes.split(convolved)
-        found = cuda.backward(
-            *(sizes.as_heads(dy), x, dt, A, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order, states),
-            ctx.deterministic,
-            dx=sizes.split(dconvolved)[0],
-            dgate=sizes.as_heads(dgate),
-            ddt=ddt,
-        )
-        dconvolved[..., sizes.parts[0] :].copy_(found["dBC"].flatten(2))
-        del convolved, x, B, C
-        _, dweight, dbias = convolution.convolve_backward(
-            dconvolved, rows, conv_weight, conv_bias, visit_order, True, dx=drows
-        )
-        dA, dskip, ddt_bias = found["sums"].unbind(1)
-        parameters = (conv_weight, conv_bias, A, skip, dt_bias)
-        found_for = zip((dweight, dbias, dA, dskip, ddt_bias), parameters, strict=True)
-        return dprojected, *(gradient.to(parameter.dtype) for gradient, parameter in found_for), None, None, None
+        saved = ctx.saved_tensors  # read once: under activation checkpointing, a second access is an error
+        gradients = _backward(dy, *saved, ctx.sizes, ctx.deterministic)
+        return *(g.to(t.dtype) for g, t in zip(gradients, saved[:6], strict=True)), None, None, None
+
+
+# ------------------------------------------------------------------------------------- custom ops, for torch.compile
+@torch.library.custom_op("zigma_pl::convolve_and_scan", mutates_args=())
+def forward_op(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    skip: Tensor,
+    dt_bias: Tensor,
+    visit_order: Tensor | None,
+    sizes: list[int],
+    differentiated: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, and the convolved rows and states for the backward pass, empty unless `differentiated`."""
+    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
+    y, convolved, states = _forward(*inputs, Sizes(*sizes), differentiated)
+    return y, convolved if differentiated else y.new_empty(0), states
+
+
+@forward_op.register_fake
+def _(
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    skip: Tensor,
+    dt_bias: Tensor,
+    visit_order: Tensor | None,
+    sizes: list[int],
+    differentiated: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    given = Sizes(*sizes)
+    inner, num_convolved, _ = given.parts
+    y = projected.new_empty(*projected.shape[:2], inner)
+    convolved = projected.new_empty(*projected.shape[:2], num_convolved)
+    x, B, _ = given.split(convolved)
+    states = cuda.new_states(x, B, projected.dtype, differentiated)
+    return y, convolved if differentiated else projected.new_empty(0), states
+
+
+@torch.library.custom_op("zigma_pl::convolve_and_scan_backward", mutates_args=())
+def backward_op(
+    dy: Tensor,
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    skip: Tensor,
+    dt_bias: Tensor,
+    visit_order: Tensor | None,
+    convolved: Tensor,
+    states: Tensor,
+    sizes: list[int],
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the first six inputs of the forward pass."""
+    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias)
+    gradients = _backward(dy, *inputs, visit_order, convolved, states, Sizes(*sizes), deterministic)
+    # Gradients of parameters share memory, which those of a custom op must not.
+    rest = (cuda.own(gradient, of) for gradient, of in zip(gradients[1:], inputs[1:], strict=True))
+    return gradients[0], *rest  # type: ignore[return-value]
+
+
+@backward_op.register_fake
+def _(
+    dy: Tensor,
+    projected: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    A_log: Tensor,
+    skip: Tensor,
+    dt_bias: Tensor,
+    visit_order: Tensor | None,
+    convolved: Tensor,
+    states: Tensor,
+    sizes: list[int],
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias)
+    return tuple(t.new_empty(t.shape) for t in inputs)  # type: ignore[return-value]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.sizes, _, ctx.deterministic = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _op_backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if dy is None:  # the output was not used
+        return (None,) * 10
+    gradients = backward_op(dy, *ctx.saved_tensors, ctx.sizes, ctx.deterministic)
+    return *gradients, None, None, None, None
+
+
+forward_op.register_autograd(_op_backward, setup_context=_setup_context)

@@ -50,16 +50,20 @@ def forward(
     dt_bias: Tensor | None,
     visit_order: Tensor | None,
     keep_states: bool,
+    log_A: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output, (B, L, H, P), and the states for `backward`, empty unless `keep_states`; without autograd."""
-    call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order)
+    """Return the output, (B, L, H, P), and the states for `backward`, empty unless `keep_states`; without autograd.
+
+    With `log_A`, A contains log(-A), the parameter that models learn.
+    """
+    call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order, log_A=log_A)
     out = torch.empty(x.shape, dtype=call.dtype, device=x.device)
-    states = _new_states(x, B, call.dtype, keep_states)
+    states = new_states(x, B, call.dtype, keep_states)
     launch.launch(call, {"out": out, "states": states}, backward=False, option=keep_states)
     return out, states
 
 
-def _new_states(x: Tensor, B: Tensor, dtype: torch.dtype, keep_states: bool) -> Tensor:
+def new_states(x: Tensor, B: Tensor, dtype: torch.dtype, keep_states: bool) -> Tensor:
     """Allocate the states at the start of chunks."""
     layout = launch.layout_of(B.shape[3], x.shape[3], dtype, x.get_device())
     chunks = layout.num_chunks(x.shape[1]) if keep_states else 0
@@ -83,8 +87,9 @@ def backward(
     dx: Tensor | None = None,
     dgate: Tensor | None = None,
     ddt: Tensor | None = None,
+    log_A: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the gradients without autograd, in the kernels' dtypes.
+    """Return the gradients without autograd, in the kernels' dtypes; with `log_A`, A and its gradient are log(-A)'s.
 
     Outputs can be given for `dx`, `dgate` and `ddt`, such as columns of the gradient of a projection: the last axes
     (H, P) or (H,) contiguous, samples adjacent, and rows of dx and dgate at multiples of 16 bytes.
@@ -96,7 +101,7 @@ def backward(
         dBC: (B, L, 2, G, N) float32, gradients of B, then of C.
         sums: (H, 3) float32, gradients of A, skip and dt_bias.
     """
-    call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order, dout)
+    call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order, dout, log_A)
     layout, parts = call.layout, call.parts
     num_pieces = launch.num_pieces_of(call, backward=True)
     adding = parts > 1 and not deterministic
@@ -166,7 +171,7 @@ def _(
     differentiated: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), _new_states(x, B, launch.row_dtype(x, B, C, gate), differentiated)
+    return x.new_empty(x.shape), new_states(x, B, launch.row_dtype(x, B, C, gate), differentiated)
 
 
 @torch.library.custom_op("zigma_pl::ssd_cuda_backward", mutates_args=())
@@ -191,16 +196,16 @@ def ssd_backward(
     return (
         found["dx"].to(x.dtype),
         found["ddt"].to(dt.dtype),
-        _own(dA, A),
-        _own(dB, B),
-        _own(dC, C),
-        x.new_empty(0) if skip is None else _own(dskip, skip),
+        own(dA, A),
+        own(dB, B),
+        own(dC, C),
+        x.new_empty(0) if skip is None else own(dskip, skip),
         x.new_empty(0) if gate is None else found["dgate"].to(gate.dtype),
-        x.new_empty(0) if dt_bias is None else _own(dbias, dt_bias),
+        x.new_empty(0) if dt_bias is None else own(dbias, dt_bias),
     )
 
 
-def _own(gradient: Tensor, of: Tensor) -> Tensor:
+def own(gradient: Tensor, of: Tensor) -> Tensor:
     """Copy a gradient to new memory in the dtype of its argument."""
     return gradient.to(of.dtype, memory_format=torch.contiguous_format, copy=True)
 

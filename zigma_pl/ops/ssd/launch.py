@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
-_NUM_FIELDS = 53  # in struct Params of walk.cu
+_NUM_FIELDS = 54  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -29,6 +29,7 @@ class Call:
     Args:
         x, dt, A, B, C, skip, gate, dt_bias, visit_order: see `zigma_pl.ops.ssd.ssd`.
         dout: gradient of the output.
+        log_A: A contains log(-A).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Call:
         dt_bias: Tensor | None,
         visit_order: Tensor | None,
         dout: Tensor | None = None,
+        log_A: bool = False,
     ) -> None:
         self.batch_size, self.num_tokens, self.num_heads, self.head_dim = x.shape
         self.num_groups, self.num_states = B.shape[2:]
@@ -53,7 +55,7 @@ class Call:
         self.dt = dt if dt.dtype in ROW_KINDS else dt.float()
         self.order = as_order(visit_order)
         self._parameters = (as_parameter(A), as_parameter(skip), as_parameter(dt_bias))
-        self.gated, self.biased = gate is not None, dt_bias is not None
+        self.gated, self.biased, self.log_A = gate is not None, dt_bias is not None, log_A
 
     @property
     def num_chunks(self) -> int:
@@ -79,7 +81,7 @@ class Call:
         parts = results.get("dBC")
         fields += (self.parts, 0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
-        fields += (self.num_chunks, piece_chunks, carry_parts)
+        fields += (self.num_chunks, piece_chunks, carry_parts, int(self.log_A))
         return fields
 
 

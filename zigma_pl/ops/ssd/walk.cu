@@ -39,6 +39,7 @@ struct Params {
     Long parts, part_stride;       // blocks that share a group's B and C, each with its part of dBC
     Long num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
     Long carry_parts;              // parts of a piece whose states at the end are computed by separate blocks
+    Long log_A;                    // A contains log(-A)
 };
 
 struct Walk {
@@ -67,6 +68,8 @@ struct Common {
     int rows[ROW_BUFFERS][TOKENS];
 };
 
+__device__ __forceinline__ float decay_rate(const Params& p, int head) { return p.log_A ? -expf(p.A[head]) : p.A[head]; }
+
 __device__ __forceinline__ void start(const Params& p, Walk& w) {
     const int slices = SLICES;
     w.head = blockIdx.x / slices, w.slice = blockIdx.x % slices;
@@ -82,7 +85,7 @@ __device__ __forceinline__ void start(const Params& p, Walk& w) {
     w.B = p.B + w.batch * p.B_batch + w.group * p.B_group;
     w.C = p.C + w.batch * p.C_batch + w.group * p.C_group;
     w.order = p.order ? p.order + w.batch * p.order_batch : p.order;
-    w.A = p.A[w.head] * LOG2_E;
+    w.A = decay_rate(p, w.head) * LOG2_E;
     w.bias = BIASED ? p.bias[w.head] : 0.f;
 }
 
