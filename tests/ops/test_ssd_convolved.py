@@ -51,6 +51,7 @@ def separately(sizes, visit_order, projected, conv_weight, conv_bias, A_log, ski
     return ssd(x, dt, -torch.exp(A_log), B, C, **options).flatten(2)
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(
     ("sizes", "num_tokens", "available"),
@@ -60,14 +61,14 @@ def separately(sizes, visit_order, projected, conv_weight, conv_bias, A_log, ski
         (Sizes(8, 128, 1, 64), 70, 99),  # heads in slices, whose gradients of the step sizes are added
     ],
 )
-def test_output_and_gradients(sizes, num_tokens, available, dtype, monkeypatch):
+def test_output_and_gradients(sizes, num_tokens, available, dtype, deterministic, monkeypatch):
     monkeypatch.setattr(launch, "shared_bytes", lambda device: available * 1024)
     slices = layout.layout_for(sizes.num_states, sizes.head_dim, dtype.itemsize, available * 1024).slices
     assert (slices > 1) == (available == 99)
     order = random_order(num_tokens)
 
     def run(**given):
-        return convolve_and_scan(**given, visit_order=order, sizes=sizes, deterministic=True)
+        return convolve_and_scan(**given, visit_order=order, sizes=sizes, deterministic=deterministic)
 
     errors = relative_errors(run, functools.partial(separately, sizes, order), make_arguments(sizes, dtype, num_tokens))
     assert max(errors.values()) < TOLERANCES[dtype], errors

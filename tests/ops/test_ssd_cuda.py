@@ -243,7 +243,7 @@ def test_pieces_fill_the_gpu():
 def test_parts_fill_the_gpu_if_one_of_two_pieces_needs_them():
     assert layout.carry_parts_for(1, 64) == 1
     assert layout.carry_parts_for(2, 32) == 2
-    assert layout.carry_parts_for(2, 7) == 1  # too short
+    assert layout.carry_parts_for(2, 3) == 1  # too short
     assert layout.carry_parts_for(3, 32) == 1
 
 

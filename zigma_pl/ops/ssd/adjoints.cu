@@ -26,31 +26,6 @@ struct Back {  // shared memory of the backward pass
 };
 static_assert(sizeof(Back) == BACKWARD_BYTES, "Layout.backward_bytes");
 
-// Reads a granule of a tile, or writes it, 16 bytes of items.
-__device__ __forceinline__ void read_granule(const Byte* from, float* values) {
-    const uint4 raw = *(const uint4*)from;
-    const Word w[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#if ROW_KIND == 0
-        values[i] = __uint_as_float(w[i]);
-#else
-        values[2 * i] = low_item(w[i]), values[2 * i + 1] = high_item(w[i]);
-#endif
-}
-
-__device__ __forceinline__ void write_granule(Byte* to, const float* values) {
-    Word w[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#if ROW_KIND == 0
-        w[i] = __float_as_uint(values[i]);
-#else
-        w[i] = pack_bfloats(values[2 * i], values[2 * i + 1]);
-#endif
-    *(uint4*)to = make_uint4(w[0], w[1], w[2], w[3]);
-}
-
 // Elements of dout and of the gate that a thread reads for g of a chunk.
 #define ADJOINT_ROWS (TOKENS / COPY_STEP(SLICE))
 struct Adjoints {
@@ -95,7 +70,7 @@ __device__ __forceinline__ void store_adjoints(
 #pragma unroll
             for (int e = 0; e < GRANULE; ++e) values[e] *= z[e] * gate_sigmoid(z[e]);
         }
-        write_granule(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES, values);
+        *(uint4*)(g + place<SLICE>(first, column) + i * COPY_STEP(SLICE) * SLICE * ITEM_BYTES) = pack_items(values);
     }
 }
 

@@ -27,10 +27,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     const float A = decay_rate(p, w.head), skip = p.skip ? p.skip[w.head] : 0.f;
     float dA = 0.f, dbias = 0.f, dskip = 0.f;
     State R;
-    read_carries(p, w, R, gridDim.z * (int)p.carry_parts - 1, (w.piece + 1) * (int)p.carry_parts - 1, -1);
     open_walk(p, w, m.common, w.end - 1, -1);
-    store_state(w, m.R, R);
     copy_terms(p, w, m, w.end - 1, m.common.rows[0]);
+    make_first_vectors(p, w, m.common);
+    read_carries(p, w, R, gridDim.z * (int)p.carry_parts - 1, (w.piece + 1) * (int)p.carry_parts - 1, -1);
+    store_state(w, m.R, R);
     Adjoints adjoints;
     fetch_adjoints(p, w, m.common.rows[0], adjoints);
     for (int chunk = w.end - 1, i = 0; chunk >= w.begin; --chunk, ++i) {
@@ -93,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     fetch_adjoints(p, w, m.common.rows[0], adjoints);
     copy_tile<STATES>(m.C, w.C, (int)p.C_row * ROW_BYTES, m.common.rows[0], NUM_STATES);
     close_copies();
+    make_first_vectors(p, w, m.common);
     float duration = 0.f;
     for (int chunk = w.end - 1, i = 0; chunk >= w.begin; --chunk, ++i) {
         const int *rows = m.common.rows[i % ROW_BUFFERS], *next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];

@@ -154,7 +154,7 @@ def _backward(
         ddt=ddt,
         log_A=True,
     )
-    dconvolved[..., sizes.parts[0] :].copy_(found["dBC"].flatten(2))
+    dconvolved[..., sizes.num_heads * sizes.head_dim :].unflatten(-1, found["dBC"].shape[2:]).copy_(found["dBC"])
     del convolved, x, B, C
     _, dweight, dbias = convolution.convolve_backward(
         dconvolved, rows, conv_weight, conv_bias, visit_order, True, dx=drows

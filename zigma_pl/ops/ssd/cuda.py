@@ -68,7 +68,7 @@ def new_states(x: Tensor, B: Tensor, dtype: torch.dtype, keep_states: bool) -> T
     layout = launch.layout_of(B.shape[3], x.shape[3], dtype, x.get_device())
     chunks = layout.num_chunks(x.shape[1]) if keep_states else 0
     shape = (x.shape[0], x.shape[2] * layout.slices, chunks, layout.states, layout.slice)
-    return x.new_empty(shape, dtype=torch.float32 if dtype is torch.float32 else torch.bfloat16)
+    return x.new_empty(shape, dtype=launch.item_dtype(dtype))
 
 
 def backward(
@@ -98,7 +98,7 @@ def backward(
         dx: (B, L, H, P) in the rows' dtype.
         dgate: as dx; absent without gate.
         ddt: (B, L, H) in dt's dtype.
-        dBC: (B, L, 2, G, N) float32, gradients of B, then of C.
+        dBC: (B, L, 2, G, N) float32, gradients of B, then of C; N may be several axes.
         sums: (H, 3) float32, gradients of A, skip and dt_bias.
     """
     call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order, dout, log_A)
@@ -130,7 +130,10 @@ def backward(
     launch.launch(call, results, backward=True, option=adding)
     if layout.slices > 1:
         results["ddt"] = ddt.copy_(results["ddt"].sum(0))
-    results["dBC"] = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
+    dBC = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
+    if adding and B.shape[3] % 16 == 0:  # see write_term in gradients.cu
+        dBC = dBC.unflatten(-1, (-1, 4, 2, 2)).transpose(-3, -2)
+    results["dBC"] = dBC
     if not adding:
         results["sums"] = results["sums"].sum((0, 1, 3))
     del results["states"]
@@ -206,8 +209,8 @@ def ssd_backward(
 
 
 def own(gradient: Tensor, of: Tensor) -> Tensor:
-    """Copy a gradient to new memory in the dtype of its argument."""
-    return gradient.to(of.dtype, memory_format=torch.contiguous_format, copy=True)
+    """Copy a gradient to new memory in the dtype and shape of its argument."""
+    return gradient.to(of.dtype, memory_format=torch.contiguous_format, copy=True).view(of.shape)
 
 
 @ssd_backward.register_fake

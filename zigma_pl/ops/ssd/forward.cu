@@ -57,9 +57,10 @@ __device__ __forceinline__ void finish_output(
     }
 }
 
-// y = M x + 2^F C H for 16 tokens of the chunk; the state's share of the chunk is added as well.
+// y = M x + 2^F C H for 16 tokens of the chunk. Unless it is the last one, its share of the state is added as well.
 __device__ __forceinline__ void forward_chunk(
-    const Params& p, const Walk& w, const Front& m, int stage, const Vectors& v, const int* rows, int block, State& state
+    const Params& p, const Walk& w, const Front& m, int stage, const Vectors& v, const int* rows, int block, State& state,
+    bool last
 ) {
     const Byte *x = m.x[stage], *B = m.B[stage], *C = m.C[stage];
     const int low = block * 16 + LANE_ROW, high = low + 8;
@@ -103,8 +104,10 @@ __device__ __forceinline__ void forward_chunk(
     if (GATED)
 #pragma unroll
         for (int b = 0; b < SLICE_BLOCKS; ++b) fetch(gate[b], gate_of(p, w), (int)p.gate_row, rows + block * 16, b * 16);
-    scale_state(state, v.from_start[TOKENS - 1]);
-    add_to_state(w, state, B, v.weight, x);
+    if (!last) {
+        scale_state(state, v.from_start[TOKENS - 1]);
+        add_to_state(w, state, B, v.weight, x);
+    }
     finish_output(p, w, rows + block * 16, gate, y);
 }
 
@@ -124,10 +127,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
     Walk w;
     start(p, w);
     State state;
-    read_carries(p, w, state, 0, w.piece * (int)p.carry_parts, 1);
     open_walk(p, w, m.common, w.begin, 1);
-    store_state(w, m.state, state);
     copy_inputs(p, w, m, 0, m.common.rows[0], true);
+    make_first_vectors(p, w, m.common);
+    read_carries(p, w, state, 0, w.piece * (int)p.carry_parts, 1);
+    store_state(w, m.state, state);
     for (int chunk = w.begin, i = 0; chunk < w.end; ++chunk, ++i) {
         const int stage = STAGES == 2 ? i % 2 : 0;
         const int *rows = m.common.rows[i % ROW_BUFFERS], *next_rows = m.common.rows[(i + 1) % ROW_BUFFERS];
@@ -143,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
         if (GATED && threadIdx.x < TOKENS && next_rows[threadIdx.x] >= 0)
             prefetch(gate_of(p, w) + next_rows[threadIdx.x] * p.gate_row);
         if (KEEPING) write_states(p, w, chunk, m.state);
-        forward_chunk(p, w, m, stage, m.common.vectors[i % 2], rows, block_of(w, i), state);
+        forward_chunk(p, w, m, stage, m.common.vectors[i % 2], rows, block_of(w, i), state, chunk + 1 == w.end);
         if (w.warp == 0) make_vectors(w, next_rows, dt, m.common.vectors[1 - i % 2]);
         if (threadIdx.x < TOKENS) m.common.rows[(i + 2) % ROW_BUFFERS][threadIdx.x] = far_row;
         __syncthreads();
@@ -163,6 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
     FOR_STATE(a, b) clear(state[a][b]);
     open_walk(p, w, m.common, w.begin, 1);
     copy_inputs(p, w, m, 0, m.common.rows[0], false);
+    make_first_vectors(p, w, m.common);
     float duration = 0.f;
     for (int chunk = w.begin, i = 0; chunk < w.end; ++chunk, ++i) {
         const int stage = STAGES == 2 ? i % 2 : 0;

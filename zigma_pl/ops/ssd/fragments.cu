@@ -203,6 +203,30 @@ __device__ __forceinline__ void read_items(const Byte* at, float& first, float& 
 __device__ __forceinline__ void write_items(Byte* at, float first, float second) { *(Word*)at = pack_bfloats(first, second); }
 #endif
 
+// Converts a granule of items.
+__device__ __forceinline__ void unpack_items(uint4 raw, float* values) {
+    const Word w[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#if ROW_KIND == 0
+        values[i] = __uint_as_float(w[i]);
+#else
+        values[2 * i] = low_item(w[i]), values[2 * i + 1] = high_item(w[i]);
+#endif
+}
+
+__device__ __forceinline__ uint4 pack_items(const float* values) {
+    Word w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#if ROW_KIND == 0
+        w[i] = __float_as_uint(values[i]);
+#else
+        w[i] = pack_bfloats(values[2 * i], values[2 * i + 1]);
+#endif
+    return make_uint4(w[0], w[1], w[2], w[3]);
+}
+
 template <int WIDTH>
 __device__ __forceinline__ void store_sum(Byte* tile, int row, int column, const Sum& sum) {
 #pragma unroll

@@ -90,6 +90,11 @@ def row_dtype(x: Tensor, *others: Tensor | None) -> torch.dtype:
     return x.dtype if all(other is None or other.dtype is x.dtype for other in others) else torch.float32
 
 
+def item_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of tiles and stored states in the kernels, for rows in a dtype."""
+    return torch.float32 if dtype is torch.float32 else torch.bfloat16
+
+
 def aligned(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert rows (B, L, X, Y) to a dtype, and copy them unless each starts at a multiple of 16 bytes."""
     rows = rows.to(dtype)
@@ -177,8 +182,8 @@ def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bo
     num_parts = num_pieces * carry_parts
     if num_pieces > 1:
         carries = (num_parts, call.batch_size, columns)
-        new = functools.partial(torch.empty, dtype=torch.float32, device=call.dt.device)
-        results = results | {"carries": new(*carries, layout.states, layout.slice), "durations": new(carries)}
+        states = call.dt.new_empty((*carries, layout.states, layout.slice), dtype=item_dtype(call.dtype))
+        results = results | {"carries": states, "durations": call.dt.new_empty(carries, dtype=torch.float32)}
     kinds = (layout, ROW_KINDS[call.dtype], ROW_KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
     name = "ssd_backward" if backward else "ssd_forward"
     if num_pieces > 1:

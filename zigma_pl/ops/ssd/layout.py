@@ -5,7 +5,7 @@ from dataclasses import dataclass
 MAX_STATES = 128
 HEAD_DIMS = (32, 64, 128)
 ROOMY_BYTES = 160 * 1024  # shared memory of a block from which on larger slices fit
-MIN_PIECE_CHUNKS = 4  # for shorter pieces, the second pass takes longer than pieces save
+MIN_PIECE_CHUNKS = 2  # for shorter pieces, the second pass takes longer than pieces save
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ struct Params {
     Element *out, *dx, *dgate;     // (B, L, H, P); all but out may be columns of wider rows
     void* ddt;                     // (B, L, H) like dt, or a float32 part for each slice if there are several
     void* states;                  // states at the start of chunks: (B, H slices, chunks, STATES, SLICE) of items
-    float *carries, *durations;    // of parts of pieces: (parts, B, H slices, STATES, SLICE), (parts, B, H slices)
+    void* carries;                 // of parts of pieces: (parts, B, H slices, STATES SLICE) items,
+    float* durations;              // and their log decays: (parts, B, H slices)
     float* dBC;                    // (parts, B, L, 2, G, N); one part to which all blocks add unless part_stride > 0
     float* sums;                   // (B, pieces, H slices, 3), or (H, 3) if blocks add: gradients of A, skip and bias
     Long dx_batch, dx_row, dgate_batch, dgate_row, ddt_batch, ddt_row;
@@ -184,16 +185,19 @@ __device__ __forceinline__ float decay(float F_later, float rest_later, float F,
 #endif
 }
 
-// Reads the row indices of the first two chunks, and prepares the first.
+// Reads the row indices of the first two chunks.
 __device__ __forceinline__ void open_walk(const Params& p, const Walk& w, Common& common, int first, int step) {
     for (int i = threadIdx.x; i < 2 * TOKENS; i += THREADS)
         common.rows[i / TOKENS][i % TOKENS] = row_of(p, w, first + i / TOKENS * step, i % TOKENS);
     __syncthreads();
-    if (w.warp == 0) {
-        float dt[PER_LANE];
-        load_steps(p, w, common.rows[0], dt);
-        make_vectors(w, common.rows[0], dt, common.vectors[0]);
-    }
+}
+
+// Makes the vectors of the first chunk, whose rows are being copied in the meantime.
+__device__ __forceinline__ void make_first_vectors(const Params& p, const Walk& w, Common& common) {
+    if (w.warp != 0) return;
+    float dt[PER_LANE];
+    load_steps(p, w, common.rows[0], dt);
+    make_vectors(w, common.rows[0], dt, common.vectors[0]);
 }
 
 // ------------------------------------------------------------------------------------------------------- state
@@ -236,31 +240,33 @@ __device__ __forceinline__ Long carry_at(const Params& p, const Walk& w, int pie
     return piece * p.num_batch * p.num_heads * SLICES + w.sequence;
 }
 
-__device__ __forceinline__ float2* carry_of(const Params& p, const Walk& w, int piece, int a, int b, int t, int half) {
-    const int row = w.state_row + a * 16 + LANE_ROW + half * 8, column = w.state_column + b * 16 + t * 8 + LANE_COLUMN;
-    return (float2*)(p.carries + (carry_at(p, w, piece) * STATES + row) * SLICE + column);
+// A thread's share of a carry: 8 items of each 16 x 16 block that its warp holds, as they are in its registers.
+#define SHARE (8 / GRANULE)  // in 16 bytes
+__device__ __forceinline__ uint4* carry_of(const Params& p, const Walk& w, int part, int a, int b) {
+    return (uint4*)p.carries + (carry_at(p, w, part) * (OWN_ROWS * OWN_COLUMNS) + a * OWN_COLUMNS + b) * THREADS * SHARE + threadIdx.x;
 }
 
 __device__ __forceinline__ void write_carry(const Params& p, const Walk& w, const State& state, float duration) {
     FOR_STATE(a, b)
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        *carry_of(p, w, w.piece, a, b, i / 2, i % 2) =
-            make_float2(state[a][b][i / 2][i % 2 * 2], state[a][b][i / 2][i % 2 * 2 + 1]);
+    for (int i = 0; i < SHARE; ++i) carry_of(p, w, w.piece, a, b)[i * THREADS] = pack_items(state[a][b][0] + i * GRANULE);
     if (threadIdx.x == 0) p.durations[carry_at(p, w, w.piece)] = duration;
 }
 
 // The state after parts first, first + step, .. before part `end`.
 __device__ __forceinline__ void read_carries(const Params& p, const Walk& w, State& state, int first, int end, int step) {
     FOR_STATE(a, b) clear(state[a][b]);
+#pragma unroll 4
     for (int part = first; part != end; part += step) {
         const float factor = exp2_fast(p.durations[carry_at(p, w, part)]);
         FOR_STATE(a, b)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 two = *carry_of(p, w, part, a, b, i / 2, i % 2);
-            float* to = &state[a][b][i / 2][i % 2 * 2];
-            to[0] = fmaf(to[0], factor, two.x), to[1] = fmaf(to[1], factor, two.y);
+        for (int i = 0; i < SHARE; ++i) {
+            float items[GRANULE];
+            unpack_items(carry_of(p, w, part, a, b)[i * THREADS], items);
+            float* to = state[a][b][0] + i * GRANULE;
+#pragma unroll
+            for (int e = 0; e < GRANULE; ++e) to[e] = fmaf(to[e], factor, items[e]);
         }
     }
 }
