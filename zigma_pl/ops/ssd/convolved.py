@@ -9,7 +9,7 @@ Axes: B batch, L tokens, E inner width, H heads, P width of a head, G groups, N 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,21 @@ class Sizes:
     def as_heads(self, rows: Tensor) -> Tensor:
         """View (B, L, E) as (B, L, H, P)."""
         return rows.unflatten(-1, (self.num_heads, self.head_dim))
+
+
+class Inputs(NamedTuple):
+    """Tensors that `convolve_and_scan` takes."""
+
+    projected: Tensor
+    conv_weight: Tensor
+    conv_bias: Tensor
+    A_log: Tensor
+    skip: Tensor
+    dt_bias: Tensor
+    visit_order: Tensor | None
+
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of all inputs except the order
 
 
 def runs_fused(projected: Tensor, conv_weight: Tensor, visit_order: Tensor | None, sizes: Sizes, backend: str) -> bool:
@@ -98,50 +113,31 @@ def convolve_and_scan(
 
     Returns: (B, L, E), in raster order.
     """
-    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
+    inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if not runs_eagerly(projected):
         return forward_op(*inputs, list(vars(sizes).values()), differentiated, deterministic)[0]
     if not differentiated:
-        return _forward(*inputs, sizes, False)[0]
+        return _forward(inputs, sizes, False)[0]
     return _ConvolveAndScan.apply(*inputs, sizes, deterministic)
 
 
-def _forward(
-    projected: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    A_log: Tensor,
-    skip: Tensor,
-    dt_bias: Tensor,
-    visit_order: Tensor | None,
-    sizes: Sizes,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(inputs: Inputs, sizes: Sizes, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the convolved rows, and the states for the backward pass, empty unless `keep_states`."""
+    projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order = inputs
     gate, rows, dt = projected.split(sizes.parts, -1)
     convolved = convolution.convolve(rows, conv_weight, conv_bias, visit_order, True)
     x, B, C = sizes.split(convolved)
-    inputs = (x, dt, A_log, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order)
-    y, states = cuda.forward(*inputs, keep_states, log_A=True)
+    arguments = (x, dt, A_log, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order)
+    y, states = cuda.forward(*arguments, keep_states, log_A=True)
     return y.flatten(2), convolved, states
 
 
 def _backward(
-    dy: Tensor,
-    projected: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    A_log: Tensor,
-    skip: Tensor,
-    dt_bias: Tensor,
-    visit_order: Tensor | None,
-    convolved: Tensor,
-    states: Tensor,
-    sizes: Sizes,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the first six inputs, those of parameters in float32 and in part in shared memory."""
+    dy: Tensor, inputs: Inputs, convolved: Tensor, states: Tensor, sizes: Sizes, deterministic: bool
+) -> Gradients:
+    """Return the gradients, those of parameters in float32 and in part in shared memory."""
+    projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order = inputs
     gate, rows, dt = projected.split(sizes.parts, -1)
     dprojected, dconvolved = torch.empty_like(projected), torch.empty_like(convolved)
     dgate, drows, ddt = dprojected.split(sizes.parts, -1)
@@ -159,7 +155,8 @@ def _backward(
     _, dweight, dbias = convolution.convolve_backward(
         dconvolved, rows, conv_weight, conv_bias, visit_order, True, dx=drows
     )
-    return dprojected, dweight, dbias, *found["sums"].unbind(1)
+    dA_log, dskip, ddt_bias = found["sums"].unbind(1)
+    return dprojected, dweight, dbias, dA_log, dskip, ddt_bias
 
 
 class _ConvolveAndScan(torch.autograd.Function):
@@ -168,16 +165,16 @@ class _ConvolveAndScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *inputs, ctx.sizes, ctx.deterministic = arguments
-        y, convolved, states = _forward(*inputs, ctx.sizes, True)
+        y, convolved, states = _forward(Inputs(*inputs), ctx.sizes, True)
         ctx.save_for_backward(*inputs, convolved, states)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # read once: under activation checkpointing, a second access is an error
-        gradients = _backward(dy, *saved, ctx.sizes, ctx.deterministic)
-        return *(g.to(t.dtype) for g, t in zip(gradients, saved[:6], strict=True)), None, None, None
+        *inputs, convolved, states = ctx.saved_tensors  # only once: with checkpointing a second access is an error
+        gradients = _backward(dy, Inputs(*inputs), convolved, states, ctx.sizes, ctx.deterministic)
+        return *(g.to(t.dtype) for g, t in zip(gradients, inputs[:6], strict=True)), None, None, None
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
@@ -195,8 +192,8 @@ def forward_op(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, and the convolved rows and states for the backward pass, empty unless `differentiated`."""
-    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
-    y, convolved, states = _forward(*inputs, Sizes(*sizes), differentiated)
+    inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
+    y, convolved, states = _forward(inputs, Sizes(*sizes), differentiated)
     return y, convolved if differentiated else y.new_empty(0), states
 
 
@@ -237,12 +234,12 @@ def backward_op(
     sizes: list[int],
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of the first six inputs of the forward pass."""
-    inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias)
-    gradients = _backward(dy, *inputs, visit_order, convolved, states, Sizes(*sizes), deterministic)
+    """Return the gradients of all inputs of the forward pass except the order."""
+    inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
+    dprojected, *gradients = _backward(dy, inputs, convolved, states, Sizes(*sizes), deterministic)
     # Gradients of parameters share memory, which those of a custom op must not.
-    rest = (cuda.own(gradient, of) for gradient, of in zip(gradients[1:], inputs[1:], strict=True))
-    return gradients[0], *rest  # type: ignore[return-value]
+    rest = (cuda.own(gradient, of) for gradient, of in zip(gradients, inputs[1:6], strict=True))
+    return dprojected, *rest  # type: ignore[return-value]
 
 
 @backward_op.register_fake
@@ -259,7 +256,7 @@ def _(
     states: Tensor,
     sizes: list[int],
     deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     inputs = (projected, conv_weight, conv_bias, A_log, skip, dt_bias)
     return tuple(t.new_empty(t.shape) for t in inputs)  # type: ignore[return-value]
 
