@@ -1,6 +1,5 @@
 """Root-mean-square normalisation of rows, or of groups of their channels, in plain PyTorch or in one pass on CUDA."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from zigma_pl.core.autocast import without_autocast
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops import rms_norm_cuda as cuda
 
@@ -40,17 +40,11 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, num_groups: int = 1) 
 def run_reference(rows: Tensor, weight: Tensor, epsilon: float | None, num_groups: int = 1) -> Tensor:
     """Return the same in plain PyTorch, whose fused kernel needs rows and weight of one dtype."""
     weight = weight.to(rows.dtype)
-    with _without_autocast(rows.device):
+    with without_autocast(rows.device):  # on GPUs, it converts rows to float32 from PyTorch 2.13 on
         if num_groups == 1:
             return F.rms_norm(rows, rows.shape[-1:], weight, epsilon)
         parts = rows.unflatten(-1, (num_groups, -1))
         return F.rms_norm(parts, parts.shape[-1:], eps=epsilon).flatten(-2) * weight
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context without autocast, which on GPUs converts rows to float32 from PyTorch 2.13 on."""
-    has_autocast = torch.amp.is_autocast_available(device.type)  # not for the meta device
-    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 def runs_fused(rows: Tensor, num_groups: int) -> bool:

@@ -5,13 +5,12 @@ Axes: B batch, L tokens, D width, E inner width, h heads, d width of a head.
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from zigma_pl.core.autocast import without_autocast
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
 from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
@@ -59,19 +58,13 @@ class LinearAttentionMixer(Mixer):
         key = key.relu()
         if visit.mask is not None:
             key = key * visit.mask[:, None, :, None]
-        with _without_autocast(tokens.device):
+        with without_autocast(tokens.device):  # products of float32 matrices stay float32
             attended = _attend(query.relu(), key, value, self.epsilon)
         return self.out_proj(rearrange(attended, "b h l d -> b l (h d)"))
 
     def projections(self) -> Sequence[nn.Linear]:
         """Return the input and output projections."""
         return self.to_query_key_value, self.out_proj
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    """Return a context in which products of float32 matrices stay float32."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, epsilon: float) -> Tensor:

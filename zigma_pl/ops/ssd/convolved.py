@@ -30,6 +30,11 @@ class Sizes:
     num_states: int
 
     @property
+    def numbers(self) -> list[int]:
+        """All fields, for custom ops."""
+        return [self.num_heads, self.head_dim, self.num_groups, self.num_states]
+
+    @property
     def parts(self) -> list[int]:
         """Columns of the projection: gate; x, B and C; step sizes."""
         inner = self.num_heads * self.head_dim
@@ -116,7 +121,7 @@ def convolve_and_scan(
     inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if not runs_eagerly(projected):
-        return forward_op(*inputs, list(vars(sizes).values()), differentiated, deterministic)[0]
+        return forward_op(*inputs, sizes.numbers, differentiated, deterministic)[0]
     if not differentiated:
         return _forward(inputs, sizes, False)[0]
     return _ConvolveAndScan.apply(*inputs, sizes, deterministic)
