@@ -235,9 +235,10 @@ def test_blocks_fit_into_shared_memory():
 
 
 def test_pieces_fill_the_gpu():
-    assert layout.pieces_for(768, 16, 132, 3) == 1
-    assert layout.pieces_for(24, 64, 132, 3) == 16
-    assert layout.pieces_for(24, 3, 132, 3) == 1
+    assert layout.pieces_for(768, 16, 132, 3, 1) == 1
+    assert layout.pieces_for(24, 64, 132, 3, 2) == 16
+    assert layout.pieces_for(24, 3, 132, 3, 1) == 3
+    assert layout.pieces_for(24, 3, 132, 3, 2) == 1
 
 
 def test_parts_fill_the_gpu_if_one_of_two_pieces_needs_them():

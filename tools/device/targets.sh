@@ -97,7 +97,7 @@ run_orders() {
 
 run_sampling() {
     bench forward:sampling 120 --grids 32 --batches 1 16 \
-        --contestants zigzag8-compiled-graph mamba2-compiled-graph dit-compiled-graph
+        --contestants zigzag8-compiled-graph mamba2-compiled-graph mamba2-graph dit-compiled-graph
 }
 
 run_clips() {

@@ -9,7 +9,16 @@ from torch import Tensor
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.nvrtc import ROW_KINDS, as_order, as_parameter, num_multiprocessors, shared_bytes
-from zigma_pl.ops.ssd.layout import HEAD_DIMS, MAX_STATES, Layout, carry_parts_for, layout_for, pieces_for
+from zigma_pl.ops.ssd.layout import (
+    BACKWARD_PIECE_CHUNKS,
+    FORWARD_PIECE_CHUNKS,
+    HEAD_DIMS,
+    MAX_STATES,
+    Layout,
+    carry_parts_for,
+    layout_for,
+    pieces_for,
+)
 
 MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
 ROWS = {"dx": -4, "dgate": -4, "ddt": -3}  # results that may be columns of wider rows, and their axes of samples
@@ -202,7 +211,8 @@ def pieces_of(call: Call, backward: bool) -> tuple[int, int]:
     layout = call.layout
     resident = layout.backward_blocks if backward else layout.forward_blocks
     blocks = call.num_heads * layout.slices * call.batch_size
-    pieces = pieces_for(blocks, call.num_chunks, num_multiprocessors(call.device), resident)
+    least = BACKWARD_PIECE_CHUNKS if backward else FORWARD_PIECE_CHUNKS
+    pieces = pieces_for(blocks, call.num_chunks, num_multiprocessors(call.device), resident, least)
     chunks = -(-call.num_chunks // pieces)
     parts = carry_parts_for(pieces, chunks)
     return -(-chunks // parts) * parts, parts
