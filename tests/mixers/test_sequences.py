@@ -91,3 +91,17 @@ def test_scans_get_sequences_and_not_clips(axis, monkeypatch):
     monkeypatch.setattr(mamba, "selective_scan", lambda u, *a, **k: seen.append(u.shape) or original(u, *a, **k))
     Sequences(axis, F).mix(build(), draw(), random_visit(axis))
     assert seen == [(2 * F * L // NUM_STEPS[axis], NUM_STEPS[axis], 32)]
+
+
+class Transposed(Mixer):
+    """Returns rows whose channels are not adjacent in memory, as a convolution over the tokens does."""
+
+    def forward(self, tokens, visit):
+        return tokens.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_mixers_may_return_rows_in_any_memory_format(axis):
+    block = ZigzagBlock(16, Transposed(), sequences=Sequences(axis, F)).double()
+    _, mixed = block(draw(), None, BlockConditions(torch.zeros(2, 16, dtype=torch.float64)), random_visit(axis))
+    torch.testing.assert_close(mixed.raster_rows(), block.norm(draw()))

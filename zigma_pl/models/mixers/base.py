@@ -131,8 +131,8 @@ class Mixer(nn.Module, ABC):
             x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, inverse)
             return x, self(tokens, visit if inverse is None else visit.arranged()), inverse
         x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, cut.inverse)
-        sequences = tokens.view(-1, cut.length, tokens.shape[2])
-        return x, self(sequences, visit).view(tokens.shape), cut.inverse
+        sequences = tokens.reshape(-1, cut.length, tokens.shape[2])
+        return x, self(sequences, visit).reshape(tokens.shape), cut.inverse
 
     def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
         """Return how many more bytes the layer would store in a training step after `store_more_activations`.
