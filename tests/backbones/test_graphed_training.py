@@ -136,6 +136,29 @@ def test_recorded_gradients_are_not_those_of_the_parameters_themselves(monkeypat
     assert not any(leaf is parameter for leaf in leaves for parameter in parameters)
 
 
+@pytest.mark.parametrize("shared", ["mixer", "mixer.in_proj.weight"])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_shared_layers_and_parameters_are_replayed_and_stay_in_place(shared, gradient_checkpointing):
+    backbone = build(gradient_checkpointing=gradient_checkpointing)
+    first, second = backbone.blocks[:2]
+    path, _, name = shared.rpartition(".")
+    setattr(second.get_submodule(path), name, getattr(first.get_submodule(path), name))
+    graphed, before = GraphedTraining(backbone), list(backbone.parameters())
+    for seed in range(2):
+        assert_follows(graphed, *draw(seed))
+    assert all(now is parameter for now, parameter in zip(backbone.parameters(), before, strict=True))
+
+
+def test_parameters_that_are_trained_later_get_gradients(num_recorded):
+    graphed = GraphedTraining(build())
+    weight = graphed.backbone.blocks[0].mixer.in_proj.weight.requires_grad_(False)
+    graphed(*draw()).square().mean().backward()
+    assert weight.grad is None
+    weight.requires_grad_()
+    assert_follows(graphed, *draw())
+    assert len(num_recorded) == 2
+
+
 def test_a_layer_that_the_loss_does_not_use_has_no_effect():
     graphed = GraphedTraining(build())
     with graphed.tapped(["blocks.0"]) as features:

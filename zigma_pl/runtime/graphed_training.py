@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 class GraphedTraining:
     """A callable like its backbone; in training on a CUDA device, it replays both passes as CUDA graphs.
 
-    The passes are recorded at the first call, for its shapes and dtypes, and again if other layers are tapped or
-    parameters have moved in memory. Only parameters receive gradients, and the backward pass of each call must run
-    before the next call.
+    The passes are recorded at the first call, for its shapes and dtypes, and again if other layers are tapped, other
+    parameters are trained, or parameters have moved in memory. Only parameters receive gradients, and the backward
+    pass of each call must run before the next call.
 
     The backbone itself is called on other devices, without gradients, in evaluation mode, for inputs of other shapes,
     and if it has forward hooks, which a replay would not call.
@@ -122,18 +122,26 @@ class _Recording:
         self, backbone: Backbone, layers: tuple[str, ...], inputs: Inputs, dtype: torch.dtype | None, device_type: str
     ) -> None:
         self.layers = layers
-        named = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-        self.parameters = list(named.values())
+        # Each module once: a layer that is used in several places would keep its leaves after `functional_call`.
+        named = {
+            name: parameter
+            for path, module in backbone.named_modules()
+            for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False)
+            if parameter.requires_grad
+        }
         # Leaves of their own, which share memory with the parameters: gradients of the parameters are accumulated on
         # the stream of the first pass as long as someone, such as DDP, keeps what accumulates them.
-        leaves = {name: parameter.detach().requires_grad_() for name, parameter in named.items()}
+        leaves = {parameter: parameter.detach().requires_grad_() for parameter in named.values()}
+        self.parameters = list(leaves)
+        replaced = {name: leaves[parameter] for name, parameter in named.items()}
         self.num_forward_passes = 0
         self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
+        self._trained = _trained(backbone)
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
             with uncached_autocast(device_type, dtype), tapped(backbone, layers) as features:
-                prediction = functional_call(backbone, leaves, tuple(self._inputs))
+                prediction = functional_call(backbone, replaced, tuple(self._inputs), tie_weights=False)
             self._outputs = (prediction, *(features[layer] for layer in layers))
             return self._outputs
 
@@ -155,8 +163,12 @@ class _Recording:
         del self._outputs
 
     def matches(self, backbone: Backbone, layers: tuple[str, ...]) -> bool:
-        """Return whether these layers were tapped, and parameters and buffers are at the recorded addresses."""
-        return self.layers == layers and self._addresses == addresses(backbone)
+        """Return whether these layers were tapped, and the tensors of the backbone are the recorded ones.
+
+        Parameters and buffers must be at the same addresses, and the same parameters must be trained.
+        """
+        same_tensors = self._addresses == addresses(backbone) and self._trained == _trained(backbone)
+        return self.layers == layers and same_tensors
 
     def takes(self, inputs: Inputs, dtype: torch.dtype | None) -> bool:
         """Return whether inputs have the recorded shapes and dtypes, under the same autocast."""
@@ -182,6 +194,10 @@ class _Recording:
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             if parameter.grad is not None and parameter.grad.data_ptr() == gradient.data_ptr():
                 parameter.grad = parameter.grad.clone()
+
+
+def _trained(backbone: Backbone) -> list[bool]:
+    return [parameter.requires_grad for parameter in backbone.parameters()]
 
 
 class _Replay(torch.autograd.Function):
