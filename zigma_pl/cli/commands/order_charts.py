@@ -1,5 +1,6 @@
 """The figures of `python -m zigma_pl orders`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,8 +86,9 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
         ):
             if chosen.any():
                 axes.plot(predictions[chosen], losses[chosen], marker, color=colour, ms=5, label=kind)
-        for name, x, y in zip(panel.names, predictions, losses, strict=True):
-            axes.annotate(name, (x, y), (5, -3), textcoords="offset points", fontsize=7.5, color=MUTED)
+        for name, x, y, shift in zip(panel.names, predictions, losses, _shifts(predictions, losses), strict=True):
+            name = re.sub(r"^table\w+?_", "", name)
+            axes.annotate(name, (x, y), (5, shift - 3), textcoords="offset points", fontsize=7.5, color=MUTED)
         axes.margins(x=0.2)
         axes.set_title(label, fontsize=10, color=INK)
         axes.set_xlabel("predicted loss", color=MUTED)
@@ -95,6 +97,24 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
             axes.legend(frameon=False, fontsize=8)
         _format(axes)
     return figure
+
+
+def _shifts(x: np.ndarray, y: np.ndarray, height: float = 350, line: float = 9) -> list[float]:
+    """Return by how much to raise the labels of points, in typographic points, so that none covers another.
+
+    height, line: height of the axes and of a line of text, in typographic points.
+    """
+    width, scale = np.ptp(x) or 1, height / (np.ptp(y) or 1)
+    shifts = [0.0] * len(x)
+    done: list[int] = []
+    for index in np.argsort(y).tolist():
+        at = scale * y[index]
+        for other in done:  # from the bottom to the top
+            if abs(x[other] - x[index]) < 0.18 * width:
+                at = max(at, scale * y[other] + shifts[other] + line)
+        shifts[index] = at - scale * y[index]
+        done.append(index)
+    return shifts
 
 
 def _figure(size_inch: tuple[float, float]) -> "Figure":
