@@ -11,6 +11,7 @@ from backbones.tiny import BACKBONES
 
 from zigma_pl.models.taps import tapped
 from zigma_pl.runtime import graphed_training
+from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.graphed_training import GraphedTraining
 
 
@@ -134,6 +135,18 @@ def test_recorded_gradients_are_not_those_of_the_parameters_themselves(monkeypat
     assert len(leaves) == len(parameters)
     assert {leaf.data_ptr() for leaf in leaves} == {parameter.data_ptr() for parameter in parameters}
     assert not any(leaf is parameter for leaf in leaves for parameter in parameters)
+
+
+def test_compiled_layers_are_not_compiled_again_for_a_recording(monkeypatch):
+    monkeypatch.setattr(graphed_training, "uncached_autocast", lambda *_: nullcontext())  # another state of autocast
+    num_compiled = []
+    graphed = GraphedTraining(build())
+    compile_regions(graphed.backbone, backend=lambda graph, _: num_compiled.append(1) or graph)
+    with torch.autocast("cpu", enabled=False):
+        step(graphed.backbone, graphed.backbone, *draw())
+        before = len(num_compiled)
+        assert_follows(graphed, *draw())
+    assert len(num_compiled) == before > 0
 
 
 @pytest.mark.parametrize("shared", ["mixer", "mixer.in_proj.weight"])

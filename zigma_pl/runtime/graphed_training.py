@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
@@ -130,8 +130,9 @@ class _Recording:
             if parameter.requires_grad
         }
         # Leaves of their own, which share memory with the parameters: gradients of the parameters are accumulated on
-        # the stream of the first pass as long as someone, such as DDP, keeps what accumulates them.
-        leaves = {parameter: parameter.detach().requires_grad_() for parameter in named.values()}
+        # the stream of the first pass as long as someone, such as DDP, keeps what accumulates them. They are parameters
+        # too, because torch.compile would compile a module again for tensors of another class.
+        leaves = {parameter: nn.Parameter(parameter.detach()) for parameter in named.values()}
         self.parameters = list(leaves)
         replaced = {name: leaves[parameter] for name, parameter in named.items()}
         self.num_forward_passes = 0
