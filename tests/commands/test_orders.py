@@ -197,7 +197,10 @@ def test_held_out_experiments_are_judged_apart_and_each_folder_by_itself(in_tmp,
 def test_predictions_of_another_size_are_refused(in_tmp, repository):
     pilot = repository / "results" / "pilot"
     records = [str(pilot / f"table1_{name}.json") for name in ("sweep", "zigzag8", "zigzag2")]
-    for file in (repository / "experiments" / "orders" / "predictions_4096.json", pilot / "table1_sweep.json"):
+    shipped = repository / "experiments" / "orders"
+    of_clips = in_tmp / "of_clips.json"
+    of_clips.write_text(json.dumps(json.loads((shipped / "predictions_1024.json").read_text()) | {"frames": 4}))
+    for file in (shipped / "predictions_4096.json", of_clips, pilot / "table1_sweep.json"):
         with pytest.raises(UserError, match=file.name):
             orders.main(["--records", *records, "--predictions", str(file)])
     (in_tmp / "held_out.json").write_text("{}")

@@ -63,11 +63,12 @@ def _predictions(
     try:
         numbers = json.loads(read_content(file, "pass a file that --json has written"))
         known = {name: float(each["predicted"]) for name, each in numbers["orders"].items()}
-        sizes = (numbers["height"], numbers["width"], numbers["depth"], numbers["patch_size"])
+        sizes = (numbers.get("frames"), numbers["height"], numbers["width"], numbers["depth"], numbers["patch_size"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: has no predictions: pass a file that --predict --json has written") from error
     for name, each in experiments.items():
-        if name not in known or sizes != (each.height, each.width, len(each.layers), each.patch_size):
+        own_sizes = (each.num_frames, each.height, each.width, len(each.layers), each.patch_size)
+        if name not in known or sizes != own_sizes:
             raise UserError(f"{file}: has no prediction for {name} of this size: leave out the record or --predictions")
     return [known[name] for name in experiments]
 
