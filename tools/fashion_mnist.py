@@ -15,7 +15,9 @@ without loss into an archive of 11 MiB, and pass the archive there:
 import argparse
 import gzip
 import io
+import lzma
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,10 @@ def main() -> None:
     for path in needed:
         if not path.is_file():
             parser.error(f"{path} is missing: give the folder of the published files, or an archive of this tool")
-    splits = read(arguments.source)
+    try:
+        splits = read(arguments.source)
+    except (OSError, EOFError, LookupError, ValueError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        parser.error(f"{arguments.source} cannot be read ({error}): copy or download it again")
     if arguments.out.name.endswith(ARCHIVE_SUFFIX):
         pack(splits, arguments.out)
         print(f"{arguments.out}: {arguments.out.stat().st_size / 2**20:.1f} MiB")

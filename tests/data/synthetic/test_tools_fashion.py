@@ -84,3 +84,18 @@ def test_a_missing_file_is_named(published, run, tmp_path, capsys):
         run(published, tmp_path / "set")
     assert "t10k-labels-idx1-ubyte.gz is missing" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_damaged_sources_are_one_line(published, run, tmp_path, capsys):
+    archives = [tmp_path / f"{name}.tar.xz" for name in ("empty", "cut", "changed")]
+    run(published, archives[0])
+    whole = archives[0].read_bytes()
+    middle = len(whole) // 2
+    for archive, content in zip(archives, (b"", whole[:middle], whole[:middle] + b"x" * middle), strict=True):
+        archive.write_bytes(content)
+    (published / "t10k-labels-idx1-ubyte.gz").write_bytes(b"no gzip")
+    for source in (*archives, published):
+        with pytest.raises(SystemExit):
+            run(source, tmp_path / "set")
+        assert str(source) in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "set").exists()
