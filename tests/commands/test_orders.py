@@ -264,6 +264,8 @@ def test_config_without_a_scan_is_refused(in_tmp):
     (in_tmp / "mine.yaml").write_text("model: {}\n")
     with pytest.raises(UserError, match=r"mine\.yaml"):
         orders.main(["mine.yaml"])
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot be read"):
+        orders.main(["absent.yaml"])
 
 
 def test_search_prints_better_and_better_sets(in_tmp, capsys):

@@ -31,7 +31,9 @@ def compose(files: Sequence[Path]) -> dict[str, Any]:
     for path in files:
         try:
             loaded = deepcopy(_parsed(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}): correct the path") from error
+        except (ValueError, RecursionError, YAMLError, OmegaConfBaseException, TypeError) as error:
             raise UserError(f"{path}: is not a valid config: {one_line(str(error))}") from error
         composed = _merged(composed, loaded)
     return {str(name): value for name, value in composed.items() if name != "about"}
