@@ -134,7 +134,7 @@ class _Recording:
         # too, because torch.compile would compile a module again for tensors of another class.
         leaves = {parameter: nn.Parameter(parameter.detach()) for parameter in named.values()}
         self.parameters = list(leaves)
-        replaced = {name: leaves[parameter] for name, parameter in named.items()}
+        replaced: dict[str, Tensor] = {name: leaves[parameter] for name, parameter in named.items()}
         self.num_forward_passes = 0
         self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
         self._trained = _trained(backbone)
