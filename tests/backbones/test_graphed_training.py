@@ -137,8 +137,9 @@ def test_recorded_gradients_are_not_those_of_the_parameters_themselves(monkeypat
     assert not any(leaf is parameter for leaf in leaves for parameter in parameters)
 
 
-def test_compiled_layers_are_not_compiled_again_for_a_recording(monkeypatch):
-    monkeypatch.setattr(graphed_training, "uncached_autocast", lambda *_: nullcontext())  # another state of autocast
+def test_compiled_layers_are_not_compiled_again_for_the_parameters_of_a_recording(monkeypatch):
+    """Without the cache of autocast they still are, which is left out here: torch.compile has a guard on it."""
+    monkeypatch.setattr(graphed_training, "uncached_autocast", lambda *_: nullcontext())
     num_compiled = []
     graphed = GraphedTraining(build())
     compile_regions(graphed.backbone, backend=lambda graph, _: num_compiled.append(1) or graph)
