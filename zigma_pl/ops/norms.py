@@ -103,13 +103,8 @@ def runs_fused(x: Tensor, shift: Tensor) -> bool:
         and x.shape[-1] <= MAX_WIDTH
         and shift.dtype in ROW_KINDS
         and x.dtype in (torch.float32, shift.dtype)
-        and _available()
+        and nvrtc.is_available()
     )
-
-
-@torch.compiler.assume_constant_result
-def _available() -> bool:
-    return nvrtc.available()[0]
 
 
 class _AddNormModulate(torch.autograd.Function):

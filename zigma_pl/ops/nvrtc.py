@@ -48,6 +48,13 @@ def available() -> tuple[bool, str]:
     return True, READY
 
 
+# torch.compile cannot trace the checks of the driver, whose result depends only on the machine.
+@torch.compiler.assume_constant_result
+def is_available() -> bool:
+    """Return whether kernels can be compiled and run here, also in code that torch.compile traces."""
+    return available()[0]
+
+
 def runs_eagerly(tensor: torch.Tensor) -> bool:
     """Return whether a kernel can be launched directly: not in torch.compile, and not for tensors without data.
 

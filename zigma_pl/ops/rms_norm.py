@@ -56,13 +56,8 @@ def runs_fused(rows: Tensor, num_groups: int) -> bool:
         and rows.numel() > 0
         and width % 8 == 0
         and width * rows.element_size() <= cuda.MAX_ROW_BYTES
-        and _available()
+        and nvrtc.is_available()
     )
-
-
-@torch.compiler.assume_constant_result
-def _available() -> bool:
-    return nvrtc.available()[0]
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -18,7 +18,7 @@ class Path(NamedTuple):
     """A scan of all tokens of an image or a clip.
 
     order: (L,), raster index of the token at each step.
-    length: steps of one sequence; the scan starts anew after each. A divisor of L.
+    length: steps of one sequence; the scan starts again after each. A divisor of L.
     """
 
     order: np.ndarray

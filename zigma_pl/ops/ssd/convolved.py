@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zigma_pl.ops import causal_conv1d_cuda as convolution
-from zigma_pl.ops.nvrtc import ROW_KINDS, runs_eagerly
+from zigma_pl.ops.nvrtc import ROW_KINDS, is_available, runs_eagerly
 from zigma_pl.ops.ssd import cuda, launch
 
 
@@ -83,14 +83,8 @@ def runs_fused(projected: Tensor, conv_weight: Tensor, visit_order: Tensor | Non
         and launch.supports(sizes.num_states, sizes.head_dim)
         and conv_weight.shape[1] <= convolution.MAX_TAPS
         and (visit_order is None or visit_order.ndim == 1)
-        and _kernels_run()
+        and is_available()
     )
-
-
-# torch.compile cannot trace the checks of the driver, whose result depends only on the machine.
-@torch.compiler.assume_constant_result
-def _kernels_run() -> bool:
-    return cuda.available()[0]
 
 
 def convolve_and_scan(
