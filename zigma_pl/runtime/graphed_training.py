@@ -17,7 +17,6 @@ from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.taps import tapped
 from zigma_pl.runtime.cuda_graphs import (
     Inputs,
-    addresses,
     autocast_dtype,
     fill,
     record,
@@ -136,8 +135,7 @@ class _Recording:
         self.parameters = list(leaves)
         replaced: dict[str, Tensor] = {name: leaves[parameter] for name, parameter in named.items()}
         self.num_forward_passes = 0
-        self._addresses, self._signature = addresses(backbone), signature(inputs, dtype)
-        self._trained = _trained(backbone)
+        self._tensors, self._signature = _tensors(backbone), signature(inputs, dtype)
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
@@ -168,8 +166,7 @@ class _Recording:
 
         Parameters and buffers must be at the same addresses, and the same parameters must be trained.
         """
-        same_tensors = self._addresses == addresses(backbone) and self._trained == _trained(backbone)
-        return self.layers == layers and same_tensors
+        return self.layers == layers and self._tensors == _tensors(backbone)
 
     def takes(self, inputs: Inputs, dtype: torch.dtype | None) -> bool:
         """Return whether inputs have the recorded shapes and dtypes, under the same autocast."""
@@ -197,8 +194,9 @@ class _Recording:
                 parameter.grad = parameter.grad.clone()
 
 
-def _trained(backbone: Backbone) -> list[bool]:
-    return [parameter.requires_grad for parameter in backbone.parameters()]
+def _tensors(backbone: Backbone) -> list[tuple[int, bool]]:
+    """Return the address of each parameter and buffer, and whether it is trained."""
+    return [(tensor.data_ptr(), tensor.requires_grad) for tensor in (*backbone.parameters(), *backbone.buffers())]
 
 
 class _Replay(torch.autograd.Function):
