@@ -71,7 +71,7 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
 
     The line is fitted to the experiments that are not held out, if there are at least two.
     """
-    figure = _figure((7.5 * len(panels), 6.5))
+    figure = _figure((7.5 * len(panels), 7.5))
     figure.suptitle("Validation loss, predicted and measured", fontsize=13, color=INK, weight="bold")
     for axes, (label, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         losses, predictions = np.array(panel.losses), np.array(panel.predictions)
@@ -86,9 +86,7 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
         ):
             if chosen.any():
                 axes.plot(predictions[chosen], losses[chosen], marker, color=colour, ms=5, label=kind)
-        for name, x, y, shift in zip(panel.names, predictions, losses, _shifts(predictions, losses), strict=True):
-            name = re.sub(r"^table\w+?_", "", name)
-            axes.annotate(name, (x, y), (5, shift - 3), textcoords="offset points", fontsize=7.5, color=MUTED)
+        _label(axes, [re.sub(r"^table\w+?_", "", name) for name in panel.names], predictions, losses)
         axes.margins(x=0.2)
         axes.set_title(label, fontsize=10, color=INK)
         axes.set_xlabel("predicted loss", color=MUTED)
@@ -99,22 +97,34 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
     return figure
 
 
-def _shifts(x: np.ndarray, y: np.ndarray, height: float = 350, line: float = 9) -> list[float]:
-    """Return by how much to raise the labels of points, in typographic points, so that none covers another.
+def _label(axes: "Axes", names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
+    """Name the points (x, y): to their left above the line that is fitted to all of them, to their right below it.
 
-    height, line: height of the axes and of a line of text, in typographic points.
+    A label is raised as far as is necessary to cover no other, and a line leads from it to its point.
     """
-    width, scale = np.ptp(x) or 1, height / (np.ptp(y) or 1)
-    shifts = [0.0] * len(x)
-    done: list[int] = []
+    letter, line = 4.2, 9.0  # width of a letter and height of a line, in typographic points, like all lengths below
+    at = np.stack([340 / (np.ptp(x) or 1) * x, 400 / (np.ptp(y) or 1) * y], axis=1)
+    above = y > np.polyval(np.polyfit(x, y, 1), x) if np.unique(x).size > 1 else np.zeros(len(x), dtype=bool)
+    boxes: list[tuple[float, float, float]] = []  # left, right and height of the labels so far, from the bottom up
     for index in np.argsort(y).tolist():
-        at = scale * y[index]
-        for other in done:  # from the bottom to the top
-            if abs(x[other] - x[index]) < 0.18 * width:
-                at = max(at, scale * y[other] + shifts[other] + line)
-        shifts[index] = at - scale * y[index]
-        done.append(index)
-    return shifts
+        width = letter * len(names[index])
+        left = at[index, 0] + (-7 - width if above[index] else 7)
+        height = at[index, 1]
+        for other_left, other_right, other_height in sorted(boxes, key=lambda box: box[2]):
+            if other_left < left + width and left < other_right and abs(other_height - height) < line:
+                height = other_height + line
+        boxes.append((left, left + width, height))
+        axes.annotate(
+            names[index],
+            (x[index], y[index]),
+            (-7 if above[index] else 7, height - at[index, 1]),
+            textcoords="offset points",
+            ha="right" if above[index] else "left",
+            va="center",
+            fontsize=7.5,
+            color=MUTED,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+        )
 
 
 def _figure(size_inch: tuple[float, float]) -> "Figure":
