@@ -191,7 +191,7 @@ def test_held_out_experiments_are_judged_apart_and_each_folder_by_itself(in_tmp,
     assert sum(line.endswith("held out") for line in lines[:second]) == 3
     assert fractions(lines[second:])["predicted loss", "all"] == ("0.0", "3")
     with Image.open("agreement.png") as picture:
-        assert picture.width > 2 * picture.height
+        assert picture.width > 1.9 * picture.height  # two panels
 
 
 def test_predictions_of_another_size_are_refused(in_tmp, repository):

@@ -10,6 +10,7 @@ from zigma_pl.evaluation.order_agreement import (
     HeldOut,
     RankedPairs,
     agreement,
+    fitted_losses,
     largest_seed_difference,
     measured_orders,
     ranked_pairs,
@@ -67,6 +68,12 @@ def test_pairs_are_counted_by_the_number_of_their_held_out_experiments():
     none = ranked_pairs(losses, predictions, 1.5, held_out, (2,))
     assert none.number == 0
     assert math.isnan(none.right)
+
+
+def test_numbers_are_fitted_to_the_known_experiments_only():
+    numbers = [(0, 0), (1, 0), (0, 1), (1, 1), (2, 3)]
+    losses = [5, 7, 4, 6, 100]
+    assert fitted_losses(numbers, losses, [True] * 4 + [False]) == pytest.approx([5, 7, 4, 6, 6])
 
 
 def test_list_of_held_out_experiments_is_that_of_the_committed_predictions(repository):

@@ -166,6 +166,20 @@ def ranked_pairs(
     return RankedPairs(right, int(counts.sum()))
 
 
+def fitted_losses(numbers: Sequence[Sequence[float]], losses: Sequence[float], known: Sequence[bool]) -> list[float]:
+    """Return the losses on a linear function of several numbers, fitted by least squares to the known experiments.
+
+    Args:
+        numbers: those of each experiment.
+        losses: measured losses.
+        known: for each experiment, whether the function is fitted to it.
+    """
+    columns = np.column_stack([np.asarray(numbers, dtype=float), np.ones(len(losses))])
+    chosen = np.asarray(known)
+    weights = np.linalg.lstsq(columns[chosen], np.asarray(losses, dtype=float)[chosen], rcond=None)[0]
+    return (columns @ weights).tolist()
+
+
 def _measured(record: ResultRecord, file: Path, allow_imports: Sequence[str], rates: Sequence[float]) -> Measured:
     backbone: Mapping[str, Any] = record.protocol.get("backbone") or {}  # type: ignore[assignment]
     loss = record.scores.get("validation_loss")

@@ -16,6 +16,7 @@ from zigma_pl.scan.promises import promises
 if TYPE_CHECKING:
     from zigma_pl.evaluation.order_agreement import Measured
 
+LEAST_FITTED = 6  # experiments that reach and regularity are fitted to: twice as many as the fit has coefficients
 PAIRS = {"all": (0, 1, 2), "both held out": (2,), "one held out": (1,), "none held out": (0,)}
 
 
@@ -75,10 +76,10 @@ def _predictions(
 
 def _judge(experiments: "dict[str, Measured]", predictions: Sequence[float], held_out: Sequence[bool]) -> list[float]:
     """Print the agreement of predictions with the losses of experiments, and return the losses."""
-    from zigma_pl.evaluation.order_agreement import agreement, largest_seed_difference, ranked_pairs
+    from zigma_pl.evaluation.order_agreement import agreement, fitted_losses, largest_seed_difference, ranked_pairs
 
     losses = [each.loss for each in experiments.values()]
-    directions = [-promises(each.layers, each.grid).directions for each in experiments.values()]
+    promised = [promises(each.layers, each.grid) for each in experiments.values()]
     num_repeated = sum(len(each.losses) > 1 for each in experiments.values())
     least_difference = largest_seed_difference(experiments.values())
     found = agreement(losses, predictions, least_difference)
@@ -96,7 +97,12 @@ def _judge(experiments: "dict[str, Measured]", predictions: Sequence[float], hel
         )
     else:
         print("all pairs, as no experiment has several seeds:")
-    for label, numbers in (("predicted loss", predictions), ("directions", directions)):
+    compared = {"predicted loss": predictions, "directions": [-each.directions for each in promised]}
+    known = [not late for late in held_out]
+    if sum(known) >= LEAST_FITTED:
+        pairs_of_numbers = [(each.reach, each.regularity) for each in promised]
+        compared["reach and regularity, fitted"] = fitted_losses(pairs_of_numbers, losses, known)
+    for label, numbers in compared.items():
         agrees = agreement(losses, numbers, least_difference)
         print(
             f"{label}: correlation {agrees.correlation:.3f}, left out {agrees.left_out_correlation:.3f}, "
