@@ -4,7 +4,7 @@ import pytest
 import torch
 from ops.cuda_emulation import Emulator
 
-from zigma_pl.ops import causal_conv1d_cuda, norms_cuda, nvrtc, rms_norm_cuda
+from zigma_pl.ops import causal_conv1d_cuda, norms_cuda, nvrtc
 from zigma_pl.ops.selective_scan import launch
 
 
@@ -18,8 +18,8 @@ def kernel_folder(tmp_path_factory):
 def emulated(kernel_folder, monkeypatch):
     """Run all CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
     emulator = Emulator(kernel_folder)
-    caches = (launch.kernel, causal_conv1d_cuda._kernel, norms_cuda._kernel, rms_norm_cuda._kernel)
-    for module in (launch, causal_conv1d_cuda, norms_cuda, rms_norm_cuda):
+    caches = (launch.kernel, causal_conv1d_cuda._kernel, norms_cuda._kernel)
+    for module in (launch, causal_conv1d_cuda, norms_cuda):
         monkeypatch.setattr(module, "num_multiprocessors", lambda device: 1)
     monkeypatch.setattr(nvrtc, "load", emulator.load)
     for cache in caches:

@@ -48,7 +48,13 @@ def separately(sizes, visit_order, projected, conv_weight, conv_bias, A_log, ski
     rows = causal_conv1d(rows, conv_weight, conv_bias, visit_order=visit_order)
     x, B, C = sizes.split(rows)
     options = {"skip": skip, "gate": sizes.as_heads(gate), "dt_bias": dt_bias, "visit_order": visit_order}
-    return ssd(x, dt, -torch.exp(A_log), B, C, **options).flatten(2)
+    y = ssd(x, dt, -torch.exp(A_log), B, C, **options).flatten(2)
+    return torch.cat([y, y.square().mean(-1, keepdim=True)], -1)
+
+
+def together(y, mean_squares):
+    """Rows, and their mean square as one more column."""
+    return torch.cat([y, mean_squares.sum(-1, keepdim=True).to(y.dtype)], -1)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -68,34 +74,52 @@ def test_output_and_gradients(sizes, num_tokens, available, dtype, deterministic
     order = random_order(num_tokens)
 
     def run(**given):
-        return convolve_and_scan(**given, visit_order=order, sizes=sizes, deterministic=deterministic)
+        options = {"sizes": sizes, "deterministic": deterministic, "squared": True}
+        return together(*convolve_and_scan(**given, visit_order=order, **options))
 
     errors = relative_errors(run, functools.partial(separately, sizes, order), make_arguments(sizes, dtype, num_tokens))
     assert max(errors.values()) < TOLERANCES[dtype], errors
 
 
+def test_mean_squares_are_optional_and_may_be_all_that_is_used():
+    sizes, order = Sizes(8, 32, 1, 16), random_order(70)
+    arguments = {n: t.requires_grad_() for n, t in make_arguments(sizes, torch.float32, 70).items()}
+    y, mean_squares = convolve_and_scan(**arguments, **rest(order, sizes))
+    assert not mean_squares.numel()
+    squared_y, mean_squares = convolve_and_scan(**arguments, **rest(order, sizes), squared=True)
+    assert torch.equal(squared_y, y)
+    inputs = list(arguments.values())
+    found = torch.autograd.grad(mean_squares.sum(-1).mul(y.detach()[..., 0]).sum(), inputs)
+    expected = torch.autograd.grad(y.square().mean(-1).mul(y.detach()[..., 0]).sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
 def test_without_gradients_the_output_is_the_same():
     sizes, order = Sizes(8, 32, 1, 16), random_order(70)
     arguments = make_arguments(sizes, torch.bfloat16, 70)
-    trained = convolve_and_scan(**arguments | {"skip": arguments["skip"].requires_grad_()}, **rest(order, sizes))
+    options = {**rest(order, sizes), "squared": True}
+    trained = convolve_and_scan(**arguments | {"skip": arguments["skip"].requires_grad_()}, **options)
     with torch.no_grad():
-        assert torch.equal(convolve_and_scan(**arguments, **rest(order, sizes)), trained)
+        assert all(map(torch.equal, convolve_and_scan(**arguments, **options), trained))
 
 
 def rest(order, sizes):
     return {"visit_order": order, "sizes": sizes, "deterministic": True}
 
 
-@pytest.mark.parametrize("differentiated", [True, False])
-def test_opcheck(differentiated):
+@pytest.mark.parametrize(("differentiated", "squared"), [(True, True), (True, False), (False, True)])
+def test_opcheck(differentiated, squared):
     sizes = Sizes(8, 32, 1, 16)
     arguments = make_arguments(sizes, torch.float32, 5)
     inputs = [t.requires_grad_(differentiated) for t in arguments.values()]
-    given = (*inputs, random_order(5), list(vars(sizes).values()), differentiated, True)
+    given = (*inputs, random_order(5), list(vars(sizes).values()), differentiated, True, squared)
     torch.library.opcheck(convolved.forward_op, given)
     if differentiated:
-        y, *kept = (t.detach() for t in convolved.forward_op(*given))
-        backward = (torch.ones_like(y), *(t.detach() for t in inputs), random_order(5), *kept, given[7], True)
+        y, squares, *kept = (t.detach() for t in convolved.forward_op(*given))
+        of_squares = (torch.ones_like(squares), y) if squared else (None, None)
+        gradients, inputs = (torch.ones_like(y), of_squares[0]), [t.detach() for t in inputs]
+        backward = (*gradients, *inputs, random_order(5), *kept, of_squares[1], given[7], True)
         torch.library.opcheck(convolved.backward_op, backward)
 
 
@@ -110,7 +134,7 @@ def test_compiled_code_runs_one_op_and_copies_no_part_of_the_projection(monkeypa
         return graph
 
     def run(*inputs):
-        return convolve_and_scan(*inputs, **rest(order, sizes))
+        return together(*convolve_and_scan(*inputs, **rest(order, sizes), squared=True))
 
     inputs = [t.requires_grad_() for t in make_arguments(sizes, torch.float32, 5).values()]
     results = []

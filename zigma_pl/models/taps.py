@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.models.mixers import Branch
+from zigma_pl.ops.rows import UnscaledRows
 
 
 @contextmanager
@@ -49,6 +50,8 @@ def _layer(backbone: nn.Module, name: str) -> nn.Module:
 
 
 def _tokens_of(output: Any) -> Tensor:
+    if isinstance(output, UnscaledRows):
+        return output.scaled()
     if isinstance(output, Tensor):
         return output
     x, pending = output

@@ -1,7 +1,8 @@
 // Residual sum, normalisation over the width, and adaptive scale and shift in one pass over the rows; and the gradients.
 // A block processes chunk_rows rows of one batch element. X_FLOAT: the residual stream is float32 although the other rows
 // have 16 bits. CENTRED: subtract the mean (LayerNorm) or not (RMSNorm). BRANCH_MOVED, OUT_MOVED: the rows of branch and out
-// (and of their gradients) are in another order than those of x.
+// (and of their gradients) are in another order than those of x. BRANCH_SCALED: each row of branch is multiplied by
+// 1 / sqrt(mean square + branch_epsilon), where mean squares are given, as num_squares parts per row.
 
 #if X_FLOAT
 typedef float Stream;
@@ -34,14 +35,29 @@ struct Params {
     Element *dshift, *dscale, *dgate;    // (B, WIDTH)
     float* dweight;                      // (WIDTH)
     Long num_batch, num_rows, chunk_rows, num_chunks, epsilon;
+    const float* squares;  // (B, L, num_squares), and their gradient (B, L), which is the same for all parts of a row
+    float* dsquares;
+    Long num_squares, branch_epsilon;
 };
 
-// Offsets of the rows of branch and out that belong to a row of x.
-__device__ __forceinline__ Long branch_begin(const Params& p, Long batch, int row) {
+// Index of the row of branch, and offset of the row of out, that belong to a row of x.
+__device__ __forceinline__ Long branch_row(const Params& p, Long batch, int row) {
 #if BRANCH_MOVED
     row = p.branch_inverse[batch * p.branch_inverse_batch + row];
 #endif
-    return (batch * p.num_rows + row) * WIDTH;
+    return batch * p.num_rows + row;
+}
+
+// A lane's share of the mean square of a row of branch, and the factor of the row.
+__device__ __forceinline__ float load_square(const Params& p, Long branch_row) {
+    float square = 0.f;
+    if (BRANCH_SCALED)
+        for (int k = threadIdx.x % 32; k < p.num_squares; k += 32) square += p.squares[branch_row * p.num_squares + k];
+    return square;
+}
+
+__device__ __forceinline__ float branch_scale(const Params& p, float square) {
+    return BRANCH_SCALED ? reciprocal_root(warp_sum(square), (Word)p.branch_epsilon) : 1.f;
 }
 
 __device__ __forceinline__ Long out_begin(const Params& p, Long batch, int row) {
@@ -72,11 +88,12 @@ __device__ __forceinline__ void load_factor(const Params& p, Long batch, float* 
 }
 
 __device__ __forceinline__ void load_inputs(const Params& p, Long batch, int row, StreamFour (&x)[VECTORS],
-                                            Four (&branch)[VECTORS]) {
-    const Long begin = (batch * p.num_rows + row) * WIDTH, from = branch_begin(p, batch, row);
+                                            Four (&branch)[VECTORS], float& square) {
+    const Long begin = (batch * p.num_rows + row) * WIDTH, from = branch_row(p, batch, row);
+    square = load_square(p, from);
     FOR_GROUPS(v, column) {
         x[v] = *(const StreamFour*)(p.x + begin + column);
-        if (p.branch) branch[v] = *(const Four*)(p.branch + from + column);
+        if (p.branch) branch[v] = *(const Four*)(p.branch + from * WIDTH + column);
     }
 }
 
@@ -88,13 +105,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
     int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32;
     StreamFour next_x[VECTORS];
     Four next_branch[VECTORS];
-    if (row < end) load_inputs(p, batch, row, next_x, next_branch);  // at the same time as the vectors
+    float next_square;
+    if (row < end) load_inputs(p, batch, row, next_x, next_branch, next_square);  // at the same time as the vectors
     load_factor(p, batch, factors);
     load_vector(p.shift + batch * p.shift_batch, shifts);
     if (p.branch) load_vector(p.gate + batch * p.gate_batch, gates);
     __syncthreads();
     for (; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH, to = out_begin(p, batch, row);
+        const float scaling = branch_scale(p, next_square);
         float x[VECTORS][4], sum = 0.f, squares = 0.f;
         FOR_GROUPS(v, column) unpack4(next_x[v], x[v]);
         if (p.branch) FOR_GROUPS(v, column) {
@@ -102,10 +121,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
             unpack4(next_branch[v], branch);
             unpack4(*(const float4*)(gates + column), gate);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) x[v][i] = fmaf(gate[i], branch[i], x[v][i]);
+            for (int i = 0; i < 4; ++i) x[v][i] = fmaf(gate[i], branch[i] * scaling, x[v][i]);
             store4(p.x_new + begin + column, x[v]);
         }
-        if (row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch);
+        if (row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch, next_square);
         FOR_GROUPS(v, column) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum += x[v][i];
@@ -146,8 +165,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
     float dshift[VECTORS][4] = {}, dscale[VECTORS][4] = {}, dgate[VECTORS][4] = {};
     for (int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH;
-        const Long from = branch_begin(p, batch, row), to = out_begin(p, batch, row);
-        const float rstd = p.rstd[batch * p.num_rows + row];
+        const Long from = branch_row(p, batch, row), to = out_begin(p, batch, row);
+        const float square = load_square(p, from), rstd = p.rstd[batch * p.num_rows + row];
         Four douts[VECTORS], kept[VECTORS], branches[VECTORS];
         StreamFour dx_new[VECTORS];
         FOR_GROUPS(v, column) {
@@ -156,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
         }
         FOR_GROUPS(v, column) {
             dx_new[v] = p.dx_new ? *(const StreamFour*)(p.dx_new + begin + column) : StreamFour{};
-            if (p.branch) branches[v] = *(const Four*)(p.branch + from + column);
+            if (p.branch) branches[v] = *(const Four*)(p.branch + from * WIDTH + column);
         }
         float dx[VECTORS][4], sum = 0.f, product = 0.f;
         FOR_GROUPS(v, column) {
@@ -185,17 +204,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
                 dx[v][i] = fmaf(rstd, fmaf(dout[i], factor[i], -fmaf(normalised[i], slope, mean)), dx[v][i]);
             store4(p.dx + begin + column, dx[v]);
         }
-        if (p.branch) FOR_GROUPS(v, column) {
+        if (!p.branch) continue;
+        const float scaling = branch_scale(p, square);
+        float dscaling = 0.f;
+        FOR_GROUPS(v, column) {
             float branch[4], gate[4];
             unpack4(branches[v], branch);
             unpack4(*(const float4*)(gates + column), gate);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                dgate[v][i] = fmaf(dx[v][i], branch[i], dgate[v][i]);
                 gate[i] *= dx[v][i];
+                dscaling = fmaf(gate[i], branch[i], dscaling);
+                dgate[v][i] = fmaf(dx[v][i], branch[i] * scaling, dgate[v][i]);
+                gate[i] *= scaling;
             }
-            store4(p.dbranch + from + column, gate);
+            store4(p.dbranch + from * WIDTH + column, gate);
         }
+        if (BRANCH_SCALED) dscaling = warp_sum(dscaling);
+        if (BRANCH_SCALED && threadIdx.x % 32 == 0) p.dsquares[from] = -0.5f * scaling * scaling * scaling * dscaling;
     }
     float* sums = p.sums + (batch * p.num_chunks + blockIdx.x) * 3 * WIDTH;
     write_sums((float*)memory, dshift, sums);

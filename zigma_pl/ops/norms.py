@@ -21,14 +21,14 @@ from zigma_pl.ops.norms_cuda import (
     run_backward,
     run_forward,
 )
-from zigma_pl.ops.rows import inverse_order, take_rows
+from zigma_pl.ops.rows import UnscaledRows, inverse_order, take_rows
 
 __all__ = ["add_norm_modulate"]
 
 
 def add_norm_modulate(
     x: Tensor,
-    branch: Tensor | None,
+    branch: Tensor | UnscaledRows | None,
     gate: Tensor | None,
     weight: Tensor | None,
     shift: Tensor,
@@ -48,7 +48,7 @@ def add_norm_modulate(
 
     Args:
         x: (B, L, D), the residual stream.
-        branch: (B, L, D), output of the previous branch, or None.
+        branch: (B, L, D), output of the previous branch, or None; the CUDA kernels scale `UnscaledRows` at no cost.
         gate: (B, 1, D), gate of that branch.
         weight: (D,), weight of the norm, None for ones.
         shift: (B, 1, D).
@@ -63,15 +63,17 @@ def add_norm_modulate(
     """
     inverses = Inverses(None if branch is None else branch_inverse, out_inverse)
     if not runs_fused(x, shift):
+        branch = branch.scaled() if isinstance(branch, UnscaledRows) else branch
         return _run_reference(x, branch, gate, weight, shift, scale, inverses, epsilon, centred)
-    inputs, keep = (x, branch, gate, weight, shift, scale), torch.is_grad_enabled()
+    rows, *scaling = branch if isinstance(branch, UnscaledRows) else (branch, None, 0.0)
+    inputs, keep = (x, rows, gate, weight, shift, scale), torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        x_new, out, *_ = norm_forward(*inputs, *inverses, epsilon, centred, keep)
+        x_new, out, *_ = norm_forward(*inputs, *inverses, *scaling, epsilon, centred, keep)
     elif keep:  # an autograd.Function has several times less host overhead than a custom op
-        x_new, out = _AddNormModulate.apply(epsilon, centred, inverses, *inputs)
+        x_new, out = _AddNormModulate.apply(epsilon, centred, inverses, *scaling, *inputs)
     else:
         modulation = Modulation(weight, shift, scale)
-        x_new, out, *_ = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, keep)
+        x_new, out, *_ = run_forward(x, rows, gate, modulation, inverses, epsilon, centred, keep, *scaling)
     return (x if branch is None else x_new), out
 
 
@@ -116,6 +118,8 @@ class _AddNormModulate(torch.autograd.Function):
         epsilon: float,
         centred: bool,
         inverses: Inverses,
+        squares: Tensor | None,
+        branch_epsilon: float,
         x: Tensor,
         branch: Tensor | None,
         gate: Tensor | None,
@@ -124,25 +128,35 @@ class _AddNormModulate(torch.autograd.Function):
         scale: Tensor,
     ) -> tuple[Tensor, Tensor]:
         modulation = Modulation(weight, shift, scale)
-        x_new, out, *kept = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, True)
-        ctx.options = (centred, x.dtype)
+        scaling = (squares, branch_epsilon)
+        x_new, out, *kept = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, True, *scaling)
+        ctx.options, ctx.branch_epsilon = (centred, x.dtype), branch_epsilon
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, *inverses, branch, gate, weight, shift, scale)
+        ctx.save_for_backward(*kept, *inverses, squares, branch, gate, weight, shift, scale)
         return x_new, out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None) -> tuple[Tensor | None, ...]:
         # Read only once: under activation checkpointing a second access is an error.
-        normalised, rstd, *moved, branch, gate, weight, shift, scale = ctx.saved_tensors
+        normalised, rstd, *moved, squares, branch, gate, weight, shift, scale = ctx.saved_tensors
         vectors = (weight, shift, scale)
         if dout is None:
             dout = torch.zeros_like(normalised)
         kept, modulation = (normalised, rstd), Modulation(*vectors)
-        gradients = run_backward(dx_new, dout, kept, branch, gate, modulation, Inverses(*moved), *ctx.options)
+        dsquares = _new_dsquares(squares)
+        scaling = (squares, ctx.branch_epsilon, dsquares)
+        gradients = run_backward(
+            dx_new, dout, kept, branch, gate, modulation, Inverses(*moved), *ctx.options, *scaling
+        )
         inputs = (None, branch, gate, *vectors)
         given = (g if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True))
-        return None, None, None, *given
+        return None, None, None, None if squares is None else dsquares.expand_as(squares), None, *given
+
+
+def _new_dsquares(squares: Tensor | None) -> Tensor | None:
+    """Allocate the gradient of mean squares (B, L, K), which is the same for all parts of a row: (B, L, 1)."""
+    return None if squares is None else squares.new_empty(*squares.shape[:2], 1)
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
@@ -156,13 +170,16 @@ def norm_forward(
     scale: Tensor,
     branch_inverse: Tensor | None,
     out_inverse: Tensor | None,
+    squares: Tensor | None,
+    branch_epsilon: float,
     epsilon: float,
     centred: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the fields of a `NormForward`."""
     modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
-    forward = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, keep)
+    scaling = (squares, branch_epsilon)
+    forward = run_forward(x, branch, gate, modulation, inverses, epsilon, centred, keep, *scaling)
     return forward.x_new, forward.out, forward.normalised, forward.rstd
 
 
@@ -176,6 +193,8 @@ def _(
     scale: Tensor,
     branch_inverse: Tensor | None,
     out_inverse: Tensor | None,
+    squares: Tensor | None,
+    branch_epsilon: float,
     epsilon: float,
     centred: bool,
     keep: bool,
@@ -207,13 +226,20 @@ def norm_backward(
     scale: Tensor,
     branch_inverse: Tensor | None,
     out_inverse: Tensor | None,
+    squares: Tensor | None,
+    branch_epsilon: float,
     centred: bool,
     stream: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return `NormGradients` in the dtypes of the inputs, with empty tensors for absent arguments."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return `NormGradients` in the dtypes of the inputs, and the gradient of squares; empty for absent arguments."""
     modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
-    gradients = run_backward(dx_new, dout, (normalised, rstd), branch, gate, modulation, inverses, centred, stream)
-    return like_inputs(gradients, (None, branch, gate, weight, shift, scale))
+    dsquares = _new_dsquares(squares)
+    scaling = (squares, branch_epsilon, dsquares)
+    gradients = run_backward(
+        dx_new, dout, (normalised, rstd), branch, gate, modulation, inverses, centred, stream, *scaling
+    )
+    given = like_inputs(gradients, (None, branch, gate, weight, shift, scale))
+    return *given, normalised.new_empty(0) if dsquares is None else dsquares
 
 
 def like_inputs(gradients: NormGradients, inputs: tuple[Tensor | None, ...]) -> Any:
@@ -237,10 +263,13 @@ def _(
     scale: Tensor,
     branch_inverse: Tensor | None,
     out_inverse: Tensor | None,
+    squares: Tensor | None,
+    branch_epsilon: float,
     centred: bool,
     stream: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return fake_gradients(normalised, branch, gate, weight, shift, scale, stream)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    given = fake_gradients(normalised, branch, gate, weight, shift, scale, stream)
+    return *given, normalised.new_empty(0) if squares is None else _new_dsquares(squares)
 
 
 def fake_gradients(normalised: Tensor, *inputs: Any) -> Any:
@@ -251,7 +280,7 @@ def fake_gradients(normalised: Tensor, *inputs: Any) -> Any:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, _, ctx.centred, _ = inputs
+    x, *tensors, ctx.branch_epsilon, _, ctx.centred, _ = inputs
     ctx.stream = x.dtype
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
@@ -262,10 +291,10 @@ def _backward(ctx: Any, dx_new: Tensor | None, dout: Tensor | None, *_: None) ->
     normalised, *rest = ctx.saved_tensors  # only once: under activation checkpointing a second access is an error
     if dout is None:
         dout = torch.zeros_like(normalised)
-    gradients = norm_backward(dx_new, dout, normalised, *rest, ctx.centred, ctx.stream)
-    present = (True, *(t is not None for t in rest[1:-2]))
+    *gradients, dsquares = norm_backward(dx_new, dout, normalised, *rest, ctx.branch_epsilon, ctx.centred, ctx.stream)
+    squares, present = rest[-1], (True, *(t is not None for t in rest[1:-3]))
     given = (g if there else None for g, there in zip(gradients, present, strict=True))
-    return *given, None, None, None, None, None
+    return *given, None, None, None if squares is None else dsquares.expand_as(squares), None, None, None, None
 
 
 norm_forward.register_autograd(_backward, setup_context=_setup_context)

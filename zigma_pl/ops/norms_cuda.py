@@ -28,7 +28,7 @@ RESULTS = (
 )
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 31  # in struct Params of norms.cu
+_NUM_FIELDS = 35  # in struct Params of norms.cu
 
 
 class Modulation(NamedTuple):
@@ -64,6 +64,8 @@ class Launch:
         inverses: indices of the rows of branch and out.
         centred: LayerNorm instead of RMSNorm.
         epsilon: added to the mean square.
+        squares: parts of the mean squares of the branch's rows, (B, L, K) float32; None if its rows are scaled.
+        branch_epsilon: added to those mean squares.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Launch:
         inverses: Inverses,
         centred: bool = False,
         epsilon: float = 0,
+        squares: Tensor | None = None,
+        branch_epsilon: float = 0,
     ) -> None:
         self.shape, self._blocks, self._longest = shape, blocks, longest
         self.modulation = Modulation(
@@ -88,8 +92,10 @@ class Launch:
         self.dtype, self.device = modulation.shift.dtype, modulation.shift.device
         self._inverses = [None if t is None else t.to(torch.int32).contiguous() for t in inverses]
         moved = tuple(int(inverse is not None) for inverse in self._inverses)
-        self._kinds = (ROW_KINDS[self.dtype], int(stream != self.dtype), shape[2], int(centred), *moved)
-        self._epsilon = struct.unpack("I", struct.pack("f", epsilon))[0]
+        scaled = int(squares is not None)
+        self._kinds = (ROW_KINDS[self.dtype], int(stream != self.dtype), shape[2], int(centred), *moved, scaled)
+        self._squares = None if squares is None else squares.contiguous()
+        self._epsilon, self._branch_epsilon = struct.unpack("II", struct.pack("ff", epsilon, branch_epsilon))
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Allocate a tensor on the device, by default in the dtype of the rows."""
@@ -103,7 +109,7 @@ class Launch:
         """
         num_batch, num_rows, width = self.shape
         address = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-        gate = tensors.get("gate")
+        gate, squares = tensors.get("gate"), self._squares
         strides = (0 if gate is None else gate.stride(0), *self._strides)
         kernel = _kernel(name, *self._kinds, self.device.index or 0)
         fields = (
@@ -114,6 +120,8 @@ class Launch:
             *(0 if t is None or t.ndim == 1 else num_rows for t in self._inverses),
             *(address.get(name, 0) for name in RESULTS),
             *(num_batch, num_rows, self.chunk_rows, self.num_chunks, self._epsilon),
+            *((0, 0, 0) if squares is None else (squares.data_ptr(), address.get("dsquares", 0), squares.shape[2])),
+            self._branch_epsilon,
         )
         blocks = (-(-width // COLUMNS), num_batch, 1 + num_sums) if num_sums else (self.num_chunks, num_batch, 1)
         kernel(blocks, fields)
@@ -141,7 +149,15 @@ def as_vectors(vectors: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _kernel(
-    name: str, row_kind: int, x_float: int, width: int, centred: int, branch_moved: int, out_moved: int, device: int
+    name: str,
+    row_kind: int,
+    x_float: int,
+    width: int,
+    centred: int,
+    branch_moved: int,
+    out_moved: int,
+    branch_scaled: int,
+    device: int,
 ) -> nvrtc.Kernel:
     options = {
         "ROW_KIND": row_kind,
@@ -150,6 +166,7 @@ def _kernel(
         "CENTRED": centred,
         "BRANCH_MOVED": branch_moved,
         "OUT_MOVED": out_moved,
+        "BRANCH_SCALED": branch_scaled,
         "WARPS": WARPS,
         "COLUMNS": COLUMNS,
     }
@@ -190,9 +207,12 @@ def run_forward(
     epsilon: float,
     centred: bool,
     keep: bool,
+    squares: Tensor | None = None,
+    branch_epsilon: float = 0,
 ) -> NormForward:
     """Run the forward pass; like the op `norm_forward`, but without its dispatch."""
-    launch = Launch(x.shape, x.dtype, modulation, FORWARD_BLOCKS, FORWARD_LONGEST, inverses, centred, epsilon)
+    blocks, scaling = (FORWARD_BLOCKS, FORWARD_LONGEST), (squares, branch_epsilon)
+    launch = Launch(x.shape, x.dtype, modulation, *blocks, inverses, centred, epsilon, *scaling)
     out = launch.new(*x.shape)
     x_new = launch.new(*(x.shape if branch is not None else (0,)), dtype=x.dtype)
     normalised = launch.new(*(x.shape if keep else (0,)))
@@ -233,6 +253,9 @@ def run_backward(
     inverses: Inverses,
     centred: bool,
     stream: torch.dtype,
+    squares: Tensor | None = None,
+    branch_epsilon: float = 0,
+    dsquares: Tensor | None = None,
 ) -> NormGradients:
     """Run the backward pass: one pass over the rows and one over partial sums, which are added in a fixed order.
 
@@ -240,11 +263,13 @@ def run_backward(
         dx_new: gradient of the sum, None if the sum is not used.
         dout: gradient of the modulated rows.
         kept: normalised rows and 1 / rms from the forward pass.
-        branch, gate, modulation, inverses, centred: as in the forward pass.
+        branch, gate, modulation, inverses, centred, squares, branch_epsilon: as in the forward pass.
         stream: dtype of the residual stream.
+        dsquares: output for the gradient of squares, (B, L) float32, which all parts of a row have in common.
     """
     normalised, rstd = kept
-    launch = Launch(normalised.shape, stream, modulation, BACKWARD_BLOCKS, BACKWARD_LONGEST, inverses, centred)
+    blocks, scaling = (BACKWARD_BLOCKS, BACKWARD_LONGEST), (squares, branch_epsilon)
+    launch = Launch(normalised.shape, stream, modulation, *blocks, inverses, centred, 0, *scaling)
     num_batch, _, width = normalised.shape
     gated, weighted = branch is not None, modulation.weight is not None
     dx = launch.new(*normalised.shape, dtype=stream)
@@ -265,6 +290,7 @@ def run_backward(
         "dscale": vectors[1],
         "dgate": vectors[2] if gated else None,
         "dweight": dweight,
+        "dsquares": dsquares,
     }
     launch.run("norm_backward", tensors)
     launch.run("norm_backward_sums", tensors, num_sums=2 + gated)

@@ -1,12 +1,38 @@
 """Helpers for rows of tokens that the ops share: visit orders, argument checks, the dtype of computations."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zigma_pl.core.errors import UserError
+
+
+class UnscaledRows(NamedTuple):
+    """Rows that are yet to be multiplied by 1 / sqrt(mean square + epsilon), each by its own factor.
+
+    The factors of an RMSNorm can be applied after the matrix product that follows it, where its result is read anyway.
+
+    rows: (B, L, D).
+    mean_squares: for each row, the mean square of what the norm takes, as K parts that are to be added: (B, L, K)
+        float32.
+    epsilon: added to the mean square.
+    """
+
+    rows: Tensor
+    mean_squares: Tensor
+    epsilon: float
+
+    def reshape(self, shape: torch.Size) -> "UnscaledRows":
+        """Return as many rows with the shape (B, L, D)."""
+        mean_squares = self.mean_squares.reshape(*shape[:2], -1)
+        return self._replace(rows=self.rows.reshape(shape), mean_squares=mean_squares)
+
+    def scaled(self) -> Tensor:
+        """Return the rows times their factors, in the dtype of the rows."""
+        factors = torch.rsqrt(self.mean_squares.sum(-1, keepdim=True) + self.epsilon)
+        return (self.rows * factors).to(self.rows.dtype)
 
 
 def inverse_order(visit_order: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from zigma_pl.models.mixers.mamba import Mamba
 from zigma_pl.models.mixers.mamba2 import Mamba2
 from zigma_pl.models.mixers.parallel import ParallelDirections
 from zigma_pl.models.mixers.self_attention import SelfAttention
+from zigma_pl.ops.rows import UnscaledRows
 
 __all__ = [
     "Branch",
@@ -19,5 +20,6 @@ __all__ = [
     "MixerOptions",
     "ParallelDirections",
     "SelfAttention",
+    "UnscaledRows",
     "Visit",
 ]

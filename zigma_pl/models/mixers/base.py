@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor, nn
 
 from zigma_pl.ops.norms import add_norm_modulate
-from zigma_pl.ops.rows import take_rows
+from zigma_pl.ops.rows import UnscaledRows, take_rows
 
 ActivationMemory = Literal["auto", "lean", "fast"]
 
@@ -44,18 +44,24 @@ class Visit(NamedTuple):
 class Branch(NamedTuple):
     """The output of a residual branch that has not been added to the residual stream yet: x + gate * rows.
 
-    rows: (B, L, D).
+    mixed: the rows, (B, L, D), or `UnscaledRows`.
     gate: (B, 1, D).
     inverse: index of each token's row, (L,) or (B, L) int32; None if the rows are in raster order.
     """
 
-    rows: Tensor
+    mixed: Tensor | UnscaledRows
     gate: Tensor
     inverse: Tensor | None = None
 
+    @property
+    def rows(self) -> Tensor:
+        """The rows, (B, L, D)."""
+        return self.mixed.scaled() if isinstance(self.mixed, UnscaledRows) else self.mixed
+
     def raster_rows(self) -> Tensor:
         """Return the rows in raster order."""
-        return self.rows if self.inverse is None else take_rows(self.rows, self.inverse)
+        rows = self.rows
+        return rows if self.inverse is None else take_rows(rows, self.inverse)
 
 
 class Cut(NamedTuple):
@@ -93,6 +99,11 @@ class Mixer(nn.Module, ABC):
         """Return whether `forward` expects rows that are arranged in the order of this visit."""
         return self.takes_rows_in_visit_order and visit.order is not None
 
+    def mix_unscaled(self, tokens: Tensor, visit: Visit) -> Tensor | UnscaledRows:
+        """Run `forward`; a mixer that ends with a norm and a product may leave the factors of rows to the next norm."""
+        mixed: Tensor = self(tokens, visit)
+        return mixed
+
     def mix(self, tokens: Tensor, visit: Visit) -> Tensor:
         """Mix tokens (B, L, D), with input and output in raster order."""
         if not self.wants_rows_arranged(visit):
@@ -110,7 +121,7 @@ class Mixer(nn.Module, ABC):
         scale: Tensor,
         visit: Visit,
         cut: Cut | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | UnscaledRows, Tensor | None]:
         """Add a branch to x, (B, L, D), and mix the normalised and modulated sum.
 
         Mixers with a fused kernel for all of this override the method.
@@ -129,10 +140,10 @@ class Mixer(nn.Module, ABC):
         if cut is None:
             inverse = visit.inverse if self.wants_rows_arranged(visit) else None
             x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, inverse)
-            return x, self(tokens, visit if inverse is None else visit.arranged()), inverse
+            return x, self.mix_unscaled(tokens, visit if inverse is None else visit.arranged()), inverse
         x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, cut.inverse)
         sequences = tokens.reshape(-1, cut.length, tokens.shape[2])
-        return x, self(sequences, visit).reshape(tokens.shape), cut.inverse
+        return x, self.mix_unscaled(sequences, visit).reshape(tokens.shape), cut.inverse
 
     def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
         """Return how many more bytes the layer would store in a training step after `store_more_activations`.
@@ -163,9 +174,9 @@ def add_branch_and_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return x plus a branch, and the normalised and modulated sum; see `ops.norms.add_norm_modulate`."""
     assert norm.eps is not None
-    rows, gate, inverse = (None, None, None) if branch is None else branch
+    mixed, gate, inverse = (None, None, None) if branch is None else branch
     return add_norm_modulate(
-        *(x, rows, gate, norm.weight, shift, scale),
+        *(x, mixed, gate, norm.weight, shift, scale),
         epsilon=norm.eps,
         centred=isinstance(norm, nn.LayerNorm),
         branch_inverse=inverse,

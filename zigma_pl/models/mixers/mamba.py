@@ -19,6 +19,7 @@ from zigma_pl.ops import mamba_mixer
 from zigma_pl.ops.causal_conv1d import causal_conv1d
 from zigma_pl.ops.mamba_mixer import MixerWeights
 from zigma_pl.ops.mamba_mixer_cuda import KEEP_EVERY
+from zigma_pl.ops.rows import UnscaledRows
 from zigma_pl.ops.selective_scan import ScanBackend, selective_scan
 
 
@@ -162,7 +163,7 @@ class MambaMixer(ScanDirection, Mixer):
         scale: Tensor,
         visit: Visit,
         cut: Cut | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | UnscaledRows, Tensor | None]:
         """Add, normalise, modulate and mix, as one fused op on a GPU."""
         assert norm.eps is not None
         weights = MixerWeights(
@@ -173,7 +174,7 @@ class MambaMixer(ScanDirection, Mixer):
         if not fused or self.wants_rows_arranged(visit):
             return super().add_norm_mix(x, branch, norm, shift, scale, visit, cut)
         length, out_inverse = (0, None) if cut is None else cut
-        rows, gate, inverse = (None, None, None) if branch is None else branch
+        rows, gate, inverse = (None, None, None) if branch is None else (branch.rows, branch.gate, branch.inverse)
         x, mixed = mamba_mixer.add_norm_mix(
             *(x, rows, gate, norm.weight, shift, scale, weights, visit.order),
             epsilon=norm.eps,

@@ -5,10 +5,11 @@ Axes: B batch, L tokens, D width, E inner width, H heads, P width of a head, G g
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.core.errors import UserError
@@ -19,7 +20,8 @@ from zigma_pl.models.mixers.base import ActivationMemory, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
 from zigma_pl.models.mixers.mamba import check_sizes
 from zigma_pl.ops.causal_conv1d import causal_conv1d
-from zigma_pl.ops.rms_norm import rms_norm
+from zigma_pl.ops.rms_norm import rms_norm, scale_columns
+from zigma_pl.ops.rows import UnscaledRows
 from zigma_pl.ops.ssd import SsdBackend, convolved, ssd
 from zigma_pl.ops.ssd.layout import kept_state_bytes
 
@@ -68,12 +70,23 @@ class SsdDirection(Direction):
 
     def scan(self, projected: Tensor, visit_order: Tensor | None = None) -> Tensor:
         """Convolve and scan along visit_order, (L,), and multiply by silu(gate): (B, L, num_projected) -> (B, L, E)."""
+        return self.scan_and_square(projected, visit_order, squared=False)[0]
+
+    def scan_and_square(
+        self, projected: Tensor, visit_order: Tensor | None, squared: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run `scan`, and with `squared` also return mean squares if the kernels compute them.
+
+        Returns: the result of `scan`, and for each row the mean square as parts that are to be added, (B, L, K).
+        """
         deterministic = torch.are_deterministic_algorithms_enabled()  # set by Trainer(deterministic=True)
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         if convolved.runs_fused(projected, weight, visit_order, self.sizes, self.scan_backend):
             assert bias is not None
             parameters = (weight, bias, self.A_log, self.D, self.dt_bias)
-            return convolved.convolve_and_scan(projected, *parameters, visit_order, self.sizes, deterministic)
+            options = (visit_order, self.sizes, deterministic, squared)
+            scanned, squares = convolved.convolve_and_scan(projected, *parameters, *options)
+            return scanned, squares if squared else None
         gate, rows, dt = projected.split(self.sizes.parts, dim=-1)
         rows = causal_conv1d(
             rows, weight, bias, visit_order=visit_order, activation="silu", deterministic=deterministic
@@ -92,7 +105,7 @@ class SsdDirection(Direction):
             backend=self.scan_backend,
             deterministic=deterministic,
         )
-        return y.flatten(2)
+        return y.flatten(2), None
 
 
 def _initial_step_sizes(num_heads: int, smallest: float = 1e-3, largest: float = 0.1) -> Tensor:
@@ -119,7 +132,8 @@ class Mamba2Mixer(SsdDirection, Mixer):
 
     One projection gives the gate, x, B, C and the step sizes; x, B and C are convolved; the gated output of the scan is
     normalised and projected. Parameters have the names and shapes of `mamba_ssm.Mamba2`, so that `load_state_dict`
-    loads its weights.
+    loads its weights. On a GPU, the weight of the norm is multiplied into that of the projection, and the norm's factors
+    of the rows are applied afterwards, by the next norm if possible.
 
     Rows are taken in visit order, since the norms before and after the mixer reorder them at no cost.
 
@@ -149,16 +163,30 @@ class Mamba2Mixer(SsdDirection, Mixer):
         self.norm = GroupRMSNorm(inner_width, num_groups)
         self.out_proj = nn.Linear(inner_width, width, bias=False)
 
-    def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
-        """Mix tokens (B, L, D) in the order in which they are stored."""
+    def forward(self, tokens: Tensor, visit: Visit, unscaled: bool = False) -> Any:
+        """Mix tokens (B, L, D) in the order in which they are stored; with `unscaled`, may return `UnscaledRows`."""
         check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
         if self._recomputes(tokens):
             # stops before it would compute the output projection again
-            return checkpoint(self._mix, tokens, visit.order, use_reentrant=False, preserve_rng_state=False)
-        return self._mix(tokens, visit.order)
+            mixed = checkpoint(self._mix, tokens, visit.order, use_reentrant=False, preserve_rng_state=False)
+        else:
+            mixed = self._mix(tokens, visit.order)
+        return mixed if unscaled or isinstance(mixed, Tensor) else mixed.scaled()
 
-    def _mix(self, tokens: Tensor, visit_order: Tensor | None) -> Tensor:
-        return self.out_proj(self.norm(self.scan(self.in_proj(tokens), visit_order)))
+    def mix_unscaled(self, tokens: Tensor, visit: Visit) -> Tensor | UnscaledRows:
+        """Run `forward` without the norm's factors of the rows if the kernels support it."""
+        mixed: Tensor | UnscaledRows = self(tokens, visit, unscaled=True)
+        return mixed
+
+    def _mix(self, tokens: Tensor, visit_order: Tensor | None) -> Tensor | UnscaledRows:
+        projected = self.in_proj(tokens)
+        squared = self.norm.num_groups == 1 and projected.dtype != torch.float16  # in which products could overflow
+        scanned, squares = self.scan_and_square(projected, visit_order, squared)
+        if squares is None:
+            return self.out_proj(self.norm(scanned))
+        assert self.norm.eps is not None
+        weight = scale_columns(self.out_proj.weight, self.norm.weight, scanned.dtype)
+        return UnscaledRows(linear(scanned, weight), squares, self.norm.eps)
 
     def _recomputes(self, tokens: Tensor) -> bool:
         """Return whether the backward pass recomputes all but the output projection; compiled code never does."""

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zigma_pl.models.mixers.base import Branch, Cut, Mixer, Visit
+from zigma_pl.ops.rows import UnscaledRows
 from zigma_pl.scan.schedule import Axis
 
 # A sequence contains the tokens of one frame, which are contiguous, or the tokens of one grid position in all frames.
@@ -53,7 +54,7 @@ class Sequences:
         shift: Tensor,
         scale: Tensor,
         visit: Visit,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | UnscaledRows, Tensor | None]:
         """Run `Mixer.add_norm_mix` on each sequence; the norm writes their rows one after the other at no cost."""
         cut = Cut(self.length(x.shape[1]))
         if self.axis == "time" or mixer.wants_rows_arranged(visit):

@@ -26,20 +26,27 @@ struct Back {  // shared memory of the backward pass
 };
 static_assert(sizeof(Back) == BACKWARD_BYTES, "Layout.backward_bytes");
 
-// Elements of dout and of the gate that a thread reads for g of a chunk.
+// Elements of dout and of the gate that a thread reads for g of a chunk. With SQUARED, also those of out, with the factor
+// by which they contribute to dout through the mean square of their row.
 #define ADJOINT_ROWS (TOKENS / COPY_STEP(SLICE))
 struct Adjoints {
-    uint4 douts[ADJOINT_ROWS], gates[ADJOINT_ROWS];
+    uint4 douts[ADJOINT_ROWS], gates[ADJOINT_ROWS], outs[SQUARED ? ADJOINT_ROWS : 1];
+    float factors[SQUARED ? ADJOINT_ROWS : 1];
 };
 
 __device__ __forceinline__ void fetch_adjoints(const Params& p, const Walk& w, const int* rows, Adjoints& to) {
     const int first = threadIdx.x / (SLICE / GRANULE), column = threadIdx.x % (SLICE / GRANULE) * GRANULE;
+    const int out_row = (int)p.num_heads * SLICES * SLICE;
+    const float slope = 2.f / out_row;
     const Element *dout = dout_of(p, w) + column, *gate = gate_of(p, w) + column;
+    const Element* out = own_rows(w, p.out, p.num_tokens * out_row) + column;
 #pragma unroll
     for (int i = 0; i < ADJOINT_ROWS; ++i) {
         const int row = rows[first + i * COPY_STEP(SLICE)];
         to.douts[i] = to.gates[i] = make_uint4(0, 0, 0, 0);
+        if (SQUARED) to.outs[i] = make_uint4(0, 0, 0, 0), to.factors[i] = 0.f;
         if (row < 0) continue;
+        if (SQUARED) to.outs[i] = *(const uint4*)(out + (Long)row * out_row), to.factors[i] = *square_of(p, w, row) * slope;
         to.douts[i] = *(const uint4*)(dout + (Long)row * (int)p.dout_row);
         if (GATED) to.gates[i] = *(const uint4*)(gate + (Long)row * (int)p.gate_row);
     }
@@ -55,6 +62,11 @@ __device__ __forceinline__ void store_adjoints(
     for (int i = 0; i < ADJOINT_ROWS; ++i) {
         float values[GRANULE], z[GRANULE];
         unpack16(from.douts[i], values);
+        if (SQUARED) {
+            unpack16(from.outs[i], z);
+#pragma unroll
+            for (int e = 0; e < GRANULE; ++e) values[e] = fmaf(z[e], from.factors[i], values[e]);
+        }
         unpack16(from.gates[i], z);
         if (GATED && factors) {
             float slopes[GRANULE];

@@ -97,7 +97,8 @@ def convolve_and_scan(
     visit_order: Tensor | None,
     sizes: Sizes,
     deterministic: bool,
-) -> Tensor:
+    squared: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Convolve x, B and C along an order, with silu, scan, and multiply by silu(gate), as in Mamba-2.
 
     Args:
@@ -109,33 +110,56 @@ def convolve_and_scan(
         visit_order: (L,) int32 or int64, None for raster order.
         sizes: sizes of the scan.
         deterministic: compute bit-identical gradients on every run.
+        squared: also return mean squares.
 
-    Returns: (B, L, E), in raster order.
+    Returns: rows (B, L, E), in raster order, and for each of them the mean square as K parts, which are to be added:
+        (B, L, K) float32, empty unless `squared`.
     """
     inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
     differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if not runs_eagerly(projected):
-        return forward_op(*inputs, sizes.numbers, differentiated, deterministic)[0]
+        return forward_op(*inputs, sizes.numbers, differentiated, deterministic, squared)[:2]
     if not differentiated:
-        return _forward(inputs, sizes, False)[0]
-    return _ConvolveAndScan.apply(*inputs, sizes, deterministic)
+        return _forward(inputs, sizes, False, squared)[:2]
+    return _ConvolveAndScan.apply(*inputs, sizes, deterministic, squared)
 
 
-def _forward(inputs: Inputs, sizes: Sizes, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, the convolved rows, and the states for the backward pass, empty unless `keep_states`."""
+Forward = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _forward(inputs: Inputs, sizes: Sizes, keep_states: bool, squared: bool) -> Forward:
+    """Return the output and its mean squares, empty unless `squared`; the convolved rows; and the states.
+
+    The last two are for the backward pass; states are empty unless `keep_states`.
+    """
     projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order = inputs
     gate, rows, dt = projected.split(sizes.parts, -1)
     convolved = convolution.convolve(rows, conv_weight, conv_bias, visit_order, True)
     x, B, C = sizes.split(convolved)
     arguments = (x, dt, A_log, B, C, skip, sizes.as_heads(gate), dt_bias, visit_order)
-    y, states = cuda.forward(*arguments, keep_states, log_A=True)
-    return y.flatten(2), convolved, states
+    squares = cuda.new_mean_squares(x, B, x.dtype) if squared else None
+    y, states = cuda.forward(*arguments, keep_states, log_A=True, mean_squares=squares)
+    return y.flatten(2), y.new_empty(0) if squares is None else squares, convolved, states
 
 
 def _backward(
-    dy: Tensor, inputs: Inputs, convolved: Tensor, states: Tensor, sizes: Sizes, deterministic: bool
+    dy: Tensor | None,
+    dsquares: Tensor | None,
+    inputs: Inputs,
+    convolved: Tensor,
+    states: Tensor,
+    y: Tensor | None,
+    sizes: Sizes,
+    deterministic: bool,
 ) -> Gradients:
-    """Return the gradients, those of parameters in float32 and in part in shared memory."""
+    """Return the gradients, those of parameters in float32 and in part in shared memory.
+
+    dy, dsquares: gradients of the output and of its mean squares, None if they were not used.
+    inputs: those of the forward pass.
+    convolved, states, y: from the forward pass; y may be None without mean squares.
+    """
+    if dy is None:
+        dy = torch.zeros_like(y)
     projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order = inputs
     gate, rows, dt = projected.split(sizes.parts, -1)
     dprojected, dconvolved = torch.empty_like(projected), torch.empty_like(convolved)
@@ -148,6 +172,8 @@ def _backward(
         dgate=sizes.as_heads(dgate),
         ddt=ddt,
         log_A=True,
+        out=y,
+        dmean_squares=dsquares,
     )
     dconvolved[..., sizes.num_heads * sizes.head_dim :].unflatten(-1, found["dBC"].shape[2:]).copy_(found["dBC"])
     del convolved, x, B, C
@@ -162,18 +188,22 @@ class _ConvolveAndScan(torch.autograd.Function):
     """The two passes in eager mode, where a custom op would take about as long on the host as the launches."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *inputs, ctx.sizes, ctx.deterministic = arguments
-        y, convolved, states = _forward(Inputs(*inputs), ctx.sizes, True)
-        ctx.save_for_backward(*inputs, convolved, states)
-        return y
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *inputs, ctx.sizes, ctx.deterministic, squared = arguments
+        y, squares, *kept = _forward(Inputs(*inputs), ctx.sizes, True, squared)
+        if not squared:
+            ctx.mark_non_differentiable(squares)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *kept, y if squared else None)
+        return y, squares
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, convolved, states = ctx.saved_tensors  # only once: with checkpointing a second access is an error
-        gradients = _backward(dy, Inputs(*inputs), convolved, states, ctx.sizes, ctx.deterministic)
-        return *(g.to(t.dtype) for g, t in zip(gradients, inputs[:6], strict=True)), None, None, None
+    def backward(ctx: Any, dy: Tensor | None, dsquares: Tensor | None) -> tuple[Tensor | None, ...]:
+        *inputs, convolved, states, y = ctx.saved_tensors  # only once: with checkpointing a second access is an error
+        kept = (convolved, states, y)
+        gradients = _backward(dy, dsquares, Inputs(*inputs), *kept, ctx.sizes, ctx.deterministic)
+        return *(g.to(t.dtype) for g, t in zip(gradients, inputs[:6], strict=True)), None, None, None, None
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile
@@ -189,11 +219,12 @@ def forward_op(
     sizes: list[int],
     differentiated: bool,
     deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, and the convolved rows and states for the backward pass, empty unless `differentiated`."""
+    squared: bool,
+) -> Forward:
+    """Return the result of `_forward`, with empty tensors for the backward pass unless `differentiated`."""
     inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
-    y, convolved, states = _forward(inputs, Sizes(*sizes), differentiated)
-    return y, convolved if differentiated else y.new_empty(0), states
+    y, squares, convolved, states = _forward(inputs, Sizes(*sizes), differentiated, squared)
+    return y, squares, convolved if differentiated else y.new_empty(0), states
 
 
 @forward_op.register_fake
@@ -208,19 +239,22 @@ def _(
     sizes: list[int],
     differentiated: bool,
     deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    squared: bool,
+) -> Forward:
     given = Sizes(*sizes)
     inner, num_convolved, _ = given.parts
     y = projected.new_empty(*projected.shape[:2], inner)
     convolved = projected.new_empty(*projected.shape[:2], num_convolved)
     x, B, _ = given.split(convolved)
+    squares = cuda.new_mean_squares(x, B, x.dtype) if squared else y.new_empty(0)
     states = cuda.new_states(x, B, projected.dtype, differentiated)
-    return y, convolved if differentiated else projected.new_empty(0), states
+    return y, squares, convolved if differentiated else projected.new_empty(0), states
 
 
 @torch.library.custom_op("zigma_pl::convolve_and_scan_backward", mutates_args=())
 def backward_op(
-    dy: Tensor,
+    dy: Tensor | None,
+    dsquares: Tensor | None,
     projected: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
@@ -230,12 +264,14 @@ def backward_op(
     visit_order: Tensor | None,
     convolved: Tensor,
     states: Tensor,
+    y: Tensor | None,
     sizes: list[int],
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of all inputs of the forward pass except the order."""
     inputs = Inputs(projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order)
-    dprojected, *gradients = _backward(dy, inputs, convolved, states, Sizes(*sizes), deterministic)
+    kept = (convolved, states, y)
+    dprojected, *gradients = _backward(dy, dsquares, inputs, *kept, Sizes(*sizes), deterministic)
     # Gradients of parameters share memory, which those of a custom op must not.
     rest = (cuda.own(gradient, of) for gradient, of in zip(gradients, inputs[1:6], strict=True))
     return dprojected, *rest  # type: ignore[return-value]
@@ -243,7 +279,8 @@ def backward_op(
 
 @backward_op.register_fake
 def _(
-    dy: Tensor,
+    dy: Tensor | None,
+    dsquares: Tensor | None,
     projected: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
@@ -253,6 +290,7 @@ def _(
     visit_order: Tensor | None,
     convolved: Tensor,
     states: Tensor,
+    y: Tensor | None,
     sizes: list[int],
     deterministic: bool,
 ) -> Gradients:
@@ -260,18 +298,19 @@ def _(
     return tuple(t.new_empty(t.shape) for t in inputs)  # type: ignore[return-value]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.sizes, _, ctx.deterministic = inputs
-    ctx.mark_non_differentiable(*output[1:])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
+    *tensors, ctx.sizes, _, ctx.deterministic, squared = inputs
+    y, squares, *kept = output
+    ctx.mark_non_differentiable(*kept, *(() if squared else (squares,)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.save_for_backward(*tensors, *kept, y if squared else None)
 
 
-def _op_backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if dy is None:  # the output was not used
-        return (None,) * 10
-    gradients = backward_op(dy, *ctx.saved_tensors, ctx.sizes, ctx.deterministic)
-    return *gradients, None, None, None, None
+def _op_backward(ctx: Any, dy: Tensor | None, dsquares: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if dy is None and dsquares is None:  # the output was not used
+        return (None,) * 11
+    gradients = backward_op(dy, dsquares, *ctx.saved_tensors, ctx.sizes, ctx.deterministic)
+    return *gradients, None, None, None, None, None
 
 
 forward_op.register_autograd(_op_backward, setup_context=_setup_context)

@@ -51,16 +51,25 @@ def forward(
     visit_order: Tensor | None,
     keep_states: bool,
     log_A: bool = False,
+    mean_squares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output, (B, L, H, P), and the states for `backward`, empty unless `keep_states`; without autograd.
 
-    With `log_A`, A contains log(-A), the parameter that models learn.
+    With `log_A`, A contains log(-A), the parameter that models learn. `mean_squares`, from `new_mean_squares`, receives
+    parts of the mean of the squared output over (H, P), which are to be added.
     """
     call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order, log_A=log_A)
     out = torch.empty(x.shape, dtype=call.dtype, device=x.device)
     states = new_states(x, B, call.dtype, keep_states)
-    launch.launch(call, {"out": out, "states": states}, backward=False, option=keep_states)
+    results = {"out": out, "states": states} | ({} if mean_squares is None else {"squares": mean_squares})
+    launch.launch(call, results, backward=False, option=keep_states)
     return out, states
+
+
+def new_mean_squares(x: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
+    """Allocate the parts of the mean squares of rows, (B, L, K) float32, one for each block along the heads."""
+    slices = launch.layout_of(B.shape[3], x.shape[3], dtype, x.get_device()).slices
+    return x.new_empty((*x.shape[:2], x.shape[2] * slices), dtype=torch.float32)
 
 
 def new_states(x: Tensor, B: Tensor, dtype: torch.dtype, keep_states: bool) -> Tensor:
@@ -88,11 +97,19 @@ def backward(
     dgate: Tensor | None = None,
     ddt: Tensor | None = None,
     log_A: bool = False,
+    out: Tensor | None = None,
+    dmean_squares: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradients without autograd, in the kernels' dtypes; with `log_A`, A and its gradient are log(-A)'s.
 
     Outputs can be given for `dx`, `dgate` and `ddt`, such as columns of the gradient of a projection: the last axes
     (H, P) or (H,) contiguous, samples adjacent, and rows of dx and dgate at multiples of 16 bytes.
+
+    Args:
+        dout: gradient of the output.
+        states: from `forward`, whose arguments the others are.
+        deterministic: compute bit-identical gradients on every run.
+        out, dmean_squares: the output and the gradients of its mean squares, if they were used.
 
     Returns:
         dx: (B, L, H, P) in the rows' dtype.
@@ -126,8 +143,11 @@ def backward(
     else:
         results["dBC"] = new(parts, *x.shape[:2], 2, *B.shape[2:])
         results["sums"] = new(len(x), num_pieces, x.shape[2], layout.slices, 3)
-    results["states"] = states
-    launch.launch(call, results, backward=True, option=adding)
+    inputs = {"states": states}
+    if dmean_squares is not None:
+        assert out is not None
+        inputs |= {"out": out, "squares": dmean_squares}
+    launch.launch(call, results | inputs, backward=True, option=adding)
     if layout.slices > 1:
         results["ddt"] = ddt.copy_(results["ddt"].sum(0))
     dBC = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
@@ -136,7 +156,6 @@ def backward(
     results["dBC"] = dBC
     if not adding:
         results["sums"] = results["sums"].sum((0, 1, 3))
-    del results["states"]
     return results
 
 

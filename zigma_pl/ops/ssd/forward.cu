@@ -38,11 +38,13 @@ __device__ __forceinline__ void scale_square(Sum& s, const Vectors& v, int low, 
         }
 }
 
-// Multiplies y by silu(gate), if there is a gate, and writes it for 16 tokens of the chunk.
+// Multiplies y by silu(gate), if there is a gate, and writes it for 16 tokens of the chunk; with SQUARED, also the part of
+// the rows' mean square.
 __device__ __forceinline__ void finish_output(
     const Params& p, const Walk& w, const int* rows, const Patch (&gate)[GATED ? SLICE_BLOCKS : 1], Sum (&y)[SLICE_BLOCKS]
 ) {
     const int stride = (int)p.num_heads * SLICES * SLICE;
+    float squares[2] = {0.f, 0.f};
 #pragma unroll
     for (int b = 0; b < SLICE_BLOCKS; ++b) {
         if (GATED) {
@@ -54,6 +56,15 @@ __device__ __forceinline__ void finish_output(
                 for (int i = 0; i < 4; ++i) y[b][t][i] *= z[t][i] * gate_sigmoid(z[t][i]);
         }
         put(own_rows(w, p.out, p.num_tokens * stride), stride, rows, b * 16, y[b]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) squares[i / 2 % 2] = fmaf(y[b][i / 4][i % 4], y[b][i / 4][i % 4], squares[i / 2 % 2]);
+    }
+    if (!SQUARED) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float sum = quad_sum(squares[half]);
+        const int row = rows[LANE_ROW + half * 8];
+        if ((LANE & 3) == 0 && row >= 0) *square_of(p, w, row) = sum * (1.f / stride);
     }
 }
 

@@ -22,13 +22,13 @@ from zigma_pl.ops.ssd.layout import (
 
 MAX_ROW_BYTES = 2**31 - 1  # walk.cu reads row strides as int
 ROWS = {"dx": -4, "dgate": -4, "ddt": -3}  # results that may be columns of wider rows, and their axes of samples
-RESULTS = ("out", *ROWS, "states", "carries", "durations", "dBC", "sums")
+RESULTS = ("out", *ROWS, "states", "carries", "durations", "dBC", "sums")  # "squares" is at the end of Params
 
 _FOLDER = Path(__file__).parent
 _COMMON = (_FOLDER.parent / "device.cu", *(_FOLDER / name for name in ("fragments.cu", "walk.cu", "copies.cu")))
 _FORWARD = ("forward.cu",)
 _BACKWARD = ("adjoints.cu", "squares.cu", "gradients.cu", "backward.cu")
-_NUM_FIELDS = 54  # in struct Params of walk.cu
+_NUM_FIELDS = 58  # in struct Params of walk.cu
 _MIN_STATES_MULTIPLE = 8  # rows of B and C are read and written by 16 bytes
 
 
@@ -91,6 +91,8 @@ class Call:
         fields += (self.parts, 0 if parts is None or len(parts) == 1 else parts[0].numel())
         fields += (self.batch_size, self.num_tokens, self.num_heads, self.num_groups)
         fields += (self.num_chunks, piece_chunks, carry_parts, int(self.log_A))
+        squares = results.get("squares")
+        fields += (0, 0, 0, 0) if squares is None else (squares.data_ptr(), *squares.stride())
         return fields
 
 
@@ -138,12 +140,21 @@ def layout_of(num_states: int, head_dim: int, dtype: torch.dtype, device: int) -
 
 @functools.cache
 def kernel(
-    name: str, layout: Layout, row_kind: int, dt_kind: int, gated: bool, biased: bool, option: bool, device: int
+    name: str,
+    layout: Layout,
+    row_kind: int,
+    dt_kind: int,
+    gated: bool,
+    biased: bool,
+    option: bool,
+    squared: bool,
+    device: int,
 ) -> nvrtc.Kernel:
     """Load a kernel of forward.cu or backward.cu for one combination of options.
 
     Args:
         option: whether the forward pass stores states, or the blocks of the backward pass add to dBC and sums.
+        squared: whether the forward pass writes mean squares, or the backward pass reads their gradients.
         name, layout, row_kind, dt_kind, gated, biased, device: which kernel, and for which inputs.
     """
     backward = name.startswith("ssd_backward")
@@ -157,6 +168,7 @@ def kernel(
         "SLICES": layout.slices,
         "GATED": int(gated),
         "BIASED": int(biased),
+        "SQUARED": int(squared),
     }
     if backward:
         options |= {"BACKWARD_BYTES": layout.backward_bytes, "BACKWARD_BLOCKS": layout.backward_blocks}
@@ -193,7 +205,8 @@ def launch(call: Call, results: dict[str, Tensor], *, backward: bool, option: bo
         carries = (num_parts, call.batch_size, columns)
         states = call.dt.new_empty((*carries, layout.states, layout.slice), dtype=item_dtype(call.dtype))
         results = results | {"carries": states, "durations": call.dt.new_empty(carries, dtype=torch.float32)}
-    kinds = (layout, ROW_KINDS[call.dtype], ROW_KINDS[call.dt.dtype], call.gated, call.biased, option, call.device)
+    options = (call.gated, call.biased, option, "squares" in results)
+    kinds = (layout, ROW_KINDS[call.dtype], ROW_KINDS[call.dt.dtype], *options, call.device)
     name = "ssd_backward" if backward else "ssd_forward"
     if num_pieces > 1:
         part = call.fields(results, piece_chunks // carry_parts, carry_parts)

@@ -41,6 +41,8 @@ struct Params {
     Long num_batch, num_tokens, num_heads, num_groups, num_chunks, piece_chunks;
     Long carry_parts;              // parts of a piece whose states at the end are computed by separate blocks
     Long log_A;                    // A contains log(-A)
+    float* squares;                // each block's part of the mean square of rows of out, or its gradient; see SQUARED
+    Long squares_batch, squares_row, squares_part;
 };
 
 struct Walk {
@@ -105,6 +107,11 @@ __device__ __forceinline__ const Element* dout_of(const Params& p, const Walk& w
 // Where the block's channels begin in rows (B, L, H, P) whose samples are `batch` elements apart.
 __device__ __forceinline__ Element* own_rows(const Walk& w, Element* rows, Long batch) {
     return rows + w.batch * batch + (w.head * SLICES + w.slice) * SLICE;
+}
+
+// The part of a row's mean square that the block's channels contribute, or its gradient.
+__device__ __forceinline__ float* square_of(const Params& p, const Walk& w, int row) {
+    return p.squares + w.batch * p.squares_batch + row * p.squares_row + blockIdx.x * p.squares_part;
 }
 
 // Raster row of a token of a chunk, -1 outside of the sequence.
