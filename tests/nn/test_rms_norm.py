@@ -3,7 +3,8 @@ import torch
 from torch.testing import assert_close
 
 from zigma_pl.models.layers.rms_norm import RMSNorm
-from zigma_pl.ops.rms_norm import rms_norm
+from zigma_pl.ops.rms_norm import rms_norm, scale_columns
+from zigma_pl.ops.rows import UnscaledRows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -39,3 +40,32 @@ def test_autocast_does_not_choose_the_type(monkeypatch):
         RMSNorm(8)(torch.randn(2, 8))
         rms_norm(torch.randn(2, 8), torch.ones(8), 1e-6, num_groups=2)
     assert in_autocast == [False, False]
+
+
+def test_a_norm_before_a_product_can_be_applied_after_it():
+    """The weight as a part of the matrix, and the factors of the rows later, from parts of their mean squares."""
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, matrix = (torch.randn(size, generator=generator).double() for size in ((2, 5, 12), (12,), (7, 12)))
+    parts = rows.unflatten(-1, (3, 4)).square().sum(-1) / 12
+    product = rows @ scale_columns(matrix, weight, torch.float64).T
+    expected = rms_norm(rows, weight, 0.1) @ matrix.T
+    torch.testing.assert_close(UnscaledRows(product, parts, 0.1).scaled(), expected)
+    reshaped = UnscaledRows(product, parts, 0.1).reshape(torch.Size((1, 10, 7)))
+    torch.testing.assert_close(reshaped.scaled(), expected.view(1, 10, 7))
+
+
+def test_gradients_of_scaled_columns():
+    matrix, weight = (torch.randn(size).double().requires_grad_() for size in ((7, 12), (12,)))
+    torch.autograd.gradcheck(lambda *given: scale_columns(*given, torch.float64), (matrix, weight))
+    products = scale_columns(matrix.float(), weight.float(), torch.bfloat16)
+    assert torch.equal(products, (matrix.float() * weight.float()).bfloat16())
+    found = torch.autograd.grad(products.float().square().sum(), (matrix, weight))
+    expected = torch.autograd.grad((matrix * weight).square().sum(), (matrix, weight))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
+def test_scaled_columns_in_compiled_code():
+    compiled = torch.compile(scale_columns, backend="aot_eager", fullgraph=True)
+    matrix, weight = torch.randn(7, 12), torch.randn(12)
+    assert torch.equal(compiled(matrix, weight, torch.bfloat16), scale_columns(matrix, weight, torch.bfloat16))

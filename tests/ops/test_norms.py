@@ -1,5 +1,6 @@
 """Residual sum, norm and modulation: emulated CUDA kernels, compared with plain PyTorch in float64."""
 
+import itertools
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from zigma_pl.ops import norms, norms_cuda
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.norms_cuda import IN_PLACE, Inverses
-from zigma_pl.ops.rows import inverse_order, take_rows
+from zigma_pl.ops.rows import UnscaledRows, inverse_order, take_rows
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 NAMES = ("x", "branch", "gate", "weight", "shift", "scale")
@@ -39,14 +40,28 @@ def together(results):
     return torch.cat([results[0], results[1].to(results[0].dtype)], -1)
 
 
+def unscaled(dtype, num_parts, num_tokens=13, width=24):
+    """Arguments whose branch is `UnscaledRows`, as in a block: the rows are as large as their factors are small."""
+    arguments = make_arguments((2, num_tokens, width), dtype)
+    generator = torch.Generator().manual_seed(5)
+    sizes = torch.rand(2, num_tokens, 1, generator=generator) * 30 + 0.1
+    parts = torch.rand(2, num_tokens, num_parts, generator=generator)
+    arguments["branch"] = (arguments["branch"] * sizes).to(dtype)
+    return arguments | {"mean_squares": sizes.square() * parts / parts.sum(-1, keepdim=True)}
+
+
 def run_kernels(centred, inverses=IN_PLACE, **given):
     tensors = [given.get(name) for name in NAMES]
+    if "mean_squares" in given:
+        tensors[1] = UnscaledRows(tensors[1], given["mean_squares"], 0.1)
     branch, out = inverses
     options = {"branch_inverse": branch, "out_inverse": out}
     return together(norms.add_norm_modulate(*tensors, epsilon=1e-5, centred=centred, **options))
 
 
 def run_plain(centred, inverses=IN_PLACE, **given):
+    if "mean_squares" in given:
+        given["branch"] = given["branch"] * (given["mean_squares"].sum(-1, keepdim=True) + 0.1) ** -0.5
     return together(norms._run_reference(*map(given.get, NAMES), inverses, 1e-5, centred))
 
 
@@ -102,6 +117,22 @@ def test_residual_stream_of_16_bits():
 
 @needs_compiler
 @pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("num_parts", "centred"), [(1, False), (24, True), (70, False)])
+def test_rows_of_the_branch_are_scaled(num_parts, centred, dtype):
+    arguments, inverses = unscaled(dtype, num_parts), random_inverses(13, 2, 1)
+    errors = relative_errors(run_kernels, run_plain, arguments, centred=centred, inverses=inverses)
+    assert max(errors.values()) < TOLERANCES[dtype], errors
+
+
+def test_rows_of_the_branch_are_scaled_in_plain_pytorch():
+    arguments, inverses = unscaled(torch.float32, 3), random_inverses(13, 1, 0)
+    errors = relative_errors(run_kernels, run_plain, arguments, centred=False, inverses=inverses)
+    assert max(errors.values()) < TOLERANCES[torch.float32], errors
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("used", [0, 1])
 def test_either_result_may_go_unused(used):
     leaves = {name: t.detach().requires_grad_() for name, t in make_arguments((2, 5, 16), torch.float32).items()}
@@ -116,8 +147,9 @@ def test_either_result_may_go_unused(used):
 
 @needs_compiler
 @pytest.mark.usefixtures("fused")
-def test_all_ways_give_the_same_bits(monkeypatch):
-    arguments, results = make_arguments((2, 5, 16), torch.bfloat16), []
+@pytest.mark.parametrize("arguments", [make_arguments((2, 5, 16), torch.bfloat16), unscaled(torch.bfloat16, 3)])
+def test_all_ways_give_the_same_bits(arguments, monkeypatch):
+    results = []
     for compiling in (False, True):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=compiling: value)
         leaves = {name: t.detach().requires_grad_() for name, t in arguments.items()}
@@ -172,9 +204,10 @@ def test_all_ways_move_rows_alike(monkeypatch):
 @pytest.mark.parametrize("orders", [(0, 0), *ORDERS])
 @pytest.mark.parametrize("num_tokens", [1, 63, 1000])
 def test_norms_on_the_gpu(num_tokens, orders, dtype):
-    arguments = {name: t.cuda() for name, t in make_arguments((2, num_tokens, 768), dtype).items()}
     inverses = Inverses(*(t if t is None else t.cuda() for t in random_inverses(num_tokens, *orders)))
-    for centred in (False, True):
+    given = make_arguments((2, num_tokens, 768), dtype), unscaled(dtype, 24, num_tokens, 768)
+    for arguments, centred in itertools.product(given, (False, True)):
+        arguments = {name: t.cuda() for name, t in arguments.items()}
         errors = relative_errors(run_kernels, run_plain, arguments, centred=centred, inverses=inverses)
         assert max(errors.values()) < max(TOLERANCES[dtype], 1e-5), errors
 
@@ -186,8 +219,11 @@ def test_opcheck(absent):
     arguments = make_arguments((1, 5, 16), torch.bfloat16, absent=absent)
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in map(arguments.get, NAMES)]
     moved = random_inverses(5, 0 if absent else 1, 1)
-    torch.library.opcheck(norms.norm_forward, (*leaves, *moved, 1e-5, False, True))
+    scaling = (None if absent else torch.rand(1, 5, 3).requires_grad_(), 0.1)
+    torch.library.opcheck(norms.norm_forward, (*leaves, *moved, *scaling, 1e-5, False, True))
     plain = [t if t is None else t.detach() for t in leaves]
-    _, out, normalised, rstd = norms.norm_forward(*plain, *moved, 1e-5, False, True)
-    torch.library.opcheck(norms.norm_backward, (None, out, normalised, rstd, *plain[1:], *moved, False, torch.float32))
-    torch.library.opcheck(norms.norm_forward, (*plain, None, None, 1e-5, False, False))
+    scaling = (None if absent else scaling[0].detach(), 0.1)
+    _, out, normalised, rstd = norms.norm_forward(*plain, *moved, *scaling, 1e-5, False, True)
+    kept = (out, normalised, rstd)
+    torch.library.opcheck(norms.norm_backward, (None, *kept, *plain[1:], *moved, *scaling, False, torch.float32))
+    torch.library.opcheck(norms.norm_forward, (*plain, None, None, None, 0.0, 1e-5, False, False))

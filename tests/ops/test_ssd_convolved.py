@@ -8,12 +8,17 @@ import torch
 from ops.scan_inputs import random_order
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zigma_pl.mixers import Mamba2, Visit
-from zigma_pl.ops import nvrtc
+from zigma_pl.mixers import Mamba, Mamba2, UnscaledRows, Visit
+from zigma_pl.models.block import BlockConditions, FinalLayer, ZigzagBlock
+from zigma_pl.models.mixers import mamba2
+from zigma_pl.models.mixers.sequences import Sequences
+from zigma_pl.ops import mamba_mixer, norms, nvrtc
 from zigma_pl.ops.backends import relative_errors
 from zigma_pl.ops.causal_conv1d import causal_conv1d
+from zigma_pl.ops.rows import inverse_order
 from zigma_pl.ops.ssd import convolved, launch, layout, ssd
-from zigma_pl.ops.ssd.convolved import Sizes, convolve_and_scan
+from zigma_pl.ops.ssd.convolved import convolve_and_scan
+from zigma_pl.ops.ssd.sizes import Sizes
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -193,3 +198,47 @@ def test_tensors_on_the_cpu_take_separate_ops():
     sizes = Sizes(8, 32, 1, 16)
     rows = torch.zeros(1, 3, sum(sizes.parts), requires_grad=True)
     assert not convolved.runs_fused(rows, torch.zeros(288, 4), None, sizes, "auto")
+
+
+def run_blocks(layers, x, conditioning, visit):
+    """Run blocks and a final layer; return its output, and whether each branch was left unscaled."""
+    *blocks, final = layers
+    pending, unscaled, conditions = None, [], BlockConditions(conditioning)
+    for block in blocks:
+        x, pending = block(x, pending, conditions, visit)
+        unscaled.append(isinstance(pending.mixed, UnscaledRows))
+    return final(x, pending, conditions), unscaled
+
+
+def make_layers(memory="fast", sequences=None):
+    """Two blocks with Mamba-2 and one with Mamba, and a final layer, without all-zero parameters."""
+    torch.manual_seed(0)
+    ssd2 = Mamba2(state_size=16, head_dim=32, expand=8, activation_memory=memory)
+    blocks = [ZigzagBlock(32, options.build(32), sequences=sequences) for options in (ssd2, ssd2, Mamba())]
+    layers = torch.nn.ModuleList([*blocks, FinalLayer(32, 8)])
+    for parameter in layers.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("memory", "sequences"), [("lean", None), ("fast", None), ("fast", Sequences("space", 3))], ids=str
+)
+def test_blocks_apply_the_factors_of_the_norm_in_the_next_norm(memory, sequences, monkeypatch, emulated):
+    layers, x, conditioning = make_layers(memory, sequences), torch.randn(2, 12, 32), torch.randn(2, 32)
+    order = random_order(12 if sequences is None else 4)
+    visit = Visit(torch.zeros(12, 2), order, inverse_order(order).int())
+    monkeypatch.setattr(mamba2.Mamba2Mixer, "_recomputes", lambda self, tokens: memory == "lean")
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(convolved, "runs_fused", lambda *_, value=fused: value)
+        monkeypatch.setattr(norms, "runs_fused", lambda *_, value=fused: value)
+        monkeypatch.setattr(mamba_mixer, "runs_fused", lambda *_, value=fused: value)
+        output, unscaled = run_blocks(layers, x, conditioning, visit)
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(layers.parameters()))])
+        assert unscaled == [fused, fused, False]
+        with torch.no_grad():
+            torch.testing.assert_close(run_blocks(layers, x, conditioning, visit)[0], output)
+    for plain, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=2e-5 * float(plain.detach().abs().max()))

@@ -48,16 +48,23 @@ __device__ __forceinline__ Long branch_row(const Params& p, Long batch, int row)
     return batch * p.num_rows + row;
 }
 
-// A lane's share of the mean square of a row of branch, and the factor of the row.
-__device__ __forceinline__ float load_square(const Params& p, Long branch_row) {
-    float square = 0.f;
-    if (BRANCH_SCALED)
-        for (int k = threadIdx.x % 32; k < p.num_squares; k += 32) square += p.squares[branch_row * p.num_squares + k];
-    return square;
+// A lane's share of the mean square of a row of branch, and the factor of the row. Up to 64 parts are not added before the
+// factor is needed, so that a warp does not wait for them earlier.
+__device__ __forceinline__ float2 load_squares(const Params& p, Long branch_row) {
+    float2 squares = make_float2(0.f, 0.f);
+#if BRANCH_SCALED
+    const float* from = p.squares + branch_row * p.num_squares;
+    const int lane = threadIdx.x % 32, count = (int)p.num_squares;
+    if (lane < count) squares.x = from[lane];
+    if (lane + 32 < count) squares.y = from[lane + 32];
+#pragma unroll 1
+    for (int k = lane + 64; k < count; k += 32) squares.x += from[k];
+#endif
+    return squares;
 }
 
-__device__ __forceinline__ float branch_scale(const Params& p, float square) {
-    return BRANCH_SCALED ? reciprocal_root(warp_sum(square), (Word)p.branch_epsilon) : 1.f;
+__device__ __forceinline__ float branch_scale(const Params& p, float2 squares) {
+    return BRANCH_SCALED ? reciprocal_root(warp_sum(squares.x + squares.y), (Word)p.branch_epsilon) : 1.f;
 }
 
 __device__ __forceinline__ Long out_begin(const Params& p, Long batch, int row) {
@@ -88,13 +95,13 @@ __device__ __forceinline__ void load_factor(const Params& p, Long batch, float* 
 }
 
 __device__ __forceinline__ void load_inputs(const Params& p, Long batch, int row, StreamFour (&x)[VECTORS],
-                                            Four (&branch)[VECTORS], float& square) {
+                                            Four (&branch)[VECTORS], float2& squares) {
     const Long begin = (batch * p.num_rows + row) * WIDTH, from = branch_row(p, batch, row);
-    square = load_square(p, from);
     FOR_GROUPS(v, column) {
         x[v] = *(const StreamFour*)(p.x + begin + column);
         if (p.branch) branch[v] = *(const Four*)(p.branch + from * WIDTH + column);
     }
+    squares = load_squares(p, from);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_forward(const Params p) {
@@ -105,15 +112,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
     int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32;
     StreamFour next_x[VECTORS];
     Four next_branch[VECTORS];
-    float next_square;
-    if (row < end) load_inputs(p, batch, row, next_x, next_branch, next_square);  // at the same time as the vectors
+    float2 next_squares;
+    if (row < end) load_inputs(p, batch, row, next_x, next_branch, next_squares);  // at the same time as the vectors
     load_factor(p, batch, factors);
     load_vector(p.shift + batch * p.shift_batch, shifts);
     if (p.branch) load_vector(p.gate + batch * p.gate_batch, gates);
     __syncthreads();
     for (; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH, to = out_begin(p, batch, row);
-        const float scaling = branch_scale(p, next_square);
+        const float scaling = branch_scale(p, next_squares);
         float x[VECTORS][4], sum = 0.f, squares = 0.f;
         FOR_GROUPS(v, column) unpack4(next_x[v], x[v]);
         if (p.branch) FOR_GROUPS(v, column) {
@@ -124,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
             for (int i = 0; i < 4; ++i) x[v][i] = fmaf(gate[i], branch[i] * scaling, x[v][i]);
             store4(p.x_new + begin + column, x[v]);
         }
-        if (row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch, next_square);
+        if (row + WARPS < end) load_inputs(p, batch, row + WARPS, next_x, next_branch, next_squares);
         FOR_GROUPS(v, column) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum += x[v][i];
@@ -166,7 +173,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
     for (int row = blockIdx.x * p.chunk_rows + threadIdx.x / 32; row < end; row += WARPS) {
         const Long begin = (batch * p.num_rows + row) * WIDTH;
         const Long from = branch_row(p, batch, row), to = out_begin(p, batch, row);
-        const float square = load_square(p, from), rstd = p.rstd[batch * p.num_rows + row];
+        const float2 squares = load_squares(p, from);
+        const float rstd = p.rstd[batch * p.num_rows + row];
         Four douts[VECTORS], kept[VECTORS], branches[VECTORS];
         StreamFour dx_new[VECTORS];
         FOR_GROUPS(v, column) {
@@ -205,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
             store4(p.dx + begin + column, dx[v]);
         }
         if (!p.branch) continue;
-        const float scaling = branch_scale(p, square);
+        const float scaling = branch_scale(p, squares);
         float dscaling = 0.f;
         FOR_GROUPS(v, column) {
             float branch[4], gate[4];

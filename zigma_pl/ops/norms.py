@@ -146,16 +146,15 @@ class _AddNormModulate(torch.autograd.Function):
         kept, modulation = (normalised, rstd), Modulation(*vectors)
         dsquares = _new_dsquares(squares)
         scaling = (squares, ctx.branch_epsilon, dsquares)
-        gradients = run_backward(
-            dx_new, dout, kept, branch, gate, modulation, Inverses(*moved), *ctx.options, *scaling
-        )
+        options = (modulation, Inverses(*moved), *ctx.options, *scaling)
+        gradients = run_backward(dx_new, dout, kept, branch, gate, *options)
         inputs = (None, branch, gate, *vectors)
         given = (g if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True))
-        return None, None, None, None if squares is None else dsquares.expand_as(squares), None, *given
+        return None, None, None, None if dsquares is None else dsquares.expand_as(squares), None, *given
 
 
 def _new_dsquares(squares: Tensor | None) -> Tensor | None:
-    """Allocate the gradient of mean squares (B, L, K), which is the same for all parts of a row: (B, L, 1)."""
+    """Allocate the gradient of mean squares (B, L, K), which all parts of a row have in common: (B, L, 1)."""
     return None if squares is None else squares.new_empty(*squares.shape[:2], 1)
 
 
@@ -234,10 +233,8 @@ def norm_backward(
     """Return `NormGradients` in the dtypes of the inputs, and the gradient of squares; empty for absent arguments."""
     modulation, inverses = Modulation(weight, shift, scale), Inverses(branch_inverse, out_inverse)
     dsquares = _new_dsquares(squares)
-    scaling = (squares, branch_epsilon, dsquares)
-    gradients = run_backward(
-        dx_new, dout, (normalised, rstd), branch, gate, modulation, inverses, centred, stream, *scaling
-    )
+    options = (modulation, inverses, centred, stream, squares, branch_epsilon, dsquares)
+    gradients = run_backward(dx_new, dout, (normalised, rstd), branch, gate, *options)
     given = like_inputs(gradients, (None, branch, gate, weight, shift, scale))
     return *given, normalised.new_empty(0) if dsquares is None else dsquares
 
@@ -268,8 +265,9 @@ def _(
     centred: bool,
     stream: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dsquares = _new_dsquares(squares)
     given = fake_gradients(normalised, branch, gate, weight, shift, scale, stream)
-    return *given, normalised.new_empty(0) if squares is None else _new_dsquares(squares)
+    return *given, normalised.new_empty(0) if dsquares is None else dsquares
 
 
 def fake_gradients(normalised: Tensor, *inputs: Any) -> Any:

@@ -24,6 +24,7 @@ from zigma_pl.ops.rms_norm import rms_norm, scale_columns
 from zigma_pl.ops.rows import UnscaledRows
 from zigma_pl.ops.ssd import SsdBackend, convolved, ssd
 from zigma_pl.ops.ssd.layout import kept_state_bytes
+from zigma_pl.ops.ssd.sizes import Sizes
 
 HEAD_DIM = 64  # default width of a head
 
@@ -58,7 +59,7 @@ class SsdDirection(Direction):
     ) -> None:
         super().__init__()
         self.inner_width = inner_width
-        self.sizes = convolved.Sizes(inner_width // head_dim, head_dim, num_groups, state_size)
+        self.sizes = Sizes(inner_width // head_dim, head_dim, num_groups, state_size)
         self.num_projected = sum(self.sizes.parts)
         _, num_convolved, num_heads = self.sizes.parts
         self.scan_backend: SsdBackend = scan_backend
@@ -132,8 +133,8 @@ class Mamba2Mixer(SsdDirection, Mixer):
 
     One projection gives the gate, x, B, C and the step sizes; x, B and C are convolved; the gated output of the scan is
     normalised and projected. Parameters have the names and shapes of `mamba_ssm.Mamba2`, so that `load_state_dict`
-    loads its weights. On a GPU, the weight of the norm is multiplied into that of the projection, and the norm's factors
-    of the rows are applied afterwards, by the next norm if possible.
+    loads its weights. On a GPU, the weight of the norm is multiplied into that of the projection, and the factors of
+    the rows are applied afterwards, if possible by the norm of the next block (`UnscaledRows`).
 
     Rows are taken in visit order, since the norms before and after the mixer reorder them at no cost.
 
@@ -194,7 +195,10 @@ class Mamba2Mixer(SsdDirection, Mixer):
         return is_lean and tokens.is_cuda and torch.is_grad_enabled()
 
     def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
-        """Return the bytes of the outputs of projection, convolution, scan and norm, and of the states of the scan."""
+        """Return the bytes of the outputs of projection, convolution, scan and norm, and of the states of the scan.
+
+        The output of the norm is only stored if its factors of the rows are not applied after the projection.
+        """
         if self.activation_memory != "auto":
             return 0
         numbers = self.num_projected + self.sizes.parts[1] + 2 * self.inner_width

@@ -8,7 +8,6 @@ also be copied before the custom op that takes it.
 Axes: B batch, L tokens, E inner width, H heads, P width of a head, G groups, N state.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,43 +17,7 @@ from torch.autograd.function import once_differentiable
 from zigma_pl.ops import causal_conv1d_cuda as convolution
 from zigma_pl.ops.nvrtc import ROW_KINDS, is_available, runs_eagerly
 from zigma_pl.ops.ssd import cuda, launch
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a scan."""
-
-    num_heads: int
-    head_dim: int
-    num_groups: int
-    num_states: int
-
-    @property
-    def numbers(self) -> list[int]:
-        """All fields, for custom ops."""
-        return [self.num_heads, self.head_dim, self.num_groups, self.num_states]
-
-    @property
-    def parts(self) -> list[int]:
-        """Columns of the projection: gate; x, B and C; step sizes."""
-        inner = self.num_heads * self.head_dim
-        return [inner, inner + 2 * self.num_groups * self.num_states, self.num_heads]
-
-    def are_aligned(self, itemsize: int) -> bool:
-        """Return whether rows of all parts start at multiples of 16 bytes in the projection and in the convolution."""
-        gate, convolved, steps = self.parts
-        return not any(columns * itemsize % 16 for columns in (gate, convolved, gate + convolved + steps))
-
-    def split(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x (B, L, H, P), B and C (B, L, G, N) of rows (B, L, E + 2 G N)."""
-        terms = self.num_groups * self.num_states
-        x, B, C = convolved.split([self.num_heads * self.head_dim, terms, terms], -1)
-        groups = (self.num_groups, self.num_states)
-        return self.as_heads(x), B.unflatten(-1, groups), C.unflatten(-1, groups)
-
-    def as_heads(self, rows: Tensor) -> Tensor:
-        """View (B, L, E) as (B, L, H, P)."""
-        return rows.unflatten(-1, (self.num_heads, self.head_dim))
+from zigma_pl.ops.ssd.sizes import Sizes
 
 
 class Inputs(NamedTuple):
@@ -159,6 +122,7 @@ def _backward(
     convolved, states, y: from the forward pass; y may be None without mean squares.
     """
     if dy is None:
+        assert y is not None
         dy = torch.zeros_like(y)
     projected, conv_weight, conv_bias, A_log, skip, dt_bias, visit_order = inputs
     gate, rows, dt = projected.split(sizes.parts, -1)
