@@ -100,7 +100,7 @@ class Mixer(nn.Module, ABC):
         return self.takes_rows_in_visit_order and visit.order is not None
 
     def mix_unscaled(self, tokens: Tensor, visit: Visit) -> Tensor | UnscaledRows:
-        """Run `forward`; a mixer that ends with a norm and a product may leave the factors of rows to the next norm."""
+        """Run `forward`; mixers that end with a norm and a product may override this to return `UnscaledRows`."""
         mixed: Tensor = self(tokens, visit)
         return mixed
 
