@@ -21,10 +21,12 @@ from zigma_pl.mixers import (
     MixerOptions,
     ParallelDirections,
     SelfAttention,
+    UnscaledRows,
     Visit,
 )
 from zigma_pl.models.block import BlockConditions, ZigzagBlock
 from zigma_pl.models.mixers.base import layers_of
+from zigma_pl.models.taps import _tokens_of
 from zigma_pl.ops.rows import inverse_order, take_rows
 from zigma_pl.scan.schedule import ScanConfig
 from zigma_pl.training.module import GenerativeModule
@@ -162,6 +164,26 @@ def test_block_adds_normalises_and_mixes(options, branch_is_arranged, per_sample
     shift, scale, _ = block.modulation(conditioning)[:, None].chunk(3, dim=-1)
     expected = block.mixer.mix(block.norm(added) * (1 + scale) + shift, visit)
     torch.testing.assert_close(branch.raster_rows(), expected)
+
+
+def test_a_mixer_may_leave_the_factors_of_its_rows_to_the_next_norm(monkeypatch):
+    block = ZigzagBlock(WIDTH, build(OwnOptions())).double()
+    torch.nn.init.normal_(block.modulation[1].weight)
+    x, rows, gate, conditioning = draw(2, NUM_TOKENS), draw(2, NUM_TOKENS), draw(2, 1), draw(2)
+    sizes, visit = draw(2, NUM_TOKENS).abs().amax(-1, keepdim=True), visit_of(OwnOptions())
+    parts = torch.cat([0.25 * sizes**2, 0.75 * sizes**2 - 1e-3], -1)
+
+    def run():
+        x_new, branch = block(x, Branch(rows, gate), BlockConditions(conditioning), visit)
+        following, _ = block(x_new, branch, BlockConditions(conditioning), visit)
+        return branch.rows, branch.raster_rows(), following, _tokens_of((x_new, branch)), _tokens_of(branch.mixed)
+
+    expected, plain = run(), block.mixer.forward
+    monkeypatch.setattr(
+        block.mixer, "mix_unscaled", lambda tokens, visit: UnscaledRows(plain(tokens, visit) * sizes, parts, 1e-3)
+    )
+    for found, wanted in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("order_shape", [(NUM_TOKENS,), (2, NUM_TOKENS)])

@@ -155,7 +155,7 @@ class _AddNormModulate(torch.autograd.Function):
 
 def _new_dsquares(squares: Tensor | None) -> Tensor | None:
     """Allocate the gradient of mean squares (B, L, K), which all parts of a row have in common: (B, L, 1)."""
-    return None if squares is None else squares.new_empty(*squares.shape[:2], 1)
+    return None if squares is None else squares.new_empty(*squares.shape[:2], 1, dtype=torch.float32)
 
 
 # ------------------------------------------------------------------------------------- custom ops, for torch.compile

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.nvrtc import ROW_KINDS, num_multiprocessors, rows_of_block
+from zigma_pl.ops.nvrtc import ROW_KINDS, as_parameter, num_multiprocessors, rows_of_block
 
 MAX_WIDTH = 2048
 WARPS = 4
@@ -94,7 +94,7 @@ class Launch:
         moved = tuple(int(inverse is not None) for inverse in self._inverses)
         scaled = int(squares is not None)
         self._kinds = (ROW_KINDS[self.dtype], int(stream != self.dtype), shape[2], int(centred), *moved, scaled)
-        self._squares = None if squares is None else squares.contiguous()
+        self._squares = as_parameter(squares)
         self._epsilon, self._branch_epsilon = struct.unpack("II", struct.pack("ff", epsilon, branch_epsilon))
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -5,7 +5,7 @@ Axes: B batch, L tokens, D width, E inner width, H heads, P width of a head, G g
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class SsdDirection(Direction):
         return self.scan_and_square(projected, visit_order, squared=False)[0]
 
     def scan_and_square(
-        self, projected: Tensor, visit_order: Tensor | None, squared: bool = True
+        self, projected: Tensor, visit_order: Tensor | None, squared: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Run `scan`, and with `squared` also return mean squares if the kernels compute them.
 
@@ -164,7 +164,9 @@ class Mamba2Mixer(SsdDirection, Mixer):
         self.norm = GroupRMSNorm(inner_width, num_groups)
         self.out_proj = nn.Linear(inner_width, width, bias=False)
 
-    def forward(self, tokens: Tensor, visit: Visit, unscaled: bool = False) -> Any:
+    def forward(  # type: ignore[override]  # a tensor unless `unscaled`
+        self, tokens: Tensor, visit: Visit, unscaled: bool = False
+    ) -> Tensor | UnscaledRows:
         """Mix tokens (B, L, D) in the order in which they are stored; with `unscaled`, may return `UnscaledRows`."""
         check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
         if self._recomputes(tokens):
@@ -172,7 +174,7 @@ class Mamba2Mixer(SsdDirection, Mixer):
             mixed = checkpoint(self._mix, tokens, visit.order, use_reentrant=False, preserve_rng_state=False)
         else:
             mixed = self._mix(tokens, visit.order)
-        return mixed if unscaled or isinstance(mixed, Tensor) else mixed.scaled()
+        return mixed.scaled() if isinstance(mixed, UnscaledRows) and not unscaled else mixed
 
     def mix_unscaled(self, tokens: Tensor, visit: Visit) -> Tensor | UnscaledRows:
         """Run `forward` without the norm's factors of the rows if the kernels support it."""
