@@ -12,6 +12,7 @@ from backbones.tiny import BACKBONES
 from zigma_pl.backbones import DiT, ZigMa
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.interpolant import Objective
+from zigma_pl.mixers import Mamba2
 from zigma_pl.runtime import sampling_copy
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.graphed_sampling import GraphedBackbone
@@ -234,6 +235,22 @@ def test_weights_are_held_in_16_bits_where_autocast_would_cast_them(recorded):
     assert copy.visit_order_0 is backbone.visit_order_0
     assert set(backbone.state_dict()) == names
     assert original.in_proj.weight.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("recorded")
+def test_what_mixers_compute_from_weights_is_computed_in_advance():
+    backbone = build(mixers=Mamba2(state_size=4, head_dim=8))
+    graphed_backbone, original = GraphedBackbone(backbone), backbone.blocks[1].mixer
+    computed = []
+    for factor in (1, 3):
+        with torch.no_grad():
+            original.norm.weight.mul_(factor)
+        assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+        computed.append(graphed_backbone._copies[torch.bfloat16].network.blocks[1].mixer.scaled_projection)
+        assert torch.equal(computed[-1], (original.out_proj.weight * original.norm.weight).bfloat16())
+    assert computed[0] is computed[1]
+    assert original.scaled_projection is None
+    assert not original.computed_weights(torch.float16)
 
 
 def test_all_modulations_are_one_product(recorded):

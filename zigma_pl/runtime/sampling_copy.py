@@ -15,6 +15,7 @@ from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.backbones.token_backbone import TokenBackbone
 from zigma_pl.models.block import BlockConditions
 from zigma_pl.models.conditioners import Entry
+from zigma_pl.models.mixers import Mixer
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.cuda_graphs import addresses
 
@@ -23,9 +24,10 @@ class SamplingCopy:
     """A copy of a backbone that computes the same output with less work, without gradients and under autocast.
 
     The weights of linear layers are stored in the dtype of autocast, with the same rounding, instead of being cast in
-    every call. The modulations of all layers, which depend only on time and conditions, are computed in one matrix
-    product. All other parameters and buffers are shared with the backbone. The copied weights are not part of the
-    backbone, so they are not saved in checkpoints.
+    every call, and mixers get the tensors that they compute from weights (`Mixer.computed_weights`). The modulations of
+    all layers, which depend only on time and conditions, are computed in one matrix product. All other parameters and
+    buffers are shared with the backbone. The copied weights are not part of the backbone, so they are not saved in
+    checkpoints.
 
     Args:
         backbone: the network.
@@ -34,7 +36,8 @@ class SamplingCopy:
     """
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None, compile_backbone: bool = False) -> None:
-        self._backbone = backbone
+        self._backbone, self._dtype = backbone, dtype
+        self._computed: list[Tensor] = []  # tensors that mixers compute, in the order of `_compute`
         self._copies: list[tuple[Tensor, Tensor]] = []  # each copied weight with its source
         with torch.inference_mode(False), torch.no_grad():  # so that copies can be modified outside of inference mode
             self.network = self._shared_network() if dtype is None else self._cast_network(dtype)
@@ -55,10 +58,18 @@ class SamplingCopy:
                 replaced[id(layer.weight)] = weight
                 self._copies.append((weight, layer.weight))
         network = copy.deepcopy(self._backbone, replaced)
+        for path, name, tensor in self._compute(dtype):
+            setattr(network.get_submodule(path), name, tensor)
+            self._computed.append(tensor)
         if products:
             assert isinstance(network, TokenBackbone)
             self._join_modulations(network, products, dtype)
         return network
+
+    def _compute(self, dtype: torch.dtype) -> list[tuple[str, str, Tensor]]:
+        """Return the tensors that mixers compute from weights, with the mixer and its attribute."""
+        mixers = [(path, module) for path, module in self._backbone.named_modules() if isinstance(module, Mixer)]
+        return [(path, *item) for path, mixer in mixers for item in mixer.computed_weights(dtype).items()]
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
         """Make the network compute all modulations when it embeds the conditions, and its layers use the results."""
@@ -93,6 +104,9 @@ class SamplingCopy:
         if self._copies:
             copies, sources = zip(*self._copies, strict=True)
             copy_all(copies, sources)
+        if self._computed:
+            assert self._dtype is not None
+            copy_all(self._computed, [tensor for _, _, tensor in self._compute(self._dtype)])
 
 
 class ModulationPart(nn.Module):

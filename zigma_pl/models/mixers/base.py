@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from zigma_pl.ops.norms import add_norm_modulate
@@ -144,6 +145,16 @@ class Mixer(nn.Module, ABC):
         x, tokens = add_branch_and_norm(x, branch, norm, shift, scale, cut.inverse)
         sequences = tokens.reshape(-1, cut.length, tokens.shape[2])
         return x, self.mix_unscaled(sequences, visit).reshape(tokens.shape), cut.inverse
+
+    def computed_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return what `forward` computes from parameters alone, by the attributes that can hold it instead.
+
+        When weights are fixed, as in sampling, the attributes of a copy are set to these tensors.
+
+        Args:
+            dtype: the dtype of matrix products.
+        """
+        return {}
 
     def extra_activation_bytes(self, num_tokens: int, itemsize: int) -> int:
         """Return how many more bytes the layer would store in a training step after `store_more_activations`.

@@ -160,6 +160,7 @@ class Mamba2Mixer(SsdDirection, Mixer):
     ) -> None:
         super().__init__(inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend)
         self.activation_memory = activation_memory
+        self.scaled_projection: Tensor | None = None  # see `computed_weights`
         self.in_proj = nn.Linear(width, self.num_projected, bias=False)
         self.norm = GroupRMSNorm(inner_width, num_groups)
         self.out_proj = nn.Linear(inner_width, width, bias=False)
@@ -183,13 +184,24 @@ class Mamba2Mixer(SsdDirection, Mixer):
 
     def _mix(self, tokens: Tensor, visit_order: Tensor | None) -> Tensor | UnscaledRows:
         projected = self.in_proj(tokens)
-        squared = self.norm.num_groups == 1 and projected.dtype != torch.float16  # in which products could overflow
-        scanned, squares = self.scan_and_square(projected, visit_order, squared)
+        scanned, squares = self.scan_and_square(projected, visit_order, self._scales_later(projected.dtype))
         if squares is None:
             return self.out_proj(self.norm(scanned))
         assert self.norm.eps is not None
-        weight = scale_columns(self.out_proj.weight, self.norm.weight, scanned.dtype)
+        weight = self.scaled_projection
+        if weight is None:
+            weight = self.computed_weights(scanned.dtype)["scaled_projection"]
         return UnscaledRows(linear(scanned, weight), squares, self.norm.eps)
+
+    def computed_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the weight of the output projection times that of the norm, if the kernels use it."""
+        if not self._scales_later(dtype):
+            return {}
+        return {"scaled_projection": scale_columns(self.out_proj.weight, self.norm.weight, dtype)}
+
+    def _scales_later(self, dtype: torch.dtype) -> bool:
+        """Return whether the norm's factors may be applied after the projection."""
+        return self.norm.num_groups == 1 and dtype != torch.float16  # whose range is too small for rows without them
 
     def _recomputes(self, tokens: Tensor) -> bool:
         """Return whether the backward pass recomputes all but the output projection; compiled code never does."""
