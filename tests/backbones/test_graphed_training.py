@@ -1,6 +1,7 @@
 """Replayed training steps give the gradients of the backbone; CUDA graphs are emulated on the CPU."""
 
 import copy
+from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from backbones import tiny
 from backbones.tiny import BACKBONES
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from zigma_pl.core.batch import Condition
 from zigma_pl.models.taps import tapped
 from zigma_pl.runtime import graphed_training
 from zigma_pl.runtime.compiling import compile_regions
@@ -75,7 +78,7 @@ def assert_follows(graphed, *inputs, **options):
 
 @pytest.mark.parametrize("kind", tiny.CONDITIONS)
 @pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_every_backbone_is_replayed_right(name, kind, dtype, num_recorded):
     options, conditions = tiny.CONDITIONS[kind]
     graphed = GraphedTraining(build(name, **options))
@@ -161,6 +164,51 @@ def test_shared_layers_and_parameters_are_replayed_and_stay_in_place(shared, gra
     for seed in range(2):
         assert_follows(graphed, *draw(seed))
     assert all(now is parameter for now, parameter in zip(backbone.parameters(), before, strict=True))
+
+
+class CopyCounter(TorchDispatchMode):
+    """Counts casts of one tensor, and of lists of tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_weights_that_autocast_casts_are_cast_together(dtype):
+    graphed = GraphedTraining(build(num_classes=5))
+    conditions = {"class": Condition(torch.arange(3))}
+    counters = []
+    for network in (graphed.backbone, graphed, graphed):
+        graphed.backbone.zero_grad()
+        with CopyCounter() as counter:
+            step(network, graphed.backbone, *draw(), conditions, dtype=dtype)
+        counters.append(counter.counts)
+    eager, _, replayed = counters
+    linear_layers = [layer for layer in graphed.backbone.modules() if isinstance(layer, torch.nn.Linear)]
+    num_weights = sum(2 - (layer.bias is None) for layer in linear_layers)
+    # Biases of step sizes are not cast; the weights of norms are cast too, without kernels for them.
+    assert eager["_to_copy"] - replayed["_to_copy"] >= 2 * (num_weights - len(graphed.backbone.blocks))
+    assert replayed["_foreach_copy_"] == 2
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_gradients_of_a_weight_that_is_used_twice_are_added_in_float32(gradient_checkpointing):
+    backbone = build(gradient_checkpointing=gradient_checkpointing)
+    first, second = (block.mixer.in_proj for block in backbone.blocks[:2])
+    second.weight = first.weight
+    graphed, results = GraphedTraining(backbone), []
+    for network in (backbone, graphed):
+        backbone.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            network(*draw()).float().square().mean().backward()
+        results.append(first.weight.grad)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], results[0].bfloat16().float())
 
 
 def test_parameters_that_are_trained_later_get_gradients(num_recorded):

@@ -21,6 +21,33 @@ def copy_all(targets: Tensors, sources: Tensors) -> None:
     torch._foreach_copy_(targets, sources)
 
 
+def cast_all(tensors: Tensors, dtype: torch.dtype) -> list[Tensor]:
+    """Return copies of tensors of one dtype, cast to another dtype with one kernel on a GPU."""
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if copies:
+        copy_all(copies, tensors)
+    return copies
+
+
+def leaves_cast_once(outputs: Tensors, dtype: torch.dtype | None) -> list[Tensor]:
+    """Return the leaves of the autograd graph of some outputs whose only use is a single cast to a dtype."""
+    uses: dict[Any, list[Any]] = {}
+    pending = [output.grad_fn for output in outputs]
+    visited = set(pending)
+    while pending:
+        node = pending.pop()
+        for parent, _ in () if node is None else node.next_functions:
+            uses.setdefault(parent, []).append(node)
+            if parent not in visited:
+                visited.add(parent)
+                pending.append(parent)
+
+    def are_one_cast(nodes: list[Any]) -> bool:
+        return [node.name() for node in nodes] == ["ToCopyBackward0"] and nodes[0]._input_metadata[0].dtype == dtype
+
+    return [node.variable for node, nodes in uses.items() if hasattr(node, "variable") and are_one_cast(nodes)]
+
+
 def allow_compiled_forms(count: int) -> None:
     """Let torch.compile keep at least `count` compiled versions of one function."""
     import torch._dynamo  # imported here because it takes seconds

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from zigma_pl.core.torch_private import copy_all
+from zigma_pl.core.torch_private import cast_all
 from zigma_pl.ops import causal_conv1d_cuda as convolution
 from zigma_pl.ops import norms_cuda as norms
 from zigma_pl.ops.norms_cuda import Inverses, Modulation, NormGradients
@@ -44,8 +44,7 @@ class MixerWeights(NamedTuple):
         in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, skip, out_proj = self
         matrices = [in_proj, x_proj, dt_proj, out_proj]
         if any(matrix.dtype != dtype for matrix in matrices):
-            given, matrices = matrices, [torch.empty_like(matrix, dtype=dtype) for matrix in matrices]
-            copy_all(matrices, given)  # one kernel
+            matrices = cast_all(matrices, dtype)
         in_proj, x_proj, dt_proj, out_proj = matrices
         return CastWeights(in_proj, x_proj, dt_proj, out_proj, conv_weight, conv_bias, dt_bias, A_log, skip)
 

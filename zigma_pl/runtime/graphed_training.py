@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
@@ -24,6 +24,7 @@ from zigma_pl.runtime.cuda_graphs import (
     uncached_autocast,
     warm_up,
 )
+from zigma_pl.runtime.recorded_leaves import RecordedLeaves
 
 log = logging.getLogger(__name__)
 
@@ -121,34 +122,24 @@ class _Recording:
         self, backbone: Backbone, layers: tuple[str, ...], inputs: Inputs, dtype: torch.dtype | None, device_type: str
     ) -> None:
         self.layers = layers
-        # Each module once: a layer that is used in several places would keep its leaves after `functional_call`.
-        named = {
-            name: parameter
-            for path, module in backbone.named_modules()
-            for name, parameter in module.named_parameters(path, recurse=False, remove_duplicate=False)
-            if parameter.requires_grad
-        }
-        # Leaves of their own, which share memory with the parameters: gradients of the parameters are accumulated on
-        # the stream of the first pass as long as someone, such as DDP, keeps what accumulates them. They are parameters
-        # too, because torch.compile would compile a module again for tensors of another class.
-        leaves = {parameter: nn.Parameter(parameter.detach()) for parameter in named.values()}
-        self.parameters = list(leaves)
-        replaced: dict[str, Tensor] = {name: leaves[parameter] for name, parameter in named.items()}
+        leaves = RecordedLeaves(backbone, dtype)
+        self.parameters = leaves.parameters
         self.num_forward_passes = 0
         self._tensors, self._signature = _tensors(backbone), signature(inputs, dtype)
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
+            replaced = leaves.renew()
             with uncached_autocast(device_type, dtype), tapped(backbone, layers) as features:
                 prediction = functional_call(backbone, replaced, tuple(self._inputs), tie_weights=False)
             self._outputs = (prediction, *(features[layer] for layer in layers))
             return self._outputs
 
         def backward() -> tuple[Tensor, ...]:
-            return torch.autograd.grad(self._outputs, list(leaves.values()), self._doutputs)
+            return leaves.gradients(self._outputs, self._doutputs)
 
         def both() -> None:
-            forward()
+            leaves.choose_copies(forward())
             self._doutputs = tuple(torch.zeros_like(output) for output in self._outputs)
             backward()
 
