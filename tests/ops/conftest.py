@@ -4,7 +4,7 @@ import pytest
 import torch
 from ops.cuda_emulation import Emulator
 
-from zigma_pl.ops import causal_conv1d_cuda, norms_cuda, nvrtc
+from zigma_pl.ops import causal_conv1d_cuda, column_sums, norms_cuda, nvrtc
 from zigma_pl.ops.selective_scan import launch
 
 
@@ -18,8 +18,9 @@ def kernel_folder(tmp_path_factory):
 def emulated(kernel_folder, monkeypatch):
     """Run all CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
     emulator = Emulator(kernel_folder)
-    caches = (launch.kernel, causal_conv1d_cuda._kernel, norms_cuda._kernel)
-    for module in (launch, causal_conv1d_cuda, norms_cuda):
+    modules = (causal_conv1d_cuda, column_sums, norms_cuda)
+    caches = (launch.kernel, *(module._kernel for module in modules))
+    for module in (launch, *modules):
         monkeypatch.setattr(module, "num_multiprocessors", lambda device: 1)
     monkeypatch.setattr(nvrtc, "load", emulator.load)
     for cache in caches:

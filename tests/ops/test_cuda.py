@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from ops.cuda_emulation import Emulator
 from ops.scan_inputs import OPTIONAL, make_arguments, random_order
 
 from zigma_pl.core.errors import UserError
@@ -25,22 +24,6 @@ needs_gpu = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def emulator(kernel_folder, monkeypatch):
-    """Run the CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
-    emulator = Emulator(kernel_folder)
-    launch.kernel.cache_clear()
-    conv_cuda._kernel.cache_clear()
-    monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
-    monkeypatch.setattr(conv_cuda, "num_multiprocessors", lambda device: 1)
-    monkeypatch.setattr(nvrtc, "load", emulator.load)
-    torch.use_deterministic_algorithms(True)
-    yield emulator
-    torch.use_deterministic_algorithms(False)
-    launch.kernel.cache_clear()
-    conv_cuda._kernel.cache_clear()
-
-
 def scan_arguments(shape, dtype=torch.float32, optional=OPTIONAL):
     arguments = make_arguments(shape, optional, dtype)
     return {n: t.float() if n in ("A", "skip", "delta_bias") else t for n, t in arguments.items()}
@@ -58,26 +41,26 @@ def scan_errors(arguments, visit_order=None, deterministic=False):
     [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float16, True)],
     ids=str,
 )
-def test_scan_along_an_order(emulator, dtype, deterministic):
+def test_scan_along_an_order(emulated, dtype, deterministic):
     errors = scan_errors(scan_arguments((2, 70, 40, 16), dtype), random_order(70), deterministic)
     assert max(errors.values()) < TOLERANCES[dtype], errors
-    assert set(emulator.launched) == {"scan_forward", "scan_backward"}
+    assert set(emulated.launched) == {"scan_forward", "scan_backward"}
 
 
 @needs_compiler
 @pytest.mark.parametrize("num_states", [3, 30, 64])
-def test_scan_in_chunks_of_odd_sizes(emulator, monkeypatch, num_states):
+def test_scan_in_chunks_of_odd_sizes(emulated, monkeypatch, num_states):
     monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (1, tiles))
     errors = scan_errors(scan_arguments((2, 68, 11, num_states)), random_order(68))
     assert max(errors.values()) < TOLERANCES[torch.float32], errors
-    assert emulator.launched == [
+    assert emulated.launched == [
         *("scan_chunk_states", "scan_forward"),
         *("scan_chunk_adjoints", "scan_backward"),
     ]
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("speed", "num_pieces", "dtype", "tolerance"),
     [
@@ -99,7 +82,7 @@ def test_chunks_leave_out_only_what_has_decayed(monkeypatch, dtype, tolerance, s
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 def test_blocks_of_fast_states_sum_durations_for_the_slow_ones(monkeypatch):
     monkeypatch.setattr(launch, "chunks_for", lambda blocks, tiles, *_: (4, -(-tiles // 4)))
     arguments = scan_arguments((1, 300, 8, 30))
@@ -109,7 +92,7 @@ def test_blocks_of_fast_states_sum_durations_for_the_slow_ones(monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("optional", [(), ("gate",), ("delta_bias", "skip")])
 @pytest.mark.parametrize("num_tokens", [1, 32])
 def test_scan_without_optional_inputs(optional, num_tokens):
@@ -118,7 +101,7 @@ def test_scan_without_optional_inputs(optional, num_tokens):
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 def test_scan_reads_slices_of_projections_in_place():
     arguments, order = scan_arguments((2, 40, 16, 16), torch.bfloat16), random_order(40)
     u, gate = torch.cat([arguments["u"], arguments["gate"]], -1).chunk(2, -1)
@@ -145,7 +128,7 @@ def far_apart(rows, path):
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 def test_rows_may_lie_more_than_2_to_the_32_elements_apart(tmp_path):
     """Kind: offsets that exceed 32 bits."""
     arguments = scan_arguments((1, 2, 16, 16), torch.bfloat16)
@@ -178,7 +161,7 @@ def test_more_tokens_than_the_kernels_can_count_are_refused():
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 def test_scan_of_mixed_dtypes_is_computed_in_float32():
     arguments = scan_arguments((1, 33, 8, 16))
     mixed = arguments | {"u": arguments["u"].bfloat16()}
@@ -189,7 +172,7 @@ def test_scan_of_mixed_dtypes_is_computed_in_float32():
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("optional", [(), OPTIONAL])
 def test_scan_opcheck(optional):
     arguments = scan_arguments((1, 5, 8, 16), optional=optional)
@@ -209,7 +192,7 @@ def scan_inputs(shape, dtype, optional=OPTIONAL):
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kept_states_may_be_few_or_many(dtype):
     inputs = scan_inputs((1, 70, 8, 16), dtype)
@@ -231,7 +214,7 @@ def test_kept_states_may_be_few_or_many(dtype):
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("dtype", "optional"), [(torch.float32, OPTIONAL), (torch.bfloat16, OPTIONAL), (torch.bfloat16, ())], ids=str
 )
@@ -253,7 +236,7 @@ def test_backward_gives_the_output_again_and_writes_where_it_is_told(dtype, opti
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("keep_every", [8, 32])
 @pytest.mark.parametrize(
     ("dtype", "optional"), [(torch.float32, OPTIONAL), (torch.bfloat16, OPTIONAL), (torch.float16, ())], ids=str
@@ -305,7 +288,7 @@ def test_blocks_fit_into_the_shared_memory_of_an_a100():
 
 # ------------------------------------------------------------------------------------------ convolution, emulated
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
@@ -358,7 +341,7 @@ def test_chunks_of_the_convolution(shape, forward, backward, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 def test_convolution_opcheck():
     leaves = (torch.randn(1, 5, 8).requires_grad_(), torch.randn(8, 4).requires_grad_(), None, random_order(5), True)
     torch.library.opcheck(conv_cuda.conv_forward, leaves)
@@ -367,7 +350,7 @@ def test_convolution_opcheck():
 
 
 @needs_compiler
-@pytest.mark.usefixtures("emulator")
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("width", [16, 5])
 def test_gradient_of_the_convolution_is_written_where_it_is_told(width):
     x, dout = torch.randn(2, 2, 20, width).bfloat16()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
+from zigma_pl.ops.column_sums import sum_of_parts
 from zigma_pl.ops.nvrtc import LARGEST_GRID, ROW_KINDS, as_order, as_parameter, num_multiprocessors, rows_of_block
 
 MAX_TAPS = 8
@@ -201,7 +202,7 @@ def convolve_backward(
     outputs = (None, dx, *parts.split(sizes, 1))
     parameters = (weight, bias, visit_order, silu)
     _launch("conv_backward", x, dout, parameters, outputs, division, vector, chunk_rows, sum(sizes))
-    dweight, dbias = parts.sum(0).split(sizes)
+    dweight, dbias = sum_of_parts(parts, torch.float32).split(sizes)
     return dx, dweight.view(weight.shape), dbias
 
 
