@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zigma_pl.models.layers.linear import Linear
 from zigma_pl.models.layers.shapes import check_shape
 from zigma_pl.ops.short_attention import attend
 
@@ -30,7 +31,7 @@ class CrossAttention(nn.Module):
         self.to_query = nn.Linear(width, inner, bias=False)
         self.to_key = nn.Linear(width, inner, bias=False)
         self.to_value = nn.Linear(width, inner, bias=False)
-        self.out_proj = nn.Linear(inner, width)
+        self.out_proj = Linear(inner, width)
 
     def forward(self, tokens: Tensor, caption: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend to the caption tokens, with a bias (B, T) that is added to the scaled products; see `masked_caption`.

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
+from zigma_pl.models.layers.linear import Linear
 
 PositionKind = Literal["none", "cosine", "learnable"]
 
@@ -32,7 +33,7 @@ class PatchEmbedding(nn.Module):
             )
         self.patch_size = patch_size
         self.grid = (latent_height // patch_size, latent_width // patch_size)
-        self.projection = nn.Linear(in_channels * patch_size**2, width)
+        self.projection = Linear(in_channels * patch_size**2, width)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 

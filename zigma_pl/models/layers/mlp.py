@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from zigma_pl.models.layers.linear import Linear
+
 
 class MLP(nn.Module):
     """Two linear layers with a GELU (tanh approximation) between them: (B, L, D) -> (B, L, D).
@@ -14,9 +16,9 @@ class MLP(nn.Module):
     def __init__(self, width: int, ratio: float = 4.0) -> None:
         super().__init__()
         hidden = round(ratio * width)
-        self.hidden = nn.Linear(width, hidden)
+        self.hidden = Linear(width, hidden)
         self.activation = nn.GELU(approximate="tanh")
-        self.out_proj = nn.Linear(hidden, width)
+        self.out_proj = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Transform each token of (B, L, D)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zigma_pl.core.autocast import without_autocast
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.linear import Linear
 from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
 from zigma_pl.ops.rows import compute_dtype
 
@@ -48,8 +49,8 @@ class LinearAttentionMixer(Mixer):
         if inner % num_heads:
             raise UserError(f"num_heads: {num_heads} does not divide the inner width {inner}: set it to a divisor")
         self.num_heads, self.epsilon = num_heads, epsilon
-        self.to_query_key_value = nn.Linear(width, 3 * inner, bias=bias)
-        self.out_proj = nn.Linear(inner, width)
+        self.to_query_key_value = Linear(width, 3 * inner, bias=bias)
+        self.out_proj = Linear(inner, width)
 
     def forward(self, tokens: Tensor, visit: Visit) -> Tensor:
         """Attend to all tokens that are valid according to the mask of the visit."""

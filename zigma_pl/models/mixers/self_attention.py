@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.linear import Linear
 from zigma_pl.models.layers.rms_norm import RMSNorm
 from zigma_pl.models.mixers.base import Mixer, MixerOptions, Visit
 
@@ -50,8 +51,8 @@ class SelfAttentionMixer(Mixer):
         if rotary and inner // num_heads % 2:
             raise UserError(f"rotary: needs an even width of heads, not {inner // num_heads}: change num_heads")
         self.num_heads = num_heads
-        self.to_query_key_value = nn.Linear(width, 3 * inner, bias=bias)
-        self.out_proj = nn.Linear(inner, width)
+        self.to_query_key_value = Linear(width, 3 * inner, bias=bias)
+        self.out_proj = Linear(inner, width)
         self.query_norm, self.key_norm = (
             RMSNorm(inner // num_heads, eps=1e-6) if qk_norm else nn.Identity() for _ in range(2)
         )
