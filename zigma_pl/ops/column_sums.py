@@ -21,6 +21,11 @@ _FOLDER = Path(__file__).parent
 _NUM_FIELDS = 6  # in struct Params of column_sums.cu
 
 
+def supports(rows: Tensor) -> bool:
+    """Return whether the kernels can sum these rows."""
+    return rows.is_cuda and rows.dtype in ROW_KINDS and nvrtc.available()[0]
+
+
 def column_sums(rows: Tensor) -> Tensor:
     """Return the sums over rows (N, E) of a dtype in ROW_KINDS, added in float32: (E,) in the dtype of the rows.
 

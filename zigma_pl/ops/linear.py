@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from zigma_pl.ops import nvrtc
-from zigma_pl.ops.column_sums import column_sums
+from zigma_pl.ops.column_sums import column_sums, supports
 
 MIN_ROWS = 4096  # below, PyTorch's sum takes about as long as two launches
 
@@ -34,13 +34,11 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _sums_fused(rows: Tensor, bias: Tensor) -> bool:
     """Return whether the gradient of the bias is wanted and the CUDA kernels support it."""
     return (
-        rows.is_cuda
-        and rows.dtype in nvrtc.ROW_KINDS
-        and rows.numel() >= MIN_ROWS * rows.shape[-1]
+        rows.numel() >= MIN_ROWS * rows.shape[-1]
         and bias.requires_grad
         and torch.is_grad_enabled()
         and nvrtc.runs_eagerly(rows)
-        and nvrtc.available()[0]
+        and supports(rows)
     )
 
 

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from zigma_pl.core.autocast import without_autocast
+from zigma_pl.ops.column_sums import column_sums, supports
 
 __all__ = ["rms_norm", "scale_columns"]
 
@@ -55,4 +56,6 @@ class _ScaleColumns(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
         matrix, factors = ctx.saved_tensors
         dmatrix = torch.mul(dout, factors, out=torch.empty_like(matrix))
-        return dmatrix, torch.mul(dout, matrix).sum(0, dtype=factors.dtype), None
+        products = torch.mul(dout, matrix)
+        sums = column_sums(products) if supports(products) else products.sum(0)
+        return dmatrix, sums.to(factors.dtype), None
