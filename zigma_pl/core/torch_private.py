@@ -61,6 +61,12 @@ def has_forward_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks)
 
 
+def hooks_of(module: nn.Module) -> list[Any]:
+    """Return the forward and backward hooks that are registered on the module itself."""
+    registered = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return [hook for hooks in registered for hook in hooks.values()]
+
+
 def keep_from_ddp(module: nn.Module, names: Iterable[str]) -> None:
     """Make DistributedDataParallel ignore these parameters and buffers of the module."""
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zigma_pl.core.errors import UserError
+from zigma_pl.models.layers.replaceable import Watcher
 from zigma_pl.models.mixers import Branch
 from zigma_pl.ops.rows import UnscaledRows
 
@@ -23,18 +24,20 @@ def tapped(backbone: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Ten
     Yields: a dictionary to which the layers' outputs are added at the end of the block. For a block that returns tokens
         and a branch that has not been added yet, the output is their sum.
 
-    Raises: UserError for a layer that the backbone does not have.
+    Raises: UserError for a layer that the backbone does not have, or that was not called, for example because a kernel
+        computes its output together with that of other layers.
     """
     features: dict[str, Tensor] = {}
     outputs: dict[str, Any] = {}
 
-    def keep(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        outputs[name] = output
-
     with ExitStack() as hooks:
         for name in layers:
-            hooks.callback(_layer(backbone, name).register_forward_hook(partial(keep, name)).remove)
+            watcher = Watcher(partial(outputs.__setitem__, name))
+            hooks.callback(_layer(backbone, name).register_forward_hook(watcher).remove)
         yield features
+    for name in layers:
+        if name not in outputs:
+            raise UserError(f"loss term: layer {name!r} was not called on its own: use a whole block, such as blocks.0")
     # Not in the hooks: with gradient checkpointing, a recomputation without hooks must save the same tensors.
     features.update({name: _tokens_of(output) for name, output in outputs.items()})
 

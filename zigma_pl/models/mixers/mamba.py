@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.replaceable import is_product, is_replaceable
 from zigma_pl.models.layers.shapes import check_shape
 from zigma_pl.models.mixers.base import ActivationMemory, Branch, Cut, Mixer, Visit
 from zigma_pl.models.mixers.directions import Direction, DirectionOptions
@@ -166,12 +167,12 @@ class MambaMixer(ScanDirection, Mixer):
     ) -> tuple[Tensor, Tensor | UnscaledRows, Tensor | None]:
         """Add, normalise, modulate and mix, as one fused op on a GPU."""
         assert norm.eps is not None
-        weights = MixerWeights(
-            *(self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight),
-            *(self.dt_proj.bias, self.A_log, self.D, self.out_proj.weight),
-        )
-        fused = mamba_mixer.runs_fused(x, shift, weights, self.scan_backend)
-        if not fused or self.wants_rows_arranged(visit):
+        weights = self._weights()
+        if (
+            weights is None
+            or not mamba_mixer.runs_fused(x, shift, weights, self.scan_backend)
+            or self.wants_rows_arranged(visit)
+        ):
             return super().add_norm_mix(x, branch, norm, shift, scale, visit, cut)
         length, out_inverse = (0, None) if cut is None else cut
         rows, gate, inverse = (None, None, None) if branch is None else (branch.rows, branch.gate, branch.inverse)
@@ -185,6 +186,19 @@ class MambaMixer(ScanDirection, Mixer):
             length=length,
         )
         return x, mixed, out_inverse
+
+    def _weights(self) -> MixerWeights | None:
+        """Return the weights of the fused op, None unless it computes what the methods and layers would compute."""
+        if not (
+            is_replaceable(self, MambaMixer)
+            and type(self).scan is ScanDirection.scan
+            and all(map(is_product, (self.in_proj, self.x_proj, self.out_proj)))
+        ):
+            return None
+        return MixerWeights(
+            *(self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj.weight, self.dt_proj.weight),
+            *(self.dt_proj.bias, self.A_log, self.D, self.out_proj.weight),
+        )
 
 
 def check_sizes(options: Any) -> None:

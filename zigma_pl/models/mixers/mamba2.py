@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zigma_pl.core.errors import UserError
 from zigma_pl.core.ranges import check_whole_numbers
+from zigma_pl.models.layers.replaceable import is_product, is_replaceable
 from zigma_pl.models.layers.rms_norm import RMSNorm
 from zigma_pl.models.layers.shapes import check_shape
 from zigma_pl.models.mixers.base import ActivationMemory, Mixer, Visit
@@ -146,6 +147,7 @@ class Mamba2Mixer(SsdDirection, Mixer):
     """
 
     takes_rows_in_visit_order = True
+    scaled_projection: Tensor | None = None  # see `computed_weights`
 
     def __init__(
         self,
@@ -160,7 +162,6 @@ class Mamba2Mixer(SsdDirection, Mixer):
     ) -> None:
         super().__init__(inner_width, head_dim, state_size, num_groups, conv_kernel, scan_backend)
         self.activation_memory = activation_memory
-        self.scaled_projection: Tensor | None = None  # see `computed_weights`
         self.in_proj = nn.Linear(width, self.num_projected, bias=False)
         self.norm = GroupRMSNorm(inner_width, num_groups)
         self.out_proj = nn.Linear(inner_width, width, bias=False)
@@ -170,21 +171,27 @@ class Mamba2Mixer(SsdDirection, Mixer):
     ) -> Tensor | UnscaledRows:
         """Mix tokens (B, L, D) in the order in which they are stored; with `unscaled`, may return `UnscaledRows`."""
         check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
+        arguments = (tokens, visit.order, self._is_replaceable())
         if self._recomputes(tokens):
             # stops before it would compute the output projection again
-            mixed = checkpoint(self._mix, tokens, visit.order, use_reentrant=False, preserve_rng_state=False)
+            mixed = checkpoint(self._mix, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            mixed = self._mix(tokens, visit.order)
+            mixed = self._mix(*arguments)
         return mixed.scaled() if isinstance(mixed, UnscaledRows) and not unscaled else mixed
 
     def mix_unscaled(self, tokens: Tensor, visit: Visit) -> Tensor | UnscaledRows:
         """Run `forward` without the norm's factors of the rows if the kernels support it."""
+        if not is_replaceable(self, Mamba2Mixer):  # another `forward`, or hooks, which expect a tensor
+            return super().mix_unscaled(tokens, visit)
         mixed: Tensor | UnscaledRows = self(tokens, visit, unscaled=True)
         return mixed
 
-    def _mix(self, tokens: Tensor, visit_order: Tensor | None) -> Tensor | UnscaledRows:
+    def _mix(self, tokens: Tensor, visit_order: Tensor | None, replaceable: bool) -> Tensor | UnscaledRows:
         projected = self.in_proj(tokens)
-        scanned, squares = self.scan_and_square(projected, visit_order, self._scales_later(projected.dtype))
+        # The range of float16 is too small for rows without the factors of the norm.
+        if not replaceable or projected.dtype == torch.float16:
+            return self.out_proj(self.norm(self.scan(projected, visit_order)))
+        scanned, squares = self.scan_and_square(projected, visit_order, squared=True)
         if squares is None:
             return self.out_proj(self.norm(scanned))
         assert self.norm.eps is not None
@@ -195,13 +202,18 @@ class Mamba2Mixer(SsdDirection, Mixer):
 
     def computed_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the weight of the output projection times that of the norm, if the kernels use it."""
-        if not self._scales_later(dtype):
+        if dtype == torch.float16 or not self._is_replaceable():
             return {}
         return {"scaled_projection": scale_columns(self.out_proj.weight, self.norm.weight, dtype)}
 
-    def _scales_later(self, dtype: torch.dtype) -> bool:
-        """Return whether the norm's factors may be applied after the projection."""
-        return self.norm.num_groups == 1 and dtype != torch.float16  # whose range is too small for rows without them
+    def _is_replaceable(self) -> bool:
+        """Return whether scan, norm and projection are those of this class, so that kernels may compute all of them."""
+        return (
+            type(self).scan is SsdDirection.scan
+            and is_replaceable(self.norm, GroupRMSNorm)
+            and self.norm.num_groups == 1
+            and is_product(self.out_proj)
+        )
 
     def _recomputes(self, tokens: Tensor) -> bool:
         """Return whether the backward pass recomputes all but the output projection; compiled code never does."""

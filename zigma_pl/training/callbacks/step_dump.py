@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zigma_pl.core.batch import Batch, Condition
+from zigma_pl.models.layers.replaceable import Watcher
 from zigma_pl.training.checkpoints.run_folder import run_folder
 from zigma_pl.training.module import GenerativeModule
 from zigma_pl.training.trainer_options import AUTOCAST
@@ -97,15 +98,18 @@ def examine(module: GenerativeModule, batches: Sequence[Batch], precision: str) 
 
 @contextmanager
 def watched_outputs(network: nn.Module, rows: list[dict[str, Any]]) -> Iterator[None]:
-    """Add a row to `rows` for each tensor that a submodule of the network returns while the context is active."""
+    """Add a row to `rows` for each tensor that a submodule of the network returns while the context is active.
 
-    def note(name: str, _: nn.Module, __: Any, output: Any) -> None:
+    The kernels are the same as in training, so layers that a kernel computes together with others have no row.
+    """
+
+    def note(name: str, output: Any) -> None:
         tensors = output if isinstance(output, tuple | list) else [output]
         rows.extend(_describe(name, tensor) for tensor in tensors if isinstance(tensor, Tensor))
 
     with ExitStack() as hooks:
         for name, part in network.named_modules():
-            hooks.callback(part.register_forward_hook(partial(note, name or "backbone")).remove)
+            hooks.callback(part.register_forward_hook(Watcher(partial(note, name or "backbone"))).remove)
         # Compiled regions do not call the hooks of their submodules.
         hooks.enter_context(torch.compiler.set_stance("force_eager"))
         yield
