@@ -159,7 +159,7 @@ def test_fixed_weights_are_cast_once(recorded, monkeypatch):
     graphed_backbone = GraphedBackbone(build())
     assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
     refreshed = []
-    monkeypatch.setattr(sampling_copy.SamplingCopy, "refresh", lambda instance: refreshed.append(instance))
+    monkeypatch.setattr(sampling_copy.SamplingCopy, "refresh", lambda instance: refreshed.append(instance) or True)
     with graphed_backbone.fixed_weights():
         for seed in range(3):
             assert_follows(graphed_backbone, *draw(seed=seed), dtype=torch.bfloat16)
@@ -251,6 +251,31 @@ def test_what_mixers_compute_from_weights_is_computed_in_advance():
     assert computed[0] is computed[1]
     assert original.scaled_projection is None
     assert not original.computed_weights(torch.float16)
+
+
+class Doubled(torch.nn.Module):
+    """A layer without a weight, such as a quantised one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, rows):
+        return 2 * self.layer(rows)
+
+
+@pytest.mark.parametrize("is_hook", [False, True])
+def test_a_projection_that_changes_is_not_computed_in_advance(is_hook, repeated):
+    graphed_backbone = GraphedBackbone(build(mixers=Mamba2(state_size=4, head_dim=8)))
+    mixer = graphed_backbone.backbone.blocks[1].mixer
+    for changed in (False, True):
+        if changed and is_hook:
+            mixer.out_proj.register_forward_hook(lambda *given: 2 * given[-1])
+        elif changed:
+            mixer.out_proj = Doubled(mixer.out_proj)
+        assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
+        assert len(graphed_backbone._copies[torch.bfloat16]._computed) == (1 if changed else 2)
+    assert len(repeated) == 2
 
 
 def test_all_modulations_are_one_product(recorded):

@@ -106,13 +106,11 @@ class GraphedBackbone:
         return self._copies[dtype]
 
     def _update_copy(self, dtype: torch.dtype | None) -> None:
-        """Update the weights of a copy; if the parameters have moved in memory, discard all copies and graphs."""
+        """Update the weights of a copy; discard all copies and graphs if parameters moved or layers have changed."""
         sampling_copy = self._copies.get(dtype)
         if sampling_copy is None:
             return
-        if sampling_copy.matches(self.backbone):
-            sampling_copy.refresh()
-        else:
+        if not sampling_copy.matches(self.backbone) or not sampling_copy.refresh():
             self._copies.clear()
             self._captures.clear()
 

@@ -37,7 +37,7 @@ class SamplingCopy:
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None, compile_backbone: bool = False) -> None:
         self._backbone, self._dtype = backbone, dtype
-        self._computed: list[Tensor] = []  # tensors that mixers compute, in the order of `_compute`
+        self._computed: dict[tuple[str, str], Tensor] = {}  # see `_compute`
         self._copies: list[tuple[Tensor, Tensor]] = []  # each copied weight with its source
         with torch.inference_mode(False), torch.no_grad():  # so that copies can be modified outside of inference mode
             self.network = self._shared_network() if dtype is None else self._cast_network(dtype)
@@ -58,18 +58,22 @@ class SamplingCopy:
                 replaced[id(layer.weight)] = weight
                 self._copies.append((weight, layer.weight))
         network = copy.deepcopy(self._backbone, replaced)
-        for path, name, tensor in self._compute(dtype):
+        self._computed = self._compute(dtype)
+        for (path, name), tensor in self._computed.items():
             setattr(network.get_submodule(path), name, tensor)
-            self._computed.append(tensor)
         if products:
             assert isinstance(network, TokenBackbone)
             self._join_modulations(network, products, dtype)
         return network
 
-    def _compute(self, dtype: torch.dtype) -> list[tuple[str, str, Tensor]]:
-        """Return the tensors that mixers compute from weights, with the mixer and its attribute."""
-        mixers = [(path, module) for path, module in self._backbone.named_modules() if isinstance(module, Mixer)]
-        return [(path, *item) for path, mixer in mixers for item in mixer.computed_weights(dtype).items()]
+    def _compute(self, dtype: torch.dtype) -> dict[tuple[str, str], Tensor]:
+        """Return the tensors that mixers compute from weights, by the name of the mixer and its attribute."""
+        return {
+            (path, name): tensor
+            for path, module in self._backbone.named_modules()
+            if isinstance(module, Mixer)
+            for name, tensor in module.computed_weights(dtype).items()
+        }
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
         """Make the network compute all modulations when it embeds the conditions, and its layers use the results."""
@@ -95,18 +99,27 @@ class SamplingCopy:
         network.block_conditions = embed_and_modulate  # type: ignore[method-assign]
 
     def matches(self, backbone: Backbone) -> bool:
-        """Return whether addresses of parameters and buffers and the training mode are unchanged."""
+        """Return whether addresses of parameters and buffers, and the training mode, are unchanged."""
         return self._addresses == addresses(backbone) and self.network.training == backbone.training
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Update the copied weights from the backbone, which takes a fraction of the time of a network call."""
+    def refresh(self) -> bool:
+        """Update the copied weights from the backbone, which takes a fraction of the time of a network call.
+
+        Returns: False if mixers do not compute the same tensors as before, for example because a hook was registered on
+            one of their layers. The copy is then out of date.
+        """
         if self._copies:
             copies, sources = zip(*self._copies, strict=True)
             copy_all(copies, sources)
-        if self._computed:
-            assert self._dtype is not None
-            copy_all(self._computed, [tensor for _, _, tensor in self._compute(self._dtype)])
+        if self._dtype is None:
+            return True
+        computed = self._compute(self._dtype)
+        if computed.keys() != self._computed.keys():
+            return False
+        if computed:
+            copy_all(list(self._computed.values()), list(computed.values()))
+        return True
 
 
 class ModulationPart(nn.Module):
