@@ -111,6 +111,6 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed t, (B,)."""
-        first_layer = self.mlp[0]
-        assert isinstance(first_layer, nn.Linear)
-        return self.mlp(sinusoid(1000.0 * t, self.frequencies).to(first_layer.weight.dtype))
+        weight = self.mlp[0].weight
+        assert isinstance(weight, Tensor)
+        return self.mlp(sinusoid(1000.0 * t, self.frequencies).to(weight.dtype))
