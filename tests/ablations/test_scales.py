@@ -162,6 +162,7 @@ def test_data_overlays_name_their_drawings(data, prefix):
         ("pilot4096", {"patch_size", "batch_size", "num_samples"}),
         ("pilotemoji", {"root", "data_note"}),
         ("pilotfashion", {"patch_size", "root", "image_size_px", "data_note", "num_samples"}),
+        ("pilotmamba2", {"class_path", "num_samples"}),
         ("pilot/table6_dit", {"depth"}),
         ("pilot/table6_uvit", {"depth"}),
     ],

@@ -90,7 +90,7 @@ def test_dry_run_shows_the_commands_of_each_experiment(in_tmp, capsys):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--scale", "huge"], "h100, paper, pilot, pilot4096, pilotemoji, pilotfashion, smoke"),
+        (["--scale", "huge"], "h100, paper, pilot, pilot4096, pilotemoji, pilotfashion, pilotmamba2, smoke"),
         (["--names", "zag*"], "zag*"),
     ],
 )
