@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from zigma_pl.suite.runs.plan import Run
 
 DESCRIPTION = """\
-Train each experiment of experiments/ and score it, at a scale: smoke (synthetic data, minutes on a CPU), pilot (64 x 64
-pixels, a small model on one GPU; pilot4096 with four times as many tokens; for tables 1 and 1x also pilotemoji with
-emoji and pilotfashion with Fashion-MNIST as data, and pilotmamba2 with Mamba-2), h100 (64 x 64 pixels, a larger model) or paper (as published). A
-scale is a config configs/scale/SCALE.yaml, merged over the experiment; configs/scale/SCALE/NAME.yaml replaces it for
-one experiment, or for those whose names start with NAME and an underscore, such as table4.yaml for those of table 4.
+Train each experiment of experiments/ and score it, at a scale: smoke (synthetic data, minutes on a CPU), pilot (64 x
+64 pixels, a small model on one GPU; pilot4096 with four times as many tokens; for tables 1 and 1x also pilotemoji
+with emoji and pilotfashion with Fashion-MNIST as data, and pilotmamba2 with Mamba-2), h100 (64 x 64 pixels, a larger
+model) or paper (as published). A scale is a config configs/scale/SCALE.yaml, merged over the experiment;
+configs/scale/SCALE/NAME.yaml replaces it for one experiment, or for those whose names start with NAME and an
+underscore, such as table4.yaml for those of table 4.
 With --config configs/loss_only.yaml, no samples are generated, and the losses are the only scores. To score the same
 runs completely later, run the command without this config and with --again: it does not train again.
 For your own configs, use --experiments FOLDER --scale own, which merges nothing over them.
