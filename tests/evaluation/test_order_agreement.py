@@ -44,6 +44,13 @@ def test_constant_losses_have_no_correlation():
     assert math.isnan(agreement([0.1, 0.1, 0.1], [1, 2, 3], 0).rank_correlation)
 
 
+@pytest.mark.parametrize("prediction", [0, 3])
+def test_equal_predictions_predict_the_mean_of_the_others(prediction):
+    found = agreement([0.1, 0.2, 0.6], [prediction] * 3, 0)
+    assert found.left_out == pytest.approx([0.4, 0.35, 0.15])
+    assert math.isnan(found.correlation)
+
+
 def test_records_of_the_pilot(repository):
     found = measured_orders(sorted((repository / "results" / "pilot").glob("table1*.json")))
     means = [np.mean(experiment.losses) for experiment in found.values()]
@@ -124,3 +131,11 @@ def test_seeds_with_other_scans_are_refused(repository, tmp_path):
     second.write_text(json.dumps(source))
     with pytest.raises(UserError, match="differs"):
         measured_orders([first, second])
+
+
+def test_a_loss_that_is_not_a_number_is_refused(repository, tmp_path):
+    record = json.loads((repository / "results" / "pilot" / "table1_zigzag8.json").read_text())
+    record["scores"]["validation_loss"]["value"] = math.nan
+    (tmp_path / "diverged.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="diverged"):
+        measured_orders([tmp_path / "diverged.json"])

@@ -1,5 +1,6 @@
 """How well a number that is known before training ranks the sets of scan orders of result records."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,7 +129,8 @@ def agreement(losses: Sequence[float], predictions: Sequence[float], least_diffe
     left_out = []
     for index in range(len(y)):
         others = np.arange(len(y)) != index
-        slope, offset = np.polyfit(x[others], y[others], 1)
+        # The line through equal predictions is horizontal.
+        slope, offset = np.polyfit(x[others], y[others], 1) if np.ptp(x[others]) else (0.0, y[others].mean())
         left_out.append(float(offset + slope * x[index]))
     pairs = ranked_pairs(losses, predictions, least_difference)
     return Agreement(
@@ -185,6 +187,8 @@ def _measured(record: ResultRecord, file: Path, allow_imports: Sequence[str], ra
     loss = record.scores.get("validation_loss")
     if loss is None or not {"class", "depth", "patch_size", "latent_height", "latent_width"} <= backbone.keys():
         raise UserError(f"{file}: is no record of a backbone with scan orders and a validation loss: leave it out")
+    if not math.isfinite(loss.value):
+        raise UserError(f"{file}: its validation loss is {loss.value}: leave it out")
     patch_size = backbone["patch_size"]
     height, width = backbone["latent_height"] // patch_size, backbone["latent_width"] // patch_size
     num_frames = backbone.get("latent_frames")
