@@ -47,3 +47,20 @@ def test_autocast_casts_each_parameter_once(is_contiguous):
     for found, expected in zip(*results, strict=True):
         assert found.dtype == expected.dtype
         assert (found - expected).abs().max() < 1e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("trains_all", [True, False])
+def test_the_output_may_be_changed_in_place(trains_all):
+    """As a hook may do."""
+    rows, weight, bias = make_arguments(torch.float32).values()
+    for tensor in (rows, weight, bias) if trains_all else (bias,):
+        tensor.requires_grad_()
+    results = []
+    for run in (op.linear, F.linear):
+        out = run(rows, weight, bias)
+        out[:, ::2] = 1
+        out.mul_(3)
+        inputs = [tensor for tensor in (rows, weight, bias) if tensor.requires_grad]
+        results.append((out.detach(), *torch.autograd.grad(out.square().sum(), inputs)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -25,10 +25,11 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(rows, weight, bias)
     if torch.is_autocast_enabled(rows.device.type):
         bias = bias.to(torch.get_autocast_dtype(rows.device.type))
-    # For rows that are not contiguous, PyTorch would add the bias in a separate kernel.
-    out = F.linear(rows.contiguous(), weight, bias.detach())
+    # For rows that are not contiguous, PyTorch would add the bias in a separate kernel. For rows with more than two
+    # axes, it would return a view, whose modification by `_BiasGradient` would cost a copy of the gradient.
+    out = F.linear(rows.contiguous().flatten(0, -2), weight, bias.detach())
     biased: Tensor = _BiasGradient.apply(out, bias)
-    return biased
+    return biased.unflatten(0, rows.shape[:-1])
 
 
 def _sums_fused(rows: Tensor, bias: Tensor) -> bool:
@@ -43,13 +44,14 @@ def _sums_fused(rows: Tensor, bias: Tensor) -> bool:
 
 
 class _BiasGradient(torch.autograd.Function):
-    """Returns the output of a linear map, and passes the gradient on to it and to the bias that it contains."""
+    """Returns the output of a linear map, (N, E), and passes the gradient on to it and to the bias that it contains."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, bias: Tensor) -> Tensor:
-        return out.view_as(out)
+        ctx.mark_dirty(out)  # a view of it could not be changed in place afterwards
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
-        return dout, column_sums(dout.flatten(0, -2))
+        return dout, column_sums(dout)
