@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zigma_pl.core.autocast import without_autocast
 from zigma_pl.core.errors import UserError
 from zigma_pl.ops import causal_conv1d_cuda
 from zigma_pl.ops.backends import Backend, BackendStatus, BackendTable, relative_errors
@@ -109,7 +110,9 @@ def _run_reference(
     dtype, (num_channels, num_taps) = compute_dtype(x), weight.shape
     arranged = x.to(dtype) if visit_order is None else x.to(dtype)[:, visit_order.long()]
     padded = F.pad(arranged.transpose(1, 2), (num_taps - 1, 0))
-    out = F.conv1d(padded, weight.to(dtype)[:, None], None if bias is None else bias.to(dtype), groups=num_channels)
+    filters, bias = weight.to(dtype)[:, None], None if bias is None else bias.to(dtype)
+    with without_autocast(x.device):
+        out = F.conv1d(padded, filters, bias, groups=num_channels)
     out = (F.silu(out) if activation == "silu" else out).transpose(1, 2)
     return (out if visit_order is None else out[:, inverse_order(visit_order)]).to(x.dtype)
 

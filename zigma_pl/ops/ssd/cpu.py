@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zigma_pl.core.autocast import without_autocast
 from zigma_pl.ops.rows import compute_dtype, inverse_order
 from zigma_pl.ops.ssd.chunks import Rows, num_chunks, scan, scan_backward
 from zigma_pl.ops.ssd.reference import arrange
@@ -66,7 +67,8 @@ def ssd_forward(
     dtype = compute_dtype(x)
     states = x.new_empty(_states_shape(x, B, differentiated), dtype=dtype)
     rows, order, inverse = _rows(x, dt, B, C, dt_bias, visit_order)
-    y = scan(rows, A.to(dtype), order, inverse, states)
+    with without_autocast(x.device):
+        y = scan(rows, A.to(dtype), order, inverse, states)
     if skip is not None:
         y.addcmul_(x.to(dtype), skip.to(dtype).unsqueeze(-1))
     out = y if gate is None else y * F.silu(gate.to(dtype))
@@ -121,7 +123,8 @@ def ssd_backward(
         dgate = torch.ops.aten.silu_backward(dy * ungated, raster_gate)
         dy = dy * F.silu(raster_gate)
     rows, order, inverse = _rows(x, dt, B, C, dt_bias, visit_order)
-    dx, ddt, dA, dB, dC = scan_backward(dy, rows, A.to(dtype), order, inverse, states)
+    with without_autocast(x.device):
+        dx, ddt, dA, dB, dC = scan_backward(dy, rows, A.to(dtype), order, inverse, states)
     dskip = dbias = None
     if skip is not None:
         dx.addcmul_(dy, skip.to(dtype).unsqueeze(-1))
