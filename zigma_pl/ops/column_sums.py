@@ -23,7 +23,7 @@ _NUM_FIELDS = 6  # in struct Params of column_sums.cu
 
 def supports(rows: Tensor) -> bool:
     """Return whether the kernels can sum these rows."""
-    return rows.is_cuda and rows.dtype in ROW_KINDS and nvrtc.available()[0]
+    return rows.is_cuda and rows.dtype in ROW_KINDS and nvrtc.is_available()
 
 
 def column_sums(rows: Tensor) -> Tensor:

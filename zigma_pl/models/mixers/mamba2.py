@@ -197,14 +197,17 @@ class Mamba2Mixer(SsdDirection, Mixer):
         assert self.norm.eps is not None
         weight = self.scaled_projection
         if weight is None:
-            weight = self.computed_weights(scanned.dtype)["scaled_projection"]
+            weight = self._scale_projection(scanned.dtype)
         return UnscaledRows(linear(scanned, weight), squares, self.norm.eps)
 
     def computed_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the weight of the output projection times that of the norm, if the kernels use it."""
         if dtype == torch.float16 or not self._is_replaceable():
             return {}
-        return {"scaled_projection": scale_columns(self.out_proj.weight, self.norm.weight, dtype)}
+        return {"scaled_projection": self._scale_projection(dtype)}
+
+    def _scale_projection(self, dtype: torch.dtype) -> Tensor:
+        return scale_columns(self.out_proj.weight, self.norm.weight, dtype)
 
     def _is_replaceable(self) -> bool:
         """Return whether scan, norm and projection are those of this class, so that kernels may compute all of them."""
