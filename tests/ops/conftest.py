@@ -6,6 +6,7 @@ from ops.cuda_emulation import Emulator
 
 from zigma_pl.ops import causal_conv1d_cuda, column_sums, norms_cuda, nvrtc
 from zigma_pl.ops.selective_scan import launch
+from zigma_pl.ops.ssd import launch as ssd_launch
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,13 @@ def emulated(kernel_folder, monkeypatch):
     torch.use_deterministic_algorithms(False)
     for cache in caches:
         cache.cache_clear()
+
+
+@pytest.fixture
+def emulated_ssd(emulated, monkeypatch):
+    """Run all CUDA kernels on the CPU, also those of SSD, with one piece per sequence."""
+    monkeypatch.setattr(ssd_launch, "shared_bytes", lambda device: 227 * 1024)
+    monkeypatch.setattr(ssd_launch, "num_multiprocessors", lambda device: 1)
+    ssd_launch.kernel.cache_clear()
+    yield emulated
+    ssd_launch.kernel.cache_clear()

@@ -16,21 +16,15 @@ from zigma_pl.models.mixers.mamba2 import Mamba2Mixer
 from zigma_pl.models.taps import tapped
 from zigma_pl.ops import mamba_mixer, norms
 from zigma_pl.ops.rows import inverse_order
-from zigma_pl.ops.ssd import convolved, launch
+from zigma_pl.ops.ssd import convolved
 
 WIDTH, NUM_TOKENS = 32, 12
 OPTIONS = {"mamba": Mamba(), "mamba2": Mamba2(state_size=16, head_dim=32, expand=8, activation_memory="fast")}
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing")
-
-
-@pytest.fixture(autouse=True)
-def emulated_ssd(emulated, monkeypatch):
-    monkeypatch.setattr(launch, "shared_bytes", lambda device: 227 * 1024)
-    monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
-    launch.kernel.cache_clear()
-    yield emulated
-    launch.kernel.cache_clear()
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing"),
+    pytest.mark.usefixtures("emulated_ssd"),
+]
 
 
 class LowRank(nn.Module):

@@ -22,16 +22,10 @@ from zigma_pl.ops.ssd.sizes import Sizes
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing")
-
-
-@pytest.fixture(autouse=True)
-def emulated_ssd(emulated, monkeypatch):
-    monkeypatch.setattr(launch, "shared_bytes", lambda device: 227 * 1024)
-    monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
-    launch.kernel.cache_clear()
-    yield emulated
-    launch.kernel.cache_clear()
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation of CUDA needs g++, which is missing"),
+    pytest.mark.usefixtures("emulated_ssd"),
+]
 
 
 def make_arguments(sizes, dtype, num_tokens):

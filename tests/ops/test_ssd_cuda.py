@@ -7,11 +7,9 @@ import shutil
 
 import pytest
 import torch
-from ops.cuda_emulation import Emulator
 from ops.scan_inputs import random_order
 
 from zigma_pl.core.errors import BackendUnavailable, UserError
-from zigma_pl.ops import nvrtc
 from zigma_pl.ops.ssd import cuda, launch, layout, reference, ssd
 
 TOLERANCES = {torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 8e-3}
@@ -25,17 +23,9 @@ pytestmark = needs_compiler
 
 
 @pytest.fixture(autouse=True)
-def emulator(kernel_folder, monkeypatch):
-    """Run the kernels on the CPU, with NaN in new tensors and shared memory, and one piece per sequence."""
-    emulator = Emulator(kernel_folder)
-    launch.kernel.cache_clear()
-    monkeypatch.setattr(nvrtc, "load", emulator.load)
-    monkeypatch.setattr(launch, "shared_bytes", lambda device: 227 * 1024)
-    monkeypatch.setattr(launch, "num_multiprocessors", lambda device: 1)
-    torch.use_deterministic_algorithms(True)
-    yield emulator
-    torch.use_deterministic_algorithms(False)
-    launch.kernel.cache_clear()
+def emulator(emulated_ssd):
+    """Run the kernels on the CPU."""
+    return emulated_ssd
 
 
 def make_arguments(shape, dtype=torch.float32, optional=OPTIONAL, num_groups=1):
