@@ -4,7 +4,7 @@ import pytest
 import torch
 from ops.cuda_emulation import Emulator
 
-from zigma_pl.ops import causal_conv1d_cuda, column_sums, norms_cuda, nvrtc
+from zigma_pl.ops import causal_conv1d_cuda, column_sums, norms_cuda, nvrtc, scale_columns_cuda
 from zigma_pl.ops.selective_scan import launch
 from zigma_pl.ops.ssd import launch as ssd_launch
 
@@ -19,7 +19,7 @@ def kernel_folder(tmp_path_factory):
 def emulated(kernel_folder, monkeypatch):
     """Run all CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
     emulator = Emulator(kernel_folder)
-    modules = (causal_conv1d_cuda, column_sums, norms_cuda)
+    modules = (causal_conv1d_cuda, column_sums, norms_cuda, scale_columns_cuda)
     caches = (launch.kernel, *(module._kernel for module in modules))
     for module in (launch, *modules):
         monkeypatch.setattr(module, "num_multiprocessors", lambda device: 1)

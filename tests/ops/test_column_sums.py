@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from zigma_pl.ops import nvrtc, rms_norm
+from zigma_pl.ops import nvrtc
 from zigma_pl.ops.column_sums import column_sums, sum_of_parts
 
 needs_compiler = pytest.mark.skipif(
@@ -44,17 +44,6 @@ def test_strided_and_unaligned_rows():
 def test_sum_of_parts(dtype):
     parts = torch.randn(77, 50)
     assert_sums(sum_of_parts(parts, dtype), parts, dtype)
-
-
-@needs_compiler
-def test_gradient_of_factors_of_columns(emulated, monkeypatch):
-    monkeypatch.setattr(rms_norm, "supports", lambda rows: True)
-    matrix, factors = torch.randn(40, 24), torch.randn(24, requires_grad=True)
-    dout = torch.randn(40, 24).bfloat16()
-    out = rms_norm.scale_columns(matrix, factors, torch.bfloat16)
-    (found,) = torch.autograd.grad(out, factors, dout)
-    assert emulated.launched == ["column_sums"] * 2
-    assert_sums(found, dout.double() * matrix, torch.float32)
 
 
 @pytest.mark.skipif(not nvrtc.available()[0], reason="needs a GPU")

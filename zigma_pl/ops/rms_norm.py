@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from zigma_pl.core.autocast import without_autocast
-from zigma_pl.ops.column_sums import column_sums, supports
+from zigma_pl.ops import scale_columns_cuda as cuda
 
 __all__ = ["rms_norm", "scale_columns"]
 
@@ -49,13 +49,15 @@ class _ScaleColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(matrix, factors)
+        if cuda.supports(matrix, factors, dtype):
+            return cuda.forward(matrix, factors, dtype)
         return torch.mul(matrix, factors, out=torch.empty_like(matrix, dtype=dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
         matrix, factors = ctx.saved_tensors
+        if cuda.supports(matrix, factors, dout.dtype):
+            return *cuda.backward(dout, matrix, factors), None
         dmatrix = torch.mul(dout, factors, out=torch.empty_like(matrix))
-        products = torch.mul(dout, matrix)
-        sums = column_sums(products) if supports(products) else products.sum(0)
-        return dmatrix, sums.to(factors.dtype), None
+        return dmatrix, torch.mul(dout, matrix).sum(0).to(factors.dtype), None
