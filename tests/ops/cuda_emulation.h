@@ -75,6 +75,7 @@ inline void wait_at(Barrier& barrier, int size) {
     while (barrier.generation == generation) back_to_scheduler();
 }
 
+inline void await_previous_kernel() {}
 inline void __syncthreads() { wait_at(block_barrier, blockDim.x); }
 inline bool any_of_block(bool vote) {
     if (threadIdx.x == 0) block_vote = false;

@@ -1,5 +1,9 @@
 """Run-time compilation: reasons why it is not available, and the cache on disk."""
 
+import ctypes
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -76,7 +80,7 @@ def attributes(monkeypatch):
     attributes = {8: 49_152, 9: -1}
 
     class Driver:
-        cuLaunchKernel = cuModuleGetFunction = staticmethod(lambda *_: 0)
+        cuLaunchKernelEx = cuModuleGetFunction = staticmethod(lambda *_: 0)
 
         @staticmethod
         def cuFuncGetAttribute(result, attribute, function):
@@ -90,6 +94,7 @@ def attributes(monkeypatch):
 
     monkeypatch.setattr(nvrtc, "_driver", Driver)
     monkeypatch.setattr(nvrtc, "_module", lambda *_: None)
+    monkeypatch.setattr(nvrtc, "_launches_early", lambda _: True)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     return attributes
 
@@ -110,14 +115,68 @@ def test_a_kernel_loaded_again_with_less_shared_memory_keeps_its_limit(attribute
         assert attributes[8] == limit
 
 
-def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig of cuda.h."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("num_attributes", ctypes.c_uint),
+    ]
+
+
+def launched_with(monkeypatch, capability, version, error=0):
+    """Return a kernel of a fake driver that returns an error, and the configs of its launches."""
+    configs = []
+
     class Driver:
-        cuLaunchKernel = staticmethod(lambda *_: 1)
+        @staticmethod
+        def cuLaunchKernelEx(config, *_):
+            assert len(config) == ctypes.sizeof(LaunchConfig)
+            configs.append(LaunchConfig.from_buffer_copy(config))
+            return error
+
+        @staticmethod
+        def cuDriverGetVersion(result):
+            result._obj.value = version
+            return 0
 
     monkeypatch.setattr(nvrtc, "_driver", Driver)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
-    kernel = nvrtc.Kernel(None, None, threads=32, shared_bytes=0, num_fields=1, device=0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 2**40, raising=False)
+    nvrtc._launches_early.cache_clear()
+    kernel = nvrtc.Kernel(None, None, threads=64, shared_bytes=1000, num_fields=1, device=0)
+    nvrtc._launches_early.cache_clear()
+    return kernel, configs
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "early"), [((9, 0), 12_030, True), ((8, 9), 13_000, False), ((9, 0), 12_020, False)]
+)
+def test_blocks_are_launched_early_where_graphs_support_it(monkeypatch, capability, version, early):
+    kernel, configs = launched_with(monkeypatch, capability, version)
+    kernel((5, 6, 7), [0])
+    (config,) = configs
+    assert (*config.grid, *config.block, config.shared_bytes, config.stream) == (5, 6, 7, 64, 1, 1, 1000, 2**40)
+    assert config.num_attributes == early
+    if early:
+        attribute, _, value = (ctypes.c_int * 3).from_address(config.attributes)
+        assert (attribute, value) == (6, 1)
+
+
+def test_every_kernel_waits_for_the_previous_one():
+    sources = "".join(path.read_text() for path in Path(nvrtc.__file__).parent.rglob("*.cu"))
+    kernels = re.findall(r'^extern "C" __global__ .*? (\w+)\(const Params p\) \{\n(.*?)^\}', sources, re.M | re.S)
+    assert len(kernels) == sources.count('extern "C"') > 0
+    assert not [name for name, body in kernels if "await_previous_kernel();" not in body]
+
+
+def test_a_launch_that_the_driver_refuses_is_explained(monkeypatch):
+    kernel, _ = launched_with(monkeypatch, (9, 0), 13_000, error=1)
     with pytest.raises(UserError, match=r"66000 sequences .* smaller batch"):
         kernel((1, 66_000, 1), [0])
-    with pytest.raises(RuntimeError, match="cuLaunchKernel failed with CUDA error 1"):
+    with pytest.raises(RuntimeError, match="cuLaunchKernelEx failed with CUDA error 1"):
         kernel((70_000, 1, 1), [0])

@@ -174,6 +174,7 @@ __device__ __forceinline__ float convolve(const Channels& c, const float (&windo
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Packed* slots = (Packed*)memory + threadIdx.x;
     int* order = (int*)((Packed*)memory + SLOTS) + BEFORE;
@@ -211,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(const Params 
 // Gradients of the rows of a chunk, which also depend on the REACH sums after the chunk, and the chunk's contribution to the
 // gradients of weight and bias.
 extern "C" __global__ void __launch_bounds__(THREADS) conv_backward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Packed* slots = (Packed*)memory + threadIdx.x;  // of x, then of dout
     int* order = (int*)((Packed*)memory + 2 * SLOTS) + BEFORE;

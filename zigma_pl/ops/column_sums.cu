@@ -36,6 +36,7 @@ struct Params {
 };
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS) column_sums(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     float* of_warps = (float*)memory;
     const Long first = (Long)blockIdx.x * COLUMNS;

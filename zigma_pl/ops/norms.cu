@@ -105,6 +105,7 @@ __device__ __forceinline__ void load_inputs(const Params& p, Long batch, int row
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_forward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     float *factors = (float*)memory, *shifts = factors + WIDTH, *gates = shifts + WIDTH;
     const Long batch = blockIdx.y;
@@ -162,6 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_RESIDENT) norm_for
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_backward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     float *factors = (float*)memory, *gates = factors + WIDTH;
     const Long batch = blockIdx.y;
@@ -240,6 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_RESIDENT) norm_ba
 // Gradients of shift, scale and gate (blockIdx.z 1 to 3), which all rows of a batch element share, and of the weight (0),
 // which all rows share. The latter takes longest and starts first.
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_sums(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     const bool weighted = blockIdx.z == 0;
     const int column = blockIdx.x * COLUMNS + 4 * (threadIdx.x % COLUMN_THREADS), part = weighted ? 1 : blockIdx.z - 1;

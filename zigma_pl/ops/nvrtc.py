@@ -27,6 +27,11 @@ READY = "CUDA C++ compiled at run time"
 
 _CUDA_ERROR_INVALID_CONTEXT = 201
 LARGEST_GRID = 65_535  # maximum number of blocks along the second and third axis of the grid, on all GPUs
+# Early launches: compute capability, and CUDA version of the driver, from which CUDA graphs support them.
+_EARLY_CAPABILITY, _EARLY_VERSION = (9, 0), 12_030
+# CUlaunchAttribute with CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 1
+_EARLY = ctypes.create_string_buffer(struct.pack("i4xi60x", 6, 1))
+_pack_config = struct.Struct("7I4xPPI4x").pack  # CUlaunchConfig
 _MAX_DYNAMIC_SHARED_SIZE, _PREFERRED_SHARED_MEMORY_CARVEOUT = 8, 9  # CUfunction_attribute
 
 
@@ -66,6 +71,9 @@ def runs_eagerly(tensor: torch.Tensor) -> bool:
 class Kernel:
     """A kernel on one device.
 
+    Where the GPU supports it, the blocks are launched while the previous kernel of the stream is still running
+    (programmatic dependent launch), and wait for its end in `await_previous_kernel` of device.cu.
+
     Args:
         module, function: handles from the driver.
         threads: threads in a block.
@@ -87,7 +95,8 @@ class Kernel:
         self._block = (threads, 1, 1, shared_bytes)
         self._pack = struct.Struct(f"{num_fields}q").pack
         self._device = device
-        self._launch = _driver().cuLaunchKernel
+        self._attributes = (ctypes.addressof(_EARLY), 1) if _launches_early(device) else (0, 0)
+        self._launch = _driver().cuLaunchKernelEx
         # As torch.cuda.current_stream, but without creating a Stream object, which takes longer than a launch.
         self._current_stream = torch._C._cuda_getCurrentRawStream
 
@@ -99,17 +108,18 @@ class Kernel:
         """
         arguments = _Arguments(self._pack(*fields))  # address of the struct, which is copied at launch
         stream = self._current_stream(self._device)
-        error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
+        config = _pack_config(*grid, *self._block, stream, *self._attributes)
+        error = self._launch(config, self._function, arguments, None)
         if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, such as an autograd thread
             _make_context_current(self._device)
-            error = self._launch(self._function, *grid, *self._block, stream, arguments, None)
+            error = self._launch(config, self._function, arguments, None)
         if error and max(grid[1:]) > LARGEST_GRID:
             raise UserError(
                 f"{max(grid[1:])} sequences are more than the {LARGEST_GRID} that a kernel on a GPU supports: use a "
                 "smaller batch (time layers have one sequence for each grid position of each clip)"
             )
         if error:
-            _check(error, "cuLaunchKernel")
+            _check(error, "cuLaunchKernelEx")
 
 
 _Arguments = ctypes.c_char_p * 1
@@ -249,14 +259,22 @@ def _check(error: int, call: str) -> None:
 @functools.cache
 def _driver() -> ctypes.CDLL:
     library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    pointer, size = ctypes.c_void_p, ctypes.c_uint
+    pointer = ctypes.c_void_p
     # With declared types, launches are faster, and ctypes does not truncate addresses to 32 bits.
-    library.cuLaunchKernel.argtypes = [pointer, *[size] * 7, pointer, pointer, pointer]
+    library.cuLaunchKernelEx.argtypes = [ctypes.c_char_p, pointer, pointer, pointer]
     library.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     library.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     library.cuFuncGetAttribute.argtypes = [pointer, ctypes.c_int, pointer]
     library.cuFuncSetAttribute.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
     return library
+
+
+@functools.cache
+def _launches_early(device: int) -> bool:
+    """Return whether kernels on a CUDA device may be launched before the previous one has ended."""
+    version = ctypes.c_int()
+    _check(_driver().cuDriverGetVersion(ctypes.byref(version)), "cuDriverGetVersion")
+    return torch.cuda.get_device_capability(device) >= _EARLY_CAPABILITY and version.value >= _EARLY_VERSION
 
 
 def _make_context_current(device: int) -> None:

@@ -28,6 +28,7 @@ __device__ __forceinline__ void for_rows(const Params& p, int column, const Load
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scale_columns(const Params p) {
+    await_previous_kernel();
     const int column = blockIdx.x * WIDTH + threadIdx.x % 32 * 4;
     float4 raw[GROUP];
     float factors[4];
@@ -43,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scale_columns(const Params
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) scale_columns_backward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     const int column = blockIdx.x * WIDTH + threadIdx.x % 32 * 4;
     float4 raw[GROUP];

@@ -194,6 +194,7 @@ __device__ __forceinline__ void write_totals(const Params& p, const Backward& sh
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) scan_backward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Backward shared;
     place(shared, memory);

@@ -299,9 +299,11 @@ __device__ __forceinline__ void leave_behind(const Params& p) {
 
 // Without the launch bounds, the compiler would use too many registers for CHUNK_BLOCKS blocks per multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_states(const Params p) {
+    await_previous_kernel();
     leave_behind<false>(p);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CHUNK_BLOCKS) scan_chunk_adjoints(const Params p) {
+    await_previous_kernel();
     leave_behind<true>(p);
 }

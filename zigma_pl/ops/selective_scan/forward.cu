@@ -46,6 +46,7 @@ __device__ __forceinline__ void write_outputs(const Params& p, const Tiles& tile
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) scan_forward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Tiles tiles;
     uint4* rest = place_tiles(tiles, memory, ARRAYS);

@@ -118,6 +118,7 @@ __device__ __forceinline__ void store_token_sums(const Params& p, const TokenSum
 
 // A block processes part_rows queries of one head, a multiple of STEP_ROWS.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) short_attention_backward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Byte *keys = (Byte*)memory, *values = keys + TOKEN_BYTES, *queries = values + TOKEN_BYTES;
     Byte *douts = queries + 2 * QUERY_BYTES, *weights = douts + QUERY_BYTES, *dscores = weights + WEIGHT_BYTES;

@@ -45,6 +45,7 @@ __device__ __forceinline__ void store_rows(Element* to, Long stride, int row, in
 
 // A block processes part_rows queries of one head; each of its warps takes every WARPS-th 16 of them.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) short_attention_forward(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Byte *keys = (Byte*)memory, *values = keys + TOKEN_BYTES;
     float* bias = (float*)(values + TOKEN_BYTES);

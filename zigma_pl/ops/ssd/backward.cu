@@ -21,6 +21,7 @@ __device__ __forceinline__ void sum_through(const Walk& w, Back& m, const State&
 
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backward(const Params p) {
     DYNAMIC_SHARED(memory);
+    if (!p.carries) await_previous_kernel();
     Back& m = *(Back*)memory;
     Walk w;
     start(p, w);
@@ -30,6 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
     open_walk(p, w, m.common, w.end - 1, -1);
     copy_terms(p, w, m, w.end - 1, m.common.rows[0]);
     make_first_vectors(p, w, m.common);
+    if (p.carries) await_previous_kernel();  // see ssd_forward
     read_carries(p, w, R, gridDim.z * (int)p.carry_parts - 1, (w.piece + 1) * (int)p.carry_parts - 1, -1);
     store_state(w, m.R, R);
     Adjoints adjoints;
@@ -82,6 +84,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backw
 
 // The gradient of the state at the start of a part of a piece that ends with 0, and its log decay.
 extern "C" __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS) ssd_backward_carries(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Back& m = *(Back*)memory;
     Walk w;

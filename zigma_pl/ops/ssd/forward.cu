@@ -134,6 +134,7 @@ __device__ __forceinline__ void write_states(const Params& p, const Walk& w, int
 
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forward(const Params p) {
     DYNAMIC_SHARED(memory);
+    if (!p.carries) await_previous_kernel();
     Front& m = *(Front*)memory;
     Walk w;
     start(p, w);
@@ -141,6 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
     open_walk(p, w, m.common, w.begin, 1);
     copy_inputs(p, w, m, 0, m.common.rows[0], true);
     make_first_vectors(p, w, m.common);
+    if (p.carries) await_previous_kernel();  // which computes the carries, after it waited for those before it
     read_carries(p, w, state, 0, w.piece * (int)p.carry_parts, 1);
     store_state(w, m.state, state);
     for (int chunk = w.begin, i = 0; chunk < w.end; ++chunk, ++i) {
@@ -169,6 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forwar
 
 // The state at the end of a part of a piece that starts with 0, and its log decay.
 extern "C" __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS) ssd_forward_carries(const Params p) {
+    await_previous_kernel();
     DYNAMIC_SHARED(memory);
     Front& m = *(Front*)memory;
     Walk w;
