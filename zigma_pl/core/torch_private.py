@@ -56,6 +56,11 @@ def allow_compiled_forms(count: int) -> None:
     config.recompile_limit = max(config.recompile_limit, count)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether `module.compile` was called."""
+    return module._compiled_call_impl is not None
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
     """Return whether forward hooks are registered on the module itself."""
     return bool(module._forward_hooks)

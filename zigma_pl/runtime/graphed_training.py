@@ -24,6 +24,7 @@ from zigma_pl.runtime.cuda_graphs import (
     uncached_autocast,
     warm_up,
 )
+from zigma_pl.runtime.modulations import joined_modulations
 from zigma_pl.runtime.recorded_leaves import RecordedLeaves
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ class GraphedTraining:
     The passes are recorded at the first call, for its shapes and dtypes, and again if other layers are tapped, other
     parameters are trained, or parameters have moved in memory. Only parameters receive gradients, and the backward
     pass of each call must run before the next call.
+
+    Under autocast, the modulations of all layers are computed in one matrix product (`joined_modulations`), so that the
+    results differ from those of the backbone by rounding to 16 bits: gradients of the conditions, for example, are
+    rounded once instead of once per layer. Otherwise they are the same.
 
     The backbone itself is called on other devices, without gradients, in evaluation mode, for inputs of other shapes,
     and if it has forward hooks, which a replay would not call.
@@ -129,8 +134,11 @@ class _Recording:
         self._inputs = inputs.copies()
 
         def forward() -> tuple[Tensor, ...]:
-            replaced = leaves.renew()
-            with uncached_autocast(device_type, dtype), tapped(backbone, layers) as features:
+            with (
+                joined_modulations(backbone, leaves.renew(), dtype) as replaced,
+                uncached_autocast(device_type, dtype),
+                tapped(backbone, layers) as features,
+            ):
                 prediction = functional_call(backbone, replaced, tuple(self._inputs), tie_weights=False)
             self._outputs = (prediction, *(features[layer] for layer in layers))
             return self._outputs

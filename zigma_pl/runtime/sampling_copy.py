@@ -1,23 +1,17 @@
-"""A copy of a backbone for sampling, which computes the same output with less work per call.
-
-Axes: B batch, D width.
-"""
+"""A copy of a backbone for sampling, which computes the same output with less work per call."""
 
 import copy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
 
 from zigma_pl.core.torch_private import copy_all
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.backbones.token_backbone import TokenBackbone
-from zigma_pl.models.block import BlockConditions
-from zigma_pl.models.conditioners import Entry
 from zigma_pl.models.mixers import Mixer
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.cuda_graphs import addresses
+from zigma_pl.runtime.modulations import join_modulations, modulated_modules, modulation_product
 
 
 class SamplingCopy:
@@ -49,7 +43,7 @@ class SamplingCopy:
         return copy.deepcopy(self._backbone, {id(tensor): tensor for tensor in _tensors(self._backbone)})
 
     def _cast_network(self, dtype: torch.dtype) -> Backbone:
-        products = [_modulation_product(module) for module in modulated_modules(self._backbone)]
+        products = [modulation_product(module) for module in modulated_modules(self._backbone).values()]
         replaced: dict[int, Tensor] = {id(tensor): tensor for tensor in _tensors(self._backbone)}
         for layer in self._backbone.modules():
             # Without biases, since the scan needs the bias of its step sizes in float32.
@@ -76,7 +70,7 @@ class SamplingCopy:
         }
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
-        """Make the network compute all modulations when it embeds the conditions, and its layers use the results."""
+        """Join the modulations of the network, with copies of the weights and biases of these linear layers."""
         sizes = [product.out_features for product in products]
         weight, bias = (
             torch.cat([getattr(product, name) for product in products]).to(dtype) for name in ("weight", "bias")
@@ -84,19 +78,7 @@ class SamplingCopy:
         for name, joined in (("weight", weight), ("bias", bias)):
             sources = [getattr(product, name) for product in products]
             self._copies += zip(joined.split(sizes), sources, strict=True)
-        parts = [ModulationPart() for _ in products]
-        for module, part in zip(modulated_modules(network), parts, strict=True):
-            module.modulation = part
-        embed = network.block_conditions
-
-        def embed_and_modulate(t: Tensor, entries: list[Entry]) -> BlockConditions:
-            conditions = embed(t, entries)
-            modulations = linear(silu(conditions.modulation), weight, bias).split(sizes, dim=-1)
-            for part, modulation in zip(parts, modulations, strict=True):
-                part.conditioning, part.modulation = conditions.modulation, modulation
-            return conditions
-
-        network.block_conditions = embed_and_modulate  # type: ignore[method-assign]
+        join_modulations(network, weight, bias)
 
     def matches(self, backbone: Backbone) -> bool:
         """Return whether addresses of parameters and buffers, and the training mode, are unchanged."""
@@ -120,33 +102,6 @@ class SamplingCopy:
         if computed:
             copy_all(list(self._computed.values()), list(computed.values()))
         return True
-
-
-class ModulationPart(nn.Module):
-    """Replaces the modulation of a layer: returns the modulation that was computed for it, (B, k D)."""
-
-    conditioning: Tensor
-    modulation: Tensor
-
-    def forward(self, conditioning: Tensor) -> Tensor:
-        """Return the layer's modulation for the conditioning, (B, D), which must be the same for all layers."""
-        assert conditioning is self.conditioning, "the layers have different conditionings"
-        return self.modulation
-
-
-def modulated_modules(backbone: nn.Module) -> list[nn.Module]:
-    """Return the modules whose `modulation` is a SiLU and a float32 linear layer."""
-    return [
-        module
-        for module in backbone.modules()
-        if isinstance(modulation := getattr(module, "modulation", None), nn.Sequential)
-        and [type(layer) for layer in modulation] == [nn.SiLU, nn.Linear]
-        and _modulation_product(module).weight.dtype == torch.float32
-    ]
-
-
-def _modulation_product(module: nn.Module) -> nn.Linear:
-    return cast("nn.Sequential", module.modulation)[1]  # type: ignore[return-value]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
