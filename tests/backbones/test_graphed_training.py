@@ -12,8 +12,10 @@ from backbones.tiny import BACKBONES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zigma_pl.core.batch import Condition
+from zigma_pl.models.mixers.mamba2 import Mamba2, Mamba2Mixer
 from zigma_pl.models.taps import tapped
-from zigma_pl.runtime import graphed_training
+from zigma_pl.ops import rms_norm
+from zigma_pl.runtime import graphed_training, joined_layers
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.graphed_training import GraphedTraining
 
@@ -218,6 +220,37 @@ def test_modulations_are_one_product_under_autocast(name):
     assert num_products(backbone) - num_products(graphed) == num_modulated - 1
     assert all(now is layer for now, layer in zip(backbone.modules(), layers, strict=True))
     assert "block_conditions" not in vars(backbone)
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+def test_weights_of_all_layers_are_scaled_together_under_autocast(memory, monkeypatch):
+    """With a scan that leaves the norm to the next layer, as on a GPU."""
+    scan, scale = Mamba2Mixer.scan_and_square, rms_norm.scale_columns_of_all
+
+    def scan_and_square(self, projected, visit_order, squared):
+        scanned, _ = scan(self, projected, visit_order, squared=False)
+        return scanned, scanned.float().square().mean(-1, keepdim=True) if squared else None
+
+    def counted(pairs, dtype):
+        counts.append(len(pairs))
+        return scale(pairs, dtype)
+
+    monkeypatch.setattr(Mamba2Mixer, "scan_and_square", scan_and_square)
+    monkeypatch.setattr(Mamba2Mixer, "_recomputes", lambda self, tokens: memory == "lean" and torch.is_grad_enabled())
+    for module in (rms_norm, joined_layers):
+        monkeypatch.setattr(module, "scale_columns_of_all", counted)
+    backbone = build(mixers=Mamba2(state_size=4, head_dim=8))
+    graphed, results = GraphedTraining(backbone), []
+    for network in (graphed, graphed, backbone):
+        counts = []
+        backbone.zero_grad()
+        results.append(step(network, backbone, *draw(), dtype=torch.bfloat16))
+        if network is graphed:
+            assert set(counts) == {len(backbone.blocks)}
+    assert len(counts) >= len(backbone.blocks)
+    assert all(block.mixer.scaled_projection is None for block in backbone.blocks)
+    for found, expected in zip(*results[1:], strict=True):
+        assert (found - expected).norm() <= 2 * torch.finfo(torch.bfloat16).eps * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

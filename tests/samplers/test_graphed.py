@@ -238,7 +238,7 @@ def test_weights_are_held_in_16_bits_where_autocast_would_cast_them(recorded):
 
 
 @pytest.mark.usefixtures("recorded")
-def test_what_mixers_compute_from_weights_is_computed_in_advance():
+def test_products_of_weights_are_computed_in_advance():
     backbone = build(mixers=Mamba2(state_size=4, head_dim=8))
     graphed_backbone, original = GraphedBackbone(backbone), backbone.blocks[1].mixer
     computed = []
@@ -250,7 +250,7 @@ def test_what_mixers_compute_from_weights_is_computed_in_advance():
         assert torch.equal(computed[-1], (original.out_proj.weight * original.norm.weight).bfloat16())
     assert computed[0] is computed[1]
     assert original.scaled_projection is None
-    assert not original.computed_weights(torch.float16)
+    assert not original.scaled_weights(torch.float16)
 
 
 class Doubled(torch.nn.Module):

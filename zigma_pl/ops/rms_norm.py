@@ -1,5 +1,6 @@
 """Root-mean-square normalisation of rows, or its weight as a part of the matrix product that follows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from zigma_pl.core.autocast import without_autocast
 from zigma_pl.ops import scale_columns_cuda as cuda
 
-__all__ = ["rms_norm", "scale_columns"]
+__all__ = ["rms_norm", "scale_columns", "scale_columns_of_all"]
 
 
 def rms_norm(rows: Tensor, weight: Tensor, epsilon: float | None, num_groups: int = 1) -> Tensor:
@@ -39,25 +40,43 @@ def scale_columns(matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor
     """
     if torch.compiler.is_compiling():  # the compiler fuses the conversions
         return (matrix * factors).to(dtype)
-    out: Tensor = _ScaleColumns.apply(matrix, factors, dtype)
-    return out
+    return scale_columns_of_all([(matrix, factors)], dtype)[0]
+
+
+def scale_columns_of_all(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> list[Tensor]:
+    """Return `scale_columns` of several matrices and their factors; matrices of one shape share kernels on a GPU."""
+    products: dict[int, Tensor] = {}
+    shapes = [matrix.shape for matrix, _ in pairs]
+    for shape in dict.fromkeys(shapes):
+        indices = [index for index, other in enumerate(shapes) if other == shape]
+        matrices, factors = zip(*(pairs[index] for index in indices), strict=True)
+        products |= zip(indices, _ScaleColumns.apply(dtype, *matrices, *factors), strict=True)
+    return [products[index] for index in range(len(pairs))]
 
 
 class _ScaleColumns(torch.autograd.Function):
-    """The product with conversions of dtypes in the same kernels, as in the cast that autocast would run."""
+    """The products with conversions of dtypes in the same kernels, as in the cast that autocast would run."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(matrix, factors)
-        if cuda.supports(matrix, factors, dtype):
-            return cuda.forward(matrix, factors, dtype)
-        return torch.mul(matrix, factors, out=torch.empty_like(matrix, dtype=dtype))
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors)
+        matrices, factors = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        if cuda.supports(matrices, factors, dtype):
+            return tuple(cuda.forward(matrices, factors, dtype))
+        pairs = zip(matrices, factors, strict=True)
+        return tuple(torch.mul(m, f, out=torch.empty_like(m, dtype=dtype)) for m, f in pairs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
-        matrix, factors = ctx.saved_tensors
-        if cuda.supports(matrix, factors, dout.dtype):
-            return *cuda.backward(dout, matrix, factors), None
-        dmatrix = torch.mul(dout, factors, out=torch.empty_like(matrix))
-        return dmatrix, torch.mul(dout, matrix).sum(0).to(factors.dtype), None
+    def backward(ctx: Any, *dproducts: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        matrices, factors = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        if cuda.supports(matrices, factors, dproducts[0].dtype):
+            dmatrices, dfactors = cuda.backward(dproducts, matrices, factors)
+            return None, *dmatrices, *dfactors
+        triples = list(zip(dproducts, matrices, factors, strict=True))
+        return (
+            None,
+            *(torch.mul(d, f, out=torch.empty_like(m)) for d, m, f in triples),
+            *(torch.mul(d, m).sum(0).to(f.dtype) for d, m, f in triples),
+        )

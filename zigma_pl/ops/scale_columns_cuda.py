@@ -1,9 +1,11 @@
-"""Products of a matrix and one factor per column on NVIDIA GPUs: CUDA C++ compiled at run time, one pass per direction.
+"""Products of matrices and one factor per column on NVIDIA GPUs: CUDA C++ compiled at run time, one pass per direction.
 
 Axes: Y rows, X columns.
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,80 +16,89 @@ from zigma_pl.ops.column_sums import sum_of_parts
 from zigma_pl.ops.nvrtc import ROW_KINDS, num_multiprocessors, rows_of_block
 
 WARPS, GROUP, RESIDENT = 8, 4, 4  # RESIDENT: blocks per multiprocessor
+LONGEST = 128  # maximum number of rows per block
 COLUMNS = 128  # of a block
+MAX_MATRICES = 64  # of a launch, whose parameters may take 4 KiB
 
 _FOLDER = Path(__file__).parent
-_NUM_FIELDS = 9  # in struct Params of scale_columns.cu
 
 
-def supports(matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether the kernels support these float32 tensors and products of this dtype."""
+def supports(matrices: Sequence[Tensor], factors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Return whether the kernels support these tensors, with matrices of one shape, and products of this dtype."""
     return (
-        matrix.is_cuda
+        matrices[0].is_cuda
         and dtype in ROW_KINDS
-        and all(t.dtype is torch.float32 and t.is_contiguous() and not t.data_ptr() % 16 for t in (matrix, factors))
-        and matrix.shape[1] % COLUMNS == 0
-        and 0 < matrix.numel() < 2**31
+        and all(_is_supported(tensor) for tensor in (*matrices, *factors))
+        and matrices[0].shape[1] % COLUMNS == 0
+        and 0 < matrices[0].numel() < 2**31
+        and len(matrices) <= MAX_MATRICES
         and nvrtc.available()[0]
     )
 
 
-def forward(matrix: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return matrix (Y, X) * factors (X,), rounded once to a dtype."""
-    products = torch.empty_like(matrix, dtype=dtype)
-    _launch("scale_columns", matrix, factors, products=products)
+def _is_supported(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.data_ptr() % 16
+
+
+def forward(matrices: Sequence[Tensor], factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return each matrix (Y, X) * its factors (X,), rounded once to a dtype."""
+    products = [torch.empty_like(matrix, dtype=dtype) for matrix in matrices]
+    tensors = [(*inputs, None, None) for inputs in zip(matrices, factors, products, strict=True)]
+    _launch("scale_columns", tensors, None, dtype)
     return products
 
 
-def backward(dproducts: Tensor, matrix: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of matrix and factors, in float32, given that of the products.
+def backward(
+    dproducts: Sequence[Tensor], matrices: Sequence[Tensor], factors: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gradients of matrices and factors, in float32, given those of the products.
 
     Deterministic, since sums are taken in a fixed order.
     """
-    dproducts = dproducts.contiguous()
-    if dproducts.data_ptr() % 16:
-        dproducts = dproducts.clone()
-    dmatrix = torch.empty_like(matrix)
-    sums = matrix.new_empty(-(-len(matrix) // _chunk_rows(matrix)), matrix.shape[1])
-    _launch("scale_columns_backward", matrix, factors, dproducts=dproducts, dmatrix=dmatrix, sums=sums)
-    return dmatrix, sum_of_parts(sums, torch.float32)
+    dproducts = [d.clone() if d.data_ptr() % 16 else d for d in (d.contiguous() for d in dproducts)]
+    dmatrices = [torch.empty_like(matrix) for matrix in matrices]
+    (num_rows, num_columns), count = matrices[0].shape, len(matrices)
+    sums = matrices[0].new_empty(-(-num_rows // _chunk_rows(matrices[0], count)), count * num_columns)
+    tensors = [(m, f, None, d, dm) for m, f, d, dm in zip(matrices, factors, dproducts, dmatrices, strict=True)]
+    _launch("scale_columns_backward", tensors, sums, dproducts[0].dtype)
+    return dmatrices, list(sum_of_parts(sums, torch.float32).view(count, num_columns).unbind())
 
 
-def _chunk_rows(matrix: Tensor) -> int:
+def _chunk_rows(matrix: Tensor, count: int) -> int:
     """Return the number of rows per block."""
     num_rows, num_columns = matrix.shape
-    room = max(1, RESIDENT * num_multiprocessors(matrix.device.index or 0) * COLUMNS // num_columns)
-    return rows_of_block(num_rows, room, WARPS, num_rows + WARPS)
+    room = RESIDENT * num_multiprocessors(matrix.device.index or 0) * COLUMNS // (num_columns * count)
+    return rows_of_block(num_rows, max(1, room), WARPS, LONGEST)
 
 
-def _launch(
-    name: str,
-    matrix: Tensor,
-    factors: Tensor,
-    products: Tensor | None = None,
-    dproducts: Tensor | None = None,
-    dmatrix: Tensor | None = None,
-    sums: Tensor | None = None,
-) -> None:
-    rows = products if dproducts is None else dproducts
-    assert rows is not None
-    tensors = (matrix, factors, products, dproducts, dmatrix, sums)
+def _launch(name: str, tensors: Sequence[tuple[Tensor | None, ...]], sums: Tensor | None, dtype: torch.dtype) -> None:
+    """Launch a kernel with the fields of struct Tensors for each matrix."""
+    matrix, count = tensors[0][0], len(tensors)
+    assert matrix is not None
     num_rows, num_columns = matrix.shape
-    chunk_rows = _chunk_rows(matrix)
-    fields = [0 if t is None else t.data_ptr() for t in tensors] + [num_rows, num_columns, chunk_rows]
-    grid = (num_columns // COLUMNS, -(-num_rows // chunk_rows), 1)
-    _kernel(name, ROW_KINDS[rows.dtype], matrix.device.index or 0)(grid, fields)
+    chunk_rows = _chunk_rows(matrix, count)
+    fields = [0 if t is None else t.data_ptr() for t in (*itertools.chain(*tensors), sums)]
+    grid = (num_columns // COLUMNS, -(-num_rows // chunk_rows), count)
+    kernel = _kernel(name, ROW_KINDS[dtype], count, matrix.device.index or 0)
+    kernel(grid, (*fields, num_rows, num_columns, chunk_rows))
 
 
 @functools.cache
-def _kernel(name: str, row_kind: int, device: int) -> nvrtc.Kernel:
-    options = {"ROW_KIND": row_kind, "WIDTH": COLUMNS, "WARPS": WARPS, "GROUP": GROUP, "COLUMNS": COLUMNS}
+def _kernel(name: str, row_kind: int, count: int, device: int) -> nvrtc.Kernel:
+    options = {
+        "ROW_KIND": row_kind,
+        "MATRICES": count,
+        "WIDTH": COLUMNS,
+        "WARPS": WARPS,
+        "GROUP": GROUP,
+        "COLUMNS": COLUMNS,
+    }
     return nvrtc.load(
         (_FOLDER / "device.cu", _FOLDER / "norm_rows.cu", _FOLDER / "scale_columns.cu"),
         name,
         tuple(options.items()),
         threads=32 * WARPS,
         shared_bytes=4 * COLUMNS * WARPS,
-        num_fields=_NUM_FIELDS,
+        num_fields=5 * count + 4,
         device=device,
     )

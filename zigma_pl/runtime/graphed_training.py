@@ -24,7 +24,7 @@ from zigma_pl.runtime.cuda_graphs import (
     uncached_autocast,
     warm_up,
 )
-from zigma_pl.runtime.modulations import joined_modulations
+from zigma_pl.runtime.joined_layers import joined_layers
 from zigma_pl.runtime.recorded_leaves import RecordedLeaves
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class GraphedTraining:
     parameters are trained, or parameters have moved in memory. Only parameters receive gradients, and the backward
     pass of each call must run before the next call.
 
-    Under autocast, the modulations of all layers are computed in one matrix product (`joined_modulations`), so that the
+    Under autocast, the modulations of all layers are computed in one matrix product (`joined_layers`), so that the
     results differ from those of the backbone by rounding to 16 bits: gradients of the conditions, for example, are
     rounded once instead of once per layer. Otherwise they are the same.
 
@@ -135,7 +135,7 @@ class _Recording:
 
         def forward() -> tuple[Tensor, ...]:
             with (
-                joined_modulations(backbone, leaves.renew(), dtype) as replaced,
+                joined_layers(backbone, leaves.renew(), dtype) as replaced,
                 uncached_autocast(device_type, dtype),
                 tapped(backbone, layers) as features,
             ):

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from zigma_pl.core.torch_private import copy_all
 from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.backbones.token_backbone import TokenBackbone
-from zigma_pl.models.mixers import Mixer
+from zigma_pl.ops.rms_norm import scale_columns_of_all
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.cuda_graphs import addresses
-from zigma_pl.runtime.modulations import join_modulations, modulated_modules, modulation_product
+from zigma_pl.runtime.joined_layers import join_modulations, mixer_weights, modulated_modules, modulation_product
 
 
 class SamplingCopy:
     """A copy of a backbone that computes the same output with less work, without gradients and under autocast.
 
     The weights of linear layers are stored in the dtype of autocast, with the same rounding, instead of being cast in
-    every call, and mixers get the tensors that they compute from weights (`Mixer.computed_weights`). The modulations of
+    every call, and mixers get the products of their weights (`Mixer.scaled_weights`). The modulations of
     all layers, which depend only on time and conditions, are computed in one matrix product. All other parameters and
     buffers are shared with the backbone. The copied weights are not part of the backbone, so they are not saved in
     checkpoints.
@@ -61,13 +61,9 @@ class SamplingCopy:
         return network
 
     def _compute(self, dtype: torch.dtype) -> dict[tuple[str, str], Tensor]:
-        """Return the tensors that mixers compute from weights, by the name of the mixer and its attribute."""
-        return {
-            (path, name): tensor
-            for path, module in self._backbone.named_modules()
-            if isinstance(module, Mixer)
-            for name, tensor in module.computed_weights(dtype).items()
-        }
+        """Return the products of the mixers' weights, by the path of the mixer and its attribute."""
+        pairs = mixer_weights(self._backbone, dtype)
+        return dict(zip(pairs, scale_columns_of_all(list(pairs.values()), dtype), strict=True))
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
         """Join the modulations of the network, with copies of the weights and biases of these linear layers."""
@@ -88,7 +84,7 @@ class SamplingCopy:
     def refresh(self) -> bool:
         """Update the copied weights from the backbone, which takes a fraction of the time of a network call.
 
-        Returns: False if mixers do not compute the same tensors as before, for example because a hook was registered on
+        Returns: False if mixers do not use the same products as before, for example because a hook was registered on
             one of their layers. The copy is then out of date.
         """
         if self._copies:

@@ -146,10 +146,11 @@ class Mixer(nn.Module, ABC):
         sequences = tokens.reshape(-1, cut.length, tokens.shape[2])
         return x, self.mix_unscaled(sequences, visit).reshape(tokens.shape), cut.inverse
 
-    def computed_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return what `forward` computes from parameters alone, by the attributes that can hold it instead.
+    def scaled_weights(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return matrices and factors of their columns whose products `forward` uses, (Y, X) and (X,).
 
-        When weights are fixed, as in sampling, the attributes of a copy are set to these tensors.
+        The keys are attributes that `forward` takes the products from if they are set, in the dtype of matrix products.
+        The products of all layers can be computed together, and in sampling, where weights are fixed, in advance.
 
         Args:
             dtype: the dtype of matrix products.

@@ -147,7 +147,7 @@ class Mamba2Mixer(SsdDirection, Mixer):
     """
 
     takes_rows_in_visit_order = True
-    scaled_projection: Tensor | None = None  # see `computed_weights`
+    scaled_projection: Tensor | None = None  # see `scaled_weights`
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Mamba2Mixer(SsdDirection, Mixer):
     ) -> Tensor | UnscaledRows:
         """Mix tokens (B, L, D) in the order in which they are stored; with `unscaled`, may return `UnscaledRows`."""
         check_shape("Mamba2Mixer", "tokens", tokens, "(B, L, D)", None, None, self.in_proj.in_features)
-        arguments = (tokens, visit.order, self._is_replaceable())
+        arguments = (tokens, visit.order, self._is_replaceable(), self.scaled_projection)
         if self._recomputes(tokens):
             # stops before it would compute the output projection again
             mixed = checkpoint(self._mix, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -186,7 +186,9 @@ class Mamba2Mixer(SsdDirection, Mixer):
         mixed: Tensor | UnscaledRows = self(tokens, visit, unscaled=True)
         return mixed
 
-    def _mix(self, tokens: Tensor, visit_order: Tensor | None, replaceable: bool) -> Tensor | UnscaledRows:
+    def _mix(
+        self, tokens: Tensor, visit_order: Tensor | None, replaceable: bool, scaled_projection: Tensor | None
+    ) -> Tensor | UnscaledRows:
         projected = self.in_proj(tokens)
         # The range of float16 is too small for rows without the factors of the norm.
         if not replaceable or projected.dtype == torch.float16:
@@ -195,19 +197,15 @@ class Mamba2Mixer(SsdDirection, Mixer):
         if squares is None:
             return self.out_proj(self.norm(scanned))
         assert self.norm.eps is not None
-        weight = self.scaled_projection
-        if weight is None:
-            weight = self._scale_projection(scanned.dtype)
-        return UnscaledRows(linear(scanned, weight), squares, self.norm.eps)
+        if scaled_projection is None:
+            scaled_projection = scale_columns(self.out_proj.weight, self.norm.weight, scanned.dtype)
+        return UnscaledRows(linear(scanned, scaled_projection), squares, self.norm.eps)
 
-    def computed_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the weight of the output projection times that of the norm, if the kernels use it."""
+    def scaled_weights(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the weights of the output projection and of the norm, if the kernels multiply them."""
         if dtype == torch.float16 or not self._is_replaceable():
             return {}
-        return {"scaled_projection": self._scale_projection(dtype)}
-
-    def _scale_projection(self, dtype: torch.dtype) -> Tensor:
-        return scale_columns(self.out_proj.weight, self.norm.weight, dtype)
+        return {"scaled_projection": (self.out_proj.weight, self.norm.weight)}
 
     def _is_replaceable(self) -> bool:
         """Return whether scan, norm and projection are those of this class, so that kernels may compute all of them."""

@@ -1,4 +1,4 @@
-"""The modulations of all layers of a backbone, which depend only on time and conditions, in one matrix product.
+"""Work of all layers of a backbone at once: modulations, and products of weights, which depend on no tokens.
 
 Axes: B batch, D width.
 """
@@ -16,15 +16,19 @@ from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.backbones.token_backbone import TokenBackbone
 from zigma_pl.models.block import BlockConditions
 from zigma_pl.models.conditioners import Entry
+from zigma_pl.models.layers.replaceable import has_hooks
+from zigma_pl.models.mixers import Mixer
+from zigma_pl.ops.rms_norm import scale_columns_of_all
 
 
 def modulated_modules(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose `modulation` is a SiLU and a float32 linear layer, by their paths."""
+    """Return the modules whose `modulation` is a SiLU and a float32 linear layer without hooks, by their paths."""
     return {
         path: module
         for path, module in backbone.named_modules()
         if isinstance(modulation := getattr(module, "modulation", None), nn.Sequential)
         and [type(layer) for layer in modulation] == [nn.SiLU, nn.Linear]
+        and not any(map(has_hooks, (modulation, *modulation)))
         and modulation_product(module).weight.dtype == torch.float32
     }
 
@@ -70,43 +74,53 @@ class ModulationPart(nn.Module):
         return self.modulation
 
 
+def mixer_weights(backbone: nn.Module, dtype: torch.dtype) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """Return `Mixer.scaled_weights` of all mixers, by the path of the mixer and the name of its attribute."""
+    mixers = [(path, module) for path, module in backbone.named_modules() if isinstance(module, Mixer)]
+    return {(path, name): pair for path, mixer in mixers for name, pair in mixer.scaled_weights(dtype).items()}
+
+
 @contextmanager
-def joined_modulations(
+def joined_layers(
     backbone: Backbone, tensors: dict[str, Tensor], dtype: torch.dtype | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Join the modulations of a backbone within the block, for a `functional_call`.
+    """Compute modulations, and products of weights, of all layers at once within the block, for a `functional_call`.
 
-    Without autocast they are not joined, so that the results keep their bits. Neither are they if blocks are compiled,
-    which would be compiled again, or recomputed in the backward pass.
+    Without autocast this is not done, so that the results keep their bits. Neither is it if blocks are compiled, which
+    would be compiled again, or recomputed in the backward pass.
 
     Args:
         backbone: the backbone.
         tensors: what replaces its parameters, by their names.
         dtype: dtype of autocast; None without autocast.
 
-    Yields: the tensors without those that the joined product takes.
+    Yields: what replaces the parameters and attributes in the call.
     """
-    modules = modulated_modules(backbone)
-    if (
-        dtype is None
-        or not modules
-        or not isinstance(backbone, TokenBackbone)
-        or backbone.gradient_checkpointing
-        or any(map(is_compiled, backbone.modules()))
-    ):
+    is_recomputed = isinstance(backbone, TokenBackbone) and backbone.gradient_checkpointing
+    if dtype is None or is_recomputed or any(map(is_compiled, backbone.modules())):
         yield tensors
         return
-    tensors = dict(tensors)
-    weights, biases = [], []
-    for path, module in modules.items():
-        product = modulation_product(module)
-        # Cast one by one, as autocast would, for `RecordedLeaves`.
-        weights.append(tensors.pop(f"{path}.modulation.1.weight", product.weight).to(dtype))
-        biases.append(tensors.pop(f"{path}.modulation.1.bias", product.bias).to(dtype))
-    originals = [(module, module.modulation) for module in modules.values()]
-    join_modulations(backbone, torch.cat(weights), torch.cat(biases))
-    try:
+    parameters = dict(backbone.named_parameters(remove_duplicate=False))
+    leaves: dict[Tensor, Tensor] = {parameters[name]: leaf for name, leaf in tensors.items()}
+    # Weights that a mixer computes itself, as in `torch.nn.utils.parametrize`, are not among the parameters.
+    known = set(parameters.values())
+    pairs = {key: pair for key, pair in mixer_weights(backbone, dtype).items() if known.issuperset(pair)}
+    given = [(leaves.get(matrix, matrix), leaves.get(factors, factors)) for matrix, factors in pairs.values()]
+    products = zip(pairs, scale_columns_of_all(given, dtype), strict=True)
+    tensors = tensors | {f"{path}.{name}": product for (path, name), product in products}
+    modules = modulated_modules(backbone)
+    if not modules or not isinstance(backbone, TokenBackbone):
         yield tensors
+        return
+    layers = [modulation_product(module) for module in modules.values()]
+    # Cast one by one, as autocast would, for `RecordedLeaves`.
+    weight = torch.cat([leaves.get(layer.weight, layer.weight).to(dtype) for layer in layers])
+    bias = torch.cat([leaves.get(layer.bias, layer.bias).to(dtype) for layer in layers])
+    originals = [(module, module.modulation) for module in modules.values()]
+    join_modulations(backbone, weight, bias)
+    prefixes = tuple(f"{path}.modulation." for path in modules)
+    try:
+        yield {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
     finally:
         del backbone.block_conditions
         for module, modulation in originals:
