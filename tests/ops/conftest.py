@@ -7,6 +7,7 @@ from ops.cuda_emulation import Emulator
 from zigma_pl.ops import causal_conv1d_cuda, column_sums, norms_cuda, nvrtc, scale_columns_cuda
 from zigma_pl.ops.selective_scan import launch
 from zigma_pl.ops.ssd import launch as ssd_launch
+from zigma_pl.ops.ssd import terms
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def emulated(kernel_folder, monkeypatch):
     """Run all CUDA kernels on the CPU, with NaN in new tensors and shared memory, and one multiprocessor."""
     emulator = Emulator(kernel_folder)
     modules = (causal_conv1d_cuda, column_sums, norms_cuda, scale_columns_cuda)
-    caches = (launch.kernel, *(module._kernel for module in modules))
+    caches = (launch.kernel, *(module._kernel for module in (*modules, terms)))
     for module in (launch, *modules):
         monkeypatch.setattr(module, "num_multiprocessors", lambda device: 1)
     monkeypatch.setattr(nvrtc, "load", emulator.load)

@@ -135,11 +135,11 @@ def _backward(
         dx=sizes.split(dconvolved)[0],
         dgate=sizes.as_heads(dgate),
         ddt=ddt,
+        dBC=dconvolved[..., sizes.num_heads * sizes.head_dim :],
         log_A=True,
         out=y,
         dmean_squares=dsquares,
     )
-    dconvolved[..., sizes.num_heads * sizes.head_dim :].unflatten(-1, found["dBC"].shape[2:]).copy_(found["dBC"])
     del convolved, x, B, C
     _, dweight, dbias = convolution.convolve_backward(
         dconvolved, rows, conv_weight, conv_bias, visit_order, True, dx=drows

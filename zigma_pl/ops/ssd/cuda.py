@@ -9,6 +9,7 @@ from zigma_pl.core.errors import UserError
 from zigma_pl.ops import nvrtc
 from zigma_pl.ops.ssd import launch
 from zigma_pl.ops.ssd.launch import Call
+from zigma_pl.ops.ssd.terms import copy_ordered, ordered
 
 
 def available() -> tuple[bool, str]:
@@ -96,6 +97,7 @@ def backward(
     dx: Tensor | None = None,
     dgate: Tensor | None = None,
     ddt: Tensor | None = None,
+    dBC: Tensor | None = None,
     log_A: bool = False,
     out: Tensor | None = None,
     dmean_squares: Tensor | None = None,
@@ -103,7 +105,8 @@ def backward(
     """Return the gradients without autograd, in the kernels' dtypes; with `log_A`, A and its gradient are log(-A)'s.
 
     Outputs can be given for `dx`, `dgate` and `ddt`, such as columns of the gradient of a projection: the last axes
-    (H, P) or (H,) contiguous, samples adjacent, and rows of dx and dgate at multiples of 16 bytes.
+    (H, P) or (H,) contiguous, samples adjacent, and rows of dx and dgate at multiples of 16 bytes. `dBC` can be rows in
+    any dtype, (B, L, 2 G N).
 
     Args:
         dout: gradient of the output.
@@ -115,7 +118,7 @@ def backward(
         dx: (B, L, H, P) in the rows' dtype.
         dgate: as dx; absent without gate.
         ddt: (B, L, H) in dt's dtype.
-        dBC: (B, L, 2, G, N) float32, gradients of B, then of C; N may be several axes.
+        dBC: (B, L, 2, G, N) float32, gradients of B, then of C, where N may be several axes; absent if it was given.
         sums: (H, 3) float32, gradients of A, skip and dt_bias.
     """
     call = Call(x, dt, A, B, C, skip, gate, dt_bias, visit_order, dout, log_A)
@@ -138,8 +141,8 @@ def backward(
     if layout.slices > 1:
         results["ddt"] = new(layout.slices, *dt.shape)
     if adding:  # one tensor, which one kernel fills with zeros
-        dBC, sums = new(2 * B.numel() + 3 * x.shape[2]).zero_().split([2 * B.numel(), 3 * x.shape[2]])
-        results |= {"dBC": dBC.view(1, *x.shape[:2], 2, *B.shape[2:]), "sums": sums.view(-1, 3)}
+        terms, sums = new(2 * B.numel() + 3 * x.shape[2]).zero_().split([2 * B.numel(), 3 * x.shape[2]])
+        results |= {"dBC": terms.view(1, *x.shape[:2], 2, *B.shape[2:]), "sums": sums.view(-1, 3)}
     else:
         results["dBC"] = new(parts, *x.shape[:2], 2, *B.shape[2:])
         results["sums"] = new(len(x), num_pieces, x.shape[2], layout.slices, 3)
@@ -150,10 +153,15 @@ def backward(
     launch.launch(call, results | inputs, backward=True, option=adding)
     if layout.slices > 1:
         results["ddt"] = ddt.copy_(results["ddt"].sum(0))
-    dBC = results["dBC"][0] if len(results["dBC"]) == 1 else results["dBC"].sum(0)
-    if adding and B.shape[3] % 16 == 0:  # see write_term in gradients.cu
-        dBC = dBC.unflatten(-1, (-1, 4, 2, 2)).transpose(-3, -2)
-    results["dBC"] = dBC
+    terms = results.pop("dBC")
+    terms = terms[0] if len(terms) == 1 else terms.sum(0)
+    is_permuted = adding and B.shape[3] % 16 == 0
+    if dBC is None:
+        results["dBC"] = ordered(terms) if is_permuted else terms
+    elif is_permuted:
+        copy_ordered(terms, dBC)
+    else:
+        dBC.copy_(terms.flatten(2))
     if not adding:
         results["sums"] = results["sums"].sum((0, 1, 3))
     return results
