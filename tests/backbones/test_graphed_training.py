@@ -9,6 +9,7 @@ import pytest
 import torch
 from backbones import tiny
 from backbones.tiny import BACKBONES
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zigma_pl.core.batch import Condition
@@ -251,6 +252,29 @@ def test_weights_of_all_layers_are_scaled_together_under_autocast(memory, monkey
     assert all(block.mixer.scaled_projection is None for block in backbone.blocks)
     for found, expected in zip(*results[1:], strict=True):
         assert (found - expected).norm() <= 2 * torch.finfo(torch.bfloat16).eps * expected.norm()
+
+
+class Doubled(torch.nn.Module):
+    """A parametrisation of a weight."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_changed_layers_are_not_joined(monkeypatch):
+    """A layer with a hook is called, and a weight that is computed from another one is computed in the recording."""
+    scan = Mamba2Mixer.scan_and_square
+
+    def scan_and_square(self, projected, visit_order, squared):
+        scanned, _ = scan(self, projected, visit_order, squared=False)
+        return scanned, scanned.float().square().mean(-1, keepdim=True) if squared else None
+
+    monkeypatch.setattr(Mamba2Mixer, "scan_and_square", scan_and_square)
+    backbone = build(mixers=Mamba2(state_size=4, head_dim=8))
+    first, second = backbone.blocks[:2]
+    first.modulation[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    parametrize.register_parametrization(second.mixer.out_proj, "weight", Doubled())
+    assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
