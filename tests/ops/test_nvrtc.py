@@ -94,7 +94,7 @@ def attributes(monkeypatch):
 
     monkeypatch.setattr(nvrtc, "_driver", Driver)
     monkeypatch.setattr(nvrtc, "_module", lambda *_: None)
-    monkeypatch.setattr(nvrtc, "_launches_early", lambda _: True)
+    monkeypatch.setattr(nvrtc, "_supports_early", lambda _: True)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 0, raising=False)
     return attributes
 
@@ -147,21 +147,24 @@ def launched_with(monkeypatch, capability, version, error=0):
     monkeypatch.setattr(nvrtc, "_driver", Driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: 2**40, raising=False)
-    nvrtc._launches_early.cache_clear()
+    nvrtc._supports_early.cache_clear()
     kernel = nvrtc.Kernel(None, None, threads=64, shared_bytes=1000, num_fields=1, device=0)
-    nvrtc._launches_early.cache_clear()
+    nvrtc._supports_early.cache_clear()
     return kernel, configs
 
 
 @pytest.mark.parametrize(
     ("capability", "version", "early"), [((9, 0), 12_030, True), ((8, 9), 13_000, False), ((9, 0), 12_020, False)]
 )
-def test_blocks_are_launched_early_where_graphs_support_it(monkeypatch, capability, version, early):
+def test_blocks_are_launched_early_on_request_where_graphs_support_it(monkeypatch, capability, version, early):
     kernel, configs = launched_with(monkeypatch, capability, version)
     kernel((5, 6, 7), [0])
-    (config,) = configs
+    with nvrtc.early_launches():
+        kernel((5, 6, 7), [0])
+    kernel((5, 6, 7), [0])
+    assert [config.num_attributes for config in configs] == [0, early, 0]
+    config = configs[1]
     assert (*config.grid, *config.block, config.shared_bytes, config.stream) == (5, 6, 7, 64, 1, 1, 1000, 2**40)
-    assert config.num_attributes == early
     if early:
         attribute, _, value = (ctypes.c_int * 3).from_address(config.attributes)
         assert (attribute, value) == (6, 1)

@@ -13,7 +13,8 @@ from zigma_pl.backbones import DiT, ZigMa
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba2
-from zigma_pl.runtime import sampling_copy
+from zigma_pl.ops import nvrtc
+from zigma_pl.runtime import graphed_sampling, sampling_copy
 from zigma_pl.runtime.compiling import compile_regions
 from zigma_pl.runtime.graphed_sampling import GraphedBackbone
 from zigma_pl.samplers import Guidance, ODESampler, guided_network
@@ -79,6 +80,19 @@ def test_one_recording_for_each_batch_size(recorded, dtype):
     for seed, batch_size in enumerate((3, 3, 1, 3, 1)):  # 1 for a last short batch
         assert_follows(graphed_backbone, *draw(batch_size, seed), dtype=dtype)
     assert len(recorded) == 2
+
+
+def test_recorded_kernels_are_launched_early(recorded, monkeypatch):
+    early = []
+
+    def record(call, original=graphed_sampling.record):
+        early.append(nvrtc._is_early.get())
+        return original(call)
+
+    monkeypatch.setattr(graphed_sampling, "record", record)
+    assert_follows(GraphedBackbone(build()), *draw())
+    assert early == [True]
+    assert len(recorded) == 1
 
 
 def test_an_earlier_result_is_the_callers_own(recorded):

@@ -19,8 +19,8 @@ typedef unsigned short Element;
 #ifndef EMULATED  // the emulation in the tests defines these in plain C++
 #define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 
-// Waits until the previous kernel of the stream has ended, since this one may be launched earlier (see nvrtc.Kernel), and lets
-// the next one be launched. Every kernel calls this before it reads what the previous kernel wrote, and before it writes.
+// Waits until the previous kernel of the stream has ended, since this one may start earlier (nvrtc.early_launches), and lets the
+// next one start. Every kernel calls this before it reads what the previous kernel wrote, and before it writes.
 __device__ __forceinline__ void await_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");

@@ -11,7 +11,9 @@ import importlib.util
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +73,7 @@ def runs_eagerly(tensor: torch.Tensor) -> bool:
 class Kernel:
     """A kernel on one device.
 
-    Where the GPU supports it, the blocks are launched while the previous kernel of the stream is still running
-    (programmatic dependent launch), and wait for its end in `await_previous_kernel` of device.cu.
+    Its blocks call `await_previous_kernel` of device.cu first, since they may start early (`early_launches`).
 
     Args:
         module, function: handles from the driver.
@@ -95,7 +96,7 @@ class Kernel:
         self._block = (threads, 1, 1, shared_bytes)
         self._pack = struct.Struct(f"{num_fields}q").pack
         self._device = device
-        self._attributes = (ctypes.addressof(_EARLY), 1) if _launches_early(device) else (0, 0)
+        self._attributes = (ctypes.addressof(_EARLY), 1) if _supports_early(device) else (0, 0)
         self._launch = _driver().cuLaunchKernelEx
         # As torch.cuda.current_stream, but without creating a Stream object, which takes longer than a launch.
         self._current_stream = torch._C._cuda_getCurrentRawStream
@@ -108,7 +109,8 @@ class Kernel:
         """
         arguments = _Arguments(self._pack(*fields))  # address of the struct, which is copied at launch
         stream = self._current_stream(self._device)
-        config = _pack_config(*grid, *self._block, stream, *self._attributes)
+        attributes = self._attributes if _is_early.get() else (0, 0)
+        config = _pack_config(*grid, *self._block, stream, *attributes)
         error = self._launch(config, self._function, arguments, None)
         if error == _CUDA_ERROR_INVALID_CONTEXT:  # the first CUDA call in this thread, such as an autograd thread
             _make_context_current(self._device)
@@ -123,6 +125,21 @@ class Kernel:
 
 
 _Arguments = ctypes.c_char_p * 1
+_is_early: ContextVar[bool] = ContextVar("is_early", default=False)
+
+
+@contextmanager
+def early_launches() -> Iterator[None]:
+    """Launch the kernels in the block while the previous kernel of the stream is still running, if the GPU supports it.
+
+    This is CUDA's programmatic dependent launch. It shortens sequences of short kernels, as in sampling small batches,
+    but not training steps.
+    """
+    token = _is_early.set(True)
+    try:
+        yield
+    finally:
+        _is_early.reset(token)
 
 
 def load(
@@ -270,7 +287,7 @@ def _driver() -> ctypes.CDLL:
 
 
 @functools.cache
-def _launches_early(device: int) -> bool:
+def _supports_early(device: int) -> bool:
     """Return whether kernels on a CUDA device may be launched before the previous one has ended."""
     version = ctypes.c_int()
     _check(_driver().cuDriverGetVersion(ctypes.byref(version)), "cuDriverGetVersion")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zigma_pl.core.batch import Conditions
 from zigma_pl.models.backbones.base import Backbone
+from zigma_pl.ops.nvrtc import early_launches
 from zigma_pl.runtime.cuda_graphs import (
     Inputs,
     autocast_dtype,
@@ -122,5 +123,6 @@ class GraphedBackbone:
 
         with uncached_autocast(self.device_type, dtype):
             warm_up(call)
-            ((replay, (output,)),) = record(call)
+            with early_launches():
+                ((replay, (output,)),) = record(call)
         return _Capture(static, output, replay)
