@@ -20,8 +20,10 @@ READ = (".txt", ".json")  # files with results
 CHECKS = {
     "check": r"(\d+) failures",
     "ssd_check": r"(\d+) failures",
+    "row_check": r"(\d+) failures",
     "memcheck": r"ERROR SUMMARY: (\d+) errors",
     "ssd_memcheck": r"ERROR SUMMARY: (\d+) errors",
+    "row_memcheck": r"ERROR SUMMARY: (\d+) errors",
 }
 
 # --- Mamba-1 without captions -----------------------------------------------------------------------------------------

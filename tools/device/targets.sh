@@ -3,7 +3,7 @@
 #   tools/device/targets.sh [-c COMMIT] [-m MAMBA] [PART...]
 # MAMBA: folder with mamba-ssm's csrc/selective_scan, which is built for this GPU for comparison.
 # Parts, all by default, with the seconds that each takes at most:
-#   checks      480  kernels against float64, and memcheck
+#   checks      630  kernels against float64, and memcheck
 #   mamba1      380  forward passes, training steps and the scan of Mamba-1 without captions
 #   mamba       290  the scan against mamba-ssm's kernels; only with -m
 #   ssd         360  SSD against mamba-ssm's Triton kernels and the scan of Mamba-1; needs the Python package mamba_ssm
@@ -42,14 +42,16 @@ mixers=(mamba1:zigzag8-fast-graph mamba2:mamba2-fast-graph) # the fastest form o
 run_checks() {
     part check 150 "${kernels[@]}" "$results/check.json" --check
     part ssd_check 150 "$python" tools/device/ssd.py --no-time --no-variants --out "$results/ssd_check.json"
-    grep -hE "FAIL|failures" "$results/check.txt" "$results/ssd_check.txt"
+    part row_check 150 "$python" tools/device/row_checks.py
+    grep -hE "FAIL|failures" "$results"/{check,ssd_check,row_check}.txt
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     local memcheck=(compute-sanitizer --tool memcheck)
     part memcheck 180 "${memcheck[@]}" "${kernels[@]}" "$results/memcheck.json" --check-small &
-    part ssd_memcheck 180 "${memcheck[@]}" "$python" tools/device/ssd.py --check-small
+    part ssd_memcheck 180 "${memcheck[@]}" "$python" tools/device/ssd.py --check-small &
+    part row_memcheck 180 "${memcheck[@]}" "$python" tools/device/row_checks.py --small
     wait
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
-    grep "ERROR SUMMARY" "$results/memcheck.txt" "$results/ssd_memcheck.txt"
+    grep "ERROR SUMMARY" "$results"/{memcheck,ssd_memcheck,row_memcheck}.txt
 }
 
 run_mamba1() {
