@@ -15,11 +15,11 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def output_and_gradients(run, arguments, double=False):
-    """Return the output and the gradients of its sum with fixed weights, by name."""
+    """Return the output and the gradients of its sum with fixed weights, which are the same in all dtypes, by name."""
     leaves = {n: (t.double() if double else t).detach().requires_grad_() for n, t in arguments.items()}
     out = run(**leaves)
-    weights = torch.linspace(-1e3, 1e3, out.numel(), dtype=torch.float64, device="cuda").cos().view(out.shape)
-    gradients = torch.autograd.grad(out, list(leaves.values()), weights.to(out))
+    weights = torch.linspace(-1e3, 1e3, out.numel(), dtype=torch.float64, device="cuda").cos().bfloat16()
+    gradients = torch.autograd.grad(out, list(leaves.values()), weights.view(out.shape).to(out))
     return {"output": out.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
