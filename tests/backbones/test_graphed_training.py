@@ -277,6 +277,17 @@ def test_changed_layers_are_not_joined(monkeypatch):
     assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("name", ["ZigMa", "DiT"])
+def test_a_layer_with_a_conditioning_of_its_own_is_replayed(name):
+    def own(module, arguments):
+        *before, conditions, visit = arguments
+        return *before, conditions._replace(modulation=2 * conditions.modulation), visit
+
+    backbone = build(name)
+    backbone.blocks[1].register_forward_pre_hook(own)
+    assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_modulations_of_blocks_that_are_recomputed_are_not_joined(dtype):
     graphed = GraphedTraining(build(gradient_checkpointing=True))

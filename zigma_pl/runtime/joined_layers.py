@@ -47,7 +47,7 @@ def join_modulations(network: TokenBackbone, weight: Tensor, bias: Tensor) -> No
     """
     modules = modulated_modules(network).values()
     sizes = [modulation_product(module).out_features for module in modules]
-    parts = [ModulationPart() for _ in modules]
+    parts = [ModulationPart(*both) for both in zip(weight.split(sizes), bias.split(sizes), strict=True)]
     for module, part in zip(modules, parts, strict=True):
         module.modulation = part
     embed = network.block_conditions
@@ -63,15 +63,24 @@ def join_modulations(network: TokenBackbone, weight: Tensor, bias: Tensor) -> No
 
 
 class ModulationPart(nn.Module):
-    """Replaces the modulation of a layer: returns the modulation that was computed for it, (B, k D)."""
+    """Replaces the modulation of a layer: returns what was computed for all layers, (B, k D).
+
+    Args:
+        weight, bias: those of the layer, for a conditioning of its own.
+    """
 
     conditioning: Tensor
     modulation: Tensor
 
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
     def forward(self, conditioning: Tensor) -> Tensor:
-        """Return the layer's modulation for the conditioning, (B, D), which must be the same for all layers."""
-        assert conditioning is self.conditioning, "the layers have different conditionings"
-        return self.modulation
+        """Return the modulation for the conditioning, (B, D)."""
+        if conditioning is self.conditioning:
+            return self.modulation
+        return linear(silu(conditioning), self.weight, self.bias)
 
 
 def mixer_weights(backbone: nn.Module, dtype: torch.dtype) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
