@@ -1,6 +1,6 @@
 // Products of matrices of one shape and one factor per column, and their gradients, with sums over rows in a fixed order. A
-// block processes chunk_rows rows of WIDTH = 128 adjacent columns of matrix blockIdx.z: each warp every WARPS-th of them, GROUP at a time,
-// each lane 4 columns.
+// block processes chunk_rows rows of WIDTH = 128 adjacent columns of matrix blockIdx.z: each warp every WARPS-th of them, GROUP
+// at a time, each lane 4 columns.
 
 struct Tensors {  // matrices are contiguous, (num_rows, num_columns)
     const float *matrix, *factors;
