@@ -260,7 +260,9 @@ def test_products_of_weights_are_computed_in_advance():
         with torch.no_grad():
             original.norm.weight.mul_(factor)
         assert_follows(graphed_backbone, *draw(), dtype=torch.bfloat16)
-        computed.append(graphed_backbone._copies[torch.bfloat16].network.blocks[1].mixer.scaled_projection)
+        mixer = graphed_backbone._copies[torch.bfloat16].network.blocks[1].mixer
+        computed.append(mixer.scaled_projection)
+        assert mixer.out_proj.weight is original.out_proj.weight  # not copied, since only the product is used
         assert torch.equal(computed[-1], (original.out_proj.weight * original.norm.weight).bfloat16())
     assert computed[0] is computed[1]
     assert original.scaled_projection is None

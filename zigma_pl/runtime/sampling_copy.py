@@ -45,9 +45,13 @@ class SamplingCopy:
     def _cast_network(self, dtype: torch.dtype) -> Backbone:
         products = [modulation_product(module) for module in modulated_modules(self._backbone).values()]
         replaced: dict[int, Tensor] = {id(tensor): tensor for tensor in _tensors(self._backbone)}
+        scaled = [matrix for matrix, _ in mixer_weights(self._backbone, dtype).values()]
+        not_copied = {id(weight) for weight in (*scaled, *(product.weight for product in products))}
         for layer in self._backbone.modules():
+            if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.float32:
+                continue
             # Without biases, since the scan needs the bias of its step sizes in float32.
-            if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 and layer not in products:
+            if id(layer.weight) not in not_copied:
                 weight = nn.Parameter(layer.weight.to(dtype), requires_grad=False)
                 replaced[id(layer.weight)] = weight
                 self._copies.append((weight, layer.weight))
