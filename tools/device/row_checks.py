@@ -20,7 +20,7 @@ from zigma_pl.ops.ssd.terms import copy_ordered, ordered
 
 NORMS = ("x", "branch", "gate", "weight", "shift", "scale")  # positional arguments of add_norm_modulate
 NORM_SHAPES = [(2, 70, 64), (3, 1000, 768), (64, 16, 768), (1, 1, 2048)]  # B, L, D
-SUM_SHAPES = [(1, 8), (70, 77), (1000, 3352), (32_768, 24)]  # N, E
+SUM_SHAPES = [(1, 8), (70, 77), (1000, 3224), (32_768, 24)]  # N, E
 MATRICES = [(1, 9, 128), (4, 1001, 256), (24, 768, 1536)]  # number, Y, X
 TERMS = [(1, 33, 1, 16), (2, 1000, 2, 64)]  # B, L, G, N
 
