@@ -288,6 +288,44 @@ def test_a_layer_with_a_conditioning_of_its_own_is_replayed(name):
     assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
 
 
+def without_bias(block):
+    block.modulation[1].bias = None
+
+
+def narrow(block):
+    """The modulation of a block depends on the first channels of the conditioning."""
+    block.modulation[1] = torch.nn.Linear(8, block.modulation[1].out_features)
+
+    def cut(module, args):
+        x, pending, conditions, *rest = args
+        return x, pending, conditions._replace(modulation=conditions.modulation[:, :8]), *rest
+
+    block.register_forward_pre_hook(cut)
+
+
+class Negative(torch.nn.Sequential):
+    """Layers with a forward method of their own."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def negated(block):
+    block.modulation = Negative(*block.modulation)
+
+
+def replaced_forward(block):
+    layer = block.modulation[1]
+    layer.forward = lambda x: torch.nn.functional.linear(2 * x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("change", [without_bias, narrow, negated, replaced_forward])
+def test_modulations_of_another_kind_are_called(change):
+    backbone = build()
+    change(backbone.blocks[1])
+    assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_modulations_of_blocks_that_are_recomputed_are_not_joined(dtype):
     graphed = GraphedTraining(build(gradient_checkpointing=True))

@@ -16,21 +16,29 @@ from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.models.backbones.token_backbone import TokenBackbone
 from zigma_pl.models.block import BlockConditions
 from zigma_pl.models.conditioners import Entry
-from zigma_pl.models.layers.replaceable import has_hooks
+from zigma_pl.models.layers.replaceable import is_replaceable
 from zigma_pl.models.mixers import Mixer
 from zigma_pl.ops.rms_norm import scale_columns_of_all
 
 
 def modulated_modules(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose `modulation` is a SiLU and a float32 linear layer without hooks, by their paths."""
+    """Return the modules whose `modulation` is a SiLU and a float32 linear layer with a bias, by their paths.
+
+    Modulations with hooks or another forward method, or for conditionings of another width, are left out.
+    """
     return {
         path: module
         for path, module in backbone.named_modules()
         if isinstance(modulation := getattr(module, "modulation", None), nn.Sequential)
         and [type(layer) for layer in modulation] == [nn.SiLU, nn.Linear]
-        and not any(map(has_hooks, (modulation, *modulation)))
-        and modulation_product(module).weight.dtype == torch.float32
+        and is_replaceable(modulation, nn.Sequential)
+        and all(is_replaceable(layer, type(layer)) for layer in modulation)
+        and _is_joinable(modulation_product(module), getattr(backbone, "width", None))
     }
+
+
+def _is_joinable(layer: nn.Linear, width: int | None) -> bool:
+    return layer.weight.dtype == torch.float32 and layer.bias is not None and layer.in_features == width
 
 
 def modulation_product(module: nn.Module) -> nn.Linear:
