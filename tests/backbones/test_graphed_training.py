@@ -277,6 +277,27 @@ def test_changed_layers_are_not_joined(monkeypatch):
     assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
 
 
+class ModulatedEmbedding(torch.nn.Module):
+    """An embedding of the time with a modulation, which is needed before the layers' conditioning is known."""
+
+    def __init__(self, embedding, width):
+        super().__init__()
+        self.embedding = embedding
+        self.modulation = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(width, width))
+
+    def forward(self, t):
+        return self.modulation(self.embedding(t))
+
+
+def test_a_modulation_among_the_conditions_and_a_method_of_the_instance_are_kept():
+    backbone = build()
+    backbone.time_embedding = ModulatedEmbedding(backbone.time_embedding, backbone.width)
+    embed = backbone.block_conditions
+    backbone.block_conditions = own = lambda *arguments: embed(*arguments)
+    assert_follows(GraphedTraining(backbone), *draw(), dtype=torch.bfloat16)
+    assert backbone.block_conditions is own
+
+
 @pytest.mark.parametrize("name", ["ZigMa", "DiT"])
 def test_a_layer_with_a_conditioning_of_its_own_is_replayed(name):
     def own(module, arguments):

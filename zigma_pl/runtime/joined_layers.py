@@ -77,7 +77,7 @@ class ModulationPart(nn.Module):
         weight, bias: those of the layer, for a conditioning of its own.
     """
 
-    conditioning: Tensor
+    conditioning: Tensor | None = None
     modulation: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -134,11 +134,14 @@ def joined_layers(
     weight = torch.cat([leaves.get(layer.weight, layer.weight).to(dtype) for layer in layers])
     bias = torch.cat([leaves.get(layer.bias, layer.bias).to(dtype) for layer in layers])
     originals = [(module, module.modulation) for module in modules.values()]
+    own = vars(backbone).get("block_conditions")
     join_modulations(backbone, weight, bias)
     prefixes = tuple(f"{path}.modulation." for path in modules)
     try:
         yield {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
     finally:
         del backbone.block_conditions
+        if own is not None:
+            backbone.block_conditions = own  # type: ignore[method-assign]
         for module, modulation in originals:
             module.modulation = modulation
