@@ -31,7 +31,7 @@ class SamplingCopy:
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype | None, compile_backbone: bool = False) -> None:
         self._backbone, self._dtype = backbone, dtype
-        self._computed: dict[tuple[str, str], Tensor] = {}  # see `_compute`
+        self._computed: dict[tuple[str, str], Tensor] = {}  # products of mixers' weights, see `mixer_weights`
         self._copies: list[tuple[Tensor, Tensor]] = []  # each copied weight with its source
         with torch.inference_mode(False), torch.no_grad():  # so that copies can be modified outside of inference mode
             self.network = self._shared_network() if dtype is None else self._cast_network(dtype)
@@ -45,8 +45,8 @@ class SamplingCopy:
     def _cast_network(self, dtype: torch.dtype) -> Backbone:
         products = [modulation_product(module) for module in modulated_modules(self._backbone).values()]
         replaced: dict[int, Tensor] = {id(tensor): tensor for tensor in _tensors(self._backbone)}
-        scaled = [matrix for matrix, _ in mixer_weights(self._backbone, dtype).values()]
-        not_copied = {id(weight) for weight in (*scaled, *(product.weight for product in products))}
+        pairs = mixer_weights(self._backbone, dtype)
+        not_copied = {id(product.weight) for product in products} | {id(matrix) for matrix, _ in pairs.values()}
         for layer in self._backbone.modules():
             if not isinstance(layer, nn.Linear) or layer.weight.dtype != torch.float32:
                 continue
@@ -56,18 +56,13 @@ class SamplingCopy:
                 replaced[id(layer.weight)] = weight
                 self._copies.append((weight, layer.weight))
         network = copy.deepcopy(self._backbone, replaced)
-        self._computed = self._compute(dtype)
+        self._computed = dict(zip(pairs, scale_columns_of_all(list(pairs.values()), dtype), strict=True))
         for (path, name), tensor in self._computed.items():
             setattr(network.get_submodule(path), name, tensor)
         if products:
             assert isinstance(network, TokenBackbone)
             self._join_modulations(network, products, dtype)
         return network
-
-    def _compute(self, dtype: torch.dtype) -> dict[tuple[str, str], Tensor]:
-        """Return the products of the mixers' weights, by the path of the mixer and its attribute."""
-        pairs = mixer_weights(self._backbone, dtype)
-        return dict(zip(pairs, scale_columns_of_all(list(pairs.values()), dtype), strict=True))
 
     def _join_modulations(self, network: TokenBackbone, products: list[nn.Linear], dtype: torch.dtype) -> None:
         """Join the modulations of the network, with copies of the weights and biases of these linear layers."""
@@ -96,11 +91,11 @@ class SamplingCopy:
             copy_all(copies, sources)
         if self._dtype is None:
             return True
-        computed = self._compute(self._dtype)
-        if computed.keys() != self._computed.keys():
+        pairs = mixer_weights(self._backbone, self._dtype)
+        if pairs.keys() != self._computed.keys():
             return False
-        if computed:
-            copy_all(list(self._computed.values()), list(computed.values()))
+        if pairs:
+            copy_all(list(self._computed.values()), scale_columns_of_all(list(pairs.values()), self._dtype))
         return True
 
 
