@@ -13,6 +13,7 @@ from zigma_pl.backbones import DiT, ZigMa
 from zigma_pl.core.batch import Batch, Condition
 from zigma_pl.interpolant import Objective
 from zigma_pl.mixers import Mamba2
+from zigma_pl.models.backbones.base import Backbone
 from zigma_pl.ops import nvrtc
 from zigma_pl.runtime import graphed_sampling, sampling_copy
 from zigma_pl.runtime.compiling import compile_regions
@@ -311,6 +312,24 @@ def test_a_layer_with_a_conditioning_of_its_own_is_not_given_that_of_all():
         block, x, pending, conditions._replace(modulation=conditions.modulation + 1), visit
     )
     assert_follows(GraphedBackbone(backbone), *draw(), dtype=torch.bfloat16)
+
+
+class OwnBackbone(Backbone):
+    """A backbone that embeds its conditions itself, with a modulation as in blocks."""
+
+    def __init__(self, width):
+        super().__init__((2, 4, 4))
+        self.conditioners, self.width = torch.nn.ModuleDict(), width
+        self.modulation = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Linear(width, 2))
+
+    def forward(self, x_t, t, conditions=None, dropped=None):
+        return x_t * self.modulation(t[:, None].expand(-1, self.width))[:, :, None, None]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_modulations_of_a_backbone_of_ones_own_are_called():
+    x_t, t, _ = draw()
+    assert_follows(GraphedBackbone(OwnBackbone(8).eval()), x_t, t, dtype=torch.bfloat16)
 
 
 # ---------------------------------------------------------------------------------------------------------- compiling

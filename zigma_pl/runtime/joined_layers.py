@@ -21,11 +21,14 @@ from zigma_pl.models.mixers import Mixer
 from zigma_pl.ops.rms_norm import scale_columns_of_all
 
 
-def modulated_modules(backbone: nn.Module) -> dict[str, nn.Module]:
+def modulated_modules(backbone: Backbone) -> dict[str, nn.Module]:
     """Return the modules whose `modulation` is a SiLU and a float32 linear layer with a bias, by their paths.
 
-    Modulations with hooks or another forward method, or for conditionings of another width, are left out.
+    Modulations with hooks or another forward method, or for conditionings of another width, are left out, and all of
+    backbones that do not embed conditions by `TokenBackbone.block_conditions`.
     """
+    if not isinstance(backbone, TokenBackbone):
+        return {}
     return {
         path: module
         for path, module in backbone.named_modules()
@@ -33,11 +36,11 @@ def modulated_modules(backbone: nn.Module) -> dict[str, nn.Module]:
         and [type(layer) for layer in modulation] == [nn.SiLU, nn.Linear]
         and is_replaceable(modulation, nn.Sequential)
         and all(is_replaceable(layer, type(layer)) for layer in modulation)
-        and _is_joinable(modulation_product(module), getattr(backbone, "width", None))
+        and _is_joinable(modulation_product(module), backbone.width)
     }
 
 
-def _is_joinable(layer: nn.Linear, width: int | None) -> bool:
+def _is_joinable(layer: nn.Linear, width: int) -> bool:
     return layer.weight.dtype == torch.float32 and layer.bias is not None and layer.in_features == width
 
 
@@ -126,9 +129,10 @@ def joined_layers(
     products = zip(pairs, scale_columns_of_all(given, dtype), strict=True)
     tensors = tensors | {f"{path}.{name}": product for (path, name), product in products}
     modules = modulated_modules(backbone)
-    if not modules or not isinstance(backbone, TokenBackbone):
+    if not modules:
         yield tensors
         return
+    assert isinstance(backbone, TokenBackbone)
     layers = [modulation_product(module) for module in modules.values()]
     # Cast one by one, as autocast would, for `RecordedLeaves`.
     weight = torch.cat([leaves.get(layer.weight, layer.weight).to(dtype) for layer in layers])
