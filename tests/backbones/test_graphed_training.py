@@ -223,20 +223,27 @@ def test_modulations_are_one_product_under_autocast(name):
     assert "block_conditions" not in vars(backbone)
 
 
-@pytest.mark.parametrize("memory", ["lean", "fast"])
-def test_weights_of_all_layers_are_scaled_together_under_autocast(memory, monkeypatch):
-    """With a scan that leaves the norm to the next layer, as on a GPU."""
-    scan, scale = Mamba2Mixer.scan_and_square, rms_norm.scale_columns_of_all
+@pytest.fixture
+def norm_left_to_the_next_layer(monkeypatch):
+    """Let the scan of Mamba-2 return mean squares, as on a GPU."""
+    scan = Mamba2Mixer.scan_and_square
 
     def scan_and_square(self, projected, visit_order, squared):
         scanned, _ = scan(self, projected, visit_order, squared=False)
         return scanned, scanned.float().square().mean(-1, keepdim=True) if squared else None
 
+    monkeypatch.setattr(Mamba2Mixer, "scan_and_square", scan_and_square)
+
+
+@pytest.mark.parametrize("memory", ["lean", "fast"])
+@pytest.mark.usefixtures("norm_left_to_the_next_layer")
+def test_weights_of_all_layers_are_scaled_together_under_autocast(memory, monkeypatch):
+    scale = rms_norm.scale_columns_of_all
+
     def counted(pairs, dtype):
         counts.append(len(pairs))
         return scale(pairs, dtype)
 
-    monkeypatch.setattr(Mamba2Mixer, "scan_and_square", scan_and_square)
     monkeypatch.setattr(Mamba2Mixer, "_recomputes", lambda self, tokens: memory == "lean" and torch.is_grad_enabled())
     for module in (rms_norm, joined_layers):
         monkeypatch.setattr(module, "scale_columns_of_all", counted)
@@ -261,15 +268,9 @@ class Doubled(torch.nn.Module):
         return 2 * weight
 
 
-def test_changed_layers_are_not_joined(monkeypatch):
+@pytest.mark.usefixtures("norm_left_to_the_next_layer")
+def test_changed_layers_are_not_joined():
     """A layer with a hook is called, and a weight that is computed from another one is computed in the recording."""
-    scan = Mamba2Mixer.scan_and_square
-
-    def scan_and_square(self, projected, visit_order, squared):
-        scanned, _ = scan(self, projected, visit_order, squared=False)
-        return scanned, scanned.float().square().mean(-1, keepdim=True) if squared else None
-
-    monkeypatch.setattr(Mamba2Mixer, "scan_and_square", scan_and_square)
     backbone = build(mixers=Mamba2(state_size=4, head_dim=8))
     first, second = backbone.blocks[:2]
     first.modulation[1].register_forward_hook(lambda module, inputs, output: 2 * output)
