@@ -18,10 +18,9 @@ class SamplingCopy:
     """A copy of a backbone that computes the same output with less work, without gradients and under autocast.
 
     The weights of linear layers are stored in the dtype of autocast, with the same rounding, instead of being cast in
-    every call, and mixers get the products of their weights (`Mixer.scaled_weights`). The modulations of
-    all layers, which depend only on time and conditions, are computed in one matrix product. All other parameters and
-    buffers are shared with the backbone. The copied weights are not part of the backbone, so they are not saved in
-    checkpoints.
+    every call, and mixers get the products of their weights (`Mixer.scaled_weights`). The modulations of all layers,
+    which depend only on time and conditions, are computed in one matrix product. All other parameters and buffers are
+    shared with the backbone. The copied weights are not part of the backbone, so they are not saved in checkpoints.
 
     Args:
         backbone: the network.
