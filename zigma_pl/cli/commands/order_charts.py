@@ -1,5 +1,6 @@
 """The figures of `python -m zigma_pl orders`."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,11 +70,15 @@ class Panel(NamedTuple):
 def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
     """Return a figure with a panel for each set of records, by label, and a point in it for each experiment.
 
-    The line is fitted to the experiments that are not held out, if there are at least two.
+    Up to three panels share a row. The line is fitted to the experiments that are not held out, if there are at least
+    two.
     """
-    figure = _figure((7.5 * len(panels), 7.5))
+    num_columns = min(len(panels), 3)
+    num_rows = math.ceil(len(panels) / num_columns)
+    figure = _figure((7.5 * num_columns, 7.5 * num_rows))
     figure.suptitle("Validation loss, predicted and measured", fontsize=13, color=INK, weight="bold")
-    for axes, (label, panel) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for index, (label, panel) in enumerate(panels.items()):
+        axes = figure.add_subplot(num_rows, num_columns, index + 1)
         losses, predictions = np.array(panel.losses), np.array(panel.predictions)
         late = np.array(panel.held_out)
         if np.unique(predictions[~late]).size > 1:
@@ -98,28 +103,26 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
 
 
 def _label(axes: "Axes", names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
-    """Name the points (x, y): to their left above the line that is fitted to all of them, to their right below it.
-
-    A label is raised as far as is necessary to cover no other, and a line leads from it to its point.
-    """
+    """Name the points (x, y) beside them, at the nearest height at which a label covers no point and no other label."""
     letter, line = 4.2, 9.0  # width of a letter and height of a line, in typographic points, like all lengths below
-    at = np.stack([340 / (np.ptp(x) or 1) * x, 400 / (np.ptp(y) or 1) * y], axis=1)
-    above = y > np.polyval(np.polyfit(x, y, 1), x) if np.unique(x).size > 1 else np.zeros(len(x), dtype=bool)
-    boxes: list[tuple[float, float, float]] = []  # left, right and height of the labels so far, from the bottom up
+    points = np.stack([340 / (np.ptp(x) or 1) * x, 400 / (np.ptp(y) or 1) * y], axis=1).tolist()
+    taken = [(across - 4, across + 4, up) for across, up in points]  # left, right, height of all points and labels
     for index in np.argsort(y).tolist():
+        across, up = points[index]
         width = letter * len(names[index])
-        left = at[index, 0] + (-7 - width if above[index] else 7)
-        height = at[index, 1]
-        for other_left, other_right, other_height in sorted(boxes, key=lambda box: box[2]):
-            if other_left < left + width and left < other_right and abs(other_height - height) < line:
-                height = other_height + line
-        boxes.append((left, left + width, height))
+        for step in range(4 * len(names)):
+            height = up + line / 2 * (step // 4) * (1 if step % 4 < 2 else -1)
+            left = across + (7 if step % 2 == 0 else -7 - width)
+            if all(end <= left or left + width <= start or abs(at - height) >= line for start, end, at in taken):
+                break
+        taken.append((left, left + width, height))
+        right_of_point = left > across
         axes.annotate(
             names[index],
             (x[index], y[index]),
-            (-7 if above[index] else 7, height - at[index, 1]),
+            (7 if right_of_point else -7, height - up),
             textcoords="offset points",
-            ha="right" if above[index] else "left",
+            ha="left" if right_of_point else "right",
             va="center",
             fontsize=7.5,
             color=MUTED,
