@@ -104,8 +104,8 @@ def draw_agreement(panels: Mapping[str, Panel]) -> "Figure":
 
 def _label(axes: "Axes", names: Sequence[str], x: np.ndarray, y: np.ndarray) -> None:
     """Name the points (x, y) beside them, at the nearest height at which a label covers no point and no other label."""
-    letter, line = 4.2, 9.0  # width of a letter and height of a line, in typographic points, like all lengths below
-    points = np.stack([340 / (np.ptp(x) or 1) * x, 400 / (np.ptp(y) or 1) * y], axis=1).tolist()
+    letter, line = 5.0, 9.0  # width of a letter and height of a line, in typographic points, like all lengths below
+    points = np.stack([345 / (np.ptp(x) or 1) * x, 415 / (np.ptp(y) or 1) * y], axis=1).tolist()
     taken = [(across - 4, across + 4, up) for across, up in points]  # left, right, height of all points and labels
     for index in np.argsort(y).tolist():
         across, up = points[index]
